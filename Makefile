@@ -1,0 +1,91 @@
+# `make help` explains every line. Each command first makes .venv hold what it needs (requirements/install.py).
+# Where one fails, make says "Error N" (what N means: .venv/bin/python -m reproduce --help) and itself exits with 2.
+
+SCALE ?= smoke#      smoke (generated pictures, minutes) or paper (the recipe to the letter)
+SEEDS ?=#            number of seeds of each run (default 1; record: 8)
+DATA ?=#             folder with your pictures; scale smoke makes its own
+DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
+SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
+CLUSTER ?=#          where runs go (default local)
+FROM ?=#             what to start from (default scratch)
+CORES ?=#            number of cores to use (default all)
+CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, or a file
+OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+
+REPRODUCE := .venv/bin/python -m reproduce
+quoted = '$(subst ','\'',$(strip $(1)))'
+option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
+PICTURES = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
+	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
+RUNS = $(call option,--seeds,$(SEEDS)) $(call option,--cluster,$(CLUSTER)) $(call option,--from,$(FROM)) \
+	$(call option,--cores,$(CORES))
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "*", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@echo; echo 'Variables, as in: make reproduce-table3 SEEDS=3 DATA=/pictures DATA_CONFIG=standard'
+	@awk -F ' [?]=|# *' '/^[A-Z_]+ [?]=.*#/ {printf "  %-16s %s\n", $$1, $$3}' Makefile
+	@echo; for scale in tables/*/; do echo "Tables at scale $$(basename "$$scale"):" \
+		$$(ls "$$scale" | sed -n 's/[.]yaml$$//p' | grep -vx recorded); done
+	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml)))
+	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml)))
+
+smoke: setup ## Table 3 and Table 7 in minutes, on generated pictures: plan, run, check, report
+	$(REPRODUCE) reproduce table3 table7 --scale smoke $(RUNS)
+
+reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
+	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS)
+
+plan-%: setup ## show the runs that a table needs
+	$(REPRODUCE) plan $(call quoted,$*) $(PICTURES) $(RUNS)
+
+check-%: setup ## judge the cells of a table by what its runs gave
+	$(REPRODUCE) check $(call quoted,$*) $(PICTURES) $(RUNS)
+
+report-%: setup ## make the page of what was checked
+	$(REPRODUCE) report $(call quoted,$*) $(PICTURES) $(RUNS)
+
+pretrain-%: setup ## one pretraining, the same as a table would make it (pretrain-swav_800ep)
+	$(REPRODUCE) pretrain $(PICTURES) -- $(call quoted,$*) $(OVERRIDES)
+
+evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate-knn CHECKPOINT=...)
+	$(REPRODUCE) evaluate $(PICTURES) $(call option,--checkpoint,$(CHECKPOINT)) -- $(call quoted,$*) $(OVERRIDES)
+
+record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
+	$(REPRODUCE) record $(PICTURES) $(RUNS)
+
+setup: ## .venv as the runs need it
+	@$(PYTHON) requirements/install.py run
+
+setup-dev: ## .venv as a change needs it
+	@$(PYTHON) requirements/install.py dev
+
+lint: setup-dev ## style, formatting, types, and which module may import which
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+
+format: setup-dev ## mend style and formatting
+	.venv/bin/python -m ruff check --fix
+	.venv/bin/python -m ruff format
+
+test: setup-dev ## all tests
+	.venv/bin/python -m pytest --ignore=tests/benchmarks
+
+bench: setup-dev ## how fast it is: tests/benchmarks
+	.venv/bin/python -m pytest tests/benchmarks
+
+lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
+	set -e; for name in build run dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --annotation-style line \
+		--custom-compile-command 'make lock' $(call option,--upgrade-package,$(UPGRADE)) \
+		requirements/$$name.in --output-file requirements/$$name.txt; done
+
+clean: ## remove .venv and caches; results/ and reports/ stay
+	rm -rf .venv .venv.log .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -r {} +
+
+.DEFAULT_GOAL := help
+.PHONY: help smoke record setup setup-dev lint format test bench lock clean
+.DELETE_ON_ERROR:

@@ -1,0 +1,1 @@
+"""Networks and methods: crops in, loss out."""

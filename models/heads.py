@@ -1,0 +1,51 @@
+"""What stands on a trunk while it is pretrained: the projection head and the prototypes (A.1)."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.resnet import BLOCKS_R50, ResNet
+
+
+class MultiCropNet(ResNet):
+    """A trunk with a projection head and, where a method has them, prototypes; names as in the released weights.
+
+    `forward` maps crops, a list of `(B, 3, S_v, S_v)`, to embeddings `(num_crops * B, embedding)` of unit length,
+    ordered crop by crop, and to their scores `(num_crops * B, num_prototypes)` (None without prototypes).
+    Neighbouring crops of one size pass the trunk together, so its BatchNorm sees them together; the head sees all.
+    """
+
+    def __init__(
+        self,
+        width: float,
+        head_hidden: int,
+        embedding: int,
+        num_prototypes: int = 0,
+        head_batchnorm: bool = True,
+        blocks: Sequence[int] = BLOCKS_R50,
+    ) -> None:
+        super().__init__(width, blocks)
+        norm = nn.BatchNorm1d(head_hidden) if head_batchnorm else nn.Identity()
+        self.projection_head = nn.Sequential(
+            nn.Linear(self.num_features, head_hidden), norm, nn.ReLU(inplace=True), nn.Linear(head_hidden, embedding)
+        )
+        self.prototypes = nn.Linear(embedding, num_prototypes, bias=False) if num_prototypes else None
+
+    def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """Unit embeddings and scores of all crops; see the class."""
+        features = torch.cat([super(MultiCropNet, self).forward(torch.cat(group)) for group in _by_size(crops)])
+        embeddings = F.normalize(self.projection_head(features), dim=1)
+        return embeddings, self.prototypes(embeddings) if self.prototypes is not None else None
+
+
+def _by_size(crops: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of neighbouring crops with the same size."""
+    group: list[Tensor] = []
+    for crop in crops:
+        if group and group[-1].shape[-1] != crop.shape[-1]:
+            yield group
+            group = []
+        group.append(crop)
+    yield group

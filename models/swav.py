@@ -1,0 +1,130 @@
+"""SwAV: swapped prediction of assignments between the crops of an image (paper, section 3; A.1, A.6)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.heads import MultiCropNet
+from models.sinkhorn import sinkhorn
+from reproduce.engine.distributed import all_reduce_max, all_reduce_mean, world_size
+
+NUM_LARGE_CROPS = 2
+"""Assignments are computed for the two large crops only; each predicts all other crops."""
+
+
+def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float) -> Tensor:
+    """Cross-entropy of every other crop's prediction against each large crop's assignment.
+
+    scores: `(num_crops * B, K)`, crop by crop. assignments: one `(B, K)` per large crop.
+    Returns the scalar mean over the pairs (large crop, other crop) and over the batch.
+    """
+    log_predictions = F.log_softmax(scores.float() / temperature, dim=1).chunk(num_crops)
+    pairs = [(large, other) for large in range(len(assignments)) for other in range(num_crops) if other != large]
+    losses = [-(assignments[large] * log_predictions[other]).sum(dim=1).mean() for large, other in pairs]
+    return torch.stack(losses).mean()
+
+
+class Queue:
+    """Embeddings of the last batches, one `(length, embedding)` block per large crop and rank (A.6); newest first."""
+
+    def __init__(self, length: int, embedding: int, device: torch.device) -> None:
+        self.blocks = torch.zeros(NUM_LARGE_CROPS, length, embedding, device=device)
+        self.num_filled = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the oldest slot holds an embedding: only then is the queue used."""
+        return self.num_filled >= self.blocks.shape[1]
+
+    def push(self, embeddings: list[Tensor]) -> None:
+        """Put one batch `(B, embedding)` per large crop in front; the oldest rows fall out."""
+        batch = len(embeddings[0])
+        for block, rows in zip(self.blocks, embeddings, strict=True):
+            block[batch:] = block[:-batch].clone()
+            block[:batch] = rows.detach()
+        self.num_filled += batch
+
+
+@dataclass
+class SwavConfig:
+    """conf/method/swav.yaml. Queue length is global; each rank keeps its share."""
+
+    name: str
+    num_prototypes: int
+    temperature: float
+    epsilon: float
+    num_sinkhorn_iterations: int
+    freeze_prototypes_epochs: float
+    train_prototypes: bool
+    hard_assignments: bool
+    queue_length: int
+    queue_start_epochs: int
+
+
+class Swav:
+    """The method as the loop uses it: what to do before, for and after each step's backward pass."""
+
+    def __init__(self, config: SwavConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
+        assert net.prototypes is not None
+        self.config = config
+        self.prototypes = net.prototypes.weight
+        # The released code freezes for 313 steps where an epoch has 312 whole batches: the incomplete one counts.
+        frozen = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
+        self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
+        self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
+        length = config.queue_length // world_size()
+        self.queue = Queue(length, self.prototypes.shape[1], self.prototypes.device) if length else None
+
+    @torch.no_grad()
+    def before_forward(self) -> None:
+        """Put the prototypes back on the unit sphere."""
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+
+    def loss(self, embeddings: Tensor, scores: Tensor, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one batch, and what to watch: entropy of the assignments (nats) and prototypes in use."""
+        batch = len(embeddings) // num_crops
+        large = range(NUM_LARGE_CROPS)
+        assignments = [self._assign(crop, scores.detach()[crop * batch : (crop + 1) * batch], step) for crop in large]
+        if self.queue is not None and step >= self.queue_start_step:
+            self.queue.push([embeddings[crop * batch : (crop + 1) * batch] for crop in large])
+        loss = swapped_prediction_loss(scores, assignments, num_crops, self.config.temperature)
+        return loss, _watch(torch.cat(assignments))
+
+    def after_backward(self, step: int) -> None:
+        """Keep the prototypes where they are while they are frozen."""
+        if step < self.freeze_prototypes_steps:
+            self.prototypes.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the network."""
+        return {"queue": self.queue.blocks, "num_filled": self.queue.num_filled} if self.queue is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+        if self.queue is not None:
+            self.queue.blocks.copy_(state["queue"])
+            self.queue.num_filled = state["num_filled"]
+
+    @torch.no_grad()
+    def _assign(self, crop: int, scores: Tensor, step: int) -> Tensor:
+        batch = len(scores)
+        if self.queue is not None and self.queue.full and step >= self.queue_start_step:
+            queued = F.linear(self.queue.blocks[crop], self.prototypes.to(self.queue.blocks.dtype))
+            scores = torch.cat([queued, scores.to(queued.dtype)])
+        assignments = sinkhorn(scores, self.config.epsilon, self.config.num_sinkhorn_iterations)[-batch:]
+        if self.config.hard_assignments:
+            return F.one_hot(assignments.argmax(dim=1), assignments.shape[1]).to(assignments.dtype)
+        return assignments
+
+
+@torch.no_grad()
+def _watch(assignments: Tensor) -> dict[str, Tensor]:
+    """Over the batch of all ranks: mean entropy in nats, and how many prototypes are somebody's first choice."""
+    entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
+    used = torch.zeros(assignments.shape[1], device=assignments.device)
+    used[assignments.argmax(dim=1)] = 1
+    return {"assignment_entropy": all_reduce_mean(entropy), "prototypes_used": all_reduce_max(used).sum()}

@@ -1,0 +1,283 @@
+"""The harness on the command line: python -m reproduce reproduce table3 --scale smoke
+
+`plan` shows what a table needs, `run` does it, `check` judges it, `report` makes the page; `reproduce` is all four.
+Exit status: 0 every cell that ran agrees, 1 some cell does not, 2 the request is wrong, 3 a needed run failed or is
+missing, 130 stopped from outside.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from reproduce.errors import UserError, exit_status, nearest
+from reproduce.harness import plan as planning
+from reproduce.harness import results, tables
+from reproduce.harness.plan import Plan, Request
+from reproduce.harness.results import State
+
+INTERRUPTED = 130
+RECORD_SEEDS = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    plan = _plan(options)
+    _print_plan(plan, options.cores)
+    _carry_out(plan, options.cores)
+    status = _check(plan)
+    print(f"report: {_report(plan)}")
+    return status
+
+
+def _plan_only(options: argparse.Namespace) -> int:
+    plan = _plan(options)
+    _print_plan(plan, options.cores)
+    print(f"plan: {plan.write()}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from reproduce.harness.check import AGREES, INCOMPLETE
+
+    return INCOMPLETE if _carry_out(_plan(options), options.cores) else AGREES
+
+
+def _check_only(options: argparse.Namespace) -> int:
+    return _check(_plan(options))
+
+
+def _report_only(options: argparse.Namespace) -> int:
+    print(f"report: {_report(_plan(options))}")
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from reproduce.harness import baseline
+    from reproduce.harness.check import INCOMPLETE
+
+    if options.seeds < baseline.MIN_SEEDS:
+        raise UserError(f"{options.seeds} seeds are too few to record from: give --seeds {baseline.MIN_SEEDS} or more")
+    baseline.refuse_dirty(options.allow_dirty)
+    every = [tables.load(name, options.scale) for name in tables.names(options.scale)]
+    options.tables = [table.table for table in every if table.expected == "recorded"]
+    if not options.tables:
+        raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
+    plan = _plan(options)
+    if _carry_out(plan, options.cores):
+        return INCOMPLETE
+    print(f"recorded: {baseline.write(plan, options.allow_dirty)}")
+    return 0
+
+
+def _one_run(options: argparse.Namespace) -> int:
+    from reproduce.harness.workflow.start import execute
+
+    _check_choice(options.group, options.choice)
+    kind: planning.Kind = "pretrain" if options.group == "experiment" else "evaluate"
+    request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
+    plan = planning.one(request, kind, options.choice, checkpoint, tuple(options.overrides))
+    (run,) = plan.runs.values()
+    if results.read(run) is not None:
+        print(f"already done: {run.result}")
+        return 0
+    _make_pictures(plan)
+    _refuse_missing_data(plan)
+    status = execute(run.command(), Path(run.folder), echo=True)
+    if status == 0:
+        print(f"result: {run.result}")
+    return status
+
+
+def _list(_options: argparse.Namespace) -> int:
+    from reproduce import config
+
+    for scale in tables.scales():
+        print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
+    print(f"experiments: {', '.join(config.options('experiment'))}")
+    print(f"evaluations: {', '.join(config.options('eval'))}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    if options.cluster != "local":
+        raise UserError(f"runs go to this machine only so far; there is no cluster {options.cluster!r} (use local)")
+    if options.source != "scratch":
+        raise UserError(f"everything is trained from scratch so far; there is no --from {options.source} (use scratch)")
+    if options.seeds < 1 or options.cores < 1:
+        raise UserError("--seeds and --cores count from 1")
+    return planning.make(_request(options, tuple(options.tables), tuple(range(options.seeds))))
+
+
+def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
+    return Request(names, options.scale, seeds, options.data, options.data_config, options.skip_bad_images)
+
+
+def _print_plan(plan: Plan, cores: int) -> None:
+    """A line a run: what it is, what it builds on, how far it is, what it serves, how long it takes."""
+    from reproduce.harness import baseline
+    from reproduce.harness.workflow.progress import Progress, duration, expectations
+
+    states = results.states(plan)
+    progress = Progress(plan, cores, expectations(plan, baseline.load(plan.request.scale).wall_seconds), states)
+    rows = [("run", "of", "state", "cells", "time")]
+    for run in plan.runs.values():
+        seconds = progress.expectation(run)
+        time = duration(seconds) if seconds is not None else "?"
+        rows.append((run.run_id, ", ".join(run.parents), states[run.run_id], str(plan.cells_of(run.run_id)), time))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    num_to_do = sum(state != State.DONE for state in states.values())
+    in_all = progress.seconds_to_go(0.0)
+    time = f", about {duration(in_all)} on {cores} cores" if in_all else ""
+    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {num_to_do} are to do{time}")
+
+
+def _carry_out(plan: Plan, cores: int) -> bool:
+    """Do the plan's runs; whether any is missing in the end."""
+    from reproduce.harness import baseline
+    from reproduce.harness.workflow.progress import Screen
+    from reproduce.harness.workflow.supervise import carry_out
+
+    _refuse_missing_data(plan)
+    seconds = baseline.load(plan.request.scale).wall_seconds
+    return bool(carry_out(plan, cores, seconds, Screen()).missing)
+
+
+def _refuse_missing_data(plan: Plan) -> None:
+    """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
+    states = results.states(plan)
+    to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE]
+    if plan.pictures or not to_do:
+        return
+    if not plan.data:
+        name = to_do[0].catalogue
+        raise UserError(
+            f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
+        )
+    if not Path(plan.data).is_dir():
+        raise UserError(f"the folder {plan.data} given as DATA is not there")
+    from reproduce import config
+    from reproduce.data import catalogue
+
+    kinds = {(run.kind, run.name): run for run in to_do}
+    absent = [what for run in kinds.values() for what in catalogue.missing(config.compose(run.kind, run.overrides))]
+    if absent:
+        raise UserError(f"DATA misses what the runs read: {'; '.join(dict.fromkeys(absent))}")
+
+
+def _make_pictures(plan: Plan) -> None:
+    import subprocess
+
+    if not plan.pictures:
+        return
+    generate = [sys.executable, "-m", "reproduce.data.generate", "--root", plan.pictures]
+    if subprocess.run(generate, check=False).returncode:
+        raise UserError(f"the pictures in {plan.pictures} could not be generated; the lines above say why")
+
+
+def _check(plan: Plan) -> int:
+    from reproduce.harness import check
+
+    checked = check.check(plan)
+    news = check.write(plan, checked)
+    for table in checked:
+        print(check.as_text(table))
+    if problem := check.track(plan, news):
+        print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
+    status = check.exit_status(checked)
+    print(f"check: {check.MEANING[status]}; details in {plan.reports}")
+    return status
+
+
+def _report(plan: Plan) -> Path:
+    from reproduce.harness import report
+
+    return report.write(plan.request.scale)
+
+
+def _check_choice(group: str, choice: str) -> None:
+    from reproduce import config
+
+    valid = config.options(group)
+    if choice not in valid:
+        what = {"experiment": "experiment", "eval": "evaluation"}[group]
+        raise UserError(f"there is no {what} {choice!r}: {nearest(choice, valid)}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends like every other wrong request: one sentence, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="python -m reproduce", description=__doc__, formatter_class=as_written)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    pictures = _Parser(add_help=False)
+    pictures.add_argument("--scale", default="smoke", help="smoke (default) or paper")
+    pictures.add_argument("--data", metavar="DIR", help="folder with the pictures; generated ones need none")
+    pictures.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
+    pictures.add_argument("--skip-bad-images", action="store_true", help="count pictures that cannot be read, go on")
+
+    many = _Parser(add_help=False, parents=[pictures])
+    many.add_argument("--cluster", default="local", help="where runs go (only local so far)")
+    many.add_argument("--from", dest="source", default="scratch", help="what to start from (only scratch so far)")
+    many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
+
+    for name, command, text in (
+        ("reproduce", _reproduce, "plan, run, check and report"),
+        ("plan", _plan_only, "show the runs that tables need"),
+        ("run", _run, "do the runs that are not done"),
+        ("check", _check_only, "judge what came out"),
+        ("report", _report_only, "make the page of what was checked"),
+    ):
+        sub = commands.add_parser(name, parents=[many], help=text, description=text)
+        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, table7, ...")
+        sub.add_argument("--seeds", type=int, default=1, help="3 means seeds 0, 1, 2")
+        sub.set_defaults(command=command)
+
+    text = "run every table of a scale over several seeds and keep the numbers to compare with"
+    record = commands.add_parser("record", parents=[many], help=text, description=text)
+    record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"how many (default {RECORD_SEEDS})")
+    record.add_argument("--allow-dirty", action="store_true", help="record from code that is not committed, and say so")
+    record.set_defaults(command=_record)
+
+    one = _Parser(add_help=False, parents=[pictures])
+    one.add_argument("--seed", type=int, default=0)
+    for name, group, text in (
+        ("pretrain", "experiment", "do one pretraining as a table would"),
+        ("evaluate", "eval", "do one evaluation as a table would"),
+    ):
+        sub = commands.add_parser(name, parents=[one], help=text, description=text)
+        sub.add_argument("choice", metavar=group.upper())
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to its config")
+        if group == "eval":
+            sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, or a file")
+        sub.set_defaults(command=_one_run, group=group)
+
+    text = "name the tables, experiments and evaluations"
+    commands.add_parser("list", help=text, description=text).set_defaults(command=_list)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_status(main))

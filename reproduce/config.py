@@ -1,0 +1,303 @@
+"""From a request ("experiment=swav_800ep scale=smoke") to one resolved, checked config, and to the run's name.
+
+Nothing here imports torch: the planner composes every config of a table in about a second.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from reproduce.errors import UserError, nearest
+
+CONF = Path(__file__).parent / "conf"
+NOT_HASHED = ("paths", "cluster", "logging", "data")
+"""Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
+that a run reads is under `dataset`.)"""
+
+Kind = Literal["pretrain", "evaluate"]
+T = TypeVar("T")
+
+
+@dataclass
+class Paths:
+    """Where things lie on this machine."""
+
+    data: str = ""
+    results: str = "results"
+
+
+@dataclass
+class Cluster:
+    """How a run uses the machine. Numbers do not depend on it (beyond the order of float sums)."""
+
+    num_processes: int = 1
+    num_threads: int = 2
+    num_workers: int = 1
+
+
+@dataclass
+class Logging:
+    """What a run tells, and how often."""
+
+    every_steps: int = 10
+    checkpoint_every_seconds: float = 300.0
+    wandb: bool = True
+    group: str = ""
+
+
+@dataclass
+class Dataset:
+    """One dataset: where it lies below `paths.data`, and whose it is."""
+
+    name: str = MISSING
+    source: str = MISSING
+    layout: str = MISSING
+    root: str = MISSING
+    train: str = MISSING
+    val: str = MISSING
+
+
+@dataclass
+class Catalogue:
+    """The datasets that the paper's tables need, as one person has them."""
+
+    name: str = MISSING
+    imagenet: Dataset = field(default_factory=Dataset)
+    places205: Dataset = field(default_factory=Dataset)
+    inat18: Dataset = field(default_factory=Dataset)
+    voc07: Dataset = field(default_factory=Dataset)
+
+
+@dataclass
+class View:
+    """One kind of crop: `num` crops of `size_px` x `size_px`, each covering a share of the image drawn from `area`."""
+
+    num: int = MISSING
+    size_px: int = MISSING
+    area: list[float] = MISSING
+
+
+@dataclass
+class Augment:
+    """Colour and blur of every crop (A.2). Jitter is (brightness, contrast, saturation, hue)."""
+
+    flip_probability: float = 0.5
+    jitter: list[float] = MISSING
+    jitter_probability: float = MISSING
+    grayscale_probability: float = MISSING
+    blur_probability: float = MISSING
+    blur_radius_px: list[float] = MISSING
+
+
+@dataclass
+class Normalize:
+    """Mean and standard deviation per colour channel, of pixels in [0, 1]."""
+
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+
+
+@dataclass
+class Crops:
+    """The multi-crop pipeline of a pretraining (A.2)."""
+
+    name: str = MISSING
+    views: list[View] = MISSING
+    augment: Augment = field(default_factory=Augment)
+    normalize: Normalize = field(default_factory=Normalize)
+
+
+@dataclass
+class Network:
+    """The trunk (a ResNet-50, `width` times as wide) and its projection head."""
+
+    width: float = MISSING
+    head_hidden: int = MISSING
+    head_batchnorm: bool = True
+    embedding: int = 128
+
+
+@dataclass
+class Optimizer:
+    """SGD under LARC, with warm-up and cosine decay per iteration (A.1)."""
+
+    lr: float = MISSING
+    final_lr: float = MISSING
+    warmup_epochs: float = MISSING
+    warmup_start_lr: float = MISSING
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    trust_coefficient: float = 0.001
+
+
+@dataclass
+class Pretrain:
+    """One pretraining run. `method` is checked against its dataclass in `models/` when the run starts."""
+
+    kind: str = "pretrain"
+    name: str = MISSING
+    seed: int = 0
+    scale: Any = MISSING
+    data: Catalogue = field(default_factory=Catalogue)
+    dataset: Any = MISSING
+    crops: Crops = field(default_factory=Crops)
+    network: Network = field(default_factory=Network)
+    method: Any = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    precision: str = MISSING
+    on_bad_image: str = "stop"
+    paths: Paths = field(default_factory=Paths)
+    cluster: Cluster = field(default_factory=Cluster)
+    logging: Logging = field(default_factory=Logging)
+
+
+@dataclass
+class Evaluate:
+    """One evaluation of one checkpoint: `checkpoint` is a run_id of the same scale, or a file.
+
+    `protocol` is checked against its dataclass in `evals/` when the run starts.
+    """
+
+    kind: str = "evaluate"
+    name: str = MISSING
+    seed: int = 0
+    scale: Any = MISSING
+    data: Catalogue = field(default_factory=Catalogue)
+    dataset: Any = MISSING
+    checkpoint: str = MISSING
+    protocol: Any = MISSING
+    normalize: Normalize = field(default_factory=Normalize)
+    precision: str = MISSING
+    on_bad_image: str = "stop"
+    paths: Paths = field(default_factory=Paths)
+    cluster: Cluster = field(default_factory=Cluster)
+    logging: Logging = field(default_factory=Logging)
+
+
+for _name, _schema in {"pretrain_schema": Pretrain, "evaluate_schema": Evaluate}.items():
+    ConfigStore.instance().store(name=_name, node=_schema)
+
+
+def options(group: str) -> list[str]:
+    """The names that a config group offers, e.g. `options("experiment")`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(kind: Kind, overrides: list[str]) -> DictConfig:
+    """Resolve a request to a complete config; nothing in it is left to look up.
+
+    `data=<file>.yaml` takes a catalogue of one's own. Raises `UserError` for an unknown option, key or type.
+    """
+    own_catalogue = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
+    rest = [item for item in overrides if item not in own_catalogue]
+    _check_options(rest)
+    try:
+        with _hydra():
+            cfg = hydra.compose(config_name=kind, overrides=rest)
+        for item in own_catalogue:
+            _replace_catalogue(cfg, Path(item.removeprefix("data=")))
+        OmegaConf.resolve(cfg)
+    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(kind, overrides, error)) from error
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
+    if missing:
+        raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")
+    return cfg
+
+
+def _hydra() -> Any:
+    GlobalHydra.instance().clear()
+    return hydra.initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def _check_options(overrides: list[str]) -> None:
+    for item in overrides:
+        group, _, choice = item.partition("=")
+        valid = options(group) if group else []
+        if valid and choice not in valid:
+            raise UserError(f"there is no {group} {choice!r}: {nearest(choice, valid)}")
+
+
+def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"data config {path} is not there: give a YAML file, or one of {', '.join(options('data'))}")
+    own = OmegaConf.load(path)
+    cfg.data = OmegaConf.merge(OmegaConf.structured(Catalogue), {"name": path.stem}, own)
+    for name in dataclasses.fields(Catalogue):
+        if name.name != "name" and OmegaConf.is_missing(cfg.data[name.name], "name"):
+            cfg.data[name.name].name = name.name
+
+
+def _sentence(kind: Kind, overrides: list[str], error: Exception) -> str:
+    """Say what is wrong with a request; for an unknown key, name the nearest valid ones."""
+    cause = str(error.__cause__ or error)
+    full_key = re.search(r"full_key: ([\w.]+)", cause)
+    if full_key and re.search(r"Key '\w+' (not in|is not in struct)", cause):
+        return f"there is no config key {full_key[1]!r}: {nearest(full_key[1], _keys(kind))}"
+    reason = next(line for line in cause.splitlines() if line and not line.endswith("raised while composing config:"))
+    where = f" (at {full_key[1]})" if full_key else ""
+    return f"config of {' '.join(overrides)!r}: {reason.strip().rstrip('.')}{where}"
+
+
+def _keys(kind: Kind) -> list[str]:
+    """Every key of a kind's config, dotted."""
+    defaults = {"pretrain": [], "evaluate": ["eval=knn", "checkpoint=x"]}[kind]
+    with _hydra():
+        cfg = hydra.compose(config_name=kind, overrides=defaults)
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not OmegaConf.is_dict(node):
+            return [prefix]
+        below = [walk(node._get_node(key), f"{prefix}.{key}" if prefix else str(key)) for key in node]
+        return [name for names in below for name in names]
+
+    return [key for key in walk(cfg, "") if not key.startswith("scale.")]
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that decides what a run computes, as plain data."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    kept = {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
+    kept["scale"] = kept["scale"]["name"]
+    return kept
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """SHA-256 of a config's identity."""
+    text = json.dumps(identity(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_id(cfg: DictConfig) -> str:
+    """Readable name + hash: equal configs are one run."""
+    return f"{cfg.name}-s{cfg.seed}-{config_hash(cfg)[:10]}"
+
+
+def run_dir(cfg: DictConfig) -> Path:
+    """Where a run keeps its files."""
+    return Path(cfg.paths.results) / cfg.scale.name / run_id(cfg)
+
+
+def typed(section: Any, schema: type[T], where: str) -> T:
+    """A config section as an instance of its dataclass; `UserError` for an unknown key or a value of the wrong type."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), section))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        valid = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
+        hint = "" if key in valid else f": {nearest(key, valid)}"
+        raise UserError(f"config {where}.{key}: {str(error).splitlines()[0]}{hint}") from error

@@ -1,0 +1,1 @@
+"""Datasets, the multi-crop pipeline, and generated pictures."""

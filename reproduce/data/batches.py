@@ -1,0 +1,111 @@
+"""Batches ready on the device: what the loop and the evaluations iterate over."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from reproduce.config import Augment, Normalize, View
+from reproduce.data.augment import augment
+from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
+from reproduce.data.pictures import BadImage, Pictures, read_image
+
+Bad = Callable[[list[str]], None]
+"""What to do with the names of files that could not be decoded: stop, or count and go on."""
+
+Centre = tuple[int, np.ndarray | None, str]
+"""Index, pixels `(3, crop_px, crop_px)` uint8, and "" - or None and what is wrong with the file."""
+
+
+def crop_batches(
+    pictures: Pictures,
+    views: Sequence[View],
+    augmentation: Augment,
+    normalize: Normalize,
+    sampler: StepSampler,
+    *,
+    num_workers: int,
+    device: torch.device,
+    on_bad: Bad,
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Per step this rank's crops, a list of normalised `(B, 3, S, S)` float32, and labels `(B,)`.
+
+    Channels-last in memory: what both CPU and GPU convolutions are fastest on.
+    """
+    mean, std = (torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std))
+    dataset = MultiCropDataset(pictures, views, augmentation, sampler.seed)
+    loader = _loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
+    for batch in loader:
+        on_bad(batch.bad)
+        crops: list[Tensor] = []
+        for pixels, parameters, view in zip(batch.crops, batch.parameters, views, strict=True):
+            x = augment(pixels.to(device, non_blocking=True), parameters.to(device, non_blocking=True), mean, std)
+            crops += [crop.contiguous(memory_format=torch.channels_last) for crop in x.chunk(view.num)]
+        yield crops, batch.labels.to(device, non_blocking=True)
+
+
+class CentreCrops(Dataset[Centre]):
+    """Each picture once, resized to `resize_px` on its shorter side and cut to its `crop_px` centre."""
+
+    def __init__(self, pictures: Pictures, resize_px: int, crop_px: int) -> None:
+        self.pictures, self.resize_px, self.crop_px = pictures, resize_px, crop_px
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Centre:
+        """Picture `index`, cut."""
+        try:
+            image = read_image(self.pictures.paths[index])
+        except BadImage as error:
+            return index, None, str(error)
+        width, height = image.size
+        shorter = min(width, height)
+        image = image.resize((int(self.resize_px * width / shorter), int(self.resize_px * height / shorter)), 2)
+        left, top = round((image.width - self.crop_px) / 2), round((image.height - self.crop_px) / 2)
+        box = (left, top, left + self.crop_px, top + self.crop_px)
+        return index, np.asarray(image.crop(box)).transpose(2, 0, 1), ""
+
+
+def centre_batches(
+    pictures: Pictures,
+    resize_px: int,
+    crop_px: int,
+    normalize: Normalize,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    on_bad: Bad,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's every `world_size`-th picture: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
+    mean, std = (torch.tensor(list(values), device=device).view(3, 1, 1) for values in (normalize.mean, normalize.std))
+    dataset = CentreCrops(pictures, resize_px, crop_px)
+    mine = range(rank, len(pictures), world_size)
+    loader = _loader(dataset, num_workers, batch_size=batch_size, sampler=mine, collate_fn=_collate_centres)
+    for indices, pixels, bad in loader:
+        on_bad(bad)
+        if len(indices):
+            x = (pixels.to(device, non_blocking=True).float() / 255 - mean) / std
+            yield indices, x.contiguous(memory_format=torch.channels_last)
+
+
+def _collate_centres(samples: list[Centre]) -> tuple[Tensor, Tensor, list[str]]:
+    good = [(index, pixels) for index, pixels, _ in samples if pixels is not None]
+    pixels = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else torch.empty(0)
+    return torch.tensor([index for index, _ in good]), pixels, [bad for _, _, bad in samples if bad]
+
+
+def _loader(dataset: Dataset[Any], num_workers: int, **arguments: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if num_workers else None,
+        **arguments,
+    )

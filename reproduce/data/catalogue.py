@@ -1,0 +1,31 @@
+"""Whether a run's dataset is where its config says, without torch and without reading pictures."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from reproduce.errors import nearest
+
+LAYOUTS = ("folders", "voc")
+VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
+
+
+def missing(cfg: DictConfig) -> list[str]:
+    """What of `cfg.dataset` is not below `cfg.paths.data`, one phrase per missing folder or file."""
+    data = cfg.dataset
+    if not cfg.paths.data:
+        return [f"no DATA given, where {data.root} should lie (make: DATA=DIR; python -m reproduce: --data DIR)"]
+    base = Path(cfg.paths.data)
+    if not base.is_dir():
+        return [f"DATA folder {base} is not there"]
+    if data.layout not in LAYOUTS:
+        return [f"data config {cfg.data.name}: there is no layout {data.layout!r}: {nearest(data.layout, LAYOUTS)}"]
+    root = base / data.root
+    if not root.is_dir():
+        return [f"folder {root} is not there ({data.name} of data config {cfg.data.name!r})"]
+    folders = [data.train, data.val] if data.layout == "folders" else VOC_FOLDERS
+    gone = [f"folder {root / name} is not there" for name in folders if not (root / name).is_dir()]
+    if data.layout == "voc":
+        lists = [root / "ImageSets" / "Main" / f"{split}.txt" for split in (data.train, data.val)]
+        gone += [f"list {path} is not there" for path in lists if not path.is_file()]
+    return gone

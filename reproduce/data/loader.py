@@ -1,0 +1,105 @@
+"""From a list of pictures to batches, the same whatever the number of workers and processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from reproduce.config import Augment, View
+from reproduce.data.crops import generator, multi_crop
+from reproduce.data.pictures import BadImage, Pictures, read_image
+from reproduce.errors import UserError
+
+Sample = tuple[list[tuple[np.ndarray, np.ndarray]], int, list[str]]
+"""Per view its crops and parameters; the label; names of files that could not be read."""
+
+
+@dataclass
+class CropBatch:
+    """One rank's share of a step: per view crops `(num * B, 3, S, S)` uint8, crop by crop, and their parameters."""
+
+    crops: list[Tensor]
+    parameters: list[Tensor]
+    labels: Tensor
+    bad: list[str]
+
+
+def order_of_epoch(num_pictures: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffled order of all pictures in one epoch; the same on every rank."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))).permutation(num_pictures)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Per step this rank's (epoch, index) pairs, from `first_step` to the end of the last epoch.
+
+    A step's global batch is a run of the epoch's order, cut into consecutive shares; the last, incomplete batch of an
+    epoch is dropped. One sampler covers all epochs, so workers live through the whole run.
+    """
+
+    def __init__(
+        self,
+        num_pictures: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise UserError(f"batch_size {batch_size} can't be shared evenly by {world_size} processes")
+        self.steps_per_epoch = num_pictures // batch_size
+        if epochs and not self.steps_per_epoch:
+            raise UserError(
+                f"the training set has {num_pictures} pictures, fewer than one batch of {batch_size}: "
+                "give more pictures or a smaller batch_size"
+            )
+        self.num_pictures, self.batch_size, self.epochs, self.seed = num_pictures, batch_size, epochs, seed
+        self.first_step, self.rank, self.share = first_step, rank, batch_size // world_size
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, order_epoch = np.empty(0, int), -1
+        for step in range(self.first_step, self.epochs * self.steps_per_epoch):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = order_of_epoch(self.num_pictures, self.seed, epoch), epoch
+            start = position * self.batch_size + self.rank * self.share
+            yield [(epoch, int(index)) for index in order[start : start + self.share]]
+
+
+class MultiCropDataset(Dataset[Sample]):
+    """Crops and colour parameters of one picture in one epoch; a picture that can't be read gives a `BadImage`."""
+
+    def __init__(self, pictures: Pictures, views: Sequence[View], augment: Augment, seed: int) -> None:
+        self.pictures, self.views, self.augment, self.seed = pictures, views, augment, seed
+
+    def __getitem__(self, at: tuple[int, int]) -> Sample:
+        """The views of picture `index` in `epoch`, its label, and the files that were passed over to get them."""
+        epoch, index = at
+        bad: list[str] = []
+        for shift in range(len(self.pictures)):
+            # A picture that can't be read is replaced by the next one, so that the batch keeps its size.
+            instead = (index + shift) % len(self.pictures)
+            try:
+                image = read_image(self.pictures.paths[instead])
+            except BadImage as error:
+                bad.append(str(error))
+                continue
+            views = multi_crop(image, self.views, self.augment, generator(self.seed, epoch, index))
+            return views, self.pictures.labels[instead], bad
+        raise UserError(f"none of the {len(self.pictures)} pictures can be read; the first: {bad[0]}")
+
+
+def collate_crops(samples: list[Sample]) -> CropBatch:
+    """Stack pictures crop by crop: `(num * B, ...)`, crop 0 of all pictures first."""
+    views = list(zip(*(views for views, _, _ in samples), strict=True))
+    crops = [torch.from_numpy(np.stack([crops for crops, _ in view], axis=1)).flatten(0, 1) for view in views]
+    rows = [torch.from_numpy(np.stack([rows for _, rows in view], axis=1)).flatten(0, 1) for view in views]
+    labels = torch.tensor([label for _, label, _ in samples])
+    return CropBatch(crops, rows, labels, [bad for _, _, names in samples for bad in names])

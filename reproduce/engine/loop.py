@@ -1,0 +1,91 @@
+"""The pretraining loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.engine.distributed import all_reduce_mean, device
+from reproduce.engine.run import TrainingFailed
+from reproduce.errors import UserError, nearest
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+"""The dtype of matrix products and convolutions for each `precision`."""
+
+
+def require_precision(precision: str) -> None:
+    """Raise `UserError` where a config asks for a precision that there is not."""
+    if precision not in AUTOCAST:
+        raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
+
+
+class Method(Protocol):
+    """What the loop asks of a method (`models/swav.py` is one)."""
+
+    def before_forward(self) -> None:
+        """Called before each forward pass."""
+
+    def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of one batch, and scalars to watch."""
+
+    def after_backward(self, step: int) -> None:
+        """Called between the backward pass and the optimiser's step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond network and optimiser."""
+
+
+def train(
+    net: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[list[Tensor]],
+    learning_rate: Callable[[int], float],
+    *,
+    first_step: int,
+    num_steps: int,
+    batch_size: int,
+    precision: str,
+    tell: Callable[..., None],
+    tell_every_steps: int,
+    after_step: Callable[[int], None],
+) -> None:
+    """Train from `first_step` to `num_steps`; `batches` yields each step's crops, ready on the device.
+
+    `tell(step, num_steps, **values)` gets the curves, `after_step(num_done)` is called after every step (checkpoints).
+    Raises `TrainingFailed` where the loss is no longer finite.
+    """
+    dtype = AUTOCAST[precision]
+    told_at, waited, loaded_at = time.perf_counter(), 0.0, time.perf_counter()
+    for step, crops in enumerate(batches, start=first_step):
+        waited += time.perf_counter() - loaded_at
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+
+        method.before_forward()
+        with torch.autocast(device().type, dtype=dtype, enabled=dtype is not None):
+            embeddings, scores = net(crops)
+        loss, watched = method.loss(embeddings, scores, len(crops), step)
+        optimizer.zero_grad()
+        loss.backward()
+        method.after_backward(step)
+        optimizer.step()
+
+        done = step + 1
+        if done % tell_every_steps == 0 or done == num_steps:
+            values = {"loss": all_reduce_mean(loss.detach()).item(), "lr": learning_rate(step)}
+            if not math.isfinite(values["loss"]):
+                raise TrainingFailed(
+                    f"the loss is {values['loss']} at step {done}: lower optimizer.lr, or use precision=fp32"
+                )
+            values |= {name: value.item() for name, value in watched.items()}
+            seconds = time.perf_counter() - told_at
+            steps = (done - first_step - 1) % tell_every_steps + 1
+            values |= {"images_per_second": steps * batch_size / seconds, "data_wait_share": waited / seconds}
+            tell(done, num_steps, **values)
+            told_at, waited = time.perf_counter(), 0.0
+        after_step(done)
+        loaded_at = time.perf_counter()

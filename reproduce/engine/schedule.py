@@ -1,0 +1,23 @@
+"""Learning rates as functions of the step."""
+
+import math
+
+
+def warmup_cosine(
+    step: int, num_steps: int, warmup_steps: int, lr: float, final_lr: float, warmup_start_lr: float
+) -> float:
+    """Linear from `warmup_start_lr` to `lr` over the warm-up (both ends included), then cosine to `final_lr` (A.1)."""
+    if step < warmup_steps:
+        return warmup_start_lr + (lr - warmup_start_lr) * step / max(1, warmup_steps - 1)
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * progress))
+
+
+def cosine_per_epoch(epoch: int, num_epochs: int, lr: float) -> float:
+    """Cosine to zero, constant within an epoch (A.3)."""
+    return 0.5 * lr * (1 + math.cos(math.pi * epoch / num_epochs))
+
+
+def steps_per_epoch(epoch: int, num_epochs: int, lr: float, milestones: list[float], factor: float = 0.1) -> float:
+    """`lr` times `factor` for each milestone (a share of the epochs) that lies behind (A.5)."""
+    return lr * factor ** sum(epoch >= share * num_epochs for share in milestones)

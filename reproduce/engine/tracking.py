@@ -1,0 +1,96 @@
+"""Weights & Biases: the only place that knows it. Never in the way of a run, never a key in a file.
+
+Offline unless a key is given (WANDB_API_KEY, or a netrc that `wandb login` wrote); then online, and offline again
+where the service does not answer. An offline run lies below its run's folder and can be sent later: `wandb sync`.
+"""
+
+import netrc
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PROJECT = "swav-reproduction"
+PATIENCE_SECONDS = 20.0
+
+
+class Tracker:
+    """One tracked run. A failure of the service costs at most `PATIENCE_SECONDS` at the start and at the end."""
+
+    def __init__(self, folder: Path, name: str, group: str, kind: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "dir": str(folder),
+            "name": name,
+            "group": group or None,
+            "job_type": kind,
+            "config": dict(config),
+            "settings": wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                init_timeout=PATIENCE_SECONDS,
+            ),
+        }
+        self.problem: str | None = None
+        try:
+            self._run = wandb.init(mode="online" if _has_key() else "offline", **arguments)
+        except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
+            self.problem = f"W&B did not answer ({type(error).__name__}); this run is kept offline"
+            self._run = wandb.init(mode="offline", **arguments)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add one point to the curves."""
+        self._run.log(dict(values), step=step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table, e.g. a check's verdicts."""
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary and close; give up waiting for a service that is down, the files are on disk."""
+        self._run.summary.update(dict(summary))
+        closing = threading.Thread(target=self._run.finish, daemon=True)
+        closing.start()
+        closing.join(PATIENCE_SECONDS)
+        if closing.is_alive():
+            self.problem = f"W&B took more than {PATIENCE_SECONDS:.0f} s to close; send it later: wandb sync"
+
+
+class NoTracker:
+    """Tracking switched off (`logging.wandb=false`, or another rank's process)."""
+
+    problem: str | None = None
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Keep nothing."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Keep nothing."""
+
+
+def log_table(name: str, scale: str, folder: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Log one check's verdicts as a run of its own, in the group of its table and scale."""
+    tracker = Tracker(folder, f"check-{name}-{scale}", f"{name}-{scale}", "check", {"table": name, "scale": scale})
+    tracker.log_table(name, columns, rows)
+    tracker.finish({})
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,30 @@
+"""Errors that a person can mend: one clear sentence and an exit status, never a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+REQUEST_IS_WRONG = 2
+"""Exit status of a wrong request, config or input (DESIGN.md, Contracts)."""
+
+
+class UserError(Exception):
+    """What happened, where, and what to do about it, in one sentence."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """How to go on after an unknown `word`: the closest valid ones, or all of them where none is close."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(word, valid, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return "valid are: " + ", ".join(valid) if valid else "there is none to choose from"
+
+
+def exit_status(main: Callable[[], int | None]) -> int:
+    """Run an entry point; a `UserError` becomes a sentence on stderr and status 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REQUEST_IS_WRONG

@@ -1,0 +1,133 @@
+"""Numbers recorded from this code, for scales that the paper knows nothing of. Only `record` writes them."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reproduce.errors import UserError
+from reproduce.files import write_atomic
+from reproduce.harness import results, statistics, tables
+from reproduce.harness.plan import CODE, Plan
+
+MIN_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One measured number over seeds."""
+
+    values: list[float]
+    num_test_images: int
+    run_id: str
+    """Of the first seed: it changes with the config."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The file `tables/<scale>/recorded.yaml`."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    cells: dict[str, Baseline] = field(default_factory=dict)
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    """Mean time of a run, by "kind/name"."""
+
+
+def path(scale: str) -> Path:
+    """Where a scale's recorded numbers are."""
+    return tables.TABLES / scale / "recorded.yaml"
+
+
+def load(scale: str) -> Recorded:
+    """Read what was recorded for a scale; nothing, where nothing was."""
+    file = path(scale)
+    if not file.exists():
+        return Recorded()
+    try:
+        raw = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
+        cells = {
+            key: Baseline([float(value) for value in cell["values"]], int(cell["num_test_images"]), str(cell["run_id"]))
+            for key, cell in raw["cells"].items()
+        }
+        return Recorded(raw["recorded"], cells, {key: float(value) for key, value in raw["wall_seconds"].items()})
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error!r}); restore it from git, or record it again") from error
+
+
+def git(*arguments: str) -> str:
+    """What git says of the checkout; empty where there is no git or no commit."""
+    try:
+        done = subprocess.run(["git", "-C", str(CODE), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def refuse_dirty(allow_dirty: bool) -> None:
+    """Raise `UserError` where the checkout differs from its commit: nobody could make the numbers again."""
+    if not allow_dirty and (not git("rev-parse", "HEAD") or git("status", "--porcelain")):
+        raise UserError(
+            "the checkout differs from its commit; commit the changes, or say --allow-dirty to mark the record"
+        )
+
+
+def write(plan: Plan, allow_dirty: bool = False) -> Path:
+    """Record every cell of a finished plan, from results of one commit."""
+    cells: dict[str, dict[str, Any]] = {}
+    found = {run.run_id: results.read(run) for run in plan.runs.values()}
+    missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
+    if missing:
+        raise UserError(f"cannot record: {len(missing)} runs have no result ({missing[0]}, ...); run them first")
+    done = {name: result for name, result in found.items() if result is not None}
+    commits = {str(result["provenance"]["git_commit"]) for result in done.values()}
+    dirty = any(result["provenance"]["git_dirty"] for result in done.values())
+    if not allow_dirty and (dirty or len(commits) > 1):
+        what = "uncommitted code" if dirty else f"{len(commits)} commits"
+        where = f"results/{plan.request.scale}"
+        raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")
+    for cell in plan.cells:
+        of_seeds = [done[name] for name in cell.runs.values()]
+        values = [float(result["metrics"][cell.metric]) for result in of_seeds]
+        cells[cell.key] = {
+            "n": len(values),
+            "mean": round(statistics.mean(values), 4),
+            "sd": round(statistics.sd(values) or 0.0, 4),
+            "values": [round(value, 4) for value in values],
+            "num_test_images": int(of_seeds[0]["counts"]["num_test_images"]),
+            "run_id": next(iter(cell.runs.values())),
+        }
+    wall: dict[str, list[float]] = {}
+    for run in plan.runs.values():
+        wall.setdefault(f"{run.kind}/{run.name}", []).append(float(done[run.run_id]["wall_seconds"]))
+    header = {
+        "commit": ", ".join(sorted(commits)),
+        "dirty": dirty,
+        "date": datetime.now(UTC).date().isoformat(),
+        "seeds": list(plan.request.seeds),
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "packages": next(iter(done.values()))["provenance"]["packages"],
+    }
+    content = {
+        "recorded": header,
+        "cells": cells,
+        "wall_seconds": {key: round(statistics.mean(times), 1) for key, times in wall.items()},
+    }
+    opening = "# Written by `python -m reproduce record`; not by hand. Percent; sd with divisor n - 1.\n"
+    target = path(plan.request.scale)
+    write_atomic(target, opening + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None))
+    return target
+
+
+def cpu() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,279 @@
+"""What a request comes to: which runs make which cells. Equal runs are one."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from reproduce.files import write_json
+from reproduce.harness import tables
+from reproduce.harness.tables import Table
+
+Kind = Literal["pretrain", "evaluate"]
+
+CACHE = Path(".cache")
+REPORTS = Path("reports")
+CODE = Path(__file__).resolve().parents[2]
+"""The checkout: where `python -m reproduce...` finds its code."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for."""
+
+    tables: tuple[str, ...]
+    scale: str
+    seeds: tuple[int, ...] = (0,)
+    data: str | None = None
+    data_config: str | None = None
+    skip_bad_images: bool = False
+
+    def overrides(self) -> list[str]:
+        """What every run of the request has in common, as Hydra overrides."""
+        given = [f"scale={self.scale}"]
+        given += [f"data={self.data_config}"] if self.data_config else []
+        given += ["on_bad_image=skip"] if self.skip_bad_images else []
+        return given
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process, and everything needed to start it."""
+
+    run_id: str
+    kind: Kind
+    name: str
+    seed: int
+    folder: str
+    overrides: list[str]
+    parents: list[str]
+    cores: int
+    num_processes: int
+    catalogue: str
+    of: str = ""
+
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        return f"{self.name} of {self.of}, seed {self.seed}" if self.of else f"{self.name}, seed {self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """The file that says that the run is done."""
+        return Path(self.folder) / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        """The file that says how the run failed, the last time that it was tried."""
+        return Path(self.folder) / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        """What the run said on stdout and stderr."""
+        return Path(self.folder) / "log.txt"
+
+    def command(self) -> list[str]:
+        """The run's argument vector."""
+        module = {"pretrain": "reproduce.pretrain", "evaluate": "reproduce.evaluate"}[self.kind]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.num_processes)]
+        return [sys.executable, *(torchrun if self.num_processes > 1 else []), "-m", module, *self.overrides]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number to make: its place in its table, and the run of each seed that measures it."""
+
+    table: str
+    row: str
+    column: str
+    pretrain: str
+    eval: str
+    metric: str
+    runs: dict[int, str]
+
+    @property
+    def key(self) -> str:
+        """What is measured, whichever table shows it."""
+        return f"{self.pretrain}/{self.eval}/{self.metric}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph of runs behind the asked tables."""
+
+    request: Request
+    tables: dict[str, Table]
+    runs: dict[str, Run]
+    cells: list[Cell]
+    data: str
+    pictures: str
+    """The folder to generate pictures in; empty where the pictures are given."""
+    own_pictures: bool
+    """Whether these are the pictures that the scale's recorded numbers were measured on."""
+
+    @property
+    def reports(self) -> Path:
+        """Where this plan's tables and page go."""
+        return REPORTS / self.request.scale
+
+    def runs_of(self, table: str) -> list[Run]:
+        """The runs behind one table, parents first."""
+        evaluations = {name for cell in self.cells if cell.table == table for name in cell.runs.values()}
+        serving = evaluations | {parent for name in evaluations for parent in self.runs[name].parents}
+        return [run for run in self.runs.values() if run.run_id in serving]
+
+    def cells_of(self, run_id: str) -> int:
+        """How many cells a run serves, by itself or through the runs that build on it."""
+        heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
+        return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
+
+    def write(self) -> Path:
+        """Write the plan where the workflow reads it."""
+        path = self.reports / "plan.json"
+        runs = [dataclasses.asdict(run) | {"command": run.command()} for run in self.runs.values()]
+        cells = [dataclasses.asdict(cell) for cell in self.cells]
+        request = dataclasses.asdict(self.request)
+        around = {"request": request, "data": self.data, "pictures": self.pictures}
+        write_json(path, around | {"runs": runs, "cells": cells})
+        return path
+
+
+def make(request: Request) -> Plan:
+    """Plan a request. Raises `UserError` for what the tables or the configs do not know."""
+    chosen = {name: tables.load(name, request.scale) for name in dict.fromkeys(request.tables)}
+    composer = Composer()
+    catalogue = composer.catalogue(request.overrides())
+    data, pictures = data_folder(request, catalogue)
+    runs: dict[str, Run] = {}
+    cells: list[Cell] = []
+    for name, table in chosen.items():
+        around = [*_where(data), f"logging.group={name}-{request.scale}"]
+        for row, key in table.made_here():
+            column = table.columns[key]
+            assert row.pretrain and column.eval
+            measured = {}
+            for seed in request.seeds:
+                common = [*request.overrides(), f"seed={seed}"]
+                pretraining = composer.run("pretrain", [f"experiment={row.pretrain}", *common], around)
+                asked = [f"eval={column.eval}", f"checkpoint={pretraining.run_id}", *common]
+                evaluation = composer.run("evaluate", asked, around, pretraining)
+                for run in (pretraining, evaluation):
+                    runs.setdefault(run.run_id, run)
+                measured[seed] = evaluation.run_id
+            cells.append(Cell(name, row.method, key, row.pretrain, column.eval, column.metric, measured))
+    own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
+    composer.save()
+    return Plan(request, chosen, runs, cells, data, pictures, own_pictures)
+
+
+def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:
+    """Plan one run by itself, with the run_id that a table would give it. `overrides` are Hydra's, and come last."""
+    composer = Composer()
+    catalogue = composer.catalogue(request.overrides())
+    data, pictures = data_folder(request, catalogue)
+    what = [f"experiment={choice}"] if kind == "pretrain" else [f"eval={choice}", f"checkpoint={quoted(checkpoint)}"]
+    run = composer.run(kind, [*what, *request.overrides(), f"seed={request.seeds[0]}", *overrides], _where(data))
+    return Plan(request, {}, {run.run_id: run}, [], data, pictures, own_pictures=False)
+
+
+def _where(data: str) -> list[str]:
+    return [f"paths.data={quoted(data)}"] if data else []
+
+
+def data_folder(request: Request, catalogue: dict[str, str]) -> tuple[str, str]:
+    """Where the pictures lie, and the folder to generate them in. Empty: not said yet, and nothing to generate.
+
+    Without a DATA of one's own, generated pictures go below `.cache`, in a folder named after the generator's version.
+    """
+    if catalogue["name"] != "generated":
+        return request.data or "", ""
+    folder = request.data or str(CACHE / "data" / catalogue["source"])
+    below_cache = CACHE.resolve() in Path(folder).resolve().parents
+    return folder, folder if below_cache else ""
+
+
+def quoted(value: str) -> str:
+    """A text as the value of a Hydra override."""
+    if re.fullmatch(r"[\w./-]+", value):
+        return value
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"  # Hydra reads a backslash as itself unless it stands before a quote
+
+
+@dataclass
+class Composer:
+    """Composes configs, each distinct one once; answers are kept in `.cache` as long as no config file changes."""
+
+    memory: dict[str, Any] = field(default_factory=dict)
+    new: bool = False
+
+    def __post_init__(self) -> None:
+        self.file = CACHE / "configs.json"
+        self.fingerprint = _fingerprint()
+        try:
+            kept = json.loads(self.file.read_text())
+            self.memory = kept["configs"] if kept["fingerprint"] == self.fingerprint else {}
+        except (OSError, ValueError, KeyError):
+            self.memory = {}
+
+    def run(self, kind: Kind, overrides: list[str], around: list[str], parent: Run | None = None) -> Run:
+        """The run that a list of overrides comes to. `around` says where and for whom: no part of what it is."""
+        known = self._remember(" ".join([kind, *overrides]), overrides, lambda: _composed(kind, overrides))
+        parents = [parent.run_id] if parent else []
+        of = parent.name if parent else ""
+        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known)
+
+    def catalogue(self, overrides: list[str]) -> dict[str, str]:
+        """Name of the data catalogue, and the source of its pictures."""
+        return dict(self._remember(" ".join(["catalogue", *overrides]), overrides, lambda: _catalogue(overrides)))
+
+    def save(self) -> None:
+        """Keep the answers for the next command."""
+        if self.new:
+            write_json(self.file, {"fingerprint": self.fingerprint, "configs": self.memory})
+
+    def _remember(self, key: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        own = [Path(item.partition("=")[2]) for item in overrides if item.startswith("data=") and item.endswith("ml")]
+        key += "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file())
+        if key not in self.memory:
+            self.memory[key] = compose()
+            self.new = True
+        known: dict[str, Any] = self.memory[key]
+        return known
+
+
+def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
+    from reproduce import config
+
+    cfg = config.compose(kind, overrides)
+    return {
+        "run_id": config.run_id(cfg),
+        "name": cfg.name,
+        "seed": cfg.seed,
+        "folder": str(config.run_dir(cfg)),
+        "cores": cfg.cluster.num_threads * cfg.cluster.num_processes,
+        "num_processes": cfg.cluster.num_processes,
+        "catalogue": cfg.data.name,
+    }
+
+
+def _catalogue(overrides: list[str]) -> dict[str, str]:
+    from reproduce import config
+
+    data = config.compose("pretrain", overrides).data
+    return {"name": data.name, "source": data.imagenet.source}
+
+
+def _fingerprint() -> str:
+    """Hash of all that a composed config depends on."""
+    package = CODE / "reproduce"
+    digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
+    for path in sorted([package / "config.py", *(package / "conf").rglob("*.yaml")]):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""What runs have left behind: results, failures, and whether a run still has to be done."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.files import read_json
+from reproduce.harness.plan import Plan, Run
+
+
+class State(StrEnum):
+    """What is left to do for a run."""
+
+    DONE = "done"
+    TO_DO = "to do"
+    FAILED = "failed before"
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """A run's result, or None where there is none yet. Raises `UserError` for a cut one, or one of another run."""
+    if not run.result.exists():
+        return None
+    result = read_json(run.result)
+    metrics = result.get("metrics") if isinstance(result, dict) else None
+    if not isinstance(metrics, dict) or result.get("run_id") != run.run_id:
+        raise UserError(f"{run.result} is not the result of {run.run_id}; delete it and run the same command again")
+    return dict(result)
+
+
+def read_failure(run: Run) -> dict[str, Any] | None:
+    """How a run failed the last time, or None. A file that cannot be read says so in its message."""
+    unknown = {"status": "failed", "exit_status": 1, "message": "it did not say why"}
+    try:
+        return unknown | json.loads(run.failure.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return unknown | {"message": f"{run.failure} cannot be read"}
+
+
+def last_progress(run: Run) -> tuple[int, int] | None:
+    """`(step, num_steps)` from the end of a run's metrics.jsonl, or None where it tells none."""
+    try:
+        with open(Path(run.folder) / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            return int(entry["step"]), int(entry["num_steps"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def states(plan: Plan) -> dict[str, State]:
+    """State of every run, parents first. A run is done again when a run that it builds on is."""
+    found: dict[str, State] = {}
+    for run in plan.runs.values():
+        parents = [plan.runs[name] for name in run.parents if name in plan.runs]
+        if read(run) is None:
+            found[run.run_id] = State.FAILED if run.failure.exists() else State.TO_DO
+        elif any(found[parent.run_id] != State.DONE or _newer(parent, run) for parent in parents):
+            found[run.run_id] = State.TO_DO
+        else:
+            found[run.run_id] = State.DONE
+    return found
+
+
+def _newer(parent: Run, run: Run) -> bool:
+    return parent.result.stat().st_mtime > run.result.stat().st_mtime

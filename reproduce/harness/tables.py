@@ -1,0 +1,174 @@
+"""The tables to make: one YAML file each, checked as it is read."""
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from reproduce.errors import UserError, nearest
+
+TABLES = Path(__file__).resolve().parents[2] / "tables"
+NOT_TABLES = ("recorded",)
+"""Files beside the tables that hold something else."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far from the printed number still counts as the same, and the evidence for it."""
+
+    points: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the evaluation and metric that make its numbers, or why nothing does."""
+
+    title: str
+    unit: str
+    decimals: int
+    eval: str | None
+    metric: str = ""
+    group: str = ""
+    margin: Margin | None = None
+    not_run: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the pretraining whose features are judged, or why none is.
+
+    `cells` are the printed numbers by column (None: the paper prints a dash); a table of recorded numbers has none.
+    """
+
+    method: str
+    pretrain: str | None = None
+    not_run: str = ""
+    reported: str = ""
+    unavailable: str = ""
+    note: str = ""
+    rerun_by_authors: list[str] = field(default_factory=list)
+    cells: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table at one scale. `expected` says what its cells are held against."""
+
+    table: str
+    title: str
+    caption: str
+    section: str
+    expected: Literal["printed", "recorded"]
+    columns: dict[str, Column]
+    rows: list[Row]
+
+    def has_cell(self, row: Row, column: str) -> bool:
+        """Whether there is a number in this place, or a dash."""
+        return self.expected == "recorded" or row.cells[column] is not None
+
+    def made_here(self) -> Iterator[tuple[Row, str]]:
+        """The cells that runs of ours can make, as row and column."""
+        for row in self.rows:
+            for key, column in self.columns.items():
+                if row.pretrain and column.eval and self.has_cell(row, key):
+                    yield row, key
+
+
+def scales() -> list[str]:
+    """The scales that have tables."""
+    return sorted(folder.name for folder in TABLES.iterdir() if folder.is_dir())
+
+
+def names(scale: str) -> list[str]:
+    """The tables of a scale, table10 after table9. Raises `UserError` for an unknown scale."""
+    if scale not in scales():
+        raise UserError(f"there is no scale {scale!r}: {nearest(scale, scales())}")
+    found = [path.stem for path in (TABLES / scale).glob("*.yaml") if path.stem not in NOT_TABLES]
+    return sorted(found, key=lambda name: (len(name), name))
+
+
+def load(name: str, scale: str) -> Table:
+    """Read and check one table. Raises `UserError` for an unknown scale or table, and for what is wrong in its file."""
+    if name not in names(scale):
+        raise UserError(f"there is no table {name!r} at scale {scale}: {nearest(name, names(scale))}")
+    path = TABLES / scale / f"{name}.yaml"
+    try:
+        raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    table: Table = _read(Table, raw, str(path), "")
+    _check(table, path)
+    return table
+
+
+def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
+    """Turn plain YAML data into `kind`: a dataclass, a container, or a plain type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if hasattr(kind, "__dataclass_fields__"):
+        return _read_dataclass(kind, raw, file, key)
+    if origin is dict and isinstance(raw, Mapping):
+        return {name: _read(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
+    if origin is list and isinstance(raw, list):
+        return [_read(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
+    if origin is types.UnionType:
+        chosen = [option for option in arguments if option is not types.NoneType]
+        return None if raw is None else _read(chosen[0], raw, file, key)
+    if origin is Literal:
+        if raw not in arguments:
+            raise UserError(f"{file}: {key} is {raw!r}; {nearest(str(raw), arguments)}")
+        return raw
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if origin is not None or not isinstance(raw, kind) or isinstance(raw, bool):
+        wanted = str(kind) if origin else kind.__name__
+        raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
+    return raw
+
+
+def _read_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{file}: {key or 'the file'} should have keys, but it is {raw!r}")
+    known = {entry.name: entry for entry in fields(kind)}
+    annotations = typing.get_type_hints(kind)
+    for name in raw:
+        if name not in known:
+            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {nearest(str(name), known)}")
+    for name, entry in known.items():
+        if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
+    prefix = f"{key}." if key else ""
+    return kind(**{name: _read(annotations[name], value, file, prefix + name) for name, value in raw.items()})
+
+
+def _check(table: Table, path: Path) -> None:
+    """What types do not say."""
+    if table.table != path.stem:
+        raise UserError(f"{path}: table is {table.table!r}, but the file is named {path.stem!r}; make them the same")
+    for key, column in table.columns.items():
+        _check_column(table, column, f"{path}: columns.{key}")
+    for index, row in enumerate(table.rows):
+        _check_row(table, row, f"{path}: rows[{index}] ({row.method})")
+
+
+def _check_column(table: Table, column: Column, where: str) -> None:
+    if (column.eval is None) != bool(column.not_run):
+        raise UserError(f"{where} needs either an eval or a reason under not_run")
+    if column.eval and not column.metric:
+        raise UserError(f"{where} names an eval; it needs a metric too")
+    if table.expected == "printed" and column.margin is None:
+        raise UserError(f"{where} needs a margin with its source, to judge printed numbers by")
+
+
+def _check_row(table: Table, row: Row, where: str) -> None:
+    if sum(map(bool, (row.pretrain, row.not_run, row.reported, row.unavailable))) != 1:
+        raise UserError(f"{where} needs exactly one of pretrain, not_run, reported, unavailable")
+    if table.expected == "printed" and set(row.cells) != set(table.columns):
+        raise UserError(f"{where}: cells should be those of the columns: {', '.join(table.columns)}")
+    for key in [*row.cells, *row.rerun_by_authors]:
+        if key not in table.columns:
+            raise UserError(f"{where}: there is no column {key!r}: {nearest(key, table.columns)}")

@@ -1,0 +1,175 @@
+"""Carry out a plan under Snakemake, tell how it goes, and leave nothing running behind."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from reproduce.errors import UserError
+from reproduce.files import lock
+from reproduce.harness import results
+from reproduce.harness.plan import CACHE, CODE, Plan
+from reproduce.harness.results import State
+from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
+from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, SUPERVISOR, last_error
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+POLL_SECONDS = 0.3
+RETRIES = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left when the workflow ends, by run_id."""
+
+    failed: list[str]
+    missing: list[str]
+
+
+def carry_out(
+    plan: Plan, cores: int, recorded_seconds: dict[str, float], screen: Screen, retries: int = RETRIES
+) -> Outcome:
+    """Do all runs of a plan that are not done.
+
+    Raises `UserError` where another harness works in this checkout, `KeyboardInterrupt` (after everything was stopped)
+    on SIGINT and SIGTERM.
+    """
+    CACHE.mkdir(exist_ok=True)
+    lock_file = CACHE / "harness.lock"
+    with lock(lock_file, "a harness"), _sole_workflow(screen) as token, _signals_interrupt():
+        states = results.states(plan)
+        to_do = [name for name, state in states.items() if state != State.DONE]
+        if not to_do:
+            screen.line(f"all {len(states)} runs are done")
+            return Outcome([], [])
+        screen.line(f"{len(to_do)} of {len(states)} runs to do on {cores} cores")
+        if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
+            screen.line(f"first, pictures are generated in {plan.pictures}")
+        plan_file = plan.write()
+        events = plan_file.with_name(EVENTS)
+        events.write_bytes(b"")
+        environment = os.environ | {
+            SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")])),
+        }
+        progress = Progress(plan, cores, expectations(plan, recorded_seconds), states)
+        log = plan_file.with_name("snakemake.log")
+        with open(log, "wb") as noise, open(events) as news:
+            workflow = subprocess.Popen(
+                _command(plan_file.resolve(), cores, retries),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=noise,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone; we end the rest in order
+                pass_fds=(token,),
+            )
+            began = time.monotonic()
+            try:
+                _watch(workflow, news, progress, screen)
+            except KeyboardInterrupt as interrupt:
+                screen.line(f"stopping ({interrupt}) ...")
+                _end(workflow)
+                _tell(news, progress, screen)
+                screen.line("stopped; what was done is kept, and the same command continues from there")
+                raise
+            finally:
+                _end(workflow)
+                screen.close()
+        after = results.states(plan)
+        missing = [name for name, state in after.items() if state != State.DONE]
+        failed = [name for name in missing if plan.runs[name].failure.exists()]
+        if missing and not failed:
+            raise UserError(f"the workflow ended before its runs: {last_error(log) or 'its log says why'} (log: {log})")
+        screen.line(
+            f"{len(to_do) - len(missing)} runs done, {len(failed)} failed in {duration(time.monotonic() - began)}"
+        )
+        return Outcome(failed, missing)
+
+
+def _command(plan_file: Path, cores: int, retries: int) -> list[str]:
+    """Snakemake's argument vector. A result.json is whole or not there, so none is ever held for incomplete."""
+    state = (CACHE / "snakemake").resolve()
+    state.mkdir(exist_ok=True)
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(state)),
+        *("--config", f"plan={plan_file}", f"root={Path.cwd()}", f"retries={retries}"),
+        *("--cores", str(cores), "--keep-going", "--nolock", "--ignore-incomplete", "--rerun-triggers", "mtime"),
+        *("--scheduler", "greedy", "--runtime-source-cache-path", str(state / "sources")),
+        *("--profile", "none", "--workflow-profile", "none", "--nocolor"),
+    ]
+
+
+def _watch(workflow: subprocess.Popen[bytes], news: IO[str], progress: Progress, screen: Screen) -> None:
+    while workflow.poll() is None:
+        _tell(news, progress, screen)
+        screen.status(progress.status(time.time()))
+        with suppress(subprocess.TimeoutExpired):
+            workflow.wait(timeout=POLL_SECONDS)
+    _tell(news, progress, screen)
+
+
+def _tell(news: IO[str], progress: Progress, screen: Screen) -> None:
+    for line in news:
+        if sentence := progress.take(json.loads(line)):
+            screen.line(sentence)
+
+
+def _end(workflow: subprocess.Popen[Any]) -> None:
+    """End Snakemake and the keepers of its runs: they stop their runs at SIGTERM, and have the time to."""
+    deadline = time.monotonic() + GRACE_SECONDS + 10
+    while workflow.poll() is None:
+        over = time.monotonic() > deadline
+        os.killpg(workflow.pid, signal.SIGKILL if over else signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            workflow.wait(timeout=1)
+
+
+@contextmanager
+def _sole_workflow(screen: Screen, patience_seconds: int = GRACE_SECONDS + 15) -> Iterator[int]:
+    """Hold a lock that Snakemake inherits, and so keeps after a harness that was killed, until its runs have stopped.
+
+    Waits for it; gives the lock's file descriptor.
+    """
+    with open(CACHE / "workflow.lock", "a") as file:
+        deadline = time.monotonic() + patience_seconds
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        "runs of a harness that was killed are still going here; end them (ps lists them as"
+                        " reproduce.harness.workflow.start) and run the same command again"
+                    ) from error
+            if not told:
+                screen.line("waiting for the runs of a harness that was killed to stop ...")
+                told = True
+            time.sleep(POLL_SECONDS)
+        yield file.fileno()
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, and let the exception say which of the two it was."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data=DIR`."""
+
+import sys
+
+import torch
+from omegaconf import DictConfig
+
+from models.heads import MultiCropNet
+from models.swav import Swav, SwavConfig
+from reproduce.config import Crops, Network, Optimizer, compose, typed
+from reproduce.data.batches import crop_batches
+from reproduce.data.loader import StepSampler
+from reproduce.data.pictures import read_folders
+from reproduce.engine import checkpoint
+from reproduce.engine.distributed import device, process_group, rank, shared, world_size
+from reproduce.engine.loop import require_precision, train
+from reproduce.engine.optimizer import Larc
+from reproduce.engine.run import Run, running
+from reproduce.engine.schedule import warmup_cosine
+from reproduce.errors import exit_status
+
+
+def pretrain(cfg: DictConfig, run: Run) -> None:
+    """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
+    require_precision(cfg.precision)
+    crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
+    method_config = typed(cfg.method, SwavConfig, "method")
+    net = build_network(cfg, method_config.num_prototypes)
+    pictures = read_folders(run.dataset_root / cfg.dataset.train)
+    run.provenance["data_manifest_sha256"] = pictures.sha256()
+
+    method = Swav(method_config, net, len(pictures), cfg.batch_size)
+    optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
+    checkpoints = checkpoint.Checkpoints(
+        run.checkpoint, {"model": net, "method": method, "optimizer": optimizer}, cfg.logging.checkpoint_every_seconds
+    )
+    first_step = checkpoints.resume()
+    run.forget_after(first_step)
+
+    sampler = StepSampler(len(pictures), cfg.batch_size, cfg.epochs, cfg.seed, first_step, rank(), world_size())
+    num_steps = cfg.epochs * sampler.steps_per_epoch
+    warmup_steps = round(optim.warmup_epochs * sampler.steps_per_epoch)
+    batches = crop_batches(
+        pictures,
+        crops.views,
+        crops.augment,
+        crops.normalize,
+        sampler,
+        num_workers=cfg.cluster.num_workers,
+        device=device(),
+        on_bad=run.skip_or_stop,
+    )
+    train(
+        shared(net),
+        method,
+        optimizer,
+        (crops for crops, _ in batches),
+        lambda step: warmup_cosine(step, num_steps, warmup_steps, optim.lr, optim.final_lr, optim.warmup_start_lr),
+        first_step=first_step,
+        num_steps=num_steps,
+        batch_size=cfg.batch_size,
+        precision=cfg.precision,
+        tell=run.tell,
+        tell_every_steps=cfg.logging.every_steps,
+        after_step=checkpoints.save_if_due,
+    )
+    checkpoints.save(num_steps)
+
+
+def build_network(cfg: DictConfig, num_prototypes: int = 0) -> MultiCropNet:
+    """The network at its seeded initial weights, on the device."""
+    network = typed(cfg.network, Network, "network")
+    torch.manual_seed(cfg.seed)
+    net = MultiCropNet(
+        network.width, network.head_hidden, network.embedding, num_prototypes, head_batchnorm=network.head_batchnorm
+    )
+    return net.to(device()).to(memory_format=torch.channels_last)
+
+
+def keep_initial_weights(cfg: DictConfig, run: Run) -> None:
+    """The random trunk (method `none`): the checkpoint of a network that nothing trained."""
+    checkpoint.save(run.checkpoint, {"model": build_network(cfg).state_dict(), "step": 0})
+
+
+def main() -> int:
+    """Entry point: overrides on the command line, `result.json` and `checkpoint.pt` in the run's folder."""
+    cfg = compose("pretrain", sys.argv[1:])
+    torch.set_num_threads(cfg.cluster.num_threads)
+    with process_group(), running(cfg) as run:
+        (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run)
+        run.finish(run.last)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,145 @@
+"""Make .venv hold what a lock pins: python3.11 requirements/install.py run|dev
+
+Standard library only. Does nothing where .venv already holds it; one set-up at a time, others wait. A .venv that was
+left half-made by a killed set-up, moved, or installed from another lock is made anew.
+"""
+
+from __future__ import annotations  # an older Python must come as far as being told that it is too old
+
+import fcntl
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV, LOG, STAMP = ROOT / ".venv", ROOT / ".venv.log", ROOT / ".venv/locks.json"
+LOCKS = ("run", "dev")
+"""The second pins all of the first, and more."""
+
+PIN = re.compile(r"[\w.-]+==[\w.!+]+( --hash=sha256:[0-9a-f]{64})+")
+
+
+class SetupError(Exception):
+    """What went wrong, in one sentence."""
+
+
+def lock_file(name: str) -> Path:
+    """Path of a lock; `build` pins the tools that install the others."""
+    return ROOT / "requirements" / f"{name}.txt"
+
+
+def read(name: str) -> bytes:
+    """A lock's bytes, with the sentence for where they are missing."""
+    try:
+        return lock_file(name).read_bytes()
+    except OSError as error:
+        raise SetupError(f"cannot read requirements/{name}.txt ({error.strerror}): restore it from git") from error
+
+
+def verify(name: str) -> None:
+    """Raise `SetupError` unless a lock is a list of exact versions, each with its hashes."""
+    lines = [" ".join(line.split()) for line in read(name).decode(errors="replace").replace("\\\n", " ").splitlines()]
+    pins = [line for line in lines if line and not line.startswith("#")]
+    broken = [pin for pin in pins if not PIN.fullmatch(pin)]
+    if broken or not pins:
+        where = f"at {broken[0][:40]!r}" if broken else "(it pins nothing)"
+        raise SetupError(f"requirements/{name}.txt is damaged {where}: restore it from git")
+
+
+def digest(name: str) -> str:
+    """Hash of what a lock and the lock of its tools pin, whatever their comments."""
+    lines = [*read("build").splitlines(), *read(name).splitlines()]
+    return hashlib.sha256(b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))).hexdigest()
+
+
+def held() -> dict[str, str]:
+    """Digest of each lock that .venv holds completely; empty where .venv is missing, half-made or moved."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+        return stamp["locks"] if stamp["root"] == str(ROOT) and (VENV / "bin/python").exists() else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def call(arguments: list[str], failure: str, lock: int) -> None:
+    """Run a command, its output into the log, with a sign of life every 15 s. Raises `SetupError` where it fails.
+
+    The command holds `lock` as well: should this process alone be killed, the next set-up waits for the command to end.
+    """
+    with open(LOG, "a+") as log:
+        before, start = log.tell(), time.monotonic()
+        with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock]) as child:
+            try:
+                while True:
+                    try:
+                        status = child.wait(timeout=15)
+                        break
+                    except subprocess.TimeoutExpired:
+                        done = len(list(VENV.glob("lib/*/site-packages/*.dist-info")))
+                        print(f"  {time.monotonic() - start:.0f} s: {done} packages in .venv", flush=True)
+            except BaseException:
+                child.terminate()
+                raise
+        log.seek(before)
+        lines = [line.strip() for line in log if line.strip()]
+    if status:
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"exit status {status}"]
+        raise SetupError(f"{failure}: {errors[-1].replace('ERROR: ', '')} (more in {LOG.name})")
+
+
+def install(name: str, lock: int) -> None:
+    """Bring .venv to a lock: on top of the one that it extends, else from nothing."""
+    for each in ("build", name):
+        verify(each)
+    extends = name != LOCKS[0] and held().get(LOCKS[0]) == digest(LOCKS[0])
+    print(f"setting up .venv from requirements/{name}.txt (about 6 GB, a minute or more)", flush=True)
+    start = time.monotonic()
+    STAMP.unlink(missing_ok=True)  # from here on .venv counts as half-made
+    LOG.unlink(missing_ok=True)
+    if not extends:
+        call([sys.executable, "-m", "venv", "--clear", str(VENV)], f"{sys.executable} could not make .venv", lock)
+    pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--no-build-isolation"]
+    for each in ("build", name):
+        call([*pip, "--require-hashes", "-r", str(lock_file(each))], f"could not install requirements/{each}.txt", lock)
+    stamp = {"root": str(ROOT), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
+    STAMP.with_suffix(".new").write_text(json.dumps(stamp))
+    STAMP.with_suffix(".new").replace(STAMP)
+    print(f".venv is ready after {time.monotonic() - start:.0f} s")
+
+
+def main(arguments: list[str]) -> int:
+    """Set up one lock. Raises `SetupError` where that can't be."""
+    if sys.version_info < (3, 11):
+        raise SetupError(
+            f"Python 3.11 is needed, {sys.executable} is {sys.version.split()[0]}: say make PYTHON=python3.11"
+        )
+    if len(arguments) != 1 or arguments[0] not in LOCKS:
+        raise SetupError(f"say which lock: python3.11 requirements/install.py {'|'.join(LOCKS)}")
+    (name,) = arguments
+    if held().get(name) == digest(name):
+        return 0
+    with open(ROOT / ".venv.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another set-up of this checkout's .venv to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if held().get(name) != digest(name):
+            install(name, lock.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end pip too
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (SetupError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; the next set-up begins anew", file=sys.stderr)
+    sys.exit(2)

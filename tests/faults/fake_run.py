@@ -1,0 +1,32 @@
+"""Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt, and ends as MODE says:
+
+ok; wrong (a UserError: exit status 2); crash-once (dies, and does better at the next attempt); silent (no result).
+"""
+
+import fcntl
+import json
+import sys
+import time
+from pathlib import Path
+
+folder, seconds, mode = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+alive = open(folder / "fake.lock", "w")  # noqa: SIM115  # held as long as this process lives
+fcntl.flock(alive, fcntl.LOCK_EX)
+with open("starts.txt", "a") as starts:
+    starts.write(f"{folder.name}\n")
+crashed = folder / "crashed"
+if mode == "crash-once" and not crashed.exists():
+    crashed.touch()
+    raise SystemExit("out of luck")
+if mode == "silent":
+    raise SystemExit(0)
+if mode == "wrong":
+    failure = {"status": "failed", "exit_status": 2, "message": "the pictures are gone", "finished": ""}
+    (folder / "failure.json").write_text(json.dumps(failure))
+    raise SystemExit(2)
+time.sleep(seconds)
+metrics = dict.fromkeys(("top1", "map", "knn20", "knn200"), 50.0)
+result = {"run_id": folder.name, "metrics": metrics, "wall_seconds": seconds, "counts": {"num_test_images": 100}}
+temporary = folder / ".result.json"
+temporary.write_text(json.dumps(result))
+temporary.rename(folder / "result.json")

@@ -1,0 +1,247 @@
+"""The real Snakemake over runs that only pretend: each once, the rest goes on, and every way of being stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from reproduce.files import lock
+from reproduce.harness import check
+from reproduce.harness import plan as planning
+from reproduce.harness.plan import CODE, Plan, Request
+from reproduce.harness.workflow import start
+
+FAKE = Path(__file__).with_name("fake_run.py")
+
+HARNESS = """
+import sys
+from reproduce import __main__ as command_line
+from reproduce.engine import tracking
+from reproduce.errors import exit_status
+from reproduce.harness.plan import Run
+
+fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";") if item)
+
+def command(run):
+    seconds, _, mode = next((what for name, what in modes.items() if name in run.label), "0:ok").partition(":")
+    return [sys.executable, fake, run.folder, seconds, mode]
+
+Run.command = command
+tracking.log_table = lambda *verdicts: None
+raise SystemExit(exit_status(lambda: command_line.main(sys.argv[3:])))
+"""
+"""`python -m reproduce`, but for W&B and for what a run's process is: "knn=9:ok" lets every kNN take nine seconds."""
+
+PATIENCE_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables' configs, composed once."""
+    folder = tmp_path_factory.mktemp("composed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        planning.make(Request(("table3", "table7"), "smoke"))
+    return folder / planning.CACHE
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of one's own, with its pictures there."""
+    shutil.copytree(composed, tmp_path / planning.CACHE)
+    monkeypatch.chdir(tmp_path)
+    data = Path(planning.make(Request((), "smoke")).data)
+    data.mkdir(parents=True)
+    (data / "manifest.json").write_text("{}")
+    return tmp_path
+
+
+def popen(modes: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(CODE)}
+    command = [sys.executable, "-c", HARNESS, str(FAKE), modes, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def harness(modes: str, *arguments: str) -> tuple[int, str]:
+    process = popen(modes, *arguments)
+    out, _ = process.communicate(timeout=2 * PATIENCE_SECONDS)
+    return process.returncode, out
+
+
+@contextmanager
+def started(modes: str, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
+    """A harness in the background, from the moment on that a run named `until` has started."""
+    process = popen(modes, *arguments)
+    try:
+        wait_for(lambda: any(name.startswith(until) for name in starts()) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def starts() -> list[str]:
+    path = Path("starts.txt")
+    return path.read_text().split() if path.exists() else []
+
+
+def plan() -> Plan:
+    return planning.make(Request(("table7",), "smoke"))
+
+
+def running() -> list[str]:
+    """Runs that a process still works on."""
+    return [run.label for run in plan().runs.values() if start.is_held(Path(run.folder) / "fake.lock")]
+
+
+def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
+    modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
+    status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
+    assert status == check.INCOMPLETE, out
+    whole = planning.make(Request(("table3", "table7"), "smoke"))
+    times = Counter(starts())
+    assert {whole.runs[name].label: count for name, count in times.items() if count > 1} == {
+        "knn of random, seed 0": 2,  # a crash is tried again; a wrong request is not
+        "linear_inat18 of random, seed 0": 2,
+    }
+    assert set(times) == set(whole.runs)
+    assert out.count("failed  voc07_svm of ") == 2 and "the pictures are gone" in out
+    assert "failed  linear_inat18 of random, seed 0: the process ended well but left no result.json" in out
+    assert "7 runs done, 3 failed" in out
+    assert out.splitlines()[-1] == "report: reports/smoke/index.html"
+    verdicts = {(judged.verdict, row.method, key) for t in check.check(whole) for row, key, judged in t.judged()}
+    failed = sorted((method, key) for verdict, method, key in verdicts if verdict == "failed")
+    assert failed == [("Random trunk", "inat18"), ("Random trunk", "voc07"), ("SwAV", "voc07")]
+
+    status, out = harness("", "reproduce", "table3", "table7", "--cores", "4")
+    assert status == check.AGREES, out
+    assert "3 of 10 runs to do" in out
+    assert sum((Counter(starts()) - times).values()) == 3
+    assert not list(Path("results").rglob("failure.json"))
+
+    status, out = harness("", "run", "table3", "table7")
+    assert (status, "all 10 runs are done" in out) == (0, True)
+
+
+def test_a_failed_pretraining_fails_its_evaluations() -> None:
+    status, out = harness("swav_800ep, =0:wrong", "reproduce", "table7", "--cores", "2")
+    assert status == check.INCOMPLETE
+    assert "swav_800ep, seed 0 failed: the pictures are gone" in out
+    assert Counter(starts()).most_common(1)[0][1] == 1
+
+
+def test_killed_and_run_again_it_goes_on() -> None:
+    with started("knn of=60:ok", "run", "table7", "--cores", "2", until="knn") as process:
+        process.kill()
+        process.wait()
+        before = starts()
+        done = {run.run_id for run in plan().runs.values() if run.result.exists()}
+        status, out = harness("", "run", "table7", "--cores", "2")
+    assert status == 0, out
+    again = starts()[len(before) :]
+    assert done and set(again) == set(plan().runs) - done  # what was done stands, what was cut off is done again
+    assert len(again) == len(set(again))
+    assert running() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_leaves_nothing_behind(number: signal.Signals) -> None:
+    with started("knn of=60:ok", "reproduce", "table7", "--cores", "2", until="knn") as process:
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130, out
+    assert "the same command continues from there" in out
+    assert running() == []
+    assert not list(Path("results").rglob("failure.json"))  # stopped is not failed
+
+
+def test_a_second_harness_refuses() -> None:
+    Path(".cache").mkdir(exist_ok=True)
+    with lock(Path(".cache/harness.lock"), "a harness"):
+        status, out = harness("", "run", "table7")
+    assert status == 2
+    assert f"error: a harness is already running here (process {os.getpid()}" in out
+    assert starts() == []
+
+
+def test_a_cut_result_is_named_and_kept() -> None:
+    assert harness("", "run", "table7", "--cores", "4")[0] == 0
+    cut = next(run for run in plan().runs.values() if run.name == "knn").result
+    cut.write_text(cut.read_text()[:20])
+    for command in ("reproduce", "run", "check", "plan"):
+        status, out = harness("", command, "table7")
+        assert status == 2
+        assert f"error: {cut} is cut short" in out.splitlines()[-1]
+    assert len(cut.read_text()) == 20
+
+
+def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
+    """The generator itself is refused here: its folder is a file."""
+    manifest = next(Path(".cache").rglob("manifest.json"))
+    manifest.unlink()
+    manifest.parent.rmdir()
+    manifest.parent.write_text("in the way")
+    status, out = harness("", "run", "table7")
+    assert status == 2
+    assert "error: the workflow ended before its runs" in out
+    assert starts() == []
+
+
+def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
+    run = next(run for run in plan().runs.values() if run.name == "random")
+    events = Path("reports/smoke") / start.EVENTS
+    with lock(Path(run.folder) / ".lock", "the run"):
+        process = popen("", "run", "table7", "--cores", "4")
+        wait_for(lambda: events.exists() and '"wait"' in events.read_text())
+        subprocess.run([sys.executable, str(FAKE), run.folder, "0", "ok"], check=True)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, out
+    assert f"waiting for another process that is doing {run.label}" in out
+    assert Counter(starts())[run.run_id] == 1
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "GRACE_SECONDS", 0.2)
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == b"here\n"
+    start.stop(process)
+    assert process.returncode == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
+    suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    assert start.execute(suicide, tmp_path / "run") == 128 + 9
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["message"] == "the process was ended by SIGKILL; the machine may have run out of memory"
+
+
+def test_a_wrong_request_is_final(tmp_path: Path) -> None:
+    failure = tmp_path / "failure.json"
+    assert not start.is_final(failure)
+    for said, final in (({"exit_status": 2}, True), ({"status": "collapsed"}, True), ({"exit_status": 1}, False)):
+        failure.write_text(json.dumps(said))
+        assert start.is_final(failure) is final

@@ -1,0 +1,236 @@
+"""Runs that are killed, shared, fed broken files or refused."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from reproduce import evaluate, pretrain
+from reproduce.engine import checkpoint
+from reproduce.engine.loop import train
+from reproduce.engine.run import TrainingFailed
+from reproduce.errors import UserError, exit_status
+from reproduce.files import read_json, write_json
+from tests.runs import TINY, curve, run, tiny_pictures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root)
+    return root
+
+
+def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:
+    """An entry point in this process: exit status and stderr."""
+    monkeypatch.setattr("sys.argv", ["run", *overrides])
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = exit_status(main)
+    return status, stderr.getvalue()
+
+
+def weights(results: Path) -> dict[str, torch.Tensor]:
+    (path,) = results.glob("*/*/checkpoint.pt")
+    return checkpoint.load(path)["model"]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5])
+def test_resumed_equals_uninterrupted_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    common = (*TINY, "experiment=swav_800ep", f"paths.data={data}", "logging.checkpoint_every_seconds=0")
+    queue = ("method.queue_length=10", "method.queue_start_epochs=1")
+    assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'whole'}")[0] == 0
+
+    def kill(self: checkpoint.Checkpoints, step: int) -> None:
+        self.save(step)
+        if step == killed_after:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save_if_due", kill)
+        with pytest.raises(Killed):
+            call(pretrain.main, patch, *common, *queue, f"paths.results={tmp_path / 'killed'}")
+    assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'killed'}")[0] == 0
+
+    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "killed")]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    still = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
+    common = (*TINY, *still, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
+    for processes in (1, 2):
+        done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / str(processes)}", processes=processes)
+        assert done.returncode == 0, done.stderr
+    alone, shared = ([point["loss"] for point in curve(tmp_path / name)] for name in ("1", "2"))
+    # Pictures, crops, BatchNorm and assignments, over epochs. Nothing learns here: a small, untrained R50 makes
+    # gradients of single-precision rounding. That steps agree is shown in double precision, in
+    # tests/unit/engine/test_distributed.py.
+    assert shared == pytest.approx(alone, rel=1e-4)
+    assert len(set(alone)) == 6
+
+
+def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    tiny_pictures(root)
+    broken = sorted((root / "imagenet" / "train").glob("*/*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    common = (*TINY, "experiment=swav_800ep", f"paths.data={root}", f"paths.results={tmp_path / 'results'}")
+
+    status, said = call(pretrain.main, monkeypatch, *common)
+    assert status == 2
+    assert str(broken) in said
+    assert "Traceback" not in said
+    (failure,) = (tmp_path / "results").glob("smoke/*/failure.json")
+    assert str(broken) in read_json(failure)["message"]
+
+    status, said = call(pretrain.main, monkeypatch, *common, "on_bad_image=skip")
+    assert status == 0
+    (result,) = (tmp_path / "results").glob("smoke/*/result.json")
+    assert read_json(result)["counts"]["num_skipped_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["experiment=swav_80ep"], "did you mean 'swav_800ep'?"),
+        (["scale=smok"], "did you mean 'smoke'?"),
+        (["optimizer.learning_rate=1"], "there is no config key 'optimizer.learning_rate'"),
+        (["method.epsilonn=1"], "did you mean 'method.epsilon'"),
+        (["epochs=many"], "could not be converted to Integer (at epochs)"),
+        (["method.temperature=warm"], "config method.temperature"),
+        (["precision=fp8"], "did you mean"),
+        (["paths.data=/nowhere"], "DATA folder /nowhere is not there"),
+        (["paths.data=.", "data=cifar10"], "cifar10 is not there"),
+        (["batch_size=4000"], "fewer than one batch of 4000"),
+    ],
+)
+def test_a_wrong_request_ends_in_one_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
+) -> None:
+    asked = [*TINY, f"paths.data={data}", f"paths.results={tmp_path}", *overrides]
+    names = {item.split("=")[0] for item in overrides}
+    asked = [item for item in asked if item in overrides or item.split("=")[0] not in names]
+    status, said = call(pretrain.main, monkeypatch, *asked)
+    assert status == 2
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_a_missing_folder_of_a_voc_set_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").mkdir(parents=True)
+    status, said = call(
+        evaluate.main, monkeypatch, "eval=voc07_svm", "checkpoint=x.pt", f"paths.data={tmp_path}",
+        f"paths.results={tmp_path / 'results'}", "logging.wandb=false",
+    )  # fmt: skip
+    assert status == 2
+    assert f"folder {tmp_path}/VOCdevkit/VOC2007/Annotations is not there" in said
+
+
+def test_a_full_disk_while_saving_is_a_sentence_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / "checkpoint.pt", {"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: the disk is full"):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"step": 2})
+    assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_cut_json_file_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"metrics": {"top1": 1.0}})
+    text = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").write_text(text[:20])
+    with pytest.raises(UserError, match=r"result\.json is cut short or damaged"):
+        read_json(tmp_path / "result.json")
+
+
+def test_a_run_refuses_a_folder_that_another_process_works_in(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = (*TINY, "experiment=random", f"paths.data={data}", f"paths.results={tmp_path}")
+    said = []
+    original = pretrain.keep_initial_weights
+
+    def start_another(cfg, run_) -> None:  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(pretrain, "keep_initial_weights", original)
+        said.append(call(pretrain.main, monkeypatch, *common))
+
+    monkeypatch.setattr(pretrain, "keep_initial_weights", start_another)
+    assert call(pretrain.main, monkeypatch, *common)[0] == 0
+    ((status, sentence),) = said
+    assert status == 2
+    assert f"is already running here (process {os.getpid()}" in sentence
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    class Diverges:
+        def before_forward(self) -> None: ...
+
+        def loss(self, embeddings, *_):  # type: ignore[no-untyped-def]
+            return embeddings.sum() * float("nan"), {}
+
+        def after_backward(self, step: int) -> None: ...
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
+
+    class Net(torch.nn.Linear):
+        def forward(self, crops):  # type: ignore[no-untyped-def]
+            return super().forward(crops[0]), None
+
+    net = Net(2, 2)
+    with pytest.raises(TrainingFailed, match="the loss is nan at step 1"):
+        train(
+            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [[torch.ones(1, 2)]], lambda _: 0.1,
+            first_step=0, num_steps=1, batch_size=1, precision="fp32", tell=print, tell_every_steps=1,
+            after_step=print,
+        )  # fmt: skip
+
+
+def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = (f"paths.data={data}", f"paths.results={tmp_path}", "logging.wandb=false", "cluster.num_workers=0")
+    assert call(pretrain.main, monkeypatch, *TINY, "experiment=random", f"paths.results={tmp_path}")[0] == 0
+    (made,) = tmp_path.glob("smoke/random-*/checkpoint.pt")
+    expected = {
+        "knn": {"knn20", "knn200"},
+        "linear_places205": {"top1", "top5", "top1_best"},
+        "linear_inat18": {"top1", "top5", "top1_best"},
+        "linear_imagenet": {"top1", "top5", "top1_best"},
+        "voc07_svm": {"map"},
+    }
+    from reproduce.config import options
+
+    assert set(options("eval")) == set(expected)
+    for name, metrics in expected.items():
+        few = ["protocol.epochs=1", "protocol.batch_size=8"] if name.startswith("linear") else []
+        status, said = call(evaluate.main, monkeypatch, f"eval={name}", f"checkpoint={made.parent.name}", *few, *common)
+        assert status == 0, said
+        (path,) = tmp_path.glob(f"smoke/{name}-*/result.json")
+        result = json.loads(path.read_text())
+        assert set(result["metrics"]) == metrics
+        assert all(0 <= value <= 100 for value in result["metrics"].values())
+        assert result["parents"] == [made.parent.name]
+        assert result["counts"]["num_test_images"] > 0
+        assert len(result["provenance"]["checkpoint_sha256"]) == 64

@@ -1,0 +1,54 @@
+"""A pretraining small enough for a test: real config, real files, real process, seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce.data import generate
+
+CHECKOUT = Path(__file__).parents[1]
+TINY = (
+    "scale=smoke", "data=generated", "network.width=0.0625", "network.head_hidden=16", "network.embedding=8",
+    "batch_size=10", "epochs=3", "logging.every_steps=1", "cluster.num_threads=1",
+    "cluster.num_workers=0", "logging.wandb=false",
+)  # fmt: skip
+"""Overrides: three epochs of two steps."""
+
+
+def tiny_pictures(root: Path) -> None:
+    """The generated sets with two pictures of each class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "CLASS_SETS", tuple(replace(s, num_train=2, num_val=2) for s in generate.CLASS_SETS))
+        patch.setattr(generate, "VOC_SPLITS", {"trainval": 60, "test": 30})
+        generate.generate(root)
+
+
+def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
+    """The argument vector of a run."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, "-m", module, *overrides]
+
+
+def run(module: str, *overrides: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start a run and wait for its end."""
+    return subprocess.run(
+        command(module, *overrides, processes=processes),
+        cwd=CHECKOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def curve(results: Path) -> list[dict[str, Any]]:
+    """The points of the one run below `results`."""
+    (path,) = results.glob("*/*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,39 @@
+"""Two and four processes calculate what one process calculates on the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "ranks.py"
+
+
+def outcome(processes: int, output: Path) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    done = subprocess.run([sys.executable, *launcher, SCRIPT, output], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(output, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return outcome(1, tmp_path_factory.mktemp("alone") / "out.pt")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_calculate_as_one(alone: dict[str, Any], tmp_path: Path, processes: int) -> None:
+    together = outcome(processes, tmp_path / "out.pt")
+    # Four steps; Sinkhorn runs in single precision, all else here in double.
+    torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)
+    share = len(together["assignments"])
+    torch.testing.assert_close(together["assignments"], alone["assignments"][:share], rtol=1e-5, atol=1e-7)
+    for name, value in alone["running"].items():
+        torch.testing.assert_close(together["running"][name], value, rtol=1e-5, atol=1e-7)
+    for name, value in alone["gradients"].items():
+        # A bias in front of a BatchNorm has no gradient but rounding.
+        torch.testing.assert_close(
+            together["gradients"][name], value, rtol=1e-5, atol=1e-6 * float(value.norm()) + 1e-9
+        )

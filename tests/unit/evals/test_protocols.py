@@ -1,0 +1,77 @@
+"""The evaluations' cores against independent calculations."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from evals.knn import vote
+from evals.linear import Protocol, learning_rate, top_hits
+from evals.setting import Pixels
+from evals.voc07_svm import average_precision, best_cost
+
+
+def test_knn_votes_equal_brute_force() -> None:
+    torch.manual_seed(0)
+    queries, bank = F.normalize(torch.randn(300, 5), dim=1), F.normalize(torch.randn(60, 5), dim=1)
+    labels = torch.randint(0, 4, (60,))
+    ours = vote(queries, bank, labels, [3, 20, 200], 0.07)
+    for row, k in enumerate((3, 20, 200)):
+        for query, got in zip(queries.numpy(), ours[row].tolist(), strict=True):
+            similarity = bank.numpy() @ query
+            weights = np.zeros(4)
+            for neighbour in np.argsort(-similarity)[:k]:
+                weights[labels[neighbour]] += np.exp(similarity[neighbour] / 0.07)
+            assert got == weights.argmax()
+
+
+def test_average_precision_by_hand() -> None:
+    # Ranked: hit, miss, hit, hit. Precision at the hits 1, 2/3, 3/4; made non-increasing from the right: 1, 3/4, 3/4.
+    truth, scores = np.array([True, False, True, True]), np.array([0.9, 0.8, 0.7, 0.6])
+    assert average_precision(truth, scores) == pytest.approx((1 + 0.75 + 0.75) / 3)
+
+
+def test_average_precision_is_no_lower_than_the_area_without_the_envelope() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, scores = rng.random(50) < 0.3, rng.random(50)
+        plain = average_precision_score(truth, scores)
+        assert plain <= average_precision(truth, scores) <= plain + 0.15
+
+
+def test_the_cost_is_scikit_learns_own_choice() -> None:
+    rng = np.random.default_rng(1)
+    present = rng.random(90) < 0.4
+    rows = rng.normal(size=(90, 6)) + present[:, None] * 0.5
+    costs = [0.01, 0.1, 1.0, 10.0]
+    search = GridSearchCV(
+        LinearSVC(class_weight={True: 2, False: 1}, dual=True, max_iter=2000, random_state=0),
+        {"C": costs},
+        scoring=lambda svm, x, y: average_precision(y, svm.decision_function(x)),
+        cv=StratifiedKFold(3),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(rows, present)
+    assert best_cost(rows, present, costs, 3) == search.best_params_["C"]
+
+
+def test_top_hits() -> None:
+    logits = torch.eye(7)[:3] + torch.arange(7) * 0.01
+    assert top_hits(logits, torch.tensor([0, 6, 1])).tolist() == [1, 2]
+
+
+def test_schedules_of_the_paper() -> None:
+    places = Protocol("linear", 28, 256, 0.01, 0.9, 1e-4, "steps", [0.25, 0.5, 0.75], Pixels(256, 224))
+    rates = [learning_rate(places, epoch) for epoch in range(28)]
+    drops = [epoch for epoch in range(1, 28) if rates[epoch] < rates[epoch - 1]]
+    assert drops == [7, 14, 21]
+    assert rates[-1] == pytest.approx(1e-5)
+    imagenet = Protocol("linear", 100, 256, 0.3, 0.9, 1e-6, "cosine", [], Pixels(256, 224))
+    assert [learning_rate(imagenet, epoch) for epoch in (0, 50)] == pytest.approx([0.3, 0.15])

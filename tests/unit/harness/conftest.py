@@ -1,0 +1,68 @@
+"""A checkout of one's own for the harness, and runs that are done without doing anything."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce.harness import plan as planning
+from reproduce.harness import tables
+from reproduce.harness.plan import Plan, Request, Run
+
+METRICS = {"knn": ("knn20", "knn200"), "voc07_svm": ("map",)}
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configs that the tests ask for most, composed once."""
+    folder = tmp_path_factory.mktemp("composed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        planning.make(Request(("table3", "table7"), "smoke"))
+        planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+        planning.make(Request(("table3",), "paper", (0, 1, 2)))
+    return folder / planning.CACHE
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the tables of the checkout, nothing recorded, nothing done."""
+    shutil.copytree(composed, tmp_path / planning.CACHE)
+    shutil.copytree(tables.TABLES, tmp_path / "tables")
+    (tmp_path / "tables" / "smoke" / "recorded.yaml").unlink(missing_ok=True)
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "tables")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def smoke(checkout: Path) -> Plan:
+    """The plan of both smoke tables."""
+    return planning.make(Request(("table3", "table7"), "smoke"))
+
+
+@pytest.fixture
+def finish() -> Callable[..., None]:
+    """Write a run's result.json, parents' before: `finish(run, 50.0)`."""
+
+    def write(run: Run, value: float = 50.0, **more: Any) -> None:
+        names = METRICS.get(run.name, ("top1", "top5")) if run.kind == "evaluate" else ()
+        result = {
+            "run_id": run.run_id,
+            "kind": run.kind,
+            "name": run.name,
+            "seed": run.seed,
+            "metrics": dict.fromkeys(names, value),
+            "counts": {"num_skipped_images": 0, "num_test_images": 1000},
+            "parents": run.parents,
+            "wall_seconds": 12.0,
+            "peak_memory_gb": 1.5,
+            "provenance": {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}},
+        }
+        run.result.parent.mkdir(parents=True, exist_ok=True)
+        run.result.write_text(json.dumps(result | more))
+
+    return write

@@ -1,0 +1,80 @@
+"""Recording: what is written is what was measured, and nothing is recorded that nobody could make again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.errors import UserError
+from reproduce.harness import baseline
+from reproduce.harness import plan as planning
+from reproduce.harness.plan import Plan, Request
+
+
+@pytest.fixture
+def five(checkout: Path) -> Plan:
+    return planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+
+
+def test_what_is_written_is_read(five: Plan, finish: Callable[..., None]) -> None:
+    for run in five.runs.values():
+        finish(run, 50.0 + run.seed, wall_seconds=10.0 + run.seed)
+    text = baseline.write(five).read_text()
+    recorded = baseline.load("smoke")
+    cell = recorded.cells["swav_800ep/knn/knn20"]
+    assert cell.values == [50.0, 51.0, 52.0, 53.0, 54.0]
+    assert cell.num_test_images == 1000
+    assert "mean: 52.0" in text and "sd: 1.5811" in text
+    assert recorded.wall_seconds["evaluate/knn"] == 12.0
+    assert recorded.header["commit"] == "c" * 40
+    assert recorded.header["seeds"] == [0, 1, 2, 3, 4]
+    assert recorded.header["packages"] == {"torch": "2"}
+
+
+def test_nothing_recorded_is_empty(checkout: Path) -> None:
+    assert baseline.load("smoke").cells == {}
+
+
+def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
+    with pytest.raises(UserError, match=r"20 runs have no result|\d+ runs have no result"):
+        baseline.write(five)
+    assert not baseline.path("smoke").exists()
+
+
+@pytest.mark.parametrize(
+    ("provenance", "says"),
+    [
+        ({"git_commit": "c" * 40, "git_dirty": True, "packages": {}}, "uncommitted code"),
+        ({"git_commit": "d" * 40, "git_dirty": False, "packages": {}}, "2 commits"),
+    ],
+)
+def test_results_of_unknown_code_are_refused(
+    five: Plan, finish: Callable[..., None], provenance: dict[str, object], says: str
+) -> None:
+    for run in five.runs.values():
+        finish(run)
+    finish(run, provenance=provenance)
+    with pytest.raises(UserError, match=says):
+        baseline.write(five)
+    baseline.write(five, allow_dirty=True)
+    assert baseline.load("smoke").header["dirty"] == provenance["git_dirty"]
+
+
+def test_a_dirty_checkout_is_refused_before_anything_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "git", lambda *arguments: " M models/swav.py" if "status" in arguments else "c" * 40)
+    with pytest.raises(UserError, match="--allow-dirty"):
+        main(["record"])
+
+
+def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
+    with pytest.raises(UserError, match="too few"):
+        main(["record", "--seeds", "4"])
+    with pytest.raises(UserError, match="nothing to record"):
+        main(["record", "--allow-dirty", "--scale", "paper"])
+
+
+def test_a_damaged_record_is_named(checkout: Path) -> None:
+    baseline.path("smoke").write_text("cells: 3")
+    with pytest.raises(UserError, match=r"recorded.yaml is damaged"):
+        baseline.load("smoke")

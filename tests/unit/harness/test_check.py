@@ -1,0 +1,220 @@
+"""From results to verdicts, files and exit statuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from reproduce.errors import UserError
+from reproduce.harness import baseline, check, tables
+from reproduce.harness import plan as planning
+from reproduce.harness.check import Judged
+from reproduce.harness.plan import Plan, Request
+from reproduce.harness.statistics import Verdict
+
+PRINTED = {"linear_places205": 56.7, "voc07_svm": 88.9, "linear_inat18": 48.6}
+
+
+def paper(*seeds: int) -> Plan:
+    return planning.make(Request(("table3",), "paper", seeds or (0,)))
+
+
+def record(finish: Callable[..., None]) -> None:
+    """Record five seeds of Table 7: 49, 50, 51, 50, 50."""
+    plan = planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    for run in plan.runs.values():
+        finish(run, [49.0, 50.0, 51.0, 50.0, 50.0][run.seed])
+    baseline.write(plan)
+
+
+def swav(plan: Plan, checked: list[check.Checked]) -> dict[str, Judged]:
+    return {key: judged for row, key, judged in checked[0].judged() if row.method == "SwAV"}
+
+
+def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = paper()
+    for run in plan.runs.values():
+        finish(run, PRINTED.get(run.name, 0.0) + {"voc07_svm": 1.0, "linear_inat18": -0.8}.get(run.name, 0.0))
+    checked = check.check(plan)
+    verdicts = {key: str(judged.verdict) for key, judged in swav(plan, checked).items()}
+    assert verdicts == {
+        "places205": "within",
+        "voc07": "better",
+        "inat18": "within",
+        "voc0712_ap50": "not run",
+        "coco_ap": "not run",
+    }
+    assert check.exit_status(checked) == check.DISAGREES
+    voc07 = swav(plan, checked)["voc07"]
+    assert (voc07.expected, voc07.mean) == (88.9, 89.9)
+    assert voc07.difference == pytest.approx(1.0)
+    assert voc07.margin is not None and voc07.margin.source
+
+
+def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = paper(0, 1, 2)
+    for run in plan.runs.values():
+        finish(run, PRINTED.get(run.name, 0.0) + 0.1 * run.seed)
+    checked = check.check(plan)
+    places = swav(plan, checked)["places205"]
+    assert places.verdict == Verdict.REPRODUCED
+    assert places.values == {0: 56.7, 1: pytest.approx(56.8), 2: pytest.approx(56.9)}
+    assert places.interval is not None and places.interval[0] < 56.8 < places.interval[1]
+    assert check.exit_status(checked) == check.AGREES
+
+
+def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
+    checked = check.check(paper())
+    verdicts = {(row.method, key): judged for row, key, judged in checked[0].judged()}
+    assert verdicts["PIRL", "voc07"].verdict == Verdict.REPORTED
+    assert verdicts["Supervised", "voc07"].verdict == Verdict.NOT_RUN
+    assert all(judged.reason.endswith(".") for judged in verdicts.values())
+    assert checked[0].cells[1]["inat18"] is None  # RotNet: the paper prints a dash
+
+
+def test_a_missing_run_is_incomplete_and_a_rows_own_not_run_is_not(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = paper()
+    assert check.exit_status(check.check(plan)) == check.INCOMPLETE
+    for run in plan.runs.values():
+        finish(run, PRINTED.get(run.name, 0.0))
+    assert check.exit_status(check.check(plan)) == check.AGREES
+
+
+def test_one_failed_seed_fails_the_cell(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = paper(0, 1, 2)
+    collapsed = next(run for run in plan.runs.values() if run.kind == "pretrain" and run.seed == 1)
+    for run in plan.runs.values():
+        if run.seed != 1:
+            finish(run, PRINTED.get(run.name, 0.0))
+    collapsed.failure.parent.mkdir(parents=True)
+    collapsed.failure.write_text(json.dumps({"status": "collapsed", "exit_status": 1, "message": "loss stuck at ln K"}))
+    checked = check.check(plan)
+    places = swav(plan, checked)["places205"]
+    assert places.verdict == Verdict.FAILED
+    assert places.reason == "swav_800ep, seed 1 collapsed: loss stuck at ln K"
+    assert check.exit_status(checked) == check.INCOMPLETE
+
+
+def test_nothing_recorded_is_no_baseline(smoke: Plan, finish: Callable[..., None]) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    checked = check.check(smoke)
+    assert {judged.verdict for table in checked for _, _, judged in table.judged()} == {Verdict.NO_BASELINE}
+    assert check.exit_status(checked) == check.AGREES
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(50.5, "within"), (80.0, "better"), (20.0, "worse")])
+def test_against_recorded_numbers(checkout: Path, finish: Callable[..., None], value: float, verdict: str) -> None:
+    record(finish)
+    plan = planning.make(Request(("table7",), "smoke"))
+    for run in plan.runs.values():
+        finish(run, value)
+    checked = check.check(plan)
+    for _, _, judged in checked[0].judged():
+        assert (judged.verdict, judged.expected) == (verdict, 50.0)
+        assert judged.interval is not None and judged.interval[0] < 50 < judged.interval[1]
+        assert "config has changed" not in judged.reason
+
+
+def test_a_table_checked_alone_is_judged_as_in_company(checkout: Path, finish: Callable[..., None]) -> None:
+    record(finish)
+    alone = check.check(planning.make(Request(("table7",), "smoke")))[0].cells
+    company = check.check(planning.make(Request(("table3", "table7"), "smoke")))[1].cells
+    assert alone == company
+
+
+def test_a_config_changed_since_the_recording_is_told(checkout: Path, finish: Callable[..., None]) -> None:
+    record(finish)
+    path = baseline.path("smoke")
+    path.write_text(path.read_text().replace("run_id: knn-s0-", "run_id: knn-s0-0"))
+    checked = check.check(planning.make(Request(("table7",), "smoke")))
+    assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].judged())
+
+
+def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., None]) -> None:
+    record(finish)
+    plan = planning.make(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    for run in plan.runs.values():
+        finish(run, 90.0)
+    assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
+
+
+@pytest.mark.parametrize("content", ['{"run_id": "knn-s0', "", "[]", '{"run_id": "another", "metrics": {}}'])
+def test_a_cut_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None], content: str) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    knn.result.write_text(content)
+    with pytest.raises(UserError, match=f"{knn.result}.*delete it and run"):
+        check.check(smoke)
+    assert knn.result.read_text() == content
+
+
+def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[..., None]) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    finish(knn, metrics={"knn20": 50.0})
+    with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200'"):
+        check.check(smoke)
+
+
+def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = paper()
+    for run in plan.runs.values():
+        if run.name != "voc07_svm":
+            finish(run, PRINTED.get(run.name, 0.0) + (5.0 if run.name == "linear_inat18" else 0.04))
+    checked = check.check(plan)
+    assert check.write(plan, checked) == checked  # all of it is news
+    data = json.loads(Path("reports/paper/table3.json").read_text())
+    cell = data["rows"][-1]["cells"]["inat18"]
+    assert (cell["verdict"], cell["mean"], cell["margin"]["points"]) == ("better", 53.6, 0.8)
+    assert data["rows"][1]["cells"]["coco_ap"] is None
+    assert len(data["runs"]) == 4
+    text = Path("reports/paper/table3.md").read_text()
+    assert "| SwAV | 56.7 → **56.7** ✓ within | 88.9 ○ not run | 48.6 → **53.6** ▲ better |" in text
+    assert "| MoCo | 46.9† ○ not run |" in text
+    suite = ElementTree.parse("reports/paper/junit.xml").getroot()[0]
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": str(sum(checked[0].score().values())),
+        "failures": "1",
+        "errors": "1",
+        "skipped": str(sum(checked[0].score().values()) - 3),
+    }
+
+
+def test_the_same_verdicts_are_no_news(checkout: Path) -> None:
+    plan = paper()
+    assert check.write(plan, check.check(plan))
+    assert check.write(plan, check.check(plan)) == []
+
+
+def test_every_verdict_is_shown() -> None:
+    assert set(check.SYMBOLS) == set(Verdict)
+    assert len(set(check.SYMBOLS.values())) == len(Verdict)
+
+
+def test_tracking_never_fails_a_check(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.engine import tracking
+
+    def fail(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(tracking, "log_table", fail)
+    plan = paper()
+    assert check.track(plan, check.check(plan)) == "OSError: no network"
+
+
+def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.engine import tracking
+
+    sent = []
+    monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
+    plan = paper()
+    assert check.track(plan, check.check(plan)) is None
+    ((name, scale, folder, columns, rows),) = sent
+    assert (name, scale, folder) == ("table3", "paper", Path("reports/paper"))
+    assert all(len(row) == len(columns) for row in rows)
+    assert len(rows) == sum(value is not None for row in tables.load(name, scale).rows for value in row.cells.values())

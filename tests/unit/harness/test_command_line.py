@@ -1,0 +1,95 @@
+"""The command line: every wrong request is one sentence and exit status 2, before anything runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce import __main__ as command_line
+from reproduce.__main__ import main
+from reproduce.errors import UserError, exit_status
+from reproduce.harness.plan import Plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "tabel3"], "did you mean 'table3'"),
+        (["plan", "table3", "--scale", "smol"], "no scale 'smol': did you mean 'smoke'"),
+        (["run", "table3", "--cluster", "slurm"], "no cluster 'slurm'"),
+        (["run", "table3", "--from", "released"], "no --from released"),
+        (["run", "table3", "--seeds", "0"], "count from 1"),
+        (["run", "table3", "--cores", "many"], "invalid int value: 'many'"),
+        (["run", "table3", "--data", "nowhere"], "the folder nowhere given as DATA is not there"),
+        (["run", "table3", "--scale", "paper"], "needs DATA"),
+        (["reproduce", "table3", "--scale", "paper", "--data", "nowhere"], "the folder nowhere given as DATA"),
+        (["run", "table3", "--data-config", "generatd"], "did you mean 'generated'"),
+        (["run"], "the following arguments are required: TABLE"),
+        (["rum", "table3"], "invalid choice: 'rum'"),
+        (["pretrain", "swav_80ep"], "no experiment 'swav_80ep': did you mean 'swav_800ep'"),
+        (["evaluate", "knnn", "--checkpoint", "x"], "no evaluation 'knnn': did you mean 'knn'"),
+        (["evaluate", "knn"], "required: --checkpoint"),
+        (["pretrain", "swav_800ep", "epoch=3"], "no config key 'epoch'"),
+        (["report", "table3"], "was checked yet"),
+    ],
+)
+def test_a_wrong_request(checkout: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert exit_status(lambda: main(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error
+    assert error.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_plan_prints_a_line_a_run(smoke: Plan, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    knn = next(run for run in smoke.runs.values() if run.name == "random")
+    finish(knn)
+    assert main(["plan", "table3", "table7", "--cores", "2"]) == 0
+    out = capsys.readouterr().out
+    for run in smoke.runs.values():
+        assert run.run_id in out
+    assert "10 cells need 10 runs, of which 9 are to do" in out
+
+
+def test_check_ends_with_its_meaning(
+    smoke: Plan, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "table3"]) == 3
+    assert "a needed run failed or is missing" in capsys.readouterr().out
+    for run in smoke.runs.values():
+        finish(run)
+    assert main(["check", "table3"]) == 0
+    assert "no baseline" in capsys.readouterr().out
+    assert main(["report", "table3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report: reports/smoke/index.html"
+
+
+def test_a_done_run_is_not_done_again(
+    smoke: Plan, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
+    finish(swav)
+    assert main(["pretrain", "swav_800ep"]) == 0
+    assert f"already done: {swav.result}" in capsys.readouterr().out
+
+
+def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "tables at scale smoke: table3, table7" in out
+    assert "swav_800ep" in out and "voc07_svm" in out
+
+
+def test_stopping_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "_list", stop)
+    assert main(["list"]) == command_line.INTERRUPTED
+
+
+def test_a_missing_dataset_is_named(checkout: Path) -> None:
+    pytest.importorskip("reproduce.data.catalogue")
+    (checkout / "data" / "imagenet").mkdir(parents=True)
+    with pytest.raises(UserError, match="places205"):
+        main(["run", "table3", "--data", "data"])

@@ -1,0 +1,144 @@
+"""Equal runs are one; a change of a config makes new runs of what depends on it, and of nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce import config
+from reproduce.errors import UserError
+from reproduce.harness import plan as planning
+from reproduce.harness import results
+from reproduce.harness.plan import Plan, Request
+from reproduce.harness.results import State
+
+Finish = Callable[..., None]
+
+
+def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
+    assert Counter((run.kind, run.name) for run in smoke.runs.values()) == {
+        ("pretrain", "swav_800ep"): 1,
+        ("pretrain", "random"): 1,
+        ("evaluate", "linear_places205"): 2,
+        ("evaluate", "voc07_svm"): 2,
+        ("evaluate", "linear_inat18"): 2,
+        ("evaluate", "knn"): 2,
+    }
+    assert len(smoke.cells) == 10
+    swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
+    assert smoke.cells_of(swav.run_id) == 5
+    knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.of == "swav_800ep")
+    assert smoke.cells_of(knn.run_id) == 2  # both columns of Table 7
+    assert knn.parents == [swav.run_id]
+
+
+def test_runs_are_named_as_they_name_themselves(smoke: Plan) -> None:
+    for run in smoke.runs.values():
+        cfg = config.compose(run.kind, run.overrides)
+        assert (config.run_id(cfg), str(config.run_dir(cfg))) == (run.run_id, run.folder)
+
+
+def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
+    plan = planning.make(Request(("table7",), "smoke", seeds=(0, 1, 2)))
+    assert len(plan.runs) == 12
+    assert all(sorted(cell.runs) == [0, 1, 2] for cell in plan.cells)
+    assert all(plan.runs[run.parents[0]].seed == run.seed for run in plan.runs.values() if run.parents)
+
+
+def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
+    plan = planning.make(Request(("table3",), "paper"))
+    assert {(cell.row, cell.column) for cell in plan.cells} == {
+        ("SwAV", key) for key in ("places205", "voc07", "inat18")
+    }
+    assert plan.data == ""  # not said yet, and planning does not need it
+
+
+def test_generated_pictures_go_below_the_cache(checkout: Path) -> None:
+    plan = planning.make(Request(("table7",), "smoke"))
+    assert plan.pictures == plan.data and plan.data.startswith(".cache/")
+    assert planning.make(Request(("table7",), "smoke", data=str(checkout / "mine"))).pictures == ""
+
+
+def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None:
+    odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
+    plan = planning.make(Request(("table7",), "smoke", data=odd))
+    for run in plan.runs.values():
+        assert config.compose(run.kind, run.overrides).paths.data == odd
+
+
+def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:
+    request = Request((), "smoke")
+    swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
+    assert list(planning.one(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
+    (alone,) = planning.one(request, "evaluate", "knn", checkpoint=swav.run_id).runs
+    assert alone in smoke.runs
+
+
+def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'generated'"):
+        planning.make(Request(("table7",), "smoke", data_config="generatd"))
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "changed"),
+    [
+        ("eval/knn.yaml", "num_neighbors: [20, 200]", "num_neighbors: [20, 199]", {"knn"}),
+        (
+            "experiment/swav_800ep.yaml",
+            "name: swav_800ep",
+            "name: swav_800ep\nprecision: bf16",
+            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm"},
+        ),
+        ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
+    ],
+)
+def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
+    smoke: Plan, finish: Finish, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str, changed: set[str]
+) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    shutil.copytree(planning.CODE / "reproduce" / "conf", Path("code/reproduce/conf"))
+    shutil.copy(planning.CODE / "reproduce" / "config.py", "code/reproduce/config.py")
+    monkeypatch.setattr(planning, "CODE", Path("code").resolve())
+    monkeypatch.setattr(config, "CONF", Path("code/reproduce/conf").resolve())
+    conf = config.CONF / file
+    assert before in conf.read_text()
+    conf.write_text(conf.read_text().replace(before, after))
+    again = planning.make(smoke.request)
+    new = [again.runs[name] for name, state in results.states(again).items() if state != State.DONE]
+    assert {run.name for run in new} == changed
+    if file.startswith("experiment"):
+        assert {run.of for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
+
+
+def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    assert set(results.states(smoke).values()) == {State.DONE}
+    swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
+    swav.result.unlink()
+    swav.failure.write_text("{}")
+    states = results.states(smoke)
+    assert states[swav.run_id] == State.FAILED
+    assert {smoke.runs[name].of for name, state in states.items() if state == State.TO_DO} == {"swav_800ep"}
+    finish(swav)  # now it is newer than what was measured on its forerunner
+    os.utime(swav.result, (2**31, 2**31))
+    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "heavy"), [("plan", {"torch", "wandb", "sklearn", "matplotlib"}), ("check", {"torch"})]
+)
+def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[str]) -> None:
+    script = (
+        f"import sys; from reproduce.__main__ import main; main([{command!r}, 'table3', 'table7']);"
+        f" sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(planning.CODE), "WANDB_MODE": "disabled"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,120 @@
+"""What a person sees while runs go on."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from reproduce.harness.plan import Plan, Run
+from reproduce.harness.results import states
+from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations, schedule
+
+
+def run(name: str, parents: tuple[str, ...] = (), cores: int = 1) -> Run:
+    return Run(name, "evaluate", name, 0, f"results/{name}", [], list(parents), cores, 1, "generated")
+
+
+def event(run_id: str, what: str, time: float, attempt: int = 1, **more: object) -> dict[str, object]:
+    return {"run_id": run_id, "event": what, "time": time, "attempt": attempt, **more}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (26_490, "7 h 21 min")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_schedule_packs_cores_and_waits_for_parents() -> None:
+    runs = [run("a", cores=2), run("b", ("a",)), run("c", ("a",)), run("d", ("a",))]
+    seconds = {"a": 10.0, "b": 5.0, "c": 3.0, "d": 4.0}
+    assert schedule(runs, seconds, 1, set()) == 22
+    assert schedule(runs, seconds, 2, set()) == 17
+    assert schedule(runs, seconds, 8, set()) == 15
+    assert schedule(runs[1:], seconds, 8, set()) == 5  # their parent is done
+    assert schedule([], {}, 2, set()) == 0
+    assert schedule(runs, dict.fromkeys(seconds, 0.0), 1, set()) == 0
+
+
+def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, finish: Callable[..., None]) -> None:
+    expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
+    progress = Progress(smoke, 2, expected, states(smoke))
+    smoke_cores = {each.run_id: each.cores for each in smoke.runs.values()}
+    at_first = progress.seconds_to_go(0.0)
+    assert at_first is not None
+    if set(smoke_cores.values()) == {2}:
+        assert at_first == 280
+    swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
+    assert progress.take(event(swav.run_id, "start", 0.0)) == "start   swav_800ep, seed 0"
+    assert progress.seconds_to_go(50.0) == pytest.approx(at_first - 50)
+    finish(swav)
+    assert (
+        progress.take(event(swav.run_id, "end", 200.0, exit_status=0))
+        == "done    swav_800ep, seed 0: no metrics (3 min 20 s)"
+    )
+    assert progress.seconds_to_go(200.0) == pytest.approx(2 * (at_first - 100))  # this machine takes twice as long
+    assert progress.status(200.0).startswith("1/10 done | about ")
+
+
+def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
+    swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
+    alone = replace(smoke, runs={swav.run_id: swav})
+    progress = Progress(alone, 2, {}, states(alone))
+    assert progress.seconds_to_go(0.0) is None
+    metrics = swav.result.with_name("metrics.jsonl")
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text(json.dumps({"step": 100, "num_steps": 400}) + "\n")
+    progress.take(event(swav.run_id, "start", 0.0))  # it goes on from step 100
+    with open(metrics, "a") as file:
+        file.write(json.dumps({"step": 200, "num_steps": 400}) + '\n{"step": 3')
+    assert progress.seconds_to_go(60.0) == pytest.approx(120)
+    assert progress.status(60.0) == "0/1 done | swav_800ep, seed 0 (step 200/400) | about 2 min 00 s to go"
+
+
+def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
+    progress = Progress(smoke, 2, {}, states(smoke))
+    swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
+    progress.take(event(swav.run_id, "start", 0.0))
+    swav.failure.parent.mkdir(parents=True)
+    swav.failure.write_text(json.dumps({"status": "collapsed", "exit_status": 1, "message": "loss stuck at ln K"}))
+    said = progress.take(event(swav.run_id, "end", 9.0, exit_status=1))
+    assert said == f"collapsed swav_800ep, seed 0: loss stuck at ln K\n        log: {swav.log}"
+    assert len(progress.left()) == 5  # what builds on it cannot be done
+    assert "1 failed" in progress.status(9.0)
+
+
+def test_finished_runs_tell_how_long_the_next_will_take(smoke: Plan, finish: Callable[..., None]) -> None:
+    for each in smoke.runs.values():
+        if each.name == "knn":
+            finish(each, wall_seconds=7.0)
+    assert expectations(smoke, {"evaluate/knn": 99.0, "pretrain/random": 1.0}) == {
+        "evaluate/knn": 7.0,
+        "pretrain/random": 1.0,
+    }
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_changing_line() -> None:
+    screen = Screen(Terminal())
+    screen.status("1/3 done")
+    screen.status("2/3 done")
+    screen.line("done knn")
+    screen.close()
+    assert screen.out.getvalue() == "1/3 done\r\x1b[2K2/3 done\r\x1b[2Kdone knn\n"  # type: ignore[attr-defined]
+
+
+def test_a_pipe_has_plain_lines_only() -> None:
+    screen = Screen(io.StringIO())
+    screen.status("1/3 done")
+    screen.line("done knn")
+    screen._at -= 60
+    screen.status("2/3 done")
+    screen.status("2/3 done")
+    assert screen.out.getvalue() == "done knn\n2/3 done\n"  # type: ignore[attr-defined]

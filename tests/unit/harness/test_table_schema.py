@@ -1,0 +1,62 @@
+"""A table's YAML is checked as it is read: the file, the key, and what would be right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reproduce.errors import UserError
+from reproduce.harness import tables
+
+
+def change(checkout: Path, edit: str) -> None:
+    """Run `edit` on the plain data `table` of the paper's Table 7."""
+    path = checkout / "tables" / "paper" / "table7.yaml"
+    table = yaml.safe_load(path.read_text())
+    exec(edit, {"table": table})
+    path.write_text(yaml.safe_dump(table, sort_keys=False))
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ("table['captoin'] = table.pop('caption')", "no key 'captoin' in a table: did you mean 'caption'"),
+        ("del table['section']", "the table needs a value for 'section'"),
+        ("table['expected'] = 'recordet'", "expected is 'recordet'; did you mean 'recorded'"),
+        ("table['table'] = 'table8'", "the file is named 'table7'"),
+        ("table['columns']['knn20']['decimals'] = 'one'", r"columns.knn20.decimals should be of type int"),
+        ("table['columns']['knn20']['eval'] = None", "columns.knn20 needs either an eval or a reason"),
+        ("del table['columns']['knn20']['metric']", "columns.knn20 names an eval; it needs a metric"),
+        ("del table['columns']['knn20']['margin']", "columns.knn20 needs a margin"),
+        ("del table['columns']['knn20']['margin']['source']", "columns.knn20.margin needs a value for 'source'"),
+        ("table['rows'][3]['not_run'] = 'because'", r"rows\[3\] \(SwAV\) needs exactly one of"),
+        ("del table['rows'][3]['cells']['knn20']", r"rows\[3\] \(SwAV\): cells should be those of the columns"),
+        ("table['rows'][3]['rerun_by_authors'] = ['knn2']", "no column 'knn2': did you mean 'knn20'"),
+        ("table['rows'][3]['cells'] = 59.2", r"rows\[3\].cells should be of type"),
+        ("table['rows'] = 3", "rows should be of type"),
+    ],
+)
+def test_a_wrong_table_is_refused(checkout: Path, edit: str, says: str) -> None:
+    change(checkout, edit)
+    with pytest.raises(UserError, match=says) as refused:
+        tables.load("table7", "paper")
+    assert "table7.yaml" in str(refused.value)
+
+
+def test_what_is_no_yaml_is_refused(checkout: Path) -> None:
+    (checkout / "tables" / "smoke" / "table3.yaml").write_text("table: [")
+    with pytest.raises(UserError, match=r"table3.yaml is not valid YAML"):
+        tables.load("table3", "smoke")
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="no table 'tabel3' at scale smoke: did you mean 'table3'"):
+        tables.load("tabel3", "smoke")
+    with pytest.raises(UserError, match="no scale 'smok': did you mean 'smoke'"):
+        tables.load("table3", "smok")
+
+
+def test_table10_comes_after_table9(checkout: Path) -> None:
+    for name in ("table10", "table9"):
+        (checkout / "tables" / "paper" / f"{name}.yaml").touch()
+    assert tables.names("paper") == ["table3", "table7", "table9", "table10"]

@@ -1,0 +1,111 @@
+"""The arithmetic of verdicts against closed forms and scipy.stats, and the promised false alarm rate."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reproduce.harness import statistics
+from reproduce.harness.statistics import FAMILY_LEVEL, Interval, Verdict
+
+
+def test_mean_and_sd() -> None:
+    assert statistics.mean([1.0, 2.0, 6.0]) == 3.0
+    assert statistics.sd([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7))
+    assert statistics.sd([1.0]) is None
+
+
+@pytest.mark.parametrize(("probability", "degrees"), [(0.95, 2), (0.9995, 4), (0.5, 1), (0.1, 30)])
+def test_t_quantile_is_that_of_scipy_stats(probability: float, degrees: int) -> None:
+    assert statistics.t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees))
+
+
+def test_t_quantile_with_one_degree_of_freedom_is_a_tangent() -> None:
+    assert statistics.t_quantile(0.95, 1) == pytest.approx(math.tan(math.pi * 0.45))
+
+
+def test_binomial_se() -> None:
+    assert statistics.binomial_se(50.0, 10_000) == 0.5
+    assert statistics.binomial_se(100.0, 10) == 0.0
+
+
+def test_mean_interval_is_that_of_scipy_stats() -> None:
+    values = [56.1, 56.9, 56.4, 57.0]
+    ours = statistics.mean_interval(values, 0.90)
+    low, high = stats.t.interval(0.90, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [(56.7, "within"), (57.5, "within"), (55.9, "within"), (57.51, "better"), (55.89, "worse")],
+)
+def test_one_seed_is_never_reproduced(value: float, verdict: str) -> None:
+    assert statistics.against_printed([value], 56.7, 0.8) == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([56.6, 56.7, 56.8], "reproduced"),
+        ([57.4, 57.5, 57.6], "inconclusive"),
+        ([56.0, 57.0, 58.0], "inconclusive"),
+        ([58.0, 58.1, 58.2], "better"),
+        ([54.0, 54.1, 54.2], "worse"),
+        ([56.7, 56.7], "reproduced"),
+    ],
+)
+def test_several_seeds(values: list[float], verdict: str) -> None:
+    assert statistics.against_printed(values, 56.7, 0.8) == verdict
+
+
+def test_reproduced_is_two_one_sided_tests_at_five_percent() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = list(rng.normal(50, 0.5, size=4) + rng.normal(0, 0.5))
+        above = stats.ttest_1samp(values, 49.2, alternative="greater").pvalue
+        below = stats.ttest_1samp(values, 50.8, alternative="less").pvalue
+        equivalent = max(above, below) < 0.05
+        assert (statistics.against_printed(values, 50.0, 0.8) == Verdict.REPRODUCED) == equivalent
+
+
+def test_prediction_interval_follows_the_spread_of_the_seeds() -> None:
+    recorded = [40.0, 50.0, 60.0, 45.0, 55.0]
+    interval = statistics.prediction_interval(recorded, 2, 10**9, num_cells=10, family_level=0.05)
+    half = stats.t.ppf(1 - 0.0025, 4) * np.std(recorded, ddof=1) * math.sqrt(1 / 5 + 1 / 2)
+    assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
+
+
+def test_prediction_interval_is_no_narrower_than_the_test_set_resolves() -> None:
+    interval = statistics.prediction_interval([50.0] * 5, 1, 100, num_cells=1, family_level=0.05)
+    half = stats.norm.ppf(0.975) * 5.0 * math.sqrt(1 / 5 + 1)
+    assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
+
+
+@pytest.mark.parametrize(("num_recorded", "num_new"), [(5, 1), (8, 3)])
+def test_false_alarm_rate_of_a_whole_check_is_as_promised(num_recorded: int, num_new: int) -> None:
+    """Ten cells that share half of their variance, as those of one checkpoint do; a test set too large to matter."""
+    rng, num_checks, num_cells, level = np.random.default_rng(1), 4000, 10, 0.05
+
+    def draw(num_seeds: int) -> np.ndarray:
+        shared = rng.normal(size=(num_checks, 1, num_seeds))
+        return 50 + (shared + rng.normal(size=(num_checks, num_cells, num_seeds))) / math.sqrt(2)
+
+    recorded, new = draw(num_recorded), draw(num_new).mean(axis=2)
+    quantile = statistics.t_quantile(1 - level / num_cells / 2, num_recorded - 1)
+    half = quantile * recorded.std(axis=2, ddof=1) * math.sqrt(1 / num_recorded + 1 / num_new)
+    alarms = np.abs(new - recorded.mean(axis=2)) > half
+    example = statistics.prediction_interval(list(recorded[0, 0]), num_new, 10**12, num_cells, level)
+    assert example.high - example.low == pytest.approx(2 * half[0, 0])
+    standard_error = math.sqrt(level * (1 - level) / num_checks)
+    assert alarms.any(axis=1).mean() < level + 3 * standard_error
+    assert alarms.mean() == pytest.approx(level / num_cells, abs=3 * math.sqrt(level / num_cells / num_checks / 2))
+
+
+def test_recorded_numbers_have_a_family_level() -> None:
+    assert 0 < FAMILY_LEVEL < 0.05
+    same = Interval(40.0, 50.0)
+    assert statistics.against_recorded([50.0], same) == Verdict.WITHIN
+    assert statistics.against_recorded([49.0, 53.0], same) == Verdict.BETTER
+    assert statistics.against_recorded([30.0], same) == Verdict.WORSE

@@ -1,0 +1,38 @@
+"""Sinkhorn's closed forms, and its safety in half precision."""
+
+import torch
+
+from models.sinkhorn import sinkhorn
+
+
+def scores(batch: int, prototypes: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, prototypes, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_every_sample_weighs_one_and_every_prototype_the_same() -> None:
+    assignments = sinkhorn(scores(48, 12), epsilon=0.5, num_iterations=200)
+    torch.testing.assert_close(assignments.sum(dim=1), torch.ones(48))
+    torch.testing.assert_close(assignments.sum(dim=0), torch.full((12,), 4.0), rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_scores_that_overflow_give_what_single_precision_gives() -> None:
+    high = scores(16, 8).half()  # exp(1 / 0.05) is 4.9e8; half precision ends at 65504
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            assignments = sinkhorn(high.to(dtype), epsilon=0.05, num_iterations=3)
+        assert assignments.dtype == torch.float32
+        torch.testing.assert_close(assignments, sinkhorn(high.to(dtype).float(), 0.05, 3))
+        assert assignments.isfinite().all()
+
+
+def test_scores_are_left_as_they_were() -> None:
+    given = scores(8, 4)
+    before = given.clone()
+    sinkhorn(given, 0.05, 3)
+    torch.testing.assert_close(given, before, rtol=0, atol=0)
+
+
+def test_a_constant_added_to_all_scores_changes_nothing() -> None:
+    torch.testing.assert_close(
+        sinkhorn(scores(8, 4) + 50, 0.05, 3), sinkhorn(scores(8, 4), 0.05, 3), rtol=1e-3, atol=1e-5
+    )

@@ -1,0 +1,187 @@
+"""The commands, the locks and their installer, and the shape of the checkout."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUSE = {".ci", ".git", "docker", "evals", "models", "reproduce", "requirements", "tables", "tests"}
+LOCKS = ("build", "run", "dev")
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def targets() -> list[str]:
+    return re.findall(r"^([a-z][a-z%-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def pins(lock: Path) -> dict[str, list[str]]:
+    """Requirement -> its hashes."""
+    found = {}
+    for line in lock.read_text().replace("\\\n", " ").splitlines():
+        if line.strip() and not line.strip().startswith("#"):
+            requirement, *hashes = line.split()
+            found[requirement] = hashes
+    return found
+
+
+def test_help_lists_every_target_and_variable() -> None:
+    listed = re.findall(r"^  make (\S+) +\S", make("help"), re.MULTILINE)
+    assert listed == [target.replace("%", "*") for target in targets()]
+    variables = re.findall(r"^([A-Z_]+) [?]=.*#", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^  ([A-Z_]+) +\S", make("help"), re.MULTILINE) == variables
+
+
+def test_help_is_the_default_and_names_tables_and_experiments() -> None:
+    text = make()
+    assert text == make("help")
+    for path in [*ROOT.glob("tables/*/table*.yaml"), *ROOT.glob("reproduce/conf/e[vx]*/*.yaml")]:
+        assert re.search(rf"\b{path.stem}\b", text), path
+
+
+def test_variables_reach_the_command_line_whole() -> None:
+    printed = make(
+        "--dry-run", "plan-table3", "DATA=/my pictures/it's $$HOME", "SEEDS=3", "CORES=2", "SKIP_BAD_IMAGES=1"
+    )
+    command = next(line for line in printed.splitlines() if "-m reproduce" in line).split(" ", 1)[1]
+    words = subprocess.run(["sh", "-c", f'printf "%s\\n" {command}'], check=True, capture_output=True, text=True).stdout
+    picked = [
+        "--scale",
+        "smoke",
+        "--data",
+        "/my pictures/it's $HOME",
+        "--skip-bad-images",
+        "--seeds",
+        "3",
+        "--cores",
+        "2",
+    ]
+    assert words.splitlines() == ["-m", "reproduce", "plan", "table3", *picked]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_versions_with_hashes_and_names_no_host_and_no_path(name: str) -> None:
+    lock = ROOT / "requirements" / f"{name}.txt"
+    assert pins(lock)
+    for requirement, hashes in pins(lock).items():
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", requirement)
+        assert hashes
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+    assert not re.search(r"://|--(extra-)?index|--find-links|\.org|\.com|(^|[\s=])[/~]", lock.read_text(), re.MULTILINE)
+
+
+def test_what_runs_need_is_pinned_alike_for_changes() -> None:
+    run, dev = (pins(ROOT / "requirements" / f"{name}.txt") for name in ("run", "dev"))
+    assert run.items() <= dev.items()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_library_has_a_reason_and_is_locked(name: str) -> None:
+    locked = {requirement.split("==")[0] for requirement in pins(ROOT / "requirements" / f"{name}.txt")}
+    for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines():
+        if line and not line.startswith(("#", "-")):
+            requirement, reason = line.split("#")
+            assert reason.strip()
+            assert requirement.split("==")[0].strip() in locked
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout that has only its requirements/."""
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    return tmp_path
+
+
+def install(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the installer; pip would find no package."""
+    command = [sys.executable, "-B", str(checkout / "requirements/install.py"), *arguments]
+    no_packages = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | no_packages)
+
+
+def pretend_installed(checkout: Path, name: str) -> None:
+    """Write the stamp that a set-up of this lock leaves behind."""
+    script = f"import sys, install, json; print(json.dumps({{n: install.digest(n) for n in {(name,)}}}))"
+    command = [sys.executable, "-B", "-c", script]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkout / "requirements").stdout
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to(sys.executable)
+    (checkout / ".venv/locks.json").write_text(json.dumps({"root": str(checkout), "locks": json.loads(printed)}))
+
+
+def damage(checkout: Path, name: str = "run") -> None:
+    """Cut a lock off inside its first hash: a set-up that goes on says so, before it makes anything."""
+    lock = checkout / "requirements" / f"{name}.txt"
+    text = lock.read_text()
+    lock.write_text(text[: text.index("sha256:") + 20])
+
+
+def test_set_up_does_nothing_where_the_stamp_matches(checkout: Path) -> None:
+    pretend_installed(checkout, "dev")
+    done = install(checkout, "dev")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (checkout / ".venv.lock").exists()
+
+
+def test_a_stamp_of_another_lock_does_not_count(checkout: Path) -> None:
+    pretend_installed(checkout, "run")
+    damage(checkout)
+    assert install(checkout, "run").returncode == 2
+
+
+def test_a_stamp_of_another_place_does_not_count(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pretend_installed(checkout, "run")
+    moved = tmp_path_factory.mktemp("moved") / "checkout"
+    checkout.rename(moved)
+    done = install(moved, "run")
+    assert done.returncode == 2
+    assert "could not install requirements/build.txt" in done.stderr
+    assert not (moved / ".venv/locks.json").exists()
+
+
+def test_a_damaged_lock_is_one_sentence_and_leaves_no_stamp(checkout: Path) -> None:
+    damage(checkout)
+    done = install(checkout, "run")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: requirements/run.txt is damaged at '.+': restore it from git\n", done.stderr)
+    assert not (checkout / ".venv/locks.json").exists()
+
+
+def test_a_missing_lock_and_a_wrong_word_are_one_sentence(checkout: Path) -> None:
+    (checkout / "requirements/dev.txt").unlink()
+    assert install(checkout, "dev").stderr == (
+        "error: cannot read requirements/dev.txt (No such file or directory): restore it from git\n"
+    )
+    assert install(checkout, "all").stderr == "error: say which lock: python3.11 requirements/install.py run|dev\n"
+
+
+def test_a_second_set_up_waits_for_the_first_and_says_so(checkout: Path) -> None:
+    damage(checkout)
+    with open(checkout / ".venv.lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        command = [sys.executable, "-B", str(checkout / "requirements/install.py"), "run"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "waiting for another set-up of this checkout's .venv to end\n"
+            assert second.poll() is None
+            fcntl.flock(first, fcntl.LOCK_UN)
+            assert "is damaged" in second.communicate()[1]
+    assert second.returncode == 2
+
+
+def test_the_top_level_holds_the_house_and_nothing_else() -> None:
+    made_by_commands = {
+        line.strip("/\n") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")
+    }
+    folders = {entry.name for entry in ROOT.iterdir() if entry.is_dir()}
+    assert folders - made_by_commands <= HOUSE
+    assert HOUSE - folders <= {".git", "docker"}
