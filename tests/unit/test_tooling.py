@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HOUSE = {".ci", ".git", "docker", "evals", "models", "reproduce", "requirements", "tables", "tests"}
+HOUSE = {".ci", ".git", "docker", "docs", "evals", "models", "reproduce", "requirements", "tables", "tests"}
 LOCKS = ("build", "run", "dev")
 
 

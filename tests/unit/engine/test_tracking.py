@@ -1,0 +1,91 @@
+"""W&B: what an offline run holds, read back with wandb's own reader; a service that is down; keys."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from reproduce.engine import tracking
+from tests.runs import TINY, run, tiny_pictures
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def records(folder: Path) -> list[Any]:
+    """Every record of the one tracked run below `folder`."""
+    (path,) = folder.rglob("*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(path))
+    found = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        found.append(record)
+    return found
+
+
+def item(update: Any) -> tuple[str, Any]:
+    return update.key or ".".join(update.nested_key), json.loads(update.value_json)
+
+
+def test_an_offline_run_holds_config_curves_and_summary(tmp_path: Path) -> None:
+    tracker = tracking.Tracker(tmp_path, "swav-s0", "table3-smoke", "pretrain", {"optimizer": {"lr": 0.6}})
+    tracker.log({"loss": 4.5}, step=10)
+    tracker.log({"loss": 4.25}, step=20)
+    tracker.finish({"knn20": 41.5})
+    assert tracker.problem is None
+
+    found = records(tmp_path)
+    (started,) = [record.run for record in found if record.WhichOneof("record_type") == "run"][:1]
+    assert started.run_group == "table3-smoke"
+    assert started.job_type == "pretrain"
+    config = dict(item(update) for update in started.config.update)
+    assert config["optimizer"] == {"lr": 0.6}
+    curve = [dict(item(value) for value in record.history.item) for record in found if record.HasField("history")]
+    assert [(point["_step"], point["loss"]) for point in curve] == [(10, 4.5), (20, 4.25)]
+    summary = dict(item(update) for record in found if record.HasField("summary") for update in record.summary.update)
+    assert summary["knn20"] == 41.5
+
+
+def test_a_checks_table_is_logged(tmp_path: Path) -> None:
+    tracking.log_table("table7", "smoke", tmp_path, ["row", "verdict"], [["SwAV", "within"]])
+    (written,) = tmp_path.rglob("*.table.json")
+    assert json.loads(written.read_text())["data"] == [["SwAV", "within"]]
+
+
+def test_a_key_without_a_network_costs_a_moment_and_is_written_nowhere(tmp_path: Path) -> None:
+    """A real run, with a key, against a service that nobody answers at."""
+    tiny_pictures(tmp_path / "data")
+    overrides = [text for text in TINY if not text.startswith("logging.wandb")]
+    done = run(
+        "reproduce.pretrain",
+        *overrides,
+        "experiment=random",
+        f"paths.data={tmp_path / 'data'}",
+        f"paths.results={tmp_path / 'results'}",
+        WANDB_API_KEY=KEY,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_MODE="online",
+    )
+    assert done.returncode == 0, done.stderr
+    assert KEY not in done.stdout + done.stderr
+    written = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert any(path.name == "result.json" for path in written)
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(("key", "mode", "online"), [("", "", False), (KEY, "", True), (KEY, "offline", False)])
+def test_online_only_with_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, mode: str, online: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc of whoever runs the tests
+    monkeypatch.delenv("NETRC", raising=False)
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode)):
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    assert tracking._has_key() == online
