@@ -268,11 +268,14 @@ def _keys(kind: Kind) -> list[str]:
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
-    """The part of a config that decides what a run computes, as plain data."""
+    """The part of a config that decides what a run computes, as plain data. A checkpoint file counts by its content."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     kept = {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
     kept["scale"] = kept["scale"]["name"]
+    checkpoint = Path(str(kept.get("checkpoint", "")))
+    if checkpoint.is_file():
+        kept["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return kept
 
 

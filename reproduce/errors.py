@@ -1,11 +1,15 @@
 """Errors that a person can mend: one clear sentence and an exit status, never a traceback."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
 
 REQUEST_IS_WRONG = 2
 """Exit status of a wrong request, config or input (DESIGN.md, Contracts)."""
+
+
+DISK_IS_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 class UserError(Exception):
@@ -22,9 +26,15 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
-    """Run an entry point; a `UserError` becomes a sentence on stderr and status 2."""
+    """Run an entry point; a `UserError` or a full disk becomes a sentence on stderr and status 2."""
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REQUEST_IS_WRONG
+        sentence = str(error)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        sentence = f"{DISK_IS_FULL[error.errno]}{where}; make room and run the same command again"
+    print(f"error: {sentence}", file=sys.stderr)
+    return REQUEST_IS_WRONG

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reproduce.errors import UserError
+from reproduce.errors import DISK_IS_FULL, UserError
 
 
 def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -30,10 +30,9 @@ def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        if error.errno not in {*reasons, errno.EROFS, errno.EACCES}:
+        if error.errno not in {*DISK_IS_FULL, errno.EROFS, errno.EACCES}:
             raise
-        reason = reasons.get(error.errno, error.strerror)
+        reason = DISK_IS_FULL.get(error.errno, error.strerror)
         raise UserError(f"could not write {path}: {reason}; make room there and run the same command again") from error
     finally:
         if temporary is not None and os.path.exists(temporary):

@@ -4,7 +4,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -15,7 +15,17 @@ from reproduce.files import write_with
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values; a reader never sees a part of the file."""
-    write_with(path, lambda file: torch.save(state, file))
+    write_with(path, lambda file: _write(state, file))
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # Closing its archive on a full disk, torch hides the system's error behind one of its own.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:

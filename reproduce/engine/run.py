@@ -1,5 +1,6 @@
 """One run's folder: its lock, config, curves, and in the end its result or its failure."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -131,8 +132,10 @@ class Run:
         write_json(self.folder / "result.json", result)
 
     def fail(self, status: str, exit_status: int, sentence: str) -> None:
-        """Leave the reason behind; the next attempt removes it."""
-        if is_main():
+        """Leave the reason behind, where there is room for it; the next attempt removes it."""
+        if not is_main():
+            return
+        with contextlib.suppress(UserError, OSError):
             record = {
                 "status": status,
                 "exit_status": exit_status,

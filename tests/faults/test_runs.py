@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,18 @@ def test_a_full_disk_while_saving_is_a_sentence_and_keeps_the_old_file(
         checkpoint.save(tmp_path / "checkpoint.pt", {"step": 2})
     assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_disk_that_fills_while_torch_writes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 2000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "write_with", lambda _, write: write(Full()))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"weights": torch.zeros(10_000)})
 
 
 def test_a_cut_json_file_is_named(tmp_path: Path) -> None:
