@@ -142,6 +142,8 @@ def _print_plan(plan: Plan, cores: int) -> None:
     in_all = progress.seconds_to_go(0.0)
     time = f", about {duration(in_all)} on {cores} cores" if in_all else ""
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {num_to_do} are to do{time}")
+    if elsewhere := results.data_elsewhere(plan):
+        print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
 
 
 def _carry_out(plan: Plan, cores: int) -> bool:
@@ -157,6 +159,8 @@ def _carry_out(plan: Plan, cores: int) -> bool:
 
 def _refuse_missing_data(plan: Plan) -> None:
     """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
+    if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
+        raise UserError(f"the folder {plan.data} given as DATA is not there")
     states = results.states(plan)
     to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE]
     if plan.pictures or not to_do:
@@ -166,8 +170,6 @@ def _refuse_missing_data(plan: Plan) -> None:
         raise UserError(
             f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
         )
-    if not Path(plan.data).is_dir():
-        raise UserError(f"the folder {plan.data} given as DATA is not there")
     from reproduce import config
     from reproduce.data import catalogue
 

@@ -71,5 +71,14 @@ def states(plan: Plan) -> dict[str, State]:
     return found
 
 
+def data_elsewhere(plan: Plan) -> str:
+    """Another folder than DATA that finished runs read their pictures from ("" for none): DATA names no run."""
+    if not plan.data:
+        return ""
+    done = [result for run in plan.runs.values() if (result := read(run)) is not None]
+    roots = {str(result.get("provenance", {}).get("data_root", "")) for result in done} - {""}
+    return ", ".join(sorted(root for root in roots if Path(root).resolve() != Path(plan.data).resolve()))
+
+
 def _newer(parent: Run, run: Run) -> bool:
     return parent.result.stat().st_mtime > run.result.stat().st_mtime

@@ -1,0 +1,50 @@
+"""Every experiment and evaluation, resolved, at every scale: a default that changes shows in the diff of these files.
+
+To take a change up: `python -m tests.golden.test_experiments`, and read the diff.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.heads import MultiCropNet
+from reproduce.config import compose, identity, options
+
+GOLDEN = Path(__file__).parent
+
+
+def resolved(scale: str) -> str:
+    """All that decides what runs compute at a scale, as YAML."""
+    requests = {name: ("pretrain", [f"experiment={name}"]) for name in options("experiment")}
+    requests |= {name: ("evaluate", [f"eval={name}", "checkpoint=any"]) for name in options("eval")}
+    configs = {
+        name: identity(compose(kind, [*overrides, f"scale={scale}"]))  # type: ignore[arg-type]
+        for name, (kind, overrides) in requests.items()
+    }
+    return yaml.safe_dump(configs, sort_keys=True, default_flow_style=None, width=120)
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+def test_what_each_experiment_resolves_to(scale: str) -> None:
+    assert resolved(scale) == (GOLDEN / f"experiments-{scale}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "millions"),
+    [("swav_800ep", 23.5), ("swav_w2_400ep", 93.9), ("swav_w4_400ep", 375.4), ("swav_w5_400ep", 586.5)],
+)
+def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
+    """B.2 and Table 2 (which prints 188 for R50-w2: an erratum)."""
+    network = compose("pretrain", [f"experiment={experiment}", "scale=paper"]).network
+    with torch.device("meta"):
+        net = MultiCropNet(network.width, network.head_hidden, network.embedding, 3000, network.head_batchnorm)
+    outside = ("projection_head", "prototypes")
+    count = sum(value.numel() for name, value in net.named_parameters() if not name.startswith(outside))
+    assert round(count / 1e6, 1) == millions
+
+
+if __name__ == "__main__":
+    for name in options("scale"):
+        (GOLDEN / f"experiments-{name}.yaml").write_text(resolved(name))
