@@ -92,7 +92,7 @@ class Swav:
         if self.queue is not None and step >= self.queue_start_step:
             self.queue.push([embeddings[crop * batch : (crop + 1) * batch] for crop in large])
         loss = swapped_prediction_loss(scores, assignments, num_crops, self.config.temperature)
-        return loss, _watch(torch.cat(assignments))
+        return loss, _watch(torch.cat(assignments), embeddings)
 
     def after_backward(self, step: int) -> None:
         """Keep the prototypes where they are while they are frozen."""
@@ -122,9 +122,18 @@ class Swav:
 
 
 @torch.no_grad()
-def _watch(assignments: Tensor) -> dict[str, Tensor]:
-    """Over the batch of all ranks: mean entropy in nats, and how many prototypes are somebody's first choice."""
+def _watch(assignments: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+    """Over the batch of all ranks: what tells a collapse.
+
+    The assignments' mean entropy in nats, how many prototypes are somebody's first choice, and the embeddings' spread,
+    1 - |their mean|^2: 0 where all are one, 1 where they point everywhere alike.
+    """
     entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
     used = torch.zeros(assignments.shape[1], device=assignments.device)
     used[assignments.argmax(dim=1)] = 1
-    return {"assignment_entropy": all_reduce_mean(entropy), "prototypes_used": all_reduce_max(used).sum()}
+    centre = all_reduce_mean(embeddings.float().mean(dim=0))
+    return {
+        "assignment_entropy": all_reduce_mean(entropy),
+        "prototypes_used": all_reduce_max(used).sum(),
+        "embedding_spread": 1 - centre.square().sum(),
+    }

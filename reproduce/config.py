@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from reproduce.errors import UserError, nearest
 
 CONF = Path(__file__).parent / "conf"
-NOT_HASHED = ("paths", "cluster", "logging", "data")
+NOT_HASHED = ("paths", "cluster", "logging", "sentinel", "data")
 """Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
 that a run reads is under `dataset`.)"""
 
@@ -54,6 +54,14 @@ class Logging:
     checkpoint_every_seconds: float = 300.0
     wandb: bool = True
     group: str = ""
+
+
+@dataclass
+class Sentinel:
+    """When a run counts as collapsed: judged from `patience_epochs` on, and then `stop` or `warn`."""
+
+    patience_epochs: float = MISSING
+    on_collapse: str = "stop"
 
 
 @dataclass
@@ -159,6 +167,7 @@ class Pretrain:
     batch_size: int = MISSING
     precision: str = MISSING
     on_bad_image: str = "stop"
+    sentinel: Sentinel = field(default_factory=Sentinel)
     paths: Paths = field(default_factory=Paths)
     cluster: Cluster = field(default_factory=Cluster)
     logging: Logging = field(default_factory=Logging)

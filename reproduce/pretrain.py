@@ -15,12 +15,14 @@ from reproduce.engine import checkpoint
 from reproduce.engine.distributed import device, process_group, rank, shared, world_size
 from reproduce.engine.loop import require_precision, train
 from reproduce.engine.optimizer import Larc
+from reproduce.engine.preemption import REQUEUE, Preempted, Preemption
 from reproduce.engine.run import Run, running
 from reproduce.engine.schedule import warmup_cosine
+from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import exit_status
 
 
-def pretrain(cfg: DictConfig, run: Run) -> None:
+def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
     require_precision(cfg.precision)
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
@@ -50,6 +52,26 @@ def pretrain(cfg: DictConfig, run: Run) -> None:
         device=device(),
         on_bad=run.skip_or_stop,
     )
+    sentinel = Sentinel(
+        method_config.num_prototypes,
+        sampler.steps_per_epoch,
+        cfg.sentinel.patience_epochs + method_config.freeze_prototypes_epochs,
+        cfg.sentinel.on_collapse,
+    )
+    if method_config.queue_length:
+        sentinel.arm_again(method.queue_start_step)
+
+    def tell(done: int, num_steps: int, **values: float) -> None:
+        run.tell(done, num_steps, **values)
+        sentinel.watch(done, values)
+
+    def after_step(done: int) -> None:
+        if preemption.asked(done) and done < num_steps:
+            checkpoints.save(done)
+            checkpoints.wait()
+            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        checkpoints.save_if_due(done)
+
     train(
         shared(net),
         method,
@@ -60,11 +82,11 @@ def pretrain(cfg: DictConfig, run: Run) -> None:
         num_steps=num_steps,
         batch_size=cfg.batch_size,
         precision=cfg.precision,
-        tell=run.tell,
+        tell=tell,
         tell_every_steps=cfg.logging.every_steps,
-        after_step=checkpoints.save_if_due,
+        after_step=after_step,
     )
-    checkpoints.save(num_steps)
+    checkpoints.finish(num_steps)
 
 
 def build_network(cfg: DictConfig, num_prototypes: int = 0) -> MultiCropNet:
@@ -77,18 +99,25 @@ def build_network(cfg: DictConfig, num_prototypes: int = 0) -> MultiCropNet:
     return net.to(device()).to(memory_format=torch.channels_last)
 
 
-def keep_initial_weights(cfg: DictConfig, run: Run) -> None:
+def keep_initial_weights(cfg: DictConfig, run: Run, _: Preemption) -> None:
     """The random trunk (method `none`): the checkpoint of a network that nothing trained."""
     checkpoint.save(run.checkpoint, {"model": build_network(cfg).state_dict(), "step": 0})
 
 
 def main() -> int:
-    """Entry point: overrides on the command line, `result.json` and `checkpoint.pt` in the run's folder."""
+    """Entry point: overrides on the command line, `result.json` and `checkpoint.pt` in the run's folder.
+
+    Ends with status 75 where it was preempted: the same command goes on.
+    """
     cfg = compose("pretrain", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group(), running(cfg) as run:
-        (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run)
-        run.finish(run.last)
+    try:
+        with process_group(), running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
+            (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
+            run.finish(run.last)
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return REQUEUE
     return 0
 
 

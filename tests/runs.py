@@ -15,7 +15,7 @@ from reproduce.data import generate
 CHECKOUT = Path(__file__).parents[1]
 TINY = (
     "scale=smoke", "data=generated", "network.width=0.0625", "network.head_hidden=16", "network.embedding=8",
-    "batch_size=10", "epochs=3", "logging.every_steps=1", "cluster.num_threads=1",
+    "batch_size=10", "epochs=3", "sentinel.on_collapse=warn", "logging.every_steps=1", "cluster.num_threads=1",
     "cluster.num_workers=0", "logging.wandb=false",
 )  # fmt: skip
 """Overrides: three epochs of two steps."""

@@ -1,8 +1,12 @@
 """Checkpoints: one file with everything that a run needs to go on, whole or not there."""
 
+import hashlib
+import os
 import pickle
+import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -10,7 +14,10 @@ import torch
 
 from reproduce.engine.distributed import barrier, is_main
 from reproduce.errors import UserError
-from reproduce.files import write_with
+from reproduce.files import write_atomic, write_with
+
+NUM_KEPT = 2
+"""Checkpoints of a run under way: the newest, and the one before in case the newest is damaged."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -54,22 +61,37 @@ class Part(Protocol):
 
 
 class Checkpoints:
-    """A run's checkpoint: taken up at the start, written every now and then and at the end."""
+    """A run's checkpoints: taken up at the start, written every now and then and at the end, the last two kept.
+
+    While a run is under way they are `checkpoint-<step>.pt`, each valid once its SHA-256 lies beside it. The loop waits
+    only for the copy to memory; a thread writes. At the end one file remains, `checkpoint.pt`.
+    """
 
     def __init__(self, path: Path, parts: Mapping[str, Part], every_seconds: float) -> None:
         self.path, self.parts, self.every_seconds = path, parts, every_seconds
         self._saved_at = time.monotonic()
+        self._writing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def resume(self) -> int:
-        """Load every part, where there is a checkpoint; returns the number of steps that it has seen."""
+        """Load every part from the newest whole checkpoint; returns the number of steps that it has seen, or 0.
+
+        A damaged newest one is passed over with a warning; `UserError` where all are damaged.
+        """
         barrier()
-        if not self.path.exists():
+        numbered = self._numbered()
+        found = next((path for path in reversed(numbered) if self._whole(path)), None)
+        if found is None and self.path.exists():
+            found = self.path
+        if found is None:
+            if numbered:
+                raise UserError(f"all checkpoints in {self.path.parent} are damaged; delete them to start anew")
             return 0
-        state = load(self.path)
+        state = load(found)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         print(f"going on from step {state['step']}", flush=True)
-        return state["step"]
+        return int(state["step"])
 
     def save_if_due(self, step: int) -> None:
         """Save, where `every_seconds` have passed since the last time."""
@@ -77,7 +99,64 @@ class Checkpoints:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Save all parts after `step` steps, on rank 0."""
+        """Copy all parts as they are after `step` steps, and let the thread of rank 0 write them."""
+        self.wait()
         if is_main():
-            save(self.path, {"step": step, **{name: part.state_dict() for name, part in self.parts.items()}})
+            state = {"step": step, **{name: _copied(part.state_dict()) for name, part in self.parts.items()}}
+            self._writing = self._thread.submit(self._write, step, state)
         self._saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until the last save is on the disk; what went wrong with it is raised here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def finish(self, step: int) -> None:
+        """Leave the last checkpoint as `checkpoint.pt`, and no other."""
+        self.save(step)
+        self.wait()
+        if is_main():
+            os.replace(self._at(step), self.path)
+            for path in self._numbered():
+                path.unlink()
+            for path in self.path.parent.glob("checkpoint-*.sha256"):
+                path.unlink()
+        self._thread.shutdown()
+
+    def _at(self, step: int) -> Path:
+        return self.path.with_name(f"checkpoint-{step:08d}.pt")
+
+    def _numbered(self) -> list[Path]:
+        return sorted(self.path.parent.glob("checkpoint-*.pt"))
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        path = self._at(step)
+        save(path, state)
+        write_atomic(path.with_suffix(".sha256"), _sha256(path))
+        for old in self._numbered()[:-NUM_KEPT]:
+            old.with_suffix(".sha256").unlink(missing_ok=True)
+            old.unlink()
+
+    def _whole(self, path: Path) -> bool:
+        proof = path.with_suffix(".sha256")
+        if proof.exists() and proof.read_text() == _sha256(path):
+            return True
+        print(f"warning: checkpoint {path} is damaged; using the one before", file=sys.stderr, flush=True)
+        return False
+
+
+def _copied(value: Any) -> Any:
+    """A copy in memory that the next step does not change: tensors on the CPU, containers anew."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

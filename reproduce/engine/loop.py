@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.engine.distributed import all_reduce_mean, device
+from reproduce.engine.provenance import peak_memory_gb
 from reproduce.engine.run import TrainingFailed
 from reproduce.errors import UserError, nearest
 
@@ -72,10 +73,12 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         method.after_backward(step)
+        done = step + 1
+        telling = done % tell_every_steps == 0 or done == num_steps
+        gradient_norm = _gradient_norm(net) if telling else None
         optimizer.step()
 
-        done = step + 1
-        if done % tell_every_steps == 0 or done == num_steps:
+        if gradient_norm is not None:
             values = {"loss": all_reduce_mean(loss.detach()).item(), "lr": learning_rate(step)}
             if not math.isfinite(values["loss"]):
                 raise TrainingFailed(
@@ -84,8 +87,14 @@ def train(
             values |= {name: value.item() for name, value in watched.items()}
             seconds = time.perf_counter() - told_at
             steps = (done - first_step - 1) % tell_every_steps + 1
+            values |= {"gradient_norm": gradient_norm.item(), "peak_memory_gb": peak_memory_gb()}
             values |= {"images_per_second": steps * batch_size / seconds, "data_wait_share": waited / seconds}
             tell(done, num_steps, **values)
             told_at, waited = time.perf_counter(), 0.0
         after_step(done)
         loaded_at = time.perf_counter()
+
+
+def _gradient_norm(net: nn.Module) -> Tensor:
+    """Norm of all gradients together, before LARC scales them."""
+    return torch.nn.utils.get_total_norm([value.grad for value in net.parameters() if value.grad is not None])

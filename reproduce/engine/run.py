@@ -17,6 +17,7 @@ from reproduce.config import config_hash, identity, run_dir, run_id
 from reproduce.data import catalogue
 from reproduce.engine import provenance
 from reproduce.engine.distributed import is_main, world_size
+from reproduce.engine.preemption import Preempted
 from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEST_IS_WRONG, UserError
 from reproduce.files import lock, write_atomic, write_json
@@ -156,6 +157,8 @@ def running(cfg: DictConfig) -> Iterator[Run]:
             yield run
         except UserError as error:
             run.fail("failed", REQUEST_IS_WRONG, str(error))
+            raise
+        except Preempted:
             raise
         except TrainingFailed as error:
             run.fail(error.status, 1, str(error))

@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import torch
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
 from reproduce.engine.loop import train
+from reproduce.engine.preemption import REQUEUE
 from reproduce.engine.run import TrainingFailed
 from reproduce.errors import UserError, exit_status
 from reproduce.files import read_json, write_json
-from tests.runs import TINY, curve, run, tiny_pictures
+from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
     def kill(self: checkpoint.Checkpoints, step: int) -> None:
         self.save(step)
+        self.wait()
         if step == killed_after:
             raise Killed
 
@@ -69,6 +73,95 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert losses[0] == losses[1]
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp_path: Path) -> None:
+    common = (*TINY, "experiment=swav_800ep", f"paths.data={data}", "epochs=60")
+    whole = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+
+    stopped = subprocess.Popen(
+        command("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}"),
+        cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert stopped.stdout is not None
+    while not stopped.stdout.readline().startswith("step 5/"):
+        pass
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == REQUEUE
+    assert "asked to stop; saved after step" in said
+    assert not list((tmp_path / "stopped").glob("smoke/*/failure.json"))
+
+    done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stdout
+    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "stopped")]
+    assert len(losses[0]) == 120
+    assert losses[0] == losses[1]
+
+
+class Counter:
+    """A part whose whole state is a number."""
+
+    def __init__(self) -> None:
+        self.value = torch.zeros(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def saved_checkpoints(folder: Path, steps: int) -> None:
+    part = Counter()
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    for step in range(1, steps + 1):
+        part.value += 1
+        checkpoints.save(step)
+        part.value += 100  # what comes after a save must not reach it
+        checkpoints.wait()
+        part.value -= 100
+    checkpoints.wait()
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_checkpoints(tmp_path, steps=4)
+    kept = sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert kept == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
+    newest = tmp_path / kept[1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+
+    part = Counter()
+    step = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0).resume()
+    assert (step, part.value.item()) == (3, 3.0)
+    assert f"{newest} is damaged; using the one before" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
+    saved_checkpoints(tmp_path, steps=2)
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="are damaged; delete them to start anew"):
+        checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": Counter()}, every_seconds=0).resume()
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
+    part = Counter()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    for step in range(1, 4):
+        checkpoints.save_if_due(step)
+    part.value += 7
+    checkpoints.finish(4)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 4, "counter": {"value": torch.tensor([7.0])}}
 
 
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
@@ -110,7 +203,7 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["experiment=swav_80ep"], "did you mean 'swav_800ep'?"),
+        (["experiment=swav_80ep"], "did you mean 'swav_800ep' or"),
         (["scale=smok"], "did you mean 'smoke'?"),
         (["optimizer.learning_rate=1"], "there is no config key 'optimizer.learning_rate'"),
         (["method.epsilonn=1"], "did you mean 'method.epsilon'"),
@@ -186,7 +279,7 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
     said = []
     original = pretrain.keep_initial_weights
 
-    def start_another(cfg, run_) -> None:  # type: ignore[no-untyped-def]
+    def start_another(*_: Any) -> None:
         monkeypatch.setattr(pretrain, "keep_initial_weights", original)
         said.append(call(pretrain.main, monkeypatch, *common))
 

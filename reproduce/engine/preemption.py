@@ -1,0 +1,47 @@
+"""Preemption: a scheduler that wants its machine back says so with SIGTERM or SIGUSR1, some time before it takes it."""
+
+import signal
+from types import FrameType, TracebackType
+
+import torch
+
+from reproduce.engine.distributed import all_reduce_max, device, world_size
+
+REQUEUE = 75
+"""Exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved where it is."""
+
+
+class Preemption:
+    """Remembers, while it stands, that the run was asked to stop; the step under way is finished first."""
+
+    def __init__(self, every_steps: int) -> None:
+        self._every_steps = every_steps
+        self._signalled = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Preemption":
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def asked(self, step: int) -> bool:
+        """Whether any rank was asked to stop: all ranks get the same answer.
+
+        Several processes ask each other only every few steps, since each time waits for the device.
+        """
+        if world_size() == 1:
+            return self._signalled
+        if step % self._every_steps:
+            return False
+        return bool(all_reduce_max(torch.tensor(float(self._signalled), device=device())).item())
+
+    def _remember(self, _signal: int, _frame: FrameType | None) -> None:
+        self._signalled = True

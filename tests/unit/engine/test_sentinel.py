@@ -1,0 +1,60 @@
+"""When the sentinel stops a run, and when it must not."""
+
+import math
+
+import pytest
+
+from reproduce.engine.run import TrainingFailed
+from reproduce.engine.sentinel import Sentinel
+
+HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0}
+PLATEAU = {**HEALTHY, "loss": math.log(60) - 0.001}
+
+
+def sentinel(on_collapse: str = "stop") -> Sentinel:
+    return Sentinel(num_prototypes=60, steps_per_epoch=10, patience_epochs=2, on_collapse=on_collapse)
+
+
+@pytest.mark.parametrize(
+    ("values", "symptom"),
+    [
+        (PLATEAU, r"ln K = 4\.094.*method\.epsilon=0\.03"),
+        ({**HEALTHY, "embedding_spread": 0.001}, "same embedding"),
+        ({**HEALTHY, "prototypes_used": 1.0}, "same prototype"),
+    ],
+)
+def test_each_collapse_stops_the_run_once_patience_is_over(values: dict[str, float], symptom: str) -> None:
+    guard = sentinel()
+    for step in range(1, 20):
+        guard.watch(step, values)
+    with pytest.raises(TrainingFailed, match=symptom) as stopped:
+        guard.watch(20, values)
+    assert stopped.value.status == "collapsed"
+
+
+def test_a_healthy_run_and_one_that_left_the_plateau_go_on() -> None:
+    guard = sentinel()
+    for step in range(1, 60):
+        guard.watch(step, PLATEAU if step < 15 else HEALTHY)
+
+
+def test_one_bad_moment_is_not_an_epoch() -> None:
+    guard = sentinel()
+    for step in range(1, 60):
+        guard.watch(step, PLATEAU if step % 5 == 0 else HEALTHY)
+
+
+def test_patience_starts_anew_with_the_queue() -> None:
+    guard = sentinel()
+    guard.arm_again(30)
+    for step in range(1, 50):
+        guard.watch(step, PLATEAU)
+    with pytest.raises(TrainingFailed):
+        guard.watch(50, PLATEAU)
+
+
+def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    guard = sentinel("warn")
+    for step in range(1, 60):
+        guard.watch(step, PLATEAU)
+    assert capsys.readouterr().out.count("warning: the training collapsed") == 1
