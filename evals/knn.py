@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
-from reproduce.data.pictures import read_folders
+from reproduce.data.pictures import read_splits
 
 QUERY_BLOCK = 256
 """Queries per similarity block, which bounds memory."""
@@ -27,8 +27,9 @@ class Protocol:
 def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
     """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`."""
     splits = {}
-    for split in (setting.dataset.train, setting.dataset.val):
-        pictures = read_folders(setting.root / split)
+    train, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
+    setting.provenance["data_manifest_sha256"] = train.sha256()
+    for split, pictures in ((setting.dataset.train, train), (setting.dataset.val, val)):
         rows, indices = features(trunk, pictures, protocol.pixels, setting)
         labels = torch.tensor(pictures.labels, device=rows.device)[indices]
         splits[split] = F.normalize(rows, dim=1), labels

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Pixels:
 
 @dataclass
 class Setting:
-    """Where an evaluation's pictures are, and how it reads and tells. `counts` goes into the result."""
+    """Where an evaluation's pictures are, and how it reads and tells. `counts` and `provenance` go into the result."""
 
     root: Path
     dataset: Dataset
@@ -36,6 +37,7 @@ class Setting:
     on_bad: Bad
     tell: Callable[..., None]
     counts: dict[str, int]
+    provenance: dict[str, Any]
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     splits = []
     for split in (setting.dataset.train, setting.dataset.val):
         pictures, labels = read_split(setting.root, split)
+        setting.provenance.setdefault("data_manifest_sha256", pictures.sha256())
         rows, indices = features(trunk, pictures, protocol.pixels, setting)
         rows_np = rows.cpu().numpy()
         lengths = np.linalg.norm(rows_np, axis=1, keepdims=True) + LENGTH_FLOOR

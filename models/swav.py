@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.heads import MultiCropNet
 from models.sinkhorn import sinkhorn
-from reproduce.engine.distributed import all_reduce_max, all_reduce_mean, world_size
+from reproduce.engine.distributed import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
+from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
 """Assignments are computed for the two large crops only; each predicts all other crops."""
@@ -76,6 +77,11 @@ class Swav:
         frozen = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
         self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
         self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
+        if config.queue_length % batch_size:
+            raise UserError(
+                f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
+                "whole batches"
+            )
         length = config.queue_length // world_size()
         self.queue = Queue(length, self.prototypes.shape[1], self.prototypes.device) if length else None
 
@@ -100,14 +106,22 @@ class Swav:
             self.prototypes.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond the network."""
-        return {"queue": self.queue.blocks, "num_filled": self.queue.num_filled} if self.queue is not None else {}
+        """What a resumed run needs beyond the network: the queues of all ranks (a collective)."""
+        if self.queue is None:
+            return {}
+        return {"queues": all_gather(self.queue.blocks), "num_filled": self.queue.num_filled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict`."""
-        if self.queue is not None:
-            self.queue.blocks.copy_(state["queue"])
-            self.queue.num_filled = state["num_filled"]
+        """Take up the state of `state_dict`; `UserError` where it comes from another number of processes."""
+        if self.queue is None:
+            return
+        if len(state["queues"]) != world_size():
+            raise UserError(
+                f"the checkpoint's queue is that of {len(state['queues'])} processes, and this run has {world_size()}: "
+                "go on with as many, or start anew"
+            )
+        self.queue.blocks.copy_(state["queues"][rank()])
+        self.queue.num_filled = state["num_filled"]
 
     @torch.no_grad()
     def _assign(self, crop: int, scores: Tensor, step: int) -> Tensor:

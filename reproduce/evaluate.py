@@ -29,6 +29,7 @@ def evaluate(cfg: DictConfig, run: Run) -> dict[str, float]:
         on_bad=run.skip_or_stop,
         tell=run.tell,
         counts=run.counts,
+        provenance=run.provenance,
     )
     path = checkpoint_path(cfg)
     trunk = load_trunk(path).to(device()).to(memory_format=torch.channels_last)
@@ -39,7 +40,13 @@ def evaluate(cfg: DictConfig, run: Run) -> dict[str, float]:
 def checkpoint_path(cfg: DictConfig) -> Path:
     """The file that `checkpoint` means: itself, or that of a pretraining of the same scale by its run_id."""
     given = Path(cfg.checkpoint)
-    return given if given.suffix else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
+    return given if is_file(cfg) else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
+
+
+def is_file(cfg: DictConfig) -> bool:
+    """Whether `checkpoint` names a file, rather than a run: it is one, or looks like one."""
+    given = Path(cfg.checkpoint)
+    return given.is_file() or bool(given.suffix)
 
 
 def main() -> int:
@@ -48,7 +55,7 @@ def main() -> int:
     torch.set_num_threads(cfg.cluster.num_threads)
     with process_group(), running(cfg) as run:
         run.forget_after(0)
-        parent = [] if Path(cfg.checkpoint).suffix else [cfg.checkpoint]
+        parent = [] if is_file(cfg) else [cfg.checkpoint]
         run.finish(evaluate(cfg, run), parent)
     return 0
 

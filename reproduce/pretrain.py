@@ -12,7 +12,7 @@ from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler
 from reproduce.data.pictures import read_folders
 from reproduce.engine import checkpoint
-from reproduce.engine.distributed import device, process_group, rank, shared, world_size
+from reproduce.engine.distributed import barrier, device, process_group, rank, shared, world_size
 from reproduce.engine.loop import require_precision, train
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.preemption import REQUEUE, Preempted, Preemption
@@ -34,7 +34,10 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     method = Swav(method_config, net, len(pictures), cfg.batch_size)
     optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
     checkpoints = checkpoint.Checkpoints(
-        run.checkpoint, {"model": net, "method": method, "optimizer": optimizer}, cfg.logging.checkpoint_every_seconds
+        run.checkpoint,
+        {"model": net, "method": method, "optimizer": optimizer},
+        cfg.logging.checkpoint_every_seconds,
+        agree_every_steps=cfg.logging.every_steps,
     )
     first_step = checkpoints.resume()
     run.forget_after(first_step)
@@ -58,8 +61,9 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         cfg.sentinel.patience_epochs + method_config.freeze_prototypes_epochs,
         cfg.sentinel.on_collapse,
     )
+    sentinel.be_patient(first_step, epochs=1)
     if method_config.queue_length:
-        sentinel.arm_again(method.queue_start_step)
+        sentinel.be_patient(method.queue_start_step, epochs=2)
 
     def tell(done: int, num_steps: int, **values: float) -> None:
         run.tell(done, num_steps, **values)
@@ -69,6 +73,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         if preemption.asked(done) and done < num_steps:
             checkpoints.save(done)
             checkpoints.wait()
+            barrier()  # a rank that ends takes the others with it: not before the save is whole
             raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
         checkpoints.save_if_due(done)
 

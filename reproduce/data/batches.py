@@ -1,5 +1,6 @@
 """Batches ready on the device: what the loop and the evaluations iterate over."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,14 +81,11 @@ def centre_batches(
     num_workers: int,
     device: torch.device,
     on_bad: Bad,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's every `world_size`-th picture: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
+    """Each picture once, in order: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
     mean, std = (torch.tensor(list(values), device=device).view(3, 1, 1) for values in (normalize.mean, normalize.std))
     dataset = CentreCrops(pictures, resize_px, crop_px)
-    mine = range(rank, len(pictures), world_size)
-    loader = _loader(dataset, num_workers, batch_size=batch_size, sampler=mine, collate_fn=_collate_centres)
+    loader = _loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
     for indices, pixels, bad in loader:
         on_bad(bad)
         if len(indices):
@@ -107,5 +105,11 @@ def _loader(dataset: Dataset[Any], num_workers: int, **arguments: Any) -> DataLo
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_stopping_to_the_parent,
         **arguments,
     )
+
+
+def _leave_stopping_to_the_parent(_: int) -> None:
+    """A scheduler signals every process of a job; a worker that died of it would take the last save with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -52,6 +52,15 @@ def read_folders(root: Path) -> Pictures:
     return Pictures(paths, labels, classes)
 
 
+def read_splits(root: Path, train: str, val: str) -> tuple[Pictures, Pictures]:
+    """Both splits of a set; `UserError` where their class folders differ: one number would mean two classes."""
+    first, second = read_folders(root / train), read_folders(root / val)
+    if first.classes != second.classes:
+        strange = sorted(set(first.classes) ^ set(second.classes))[:5]
+        raise UserError(f"{root / train} and {root / val} hold different class folders, e.g. {', '.join(strange)}")
+    return first, second
+
+
 def read_image(path: str) -> Image.Image:
     """Decode a file to an RGB picture; raises `BadImage` naming the file where it is missing, cut or no picture."""
     try:

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from reproduce.engine.distributed import barrier, is_main
-from reproduce.errors import UserError
+from reproduce.engine.distributed import any_rank, barrier, is_main, world_size
+from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_with
 
 NUM_KEPT = 2
@@ -67,8 +67,9 @@ class Checkpoints:
     only for the copy to memory; a thread writes. At the end one file remains, `checkpoint.pt`.
     """
 
-    def __init__(self, path: Path, parts: Mapping[str, Part], every_seconds: float) -> None:
+    def __init__(self, path: Path, parts: Mapping[str, Part], every_seconds: float, agree_every_steps: int = 1) -> None:
         self.path, self.parts, self.every_seconds = path, parts, every_seconds
+        self._agree_every_steps = agree_every_steps if world_size() > 1 else 1
         self._saved_at = time.monotonic()
         self._writing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -78,6 +79,9 @@ class Checkpoints:
 
         A damaged newest one is passed over with a warning; `UserError` where all are damaged.
         """
+        if is_main():
+            for unfinished in self.path.parent.glob(f".{self.path.stem}*"):
+                unfinished.unlink()  # left by a kill while writing
         barrier()
         numbered = self._numbered()
         found = next((path for path in reversed(numbered) if self._whole(path)), None)
@@ -94,16 +98,18 @@ class Checkpoints:
         return int(state["step"])
 
     def save_if_due(self, step: int) -> None:
-        """Save, where `every_seconds` have passed since the last time."""
-        if time.monotonic() - self._saved_at >= self.every_seconds:
+        """Save, where `every_seconds` have passed since the last time; ranks agree on it every few steps."""
+        if step % self._agree_every_steps:
+            return
+        if any_rank(time.monotonic() - self._saved_at >= self.every_seconds):
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Copy all parts as they are after `step` steps, and let the thread of rank 0 write them."""
+        """Copy all parts as they are after `step` steps, and let the thread of rank 0 write them. A collective."""
         self.wait()
+        states = {name: part.state_dict() for name, part in self.parts.items()}
         if is_main():
-            state = {"step": step, **{name: _copied(part.state_dict()) for name, part in self.parts.items()}}
-            self._writing = self._thread.submit(self._write, step, state)
+            self._writing = self._thread.submit(self._write, step, {"step": step, **_copied(states)})
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
@@ -117,6 +123,8 @@ class Checkpoints:
         self.save(step)
         self.wait()
         if is_main():
+            if not self._at(step).exists():
+                raise TrainingFailed(f"the weights after the last step, {step}, are not finite: lower optimizer.lr")
             os.replace(self._at(step), self.path)
             for path in self._numbered():
                 path.unlink()
@@ -131,6 +139,9 @@ class Checkpoints:
         return sorted(self.path.parent.glob("checkpoint-*.pt"))
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
+        if not _finite(state):
+            print(f"warning: the state after step {step} is not finite; not saved", file=sys.stderr, flush=True)
+            return
         path = self._at(step)
         save(path, state)
         write_atomic(path.with_suffix(".sha256"), _sha256(path))
@@ -155,6 +166,14 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_copied(item) for item in value]
     return value
+
+
+def _finite(value: Any) -> bool:
+    """Whether every floating tensor in a state is finite."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return all(_finite(item) for item in items)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,13 +74,18 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return all_reduce_sum(tensor) / world_size()
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value of a small Python object, on every rank."""
+def all_gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, of one shape, stacked along a new first dimension; without gradient."""
     if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=device())
-    return box[0]
+        return tensor.detach().clone().unsqueeze(0)
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor.detach())
+    return torch.stack(gathered)
+
+
+def any_rank(says: bool) -> bool:
+    """Whether any rank says so; the same answer on every rank."""
+    return says if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(says), device=device())).item())
 
 
 def shared(net: nn.Module) -> nn.Module:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from reproduce.engine.distributed import all_reduce_mean, device
 from reproduce.engine.provenance import peak_memory_gb
-from reproduce.engine.run import TrainingFailed
-from reproduce.errors import UserError, nearest
+from reproduce.errors import TrainingFailed, UserError, nearest
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 """The dtype of matrix products and convolutions for each `precision`."""
@@ -60,7 +59,7 @@ def train(
     Raises `TrainingFailed` where the loss is no longer finite.
     """
     dtype = AUTOCAST[precision]
-    told_at, waited, loaded_at = time.perf_counter(), 0.0, time.perf_counter()
+    told, told_at, waited, loaded_at = first_step, time.perf_counter(), 0.0, time.perf_counter()
     for step, crops in enumerate(batches, start=first_step):
         waited += time.perf_counter() - loaded_at
         for group in optimizer.param_groups:
@@ -86,11 +85,10 @@ def train(
                 )
             values |= {name: value.item() for name, value in watched.items()}
             seconds = time.perf_counter() - told_at
-            steps = (done - first_step - 1) % tell_every_steps + 1
             values |= {"gradient_norm": gradient_norm.item(), "peak_memory_gb": peak_memory_gb()}
-            values |= {"images_per_second": steps * batch_size / seconds, "data_wait_share": waited / seconds}
+            values |= {"images_per_second": (done - told) * batch_size / seconds, "data_wait_share": waited / seconds}
             tell(done, num_steps, **values)
-            told_at, waited = time.perf_counter(), 0.0
+            told, told_at, waited = done, time.perf_counter(), 0.0
         after_step(done)
         loaded_at = time.perf_counter()
 

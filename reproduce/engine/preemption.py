@@ -3,9 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
-import torch
-
-from reproduce.engine.distributed import all_reduce_max, device, world_size
+from reproduce.engine.distributed import any_rank, world_size
 
 REQUEUE = 75
 """Exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)."""
@@ -41,7 +39,7 @@ class Preemption:
             return self._signalled
         if step % self._every_steps:
             return False
-        return bool(all_reduce_max(torch.tensor(float(self._signalled), device=device())).item())
+        return any_rank(self._signalled)
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         self._signalled = True

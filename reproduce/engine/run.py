@@ -19,16 +19,8 @@ from reproduce.engine import provenance
 from reproduce.engine.distributed import is_main, world_size
 from reproduce.engine.preemption import Preempted
 from reproduce.engine.tracking import NoTracker, Tracker
-from reproduce.errors import REQUEST_IS_WRONG, UserError
+from reproduce.errors import REQUEST_IS_WRONG, TrainingFailed, UserError
 from reproduce.files import lock, write_atomic, write_json
-
-
-class TrainingFailed(Exception):
-    """The run can't go on (a loss that is not finite, a collapse): one sentence; `status` goes to failure.json."""
-
-    def __init__(self, sentence: str, status: str = "failed") -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Run:
@@ -70,6 +62,9 @@ class Run:
         if is_main() and path.exists():
             points = [line for line in path.read_text().splitlines() if _step(line) <= step]
             write_atomic(path, "".join(f"{line}\n" for line in points))
+            if points:
+                values = json.loads(points[-1])
+                self.last = {name: value for name, value in values.items() if name not in ("step", "num_steps")}
 
     def tell(self, step: int, num_steps: int, **values: float) -> None:
         """One point of the curves: metrics.jsonl, W&B and the log."""
@@ -123,14 +118,14 @@ class Run:
                 "data_root": self.cfg.paths.data,
                 "hardware": provenance.hardware(),
                 "world_size": world_size(),
-                "precision": self.cfg.precision,
+                "precision": self.cfg.get("precision", "fp32"),
                 **self.provenance,
             },
         }
+        write_json(self.folder / "result.json", result)
         self._tracker.finish({**metrics, **self.counts, "wall_seconds": wall})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
-        write_json(self.folder / "result.json", result)
 
     def fail(self, status: str, exit_status: int, sentence: str) -> None:
         """Leave the reason behind, where there is room for it; the next attempt removes it."""

@@ -8,12 +8,13 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-from reproduce.engine.run import TrainingFailed
+from reproduce.errors import TrainingFailed, UserError, nearest
 
 PLATEAU = 0.005
 """A loss this close to ln K, as a share of it, is no better than uniform predictions."""
 ALIKE = 0.01
 """A spread of the embeddings below this (1 is that of directions drawn evenly) means that all are one."""
+ON_COLLAPSE = ("stop", "warn")
 REMEDIES = (
     "try method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs, a lower optimizer.lr, "
     "or fewer and softer crops; check that the pictures differ"
@@ -21,20 +22,22 @@ REMEDIES = (
 
 
 class Sentinel:
-    """Judges the curves of the last epoch, from `patience_epochs` after the start (or after `arm_again`) on."""
+    """Judges the curves of the last epoch, except while it is patient: at the start, and after `be_patient`."""
 
     def __init__(self, num_prototypes: int, steps_per_epoch: int, patience_epochs: float, on_collapse: str) -> None:
+        if on_collapse not in ON_COLLAPSE:
+            raise UserError(f"there is no sentinel.on_collapse {on_collapse!r}: {nearest(on_collapse, ON_COLLAPSE)}")
         self._ceiling = math.log(num_prototypes)
         self._steps_per_epoch = steps_per_epoch
-        self._patience_steps = patience_epochs * steps_per_epoch
         self._on_collapse = on_collapse
-        self._armed_from = self._patience_steps
+        self._patient: list[tuple[float, float]] = []
         self._seen: deque[tuple[int, Mapping[str, float]]] = deque()
         self._warned = False
+        self.be_patient(0, patience_epochs)
 
-    def arm_again(self, step: int) -> None:
-        """Be patient anew from `step` on: a queue that starts disturbs the loss for a while."""
-        self._armed_from = step + self._patience_steps
+    def be_patient(self, step: int, epochs: float) -> None:
+        """Judge nothing for some epochs from `step` on: a new queue disturbs the loss, a resumed run has no past."""
+        self._patient.append((step, step + epochs * self._steps_per_epoch))
 
     def watch(self, step: int, values: Mapping[str, float]) -> None:
         """Take up the curves' values of one step.
@@ -44,7 +47,7 @@ class Sentinel:
         self._seen.append((step, values))
         while self._seen[0][0] <= step - self._steps_per_epoch:
             self._seen.popleft()
-        if step >= self._armed_from and (symptom := self._symptom()):
+        if not any(start <= step < end for start, end in self._patient) and (symptom := self._symptom()):
             sentence = f"the training collapsed: {symptom} (step {step}); {REMEDIES}"
             if self._on_collapse == "stop":
                 raise TrainingFailed(sentence, status="collapsed")

@@ -18,8 +18,7 @@ from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
 from reproduce.engine.loop import train
 from reproduce.engine.preemption import REQUEUE
-from reproduce.engine.run import TrainingFailed
-from reproduce.errors import UserError, exit_status
+from reproduce.errors import TrainingFailed, UserError, exit_status
 from reproduce.files import read_json, write_json
 from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
 

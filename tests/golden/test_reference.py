@@ -62,7 +62,7 @@ def test_loss_and_its_gradients(queued: bool) -> None:
         net.prototypes.weight.copy_(torch.from_numpy(golden["prototypes"]))
     method = Swav(swav_config(queue_length=24 if queued else 0), net, num_pictures=8, batch_size=8)
     if queued:
-        method.load_state_dict({"queue": torch.from_numpy(golden["queue"]), "num_filled": 24})
+        method.load_state_dict({"queues": torch.from_numpy(golden["queue"]).unsqueeze(0), "num_filled": 24})
 
     loss, _ = method.loss(embeddings, net.prototypes(embeddings), num_crops=8, step=0)
     loss.backward()
@@ -74,7 +74,7 @@ def test_loss_and_its_gradients(queued: bool) -> None:
         expected = golden[f"grad_{key}_{name}"]
         np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     if queued:
-        np.testing.assert_array_equal(method.state_dict()["queue"].numpy(), golden["queue_after"])
+        np.testing.assert_array_equal(method.state_dict()["queues"][0].numpy(), golden["queue_after"])
 
 
 @pytest.mark.parametrize("weight_decay", ["1e-06", "0.01"])

@@ -31,7 +31,9 @@ def main(output: str) -> None:
         queue = torch.randn(2, 2, BATCH, 8, generator=draw)  # per large crop, two batches
         share = BATCH // world_size()
         mine = slice(rank() * share, (rank() + 1) * share)
-        method.load_state_dict({"queue": queue[:, :, mine].flatten(1, 2), "num_filled": 2 * share})
+        shares = torch.stack([part.flatten(1, 2) for part in queue.split(share, dim=2)])
+        method.load_state_dict({"queues": shares, "num_filled": 2 * share})
+        assert torch.equal(method.state_dict()["queues"], shares)
 
         trained = shared(net)  # DDP averages gradients only while it lives
         optimizer = Larc(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from reproduce.engine.run import TrainingFailed
 from reproduce.engine.sentinel import Sentinel
+from reproduce.errors import TrainingFailed, UserError
 
 HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0}
 PLATEAU = {**HEALTHY, "loss": math.log(60) - 0.001}
@@ -44,13 +44,22 @@ def test_one_bad_moment_is_not_an_epoch() -> None:
         guard.watch(step, PLATEAU if step % 5 == 0 else HEALTHY)
 
 
-def test_patience_starts_anew_with_the_queue() -> None:
+def test_it_is_patient_anew_when_the_queue_starts_and_judges_before() -> None:
     guard = sentinel()
-    guard.arm_again(30)
-    for step in range(1, 50):
+    guard.be_patient(30, epochs=2)
+    for step in range(30, 50):
         guard.watch(step, PLATEAU)
     with pytest.raises(TrainingFailed):
         guard.watch(50, PLATEAU)
+    later = sentinel()
+    later.be_patient(300, epochs=2)
+    with pytest.raises(TrainingFailed):
+        later.watch(20, PLATEAU)
+
+
+def test_an_unknown_reaction_is_an_error() -> None:
+    with pytest.raises(UserError, match="did you mean 'stop'"):
+        sentinel("stopp")
 
 
 def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
