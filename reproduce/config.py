@@ -189,6 +189,7 @@ class Evaluate:
     checkpoint: str = MISSING
     protocol: Any = MISSING
     normalize: Normalize = field(default_factory=Normalize)
+    precision: str = MISSING
     on_bad_image: str = "stop"
     paths: Paths = field(default_factory=Paths)
     cluster: Cluster = field(default_factory=Cluster)

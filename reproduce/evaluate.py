@@ -12,6 +12,7 @@ from evals.setting import Setting
 from models.weights import load_trunk
 from reproduce.config import Dataset, Normalize, compose, typed
 from reproduce.engine.distributed import device, process_group
+from reproduce.engine.precision import autocast
 from reproduce.engine.run import Run, running
 from reproduce.errors import exit_status
 
@@ -34,7 +35,8 @@ def evaluate(cfg: DictConfig, run: Run) -> dict[str, float]:
     path = checkpoint_path(cfg)
     trunk = load_trunk(path).to(device()).to(memory_format=torch.channels_last)
     run.provenance["checkpoint_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return module.evaluate(trunk, protocol, setting)
+    with autocast(cfg.precision):
+        return module.evaluate(trunk, protocol, setting)
 
 
 def checkpoint_path(cfg: DictConfig) -> Path:

@@ -13,8 +13,9 @@ from reproduce.data.loader import StepSampler
 from reproduce.data.pictures import read_folders
 from reproduce.engine import checkpoint
 from reproduce.engine.distributed import barrier, device, process_group, rank, shared, world_size
-from reproduce.engine.loop import require_precision, train
+from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc
+from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import REQUEUE, Preempted, Preemption
 from reproduce.engine.run import Run, running
 from reproduce.engine.schedule import warmup_cosine
@@ -24,7 +25,7 @@ from reproduce.errors import exit_status
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
-    require_precision(cfg.precision)
+    autocast(cfg.precision)  # a wrong one is refused before any data is read
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
     method_config = typed(cfg.method, SwavConfig, "method")
     net = build_network(cfg, method_config.num_prototypes)

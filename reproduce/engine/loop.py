@@ -8,18 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reproduce.engine.distributed import all_reduce_mean, device
+from reproduce.engine.distributed import all_reduce_mean
+from reproduce.engine.precision import autocast
 from reproduce.engine.provenance import peak_memory_gb
-from reproduce.errors import TrainingFailed, UserError, nearest
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
-"""The dtype of matrix products and convolutions for each `precision`."""
-
-
-def require_precision(precision: str) -> None:
-    """Raise `UserError` where a config asks for a precision that there is not."""
-    if precision not in AUTOCAST:
-        raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
+from reproduce.errors import TrainingFailed
 
 
 class Method(Protocol):
@@ -58,7 +50,6 @@ def train(
     `tell(step, num_steps, **values)` gets the curves, `after_step(num_done)` is called after every step (checkpoints).
     Raises `TrainingFailed` where the loss is no longer finite.
     """
-    dtype = AUTOCAST[precision]
     told, told_at, waited, loaded_at = first_step, time.perf_counter(), 0.0, time.perf_counter()
     for step, crops in enumerate(batches, start=first_step):
         waited += time.perf_counter() - loaded_at
@@ -66,7 +57,7 @@ def train(
             group["lr"] = learning_rate(step)
 
         method.before_forward()
-        with torch.autocast(device().type, dtype=dtype, enabled=dtype is not None):
+        with autocast(precision):
             embeddings, scores = net(crops)
         loss, watched = method.loss(embeddings, scores, len(crops), step)
         optimizer.zero_grad()

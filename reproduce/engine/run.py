@@ -118,7 +118,7 @@ class Run:
                 "data_root": self.cfg.paths.data,
                 "hardware": provenance.hardware(),
                 "world_size": world_size(),
-                "precision": self.cfg.get("precision", "fp32"),
+                "precision": self.cfg.precision,
                 **self.provenance,
             },
         }

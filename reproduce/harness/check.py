@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def check(plan: Plan) -> list[Checked]:
     recorded = baseline.load(plan.request.scale)
     made = {(cell.table, cell.row, cell.column): cell for cell in plan.cells}
     return [
-        Checked(table, [_judge_row(plan, table, row, made, recorded) for row in table.rows])
+        Checked(table, _held_to_controls(table, [_judge_row(plan, table, row, made, recorded) for row in table.rows]))
         for table in plan.tables.values()
     ]
 
@@ -110,6 +110,23 @@ def _judge_row(
         else None
         for key in table.columns
     }
+
+
+def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> list[dict[str, Judged | None]]:
+    """A judged number that does not clearly beat its row's control is `worse`: seeds spread, learning must not stop."""
+    by_method = {row.method: judged for row, judged in zip(table.rows, cells, strict=True)}
+    for row, judged in zip(table.rows, cells, strict=True):
+        for key, ours in judged.items():
+            control = by_method[row.beats][key] if row.beats else None
+            if not (ours and control and ours.verdict in (Verdict.WITHIN, Verdict.BETTER)):
+                continue
+            if ours.mean is None or control.mean is None:
+                continue
+            ahead = ours.mean - control.mean
+            if ahead <= row.beats_by_points:
+                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {row.beats_by_points:g}."
+                judged[key] = replace(ours, verdict=Verdict.WORSE, reason=reason)
+    return cells
 
 
 def _judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:

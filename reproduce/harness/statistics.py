@@ -109,7 +109,7 @@ def prediction_interval(
     with m new seeds and a = family_level / num_cells. The first is the usual prediction interval for the mean of m
     future observations (Hahn and Meeker, Statistical Intervals, 4.8). The second is a floor: few seeds can agree by
     luck, and no difference below what the test set resolves deserves an alarm. (For mean average precision, which is
-    no share of hits, it is a rough stand-in of the right size.)
+    no share of hits, it is a rough stand-in of the right size.) The interval is cut to what a percentage can be.
 
     All cells of a check are judged at once and share seeds and checkpoints, so their errors hang together. Bonferroni's
     a / num_cells keeps the chance of any false alarm below `family_level` however they do; Sidak's level would gain a
@@ -126,7 +126,7 @@ def prediction_interval(
     estimated = t_quantile(level, len(recorded) - 1) * spread
     known = statistics.NormalDist().inv_cdf(level) * binomial_se(mean(recorded), num_test_images)
     half = max(estimated, known) * math.sqrt(1 / len(recorded) + 1 / num_new)
-    return Interval(mean(recorded) - half, mean(recorded) + half)
+    return Interval(max(0.0, mean(recorded) - half), min(100.0, mean(recorded) + half))
 
 
 def against_recorded(values: Sequence[float], unchanged: Interval) -> Verdict:

@@ -52,6 +52,9 @@ class Row:
     unavailable: str = ""
     note: str = ""
     rerun_by_authors: list[str] = field(default_factory=list)
+    beats: str = ""
+    """A control, another row: a number no more than `beats_by_points` above it is `worse`, wherever it lies."""
+    beats_by_points: float = 5.0
     cells: dict[str, float | None] = field(default_factory=dict)
 
 
@@ -169,6 +172,9 @@ def _check_row(table: Table, row: Row, where: str) -> None:
         raise UserError(f"{where} needs exactly one of pretrain, not_run, reported, unavailable")
     if table.expected == "printed" and set(row.cells) != set(table.columns):
         raise UserError(f"{where}: cells should be those of the columns: {', '.join(table.columns)}")
+    methods = [other.method for other in table.rows]
+    if row.beats and row.beats not in methods:
+        raise UserError(f"{where}: beats names no row of the table: {nearest(row.beats, methods)}")
     for key in [*row.cells, *row.rerun_by_authors]:
         if key not in table.columns:
             raise UserError(f"{where}: there is no column {key!r}: {nearest(key, table.columns)}")

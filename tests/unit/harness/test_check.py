@@ -218,3 +218,22 @@ def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPa
     assert (name, scale, folder) == ("table3", "paper", Path("reports/paper"))
     assert all(len(row) == len(columns) for row in rows)
     assert len(rows) == sum(value is not None for row in tables.load(name, scale).rows for value in row.cells.values())
+
+
+def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callable[..., None]) -> None:
+    """Seeds that spread widely make a wide interval; a trunk that learned nothing must not hide in it."""
+    table = checkout / "tables" / "smoke" / "table7.yaml"
+    table.write_text(table.read_text().replace("pretrain: swav_800ep", "pretrain: swav_800ep, beats: Random trunk"))
+    five = planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    names = {run.run_id: run.name for run in five.runs.values()}
+    for run in five.runs.values():
+        learned = "swav_800ep" in [run.name, *(names[parent] for parent in run.parents)]
+        finish(run, [20.0, 60.0, 80.0, 70.0, 50.0][run.seed] if learned else 20.0)
+    baseline.write(five)
+
+    plan = planning.make(Request(("table7",), "smoke"))
+    verdicts = swav(plan, check.check(plan))
+    assert {judged.verdict for judged in verdicts.values()} == {Verdict.WORSE}
+    assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
+    better = planning.make(Request(("table7",), "smoke", (0, 1)))
+    assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}

@@ -1,0 +1,17 @@
+"""The dtype of matrix products and convolutions."""
+
+import torch
+
+from reproduce.engine.distributed import device
+from reproduce.errors import UserError, nearest
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+"""What each `precision` of a config casts to; weights, losses, Sinkhorn and the optimiser stay in fp32."""
+
+
+def autocast(precision: str) -> torch.autocast:
+    """A context that casts as a config's `precision` asks; `UserError` for one that there is not."""
+    if precision not in AUTOCAST:
+        raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device().type, dtype=dtype, enabled=dtype is not None)
