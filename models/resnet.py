@@ -1,8 +1,10 @@
 """The paper's trunk: ResNet-50 with every width multiplied (B.2), names as in torchvision and the released weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 BLOCKS_R50 = (3, 4, 6, 3)
@@ -16,7 +18,11 @@ class ResNet(nn.Module):
 
     The released network pads its input by one pixel and then convolves with padding 2: the usual padding 3. Its
     residual branches' last BatchNorms start at one, not at zero, its convolutions from Kaiming's fan-out normal.
+
+    With `activation_checkpointing`, training keeps of each block only its input, and calculates the rest again.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, width: float = 1, blocks: Sequence[int] = BLOCKS_R50) -> None:
         super().__init__()
@@ -38,7 +44,8 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features `(N, num_features)` of images `(N, 3, H, W)`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            x = _recomputed(block, x) if self.activation_checkpointing and self.training else block(x)
         return self.avgpool(x).flatten(1)
 
 
@@ -52,6 +59,30 @@ def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.
         )
     first = Bottleneck(in_channels, channels, stride, downsample)
     return nn.Sequential(first, *(Bottleneck(out_channels, channels) for _ in range(num_blocks - 1)))
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, whose inner activations the backward pass calculates anew."""
+    contexts = lambda: (nullcontext(), _running_statistics_stand_still(block))  # noqa: E731
+    out: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return out
+
+
+@contextmanager
+def _running_statistics_stand_still(block: nn.Module) -> Iterator[None]:
+    """The second forward pass must not count a batch twice."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, num_batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = num_batches
 
 
 def resnet50(width: float = 1) -> ResNet:

@@ -82,6 +82,7 @@ class Swav:
                 f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
                 "whole batches"
             )
+        self._share = batch_size // world_size()
         length = config.queue_length // world_size()
         self.queue = Queue(length, self.prototypes.shape[1], self.prototypes.device) if length else None
 
@@ -98,7 +99,7 @@ class Swav:
         if self.queue is not None and step >= self.queue_start_step:
             self.queue.push([embeddings[crop * batch : (crop + 1) * batch] for crop in large])
         loss = swapped_prediction_loss(scores, assignments, num_crops, self.config.temperature)
-        return loss, _watch(torch.cat(assignments), embeddings)
+        return loss, _watch(torch.cat(assignments), embeddings, self.prototypes)
 
     def after_backward(self, step: int) -> None:
         """Keep the prototypes where they are while they are frozen."""
@@ -106,22 +107,25 @@ class Swav:
             self.prototypes.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond the network: the queues of all ranks (a collective)."""
+        """What a resumed run needs beyond the network: the queue of the whole batch (a collective).
+
+        `queue` is `(2, length, embedding)`, batch by batch, as one process would hold it.
+        """
         if self.queue is None:
             return {}
-        return {"queues": all_gather(self.queue.blocks), "num_filled": self.queue.num_filled}
+        shares = all_gather(self.queue.blocks).unflatten(2, (-1, self._share))  # rank, large crop, batch, picture
+        return {
+            "queue": shares.permute(1, 2, 0, 3, 4).flatten(1, 3),
+            "num_filled": self.queue.num_filled * world_size(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict`; `UserError` where it comes from another number of processes."""
+        """Take up the state of `state_dict`, from a run of any number of processes."""
         if self.queue is None:
             return
-        if len(state["queues"]) != world_size():
-            raise UserError(
-                f"the checkpoint's queue is that of {len(state['queues'])} processes, and this run has {world_size()}: "
-                "go on with as many, or start anew"
-            )
-        self.queue.blocks.copy_(state["queues"][rank()])
-        self.queue.num_filled = state["num_filled"]
+        batches = state["queue"].unflatten(1, (-1, world_size(), self._share))
+        self.queue.blocks.copy_(batches[:, :, rank()].flatten(1, 2))
+        self.queue.num_filled = state["num_filled"] // world_size()
 
     @torch.no_grad()
     def _assign(self, crop: int, scores: Tensor, step: int) -> Tensor:
@@ -136,18 +140,21 @@ class Swav:
 
 
 @torch.no_grad()
-def _watch(assignments: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+def _watch(assignments: Tensor, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
     """Over the batch of all ranks: what tells a collapse.
 
     The assignments' mean entropy in nats, how many prototypes are somebody's first choice, and the embeddings' spread,
-    1 - |their mean|^2: 0 where all are one, 1 where they point everywhere alike.
+    1 - |their mean|^2: 0 where all are one, 1 where they point everywhere alike. And how far the longest or shortest
+    embedding or prototype is from unit length.
     """
     entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
     used = torch.zeros(assignments.shape[1], device=assignments.device)
     used[assignments.argmax(dim=1)] = 1
+    lengths = torch.cat([embeddings.float().norm(dim=1), prototypes.norm(dim=1)])
     centre = all_reduce_mean(embeddings.float().mean(dim=0))
     return {
         "assignment_entropy": all_reduce_mean(entropy),
         "prototypes_used": all_reduce_max(used).sum(),
         "embedding_spread": 1 - centre.square().sum(),
+        "unit_length_error": all_reduce_max((lengths - 1).abs().max()),
     }

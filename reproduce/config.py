@@ -25,6 +25,12 @@ NOT_HASHED = ("paths", "cluster", "logging", "sentinel", "data")
 """Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
 that a run reads is under `dataset`.)"""
 
+NO_ACCUMULATION = (
+    "gradient accumulation is not offered, for it is no large batch: BatchNorm, and Sinkhorn's even spread of the "
+    "batch over the prototypes, would still see the small one. Take the small-batch recipe with its queue "
+    "(experiment=swav_400ep_bs256), or cluster.activation_checkpointing=true to fit more images on a GPU"
+)
+
 Kind = Literal["pretrain", "evaluate"]
 T = TypeVar("T")
 
@@ -44,6 +50,12 @@ class Cluster:
     num_processes: int = 1
     num_threads: int = 2
     num_workers: int = 1
+    sync_batchnorm: str = "torch"
+    """Or `apex`, on GPUs."""
+    activation_checkpointing: bool = False
+    """Keep each block's input only, and calculate the rest again in the backward pass: less memory, a third slower."""
+    compile_backend: str = ""
+    """torch.compile's, for the network: `inductor`; empty does not compile."""
 
 
 @dataclass
@@ -134,6 +146,8 @@ class Network:
     head_hidden: int = MISSING
     head_batchnorm: bool = True
     embedding: int = 128
+    batchnorm_images: int | None = None
+    """BatchNorm's statistics in training are those of so many images (None: of the whole batch)."""
 
 
 @dataclass
@@ -234,6 +248,10 @@ def _hydra() -> Any:
 
 def _check_options(overrides: list[str]) -> None:
     for item in overrides:
+        if "accumulat" in item.partition("=")[0]:
+            raise UserError(NO_ACCUMULATION)
+        if item.startswith(("+", "~")):
+            raise UserError(f"{item}: a config's keys can be set, as KEY=VALUE, but none can be added or taken away")
         group, _, choice = item.partition("=")
         valid = options(group) if group else []
         if valid and choice not in valid:
@@ -280,12 +298,19 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides what a run computes, as plain data. A checkpoint file counts by its content."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    kept = {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
+    kept = {str(key): _without_nulls(value) for key, value in plain.items() if key not in NOT_HASHED}
     kept["scale"] = kept["scale"]["name"]
     checkpoint = Path(str(kept.get("checkpoint", "")))
     if checkpoint.is_file():
         kept["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return kept
+
+
+def _without_nulls(value: Any) -> Any:
+    """What is left at null says nothing: an option that is added later leaves the names of earlier runs alone."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def config_hash(cfg: DictConfig) -> str:

@@ -12,31 +12,45 @@ from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler
 from reproduce.data.pictures import read_folders
 from reproduce.engine import checkpoint
-from reproduce.engine.distributed import barrier, device, process_group, rank, shared, world_size
+from reproduce.engine.distributed import (
+    barrier,
+    batchnorm_ranks,
+    check_sync_batchnorm,
+    device,
+    process_group,
+    rank,
+    shared,
+    world_size,
+)
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc
-from reproduce.engine.precision import autocast
+from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.preemption import REQUEUE, Preempted, Preemption
 from reproduce.engine.run import Run, running
 from reproduce.engine.schedule import warmup_cosine
 from reproduce.engine.sentinel import Sentinel
-from reproduce.errors import exit_status
+from reproduce.errors import UserError, exit_status, nearest
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
-    autocast(cfg.precision)  # a wrong one is refused before any data is read
+    _check_machine(cfg)
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
     method_config = typed(cfg.method, SwavConfig, "method")
+    num_batchnorm_ranks = batchnorm_ranks(cfg.batch_size, cfg.network.batchnorm_images)
     net = build_network(cfg, method_config.num_prototypes)
+    net.activation_checkpointing = cfg.cluster.activation_checkpointing
+    if cfg.cluster.compile_backend:
+        net.compile(backend=cfg.cluster.compile_backend)
     pictures = read_folders(run.dataset_root / cfg.dataset.train)
     run.provenance["data_manifest_sha256"] = pictures.sha256()
 
     method = Swav(method_config, net, len(pictures), cfg.batch_size)
     optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
+    scaler = loss_scaler(cfg.precision)
     checkpoints = checkpoint.Checkpoints(
         run.checkpoint,
-        {"model": net, "method": method, "optimizer": optimizer},
+        {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler},
         cfg.logging.checkpoint_every_seconds,
         agree_every_steps=cfg.logging.every_steps,
     )
@@ -79,7 +93,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         checkpoints.save_if_due(done)
 
     train(
-        shared(net),
+        shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm),
         method,
         optimizer,
         (crops for crops, _ in batches),
@@ -88,11 +102,29 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         num_steps=num_steps,
         batch_size=cfg.batch_size,
         precision=cfg.precision,
+        scaler=scaler,
         tell=tell,
         tell_every_steps=cfg.logging.every_steps,
         after_step=after_step,
+        keep_not_finite=lambda made: checkpoint.save(run.folder / f"not-finite-rank{rank()}.pt", made),
     )
     checkpoints.finish(num_steps)
+
+
+def _check_machine(cfg: DictConfig) -> None:
+    """Refuse what this machine can't do, before any data is read."""
+    autocast(cfg.precision)
+    check_sync_batchnorm(cfg.cluster.sync_batchnorm)
+    backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
+    if backend and backend not in valid:
+        raise UserError(f"there is no cluster.compile_backend {backend!r}: {nearest(backend, valid)}")
+    if cfg.cluster.activation_checkpointing and cfg.cluster.sync_batchnorm == "apex":
+        raise UserError(
+            "cluster.activation_checkpointing runs each block's forward pass twice, and apex's SyncBatchNorm would "
+            "count its batch twice: take cluster.sync_batchnorm=torch"
+        )
+    if cfg.cluster.activation_checkpointing and backend:
+        raise UserError("cluster.activation_checkpointing and cluster.compile_backend do not go together: take one")
 
 
 def build_network(cfg: DictConfig, num_prototypes: int = 0) -> MultiCropNet:

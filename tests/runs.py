@@ -1,9 +1,12 @@
 """A pretraining small enough for a test: real config, real files, real process, seconds."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from reproduce.data import generate
+from reproduce.errors import exit_status
 
 CHECKOUT = Path(__file__).parents[1]
 TINY = (
@@ -21,10 +25,12 @@ TINY = (
 """Overrides: three epochs of two steps."""
 
 
-def tiny_pictures(root: Path) -> None:
-    """The generated sets with two pictures of each class."""
+def tiny_pictures(root: Path, num_train: int = 2) -> None:
+    """The generated sets with few pictures of each class."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "CLASS_SETS", tuple(replace(s, num_train=2, num_val=2) for s in generate.CLASS_SETS))
+        patch.setattr(
+            generate, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in generate.CLASS_SETS)
+        )
         patch.setattr(generate, "VOC_SPLITS", {"trainval": 60, "test": 30})
         generate.generate(root)
 
@@ -33,6 +39,14 @@ def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     return [sys.executable, *launcher, "-m", module, *overrides]
+
+
+def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:
+    """An entry point in this process: exit status and stderr."""
+    monkeypatch.setattr("sys.argv", ["run", *overrides])
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = exit_status(main)
+    return status, stderr.getvalue()
 
 
 def run(module: str, *overrides: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -20,9 +20,10 @@ NUM_KEPT = 2
 """Checkpoints of a run under way: the newest, and the one before in case the newest is damaged."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values; a reader never sees a part of the file."""
+def save(path: Path, state: dict[str, Any]) -> Path:
+    """Write tensors and plain values, and return `path`; a reader never sees a part of the file."""
     write_with(path, lambda file: _write(state, file))
+    return path
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:

@@ -10,6 +10,11 @@ import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reproduce.errors import UserError, nearest
+
+SYNC_BATCHNORM = ("torch", "apex")
+"""Implementations of BatchNorm over several GPUs; the numbers are the same. On a CPU there is one, our own."""
+
 
 def device() -> torch.device:
     """This process' device: its own GPU where there is one, else the CPU."""
@@ -88,28 +93,76 @@ def any_rank(says: bool) -> bool:
     return says if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(says), device=device())).item())
 
 
-def shared(net: nn.Module) -> nn.Module:
-    """`net` as all ranks train it: BatchNorm over the whole batch, gradients averaged. `net` itself when alone."""
+def batchnorm_ranks(batch_size: int, batchnorm_images: int | None) -> int:
+    """How many ranks share BatchNorm's statistics so that these are of `batchnorm_images` images (None: of the batch).
+
+    Raises `UserError` where the ranks' shares of a batch can't be put together to that.
+    """
+    images = batchnorm_images or batch_size
+    share = batch_size // world_size()
+    if images % share or batch_size % images:
+        raise UserError(
+            f"BatchNorm over {images} images can't be had with {world_size()} processes of {share} images each: "
+            f"cluster.num_processes={max(1, batch_size // images)} or a multiple of it gives it, "
+            "network.batchnorm_images=null takes the whole batch"
+        )
+    return images // share
+
+
+def shared(net: nn.Module, num_batchnorm_ranks: int, sync_batchnorm: str = "torch") -> nn.Module:
+    """`net` as all ranks train it: BatchNorm over groups of ranks, gradients averaged. `net` itself when alone.
+
+    `sync_batchnorm` is one of `SYNC_BATCHNORM`; `UserError` where it is not installed, or does not run here.
+    """
+    check_sync_batchnorm(sync_batchnorm)
     if not dist.is_initialized():
         return net
-    net = _sync_batchnorm(net)
+    net = _sync_batchnorm(net, num_batchnorm_ranks, sync_batchnorm)
     return DistributedDataParallel(net, device_ids=[device().index] if device().type == "cuda" else None)
 
 
-def _sync_batchnorm(net: nn.Module) -> nn.Module:
+def check_sync_batchnorm(implementation: str) -> None:
+    """Raise `UserError` where an implementation of SyncBatchNorm is unknown, not installed, or does not run here."""
+    if implementation not in SYNC_BATCHNORM:
+        raise UserError(
+            f"there is no cluster.sync_batchnorm {implementation!r}: {nearest(implementation, SYNC_BATCHNORM)}"
+        )
+    if implementation != "apex":
+        return
+    if device().type != "cuda":
+        raise UserError("cluster.sync_batchnorm=apex needs GPUs; torch's gives the same numbers anywhere")
+    try:
+        from apex.parallel import convert_syncbn_model  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"cluster.sync_batchnorm=apex: apex with its SyncBatchNorm is not installed ({error}); it is in the CUDA "
+            "image (apex 25.05 was the last that had it), and cluster.sync_batchnorm=torch gives the same numbers"
+        ) from error
+
+
+def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:
+    if implementation == "apex":
+        from apex.parallel import convert_syncbn_model, create_syncbn_process_group
+
+        converted: nn.Module = convert_syncbn_model(net, process_group=create_syncbn_process_group(num_ranks))
+        return converted
+    group, _ = dist.new_subgroups(num_ranks)
     if device().type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net, group)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.__class__ = CpuSyncBatchNorm
+            module.process_group = group  # type: ignore[assignment]
     return net
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the batch of all ranks on a CPU, where torch's own SyncBatchNorm refuses to run.
+    """BatchNorm over the batches of a group of ranks on a CPU, where torch's own SyncBatchNorm refuses to run.
 
     The same statistics and running averages as `nn.BatchNorm` over the gathered batch; ranks may hold unequal batches.
     """
+
+    process_group: dist.ProcessGroup
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -124,11 +177,11 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = input.new_tensor([input.numel() / input.shape[1]])
         totals = torch.cat([input.sum(axes), count])
-        totals = differentiable.all_reduce(totals)
+        totals = differentiable.all_reduce(totals, group=self.process_group)
         count = totals[-1:].detach()
         mean = totals[:-1] / count
         centered = input - mean.view(shape)
-        variance = differentiable.all_reduce(centered.square().sum(axes)) / count
+        variance = differentiable.all_reduce(centered.square().sum(axes), group=self.process_group) / count
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None

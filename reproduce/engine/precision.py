@@ -5,7 +5,7 @@ import torch
 from reproduce.engine.distributed import device
 from reproduce.errors import UserError, nearest
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What each `precision` of a config casts to; weights, losses, Sinkhorn and the optimiser stay in fp32."""
 
 
@@ -15,3 +15,8 @@ def autocast(precision: str) -> torch.autocast:
         raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
     dtype = AUTOCAST[precision]
     return torch.autocast(device().type, dtype=dtype, enabled=dtype is not None)
+
+
+def loss_scaler(precision: str) -> torch.amp.GradScaler:
+    """Scales the loss where small gradients would vanish in `fp16`; for any other precision it does nothing."""
+    return torch.amp.GradScaler(device().type, enabled=precision == "fp16")

@@ -14,6 +14,8 @@ PLATEAU = 0.005
 """A loss this close to ln K, as a share of it, is no better than uniform predictions."""
 ALIKE = 0.01
 """A spread of the embeddings below this (1 is that of directions drawn evenly) means that all are one."""
+UNIT_LENGTH = 0.02
+"""Scores are cosines: embeddings or prototypes further off unit length than rounding explains: a broken method."""
 ON_COLLAPSE = ("stop", "warn")
 REMEDIES = (
     "try method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs, a lower optimizer.lr, "
@@ -42,8 +44,14 @@ class Sentinel:
     def watch(self, step: int, values: Mapping[str, float]) -> None:
         """Take up the curves' values of one step.
 
-        Raises `TrainingFailed` (or warns once, by `on_collapse`) where a whole epoch of them shows a collapse.
+        Raises `TrainingFailed` (or warns once, by `on_collapse`) where a whole epoch of them shows a collapse, and at
+        once where scores are no cosines.
         """
+        if values["unit_length_error"] > UNIT_LENGTH:
+            raise TrainingFailed(
+                f"embeddings or prototypes are {values['unit_length_error']:.3f} off unit length (step {step}), so "
+                "scores are no cosines: features overflow (lower optimizer.lr), or the method does not normalise both"
+            )
         self._seen.append((step, values))
         while self._seen[0][0] <= step - self._steps_per_epoch:
             self._seen.popleft()

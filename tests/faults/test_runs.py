@@ -1,13 +1,11 @@
 """Runs that are killed, shared, fed broken files or refused."""
 
-import contextlib
 import errno
 import io
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import torch
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
 from reproduce.engine.loop import train
+from reproduce.engine.precision import loss_scaler
 from reproduce.engine.preemption import REQUEUE
-from reproduce.errors import TrainingFailed, UserError, exit_status
+from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import read_json, write_json
-from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
+from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +27,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     tiny_pictures(root)
     return root
-
-
-def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:
-    """An entry point in this process: exit status and stderr."""
-    monkeypatch.setattr("sys.argv", ["run", *overrides])
-    with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        status = exit_status(main)
-    return status, stderr.getvalue()
 
 
 def weights(results: Path) -> dict[str, torch.Tensor]:
@@ -209,6 +200,11 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["epochs=many"], "could not be converted to Integer (at epochs)"),
         (["method.temperature=warm"], "config method.temperature"),
         (["precision=fp8"], "did you mean"),
+        (["+optimizer.accumulation_steps=16"], "gradient accumulation is not offered"),
+        (["cluster.sync_batchnorm=apx"], "did you mean 'apex'"),
+        (["cluster.sync_batchnorm=apex"], "cluster.sync_batchnorm=apex needs GPUs"),
+        (["cluster.compile_backend=inductr"], "did you mean 'inductor'"),
+        (["network.batchnorm_images=4"], "cluster.num_processes=2 or a multiple"),
         (["paths.data=/nowhere"], "DATA folder /nowhere is not there"),
         (["paths.data=.", "data=cifar10"], "cifar10 is not there"),
         (["batch_size=4000"], "fewer than one batch of 4000"),
@@ -289,12 +285,12 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
     assert f"is already running here (process {os.getpid()}" in sentence
 
 
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path: Path) -> None:
     class Diverges:
         def before_forward(self) -> None: ...
 
-        def loss(self, embeddings, *_):  # type: ignore[no-untyped-def]
-            return embeddings.sum() * float("nan"), {}
+        def loss(self, embeddings, _scores, _num_crops, step):  # type: ignore[no-untyped-def]
+            return embeddings.sum() * float("nan" if step == 2 else 1), {"unit_length_error": torch.zeros(())}
 
         def after_backward(self, step: int) -> None: ...
 
@@ -306,12 +302,16 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
             return super().forward(crops[0]), None
 
     net = Net(2, 2)
-    with pytest.raises(TrainingFailed, match="the loss is nan at step 1"):
+    with pytest.raises(TrainingFailed, match=r"the loss is nan at step 3: .*what made it is in .*scores\.pt"):
         train(
-            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [[torch.ones(1, 2)]], lambda _: 0.1,
-            first_step=0, num_steps=1, batch_size=1, precision="fp32", tell=print, tell_every_steps=1,
-            after_step=print,
+            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [[torch.ones(1, 2)]] * 20, lambda _: 0.1,
+            first_step=0, num_steps=20, batch_size=1, precision="fp32", scaler=loss_scaler("fp32"), tell=print,
+            tell_every_steps=20, after_step=print,
+            keep_not_finite=lambda made: checkpoint.save(tmp_path / "scores.pt", made),
         )  # fmt: skip
+    kept = checkpoint.load(tmp_path / "scores.pt")
+    assert kept["step"] == 3
+    assert kept["embeddings"].shape == (1, 2)
 
 
 def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

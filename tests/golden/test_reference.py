@@ -62,7 +62,7 @@ def test_loss_and_its_gradients(queued: bool) -> None:
         net.prototypes.weight.copy_(torch.from_numpy(golden["prototypes"]))
     method = Swav(swav_config(queue_length=24 if queued else 0), net, num_pictures=8, batch_size=8)
     if queued:
-        method.load_state_dict({"queues": torch.from_numpy(golden["queue"]).unsqueeze(0), "num_filled": 24})
+        method.load_state_dict({"queue": torch.from_numpy(golden["queue"]), "num_filled": 24})
 
     loss, _ = method.loss(embeddings, net.prototypes(embeddings), num_crops=8, step=0)
     loss.backward()
@@ -74,7 +74,7 @@ def test_loss_and_its_gradients(queued: bool) -> None:
         expected = golden[f"grad_{key}_{name}"]
         np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     if queued:
-        np.testing.assert_array_equal(method.state_dict()["queues"][0].numpy(), golden["queue_after"])
+        np.testing.assert_array_equal(method.state_dict()["queue"].numpy(), golden["queue_after"])
 
 
 @pytest.mark.parametrize("weight_decay", ["1e-06", "0.01"])
@@ -123,11 +123,12 @@ def drawn_weights(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return drawn
 
 
-@pytest.mark.parametrize("build", [resnet50, resnet50w2])
+@pytest.mark.parametrize("build", [resnet50, resnet50w2, resnet50w4, resnet50w5])
 def test_trunk_features(build: Any) -> None:
     golden = json.loads((GOLDEN / "trunks.json").read_text())[build.__name__]
-    trunk = build()
-    trunk.load_state_dict(drawn_weights(trunk.state_dict(), 20), strict=False)
+    with torch.device("meta"):
+        trunk = build()
+    trunk.load_state_dict(drawn_weights(trunk.state_dict(), 20), strict=False, assign=True)
     trunk.eval()
     images = np.random.default_rng(21).standard_normal(tuple(golden["input_shape"]), np.float32)
     with torch.no_grad():

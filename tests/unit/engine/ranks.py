@@ -13,7 +13,15 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from models.heads import MultiCropNet
 from models.sinkhorn import sinkhorn
 from models.swav import Swav, SwavConfig
-from reproduce.engine.distributed import all_reduce_mean, is_main, process_group, rank, shared, world_size
+from reproduce.engine.distributed import (
+    all_reduce_mean,
+    batchnorm_ranks,
+    is_main,
+    process_group,
+    rank,
+    shared,
+    world_size,
+)
 from reproduce.engine.optimizer import Larc
 
 BATCH = 12
@@ -31,11 +39,14 @@ def main(output: str) -> None:
         queue = torch.randn(2, 2, BATCH, 8, generator=draw)  # per large crop, two batches
         share = BATCH // world_size()
         mine = slice(rank() * share, (rank() + 1) * share)
-        shares = torch.stack([part.flatten(1, 2) for part in queue.split(share, dim=2)])
-        method.load_state_dict({"queues": shares, "num_filled": 2 * share})
-        assert torch.equal(method.state_dict()["queues"], shares)
+        method.load_state_dict({"queue": queue.flatten(1, 2), "num_filled": 2 * BATCH})
+        kept = method.state_dict()
+        assert torch.equal(kept["queue"], queue.flatten(1, 2))
+        assert kept["num_filled"] == 2 * BATCH
+        assert method.queue is not None
+        assert torch.equal(method.queue.blocks, queue[:, :, mine].flatten(1, 2))
 
-        trained = shared(net)  # DDP averages gradients only while it lives
+        trained = shared(net, world_size())  # DDP averages gradients only while it lives
         optimizer = Larc(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
         losses: list[torch.Tensor] = []
         gradients: dict[str, torch.Tensor] = {}
@@ -49,11 +60,33 @@ def main(output: str) -> None:
             optimizer.step()
             losses.append(all_reduce_mean(loss.detach().clone()))
 
+        groups = batchnorm_of_halves(draw, mine)
         running = {name: value for name, value in net.state_dict().items() if "running" in name}
         alone = sinkhorn(torch.randn(BATCH, 8, generator=draw)[mine], 0.05, 3)
         if is_main():
-            outcome = {"loss": torch.stack(losses), "running": running, "gradients": gradients, "assignments": alone}
+            outcome = {
+                "loss": torch.stack(losses),
+                "running": running,
+                "gradients": gradients,
+                "assignments": alone,
+            } | groups
             torch.save(outcome, output)
+
+
+def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.Tensor]:
+    """BatchNorm over each half of the batch by itself: rank 0's share of output and input gradient."""
+    norm = torch.nn.BatchNorm1d(5).double()
+    images = torch.randn(BATCH, 5, generator=draw).double()
+    weights = torch.randn(BATCH, 5, generator=draw).double()
+    if world_size() == 1:
+        images, weights = images[: BATCH // 2].requires_grad_(), weights[: BATCH // 2]
+    else:
+        images, weights = images[mine].clone().requires_grad_(), weights[mine]
+        shared(norm, batchnorm_ranks(BATCH, BATCH // 2))
+    out = norm(images)
+    (out * weights).sum().backward()
+    assert images.grad is not None
+    return {"halves_out": out.detach(), "halves_gradient": images.grad, "halves_mean": norm.running_mean}
 
 
 if __name__ == "__main__":

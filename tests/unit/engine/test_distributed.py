@@ -30,6 +30,9 @@ def test_processes_calculate_as_one(alone: dict[str, Any], tmp_path: Path, proce
     torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)
     share = len(together["assignments"])
     torch.testing.assert_close(together["assignments"], alone["assignments"][:share], rtol=1e-5, atol=1e-7)
+    for name in ("halves_out", "halves_gradient"):
+        torch.testing.assert_close(together[name], alone[name][: len(together[name])])
+    torch.testing.assert_close(together["halves_mean"], alone["halves_mean"])
     for name, value in alone["running"].items():
         torch.testing.assert_close(together["running"][name], value, rtol=1e-5, atol=1e-7)
     for name, value in alone["gradients"].items():

@@ -7,7 +7,7 @@ import pytest
 from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import TrainingFailed, UserError
 
-HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0}
+HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0, "unit_length_error": 1e-6}
 PLATEAU = {**HEALTHY, "loss": math.log(60) - 0.001}
 
 
@@ -30,6 +30,11 @@ def test_each_collapse_stops_the_run_once_patience_is_over(values: dict[str, flo
     with pytest.raises(TrainingFailed, match=symptom) as stopped:
         guard.watch(20, values)
     assert stopped.value.status == "collapsed"
+
+
+def test_scores_that_are_no_cosines_stop_the_run_at_once() -> None:
+    with pytest.raises(TrainingFailed, match=r"0\.500 off unit length \(step 1\)"):
+        sentinel("warn").watch(1, {**HEALTHY, "unit_length_error": 0.5})
 
 
 def test_a_healthy_run_and_one_that_left_the_plateau_go_on() -> None:

@@ -101,6 +101,16 @@ class TestLoadTrunk:
         trunk = load_trunk(tmp_path / "w.pt")
         torch.testing.assert_close(trunk(images), super(MultiCropNet, net.eval()).forward(images))
 
+    def test_takes_several_prototypes_as_deepcluster_v2_was_released(self, tmp_path: Path) -> None:
+        net = MultiCropNet(0.0625, 16, 8, num_prototypes=6)
+        weights = {f"module.{key}": value for key, value in net.state_dict().items()}
+        weights["module.prototypes.prototypes0.weight"] = weights.pop("module.prototypes.weight")
+        weights["module.prototypes.prototypes1.weight"] = torch.randn(6, 8)
+        self.save(tmp_path / "w.pt", weights)
+        images = torch.randn(2, 3, 32, 32)
+        features = super(MultiCropNet, net.eval()).forward(images)
+        torch.testing.assert_close(load_trunk(tmp_path / "w.pt")(images), features)
+
     def test_refuses_what_matches_too_little(self, tmp_path: Path) -> None:
         weights = MultiCropNet(0.0625, 16, 8).state_dict()
         self.save(tmp_path / "w.pt", {k: v for k, v in weights.items() if not k.startswith("layer3")})

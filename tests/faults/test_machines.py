@@ -1,0 +1,64 @@
+"""The same run on other machines: what a machine decides does not change the numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from reproduce import pretrain
+from reproduce.engine.checkpoint import Checkpoints
+from tests.runs import TINY, call, curve, run, tiny_pictures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root)
+    return root
+
+
+def losses(results: Path) -> list[float]:
+    return [point["loss"] for point in curve(results)]
+
+
+@pytest.mark.parametrize("option", ["cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager"])
+def test_an_option_of_the_machine_changes_no_loss(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    common = (*TINY, "experiment=swav_800ep", f"paths.data={data}")
+    for name, options in (("plain", []), ("option", [option])):
+        status, said = call(pretrain.main, monkeypatch, *common, *options, f"paths.results={tmp_path / name}")
+        assert status == 0, said
+    (plain,), (other,) = ((tmp_path / name).glob("smoke/*/") for name in ("plain", "option"))
+    assert plain.name == other.name  # one run_id
+    assert losses(tmp_path / "option") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+
+
+def test_options_that_exclude_each_other_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = ("cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager")
+    status, said = call(pretrain.main, monkeypatch, *TINY, *both, f"paths.data={data}", f"paths.results={tmp_path}")
+    assert status == 2
+    assert "take one" in said
+
+
+def test_a_run_of_one_process_goes_on_with_two(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing learns here, as in test_two_processes_train_as_one: what goes on is the sampler, and the queue.
+    still = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
+    common = (*TINY, *still, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
+    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'one'}")[0] == 0
+
+    def stop(checkpoints: Checkpoints, step: int) -> None:
+        if step == 3:
+            checkpoints.save(step)
+            checkpoints.wait()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_if_due", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'grown'}")
+    done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'grown'}", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 3" in done.stdout
+    assert losses(tmp_path / "grown") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -1,0 +1,76 @@
+"""Half precision: what the optimiser sees does not depend on the scale of the loss."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reproduce.engine.loop import train
+from reproduce.engine.optimizer import Larc
+from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.errors import TrainingFailed, UserError
+
+
+class Regression:
+    """The smallest method: crops are inputs, the loss their squared outputs, times a factor per step."""
+
+    def __init__(self, *factors: float) -> None:
+        self.factors = factors
+
+    def before_forward(self) -> None: ...
+
+    def loss(self, embeddings: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        _, _, step = rest
+        return embeddings.float().square().mean() * self.factors[step], {}
+
+    def after_backward(self, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class Net(nn.Linear):
+    def forward(self, crops: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(crops[0]), None
+
+
+def trained(scaler: torch.amp.GradScaler, precision: str, *factors: float) -> tuple[Tensor, list[dict[str, float]]]:
+    """The weights after a step per factor, and the curve."""
+    torch.manual_seed(0)
+    net = Net(8, 4)
+    curve: list[dict[str, float]] = []
+    train(
+        net, Regression(*factors), Larc(net.parameters(), 0.5, 0.9, 1e-6, 0.001), [[torch.ones(2, 8)]] * len(factors),
+        lambda _: 0.5, first_step=0, num_steps=len(factors), batch_size=2, precision=precision, scaler=scaler,
+        tell=lambda *_, **values: curve.append(values), tell_every_steps=1, after_step=lambda _: None,
+        keep_not_finite=lambda _: pytest.fail("nothing is to be kept"),
+    )  # fmt: skip
+    return net.weight.detach(), curve
+
+
+def test_a_larc_step_does_not_depend_on_the_loss_scale() -> None:
+    plain, _ = trained(loss_scaler("fp32"), "fp32", 1, 1, 1)
+    for scale in (2.0**4, 2.0**12):  # powers of two change no digit
+        scaled, curve = trained(torch.amp.GradScaler("cpu", init_scale=scale), "fp32", 1, 1, 1)
+        assert torch.equal(scaled, plain)
+        assert [point["loss_scale"] for point in curve] == [scale] * 3
+
+
+def test_fp16_skips_a_step_whose_gradients_overflow_and_goes_on_at_half_the_scale() -> None:
+    # At a scale of 65536 a factor of 3 sends the gradient of the fp16 output beyond 65504.
+    weights, curve = trained(loss_scaler("fp16"), "fp16", 100, 1, 1)
+    assert [point["loss_scale"] for point in curve] == [32768.0] * 3
+    expected, _ = trained(loss_scaler("fp32"), "fp32", 1, 1)
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
+    with pytest.raises(TrainingFailed, match=r"overflow fp16 even at a loss scale of 0\.5"):
+        trained(loss_scaler("fp16"), "fp16", *[1e9] * 30)
+
+
+def test_only_fp16_has_a_scaler_and_an_unknown_precision_is_an_error() -> None:
+    assert [loss_scaler(name).is_enabled() for name in ("fp32", "bf16", "fp16")] == [False, False, True]
+    with pytest.raises(UserError, match="did you mean 'fp16'"):
+        autocast("f16")

@@ -1,0 +1,48 @@
+"""The trunk: activation checkpointing changes memory, and nothing else; plain torchvision takes our weights."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models.resnet import ResNet, resnet50
+
+
+def after_one_step(activation_checkpointing: bool) -> tuple[ResNet, Tensor, int]:
+    """A trunk with its gradients, its features, and the bytes that the forward pass kept for the backward pass."""
+    torch.manual_seed(0)
+    trunk = ResNet(0.0625)
+    trunk.activation_checkpointing = activation_checkpointing
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        features = trunk(torch.randn(4, 3, 32, 32))
+    features.square().mean().backward()
+    return trunk, features, sum(kept.values())
+
+
+def test_activation_checkpointing_saves_memory_and_changes_no_bit() -> None:
+    (plain, features, kept), (thrifty, same, kept_less) = after_one_step(False), after_one_step(True)
+    assert torch.equal(features, same)
+    for (name, ours), (_, theirs) in zip(plain.named_parameters(), thrifty.named_parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad), name
+    for (name, ours_), (_, theirs_) in zip(plain.named_buffers(), thrifty.named_buffers(), strict=True):
+        assert torch.equal(ours_, theirs_), name
+    assert all(m.momentum == 0.1 for m in thrifty.modules() if isinstance(m, nn.BatchNorm2d))
+    assert kept_less < kept / 3
+
+
+def test_plain_torchvision_takes_our_weights_and_gives_the_same_features() -> None:
+    ours, theirs = resnet50().eval(), torchvision.models.resnet50().eval()
+    reported = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert sorted(reported.missing_keys) == ["fc.bias", "fc.weight"]
+    assert reported.unexpected_keys == []
+    theirs.fc = nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
