@@ -31,8 +31,8 @@ def tiny_pictures(root: Path) -> None:
 
 def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, "-m", module, *overrides]
+    launcher = ["-m", "reproduce.engine.launch", f"--processes={processes}"] if processes > 1 else ["-m"]
+    return [sys.executable, *launcher, module, *overrides]
 
 
 def run(module: str, *overrides: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:

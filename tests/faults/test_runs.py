@@ -17,8 +17,7 @@ import torch
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
 from reproduce.engine.loop import train
-from reproduce.engine.preemption import REQUEUE
-from reproduce.errors import TrainingFailed, UserError, exit_status
+from reproduce.errors import REQUEUE, TrainingFailed, UserError, exit_status
 from reproduce.files import read_json, write_json
 from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
 
