@@ -97,8 +97,6 @@ class Checkpoints:
 
     def _choose(self) -> int:
         """The step of the newest whole checkpoint, -1 for `checkpoint.pt`, 0 for none."""
-        for unfinished in self.path.parent.glob(f".{self.path.stem}*"):
-            unfinished.unlink()  # left by a kill while writing
         numbered = self._numbered()
         for path in reversed(numbered):
             if self._whole(path):

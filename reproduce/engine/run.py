@@ -37,6 +37,8 @@ class Run:
         self._tracker: Tracker | NoTracker = NoTracker()
         self._seen_bad: set[str] = set()
         if is_main():
+            for unfinished in self.folder.glob(".*.*"):
+                unfinished.unlink()  # left by a kill while writing
             self.attempts.begin()
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
@@ -158,7 +160,7 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = folder / "attempts.json"
+        self.file = folder / "attempts.json"
         self.number = 1
         self._started = self.first_started = time.time()
         self._wall_seconds = self._device_seconds = 0.0
@@ -167,7 +169,7 @@ class Attempts:
     def begin(self) -> None:
         """Add up what came before, and write down that another attempt begins."""
         with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):  # the first, or the file is damaged
-            before = read_json(self._file)
+            before = read_json(self.file)
             seconds = max(self._last_sign() - before["started"], 0.0)
             self._wall_seconds = before["earlier_wall_seconds"] + seconds
             self._device_seconds = before["earlier_device_seconds"] + seconds * before["world_size"]
@@ -181,7 +183,7 @@ class Attempts:
             "earlier_wall_seconds": self._wall_seconds,
             "earlier_device_seconds": self._device_seconds,
         }
-        write_json(self._file, record)
+        write_json(self.file, record)
 
     def totals(self, now: float) -> tuple[float, float]:
         """Seconds of all attempts up to now, by the clock and by device."""
@@ -189,7 +191,7 @@ class Attempts:
         return self._wall_seconds + seconds, self._device_seconds + seconds * world_size()
 
     def _last_sign(self) -> float:
-        signs = [self._file, self._folder / "metrics.jsonl", *self._folder.glob("checkpoint*.pt")]
+        signs = [self.file, self._folder / "metrics.jsonl", *self._folder.glob("checkpoint*.pt")]
         return max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
 
 
