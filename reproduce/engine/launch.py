@@ -53,7 +53,8 @@ class Rank:
             if line.startswith(ERROR):
                 self.sentence = line.removeprefix(ERROR).rstrip("\n")
             else:
-                self.last_line = line.strip() or self.last_line
+                said = line.removeprefix(f"[rank{self.number}]: ").strip()  # how torch begins a traceback's lines
+                self.last_line = said or self.last_line
                 sys.stderr.write(line)
                 sys.stderr.flush()
 

@@ -80,17 +80,6 @@ def execute(
     called each time. SIGTERM, SIGINT, or `keep_on` turning false end it and its children: politely first, by force
     after a while. A process that died without a word (out of memory, say) gets a failure.json that says so.
     """
-    status = REQUEUE
-    while status == REQUEUE:
-        status = _execute_once(command, folder, attempt, keep_on, echo)
-        if status == REQUEUE:
-            requeued()
-    return status
-
-
-def _execute_once(command: list[str], folder: Path, attempt: int, keep_on: Callable[[], bool], echo: bool) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "failure.json").unlink(missing_ok=True)
     asked_to_stop = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -98,6 +87,18 @@ def _execute_once(command: list[str], folder: Path, attempt: int, keep_on: Calla
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
+
+    def stopping() -> bool:
+        return asked_to_stop.is_set() or not keep_on()
+
+    while (status := _execute_once(command, folder, attempt, stopping, echo)) == REQUEUE:
+        requeued()
+    return status
+
+
+def _execute_once(command: list[str], folder: Path, attempt: int, stopping: Callable[[], bool], echo: bool) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failure.json").unlink(missing_ok=True)
     with open(folder / "log.txt", "ab", buffering=0) as log:
         log.write(
             f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, attempt {attempt}: {' '.join(command[1:])}\n".encode()
@@ -116,16 +117,16 @@ def _execute_once(command: list[str], folder: Path, attempt: int, keep_on: Calla
                 status = process.wait(timeout=POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                if asked_to_stop.is_set() or not keep_on():
+                if stopping():
                     stop(process)
                     log.write(b"=== stopped from outside; the same command continues\n")
                     return STOPPED
         if status not in (0, REQUEUE):
             stop(process)  # what a launcher that was killed left behind
         if status == REQUEUE:
-            stopped = asked_to_stop.is_set() or not keep_on()
-            log.write(f"=== preempted; {'the same command continues' if stopped else 'started again'}\n".encode())
-            return STOPPED if stopped else REQUEUE
+            ending = stopping()
+            log.write(f"=== preempted; {'the same command continues' if ending else 'started again'}\n".encode())
+            return STOPPED if ending else REQUEUE
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""
