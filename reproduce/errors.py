@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable
 
 REQUEST_IS_WRONG = 2
 """Exit status of a wrong request, config or input (DESIGN.md, Contracts)."""
-
+TRAINING_FAILED = 3
+"""Exit status of a training that collapsed or diverged. This and the former would come again: never tried again."""
+REQUEUE = 75
+"""Exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)."""
+ERROR = "error: "
+"""How the sentence of an error starts on stderr."""
 
 DISK_IS_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
@@ -24,6 +29,10 @@ class TrainingFailed(Exception):
         self.status = status
 
 
+class Crashed(Exception):
+    """Something around the run broke, not the run: one sentence. The same command goes on from the last checkpoint."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """How to go on after an unknown `word`: the closest valid ones, or all of them where none is close."""
     valid = sorted(valid)
@@ -33,19 +42,28 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return "valid are: " + ", ".join(valid) if valid else "there is none to choose from"
 
 
+def explained(error: Exception) -> tuple[str, int] | None:
+    """The sentence and the exit status of an error that was foreseen; None for any other."""
+    if isinstance(error, UserError):
+        return str(error), REQUEST_IS_WRONG
+    if isinstance(error, TrainingFailed):
+        return str(error), TRAINING_FAILED
+    if isinstance(error, Crashed):
+        return str(error), 1
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"{DISK_IS_FULL[error.errno]}{where}; make room and run the same command again", REQUEST_IS_WRONG
+    return None
+
+
 def exit_status(main: Callable[[], int | None]) -> int:
-    """Run an entry point; what a person can mend becomes a sentence on stderr: status 2, or 1 where training failed."""
-    status = REQUEST_IS_WRONG
+    """Run an entry point; an error that was foreseen becomes a sentence on stderr and a status (`explained`)."""
     try:
         return main() or 0
-    except UserError as error:
-        sentence = str(error)
-    except TrainingFailed as error:
-        sentence, status = str(error), 1
-    except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+    except Exception as error:
+        said = explained(error)
+        if said is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        sentence = f"{DISK_IS_FULL[error.errno]}{where}; make room and run the same command again"
-    print(f"error: {sentence}", file=sys.stderr)
+    sentence, status = said
+    print(f"{ERROR}{sentence}", file=sys.stderr)
     return status

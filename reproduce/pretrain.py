@@ -17,6 +17,7 @@ from reproduce.engine.distributed import (
     batchnorm_ranks,
     check_sync_batchnorm,
     device,
+    is_main,
     process_group,
     rank,
     shared,
@@ -25,11 +26,11 @@ from reproduce.engine.distributed import (
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import REQUEUE, Preempted, Preemption
+from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.run import Run, running
 from reproduce.engine.schedule import warmup_cosine
 from reproduce.engine.sentinel import Sentinel
-from reproduce.errors import UserError, exit_status, nearest
+from reproduce.errors import REQUEUE, UserError, exit_status, nearest
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
@@ -149,13 +150,15 @@ def main() -> int:
     """
     cfg = compose("pretrain", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
-    try:
-        with process_group(), running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
-            (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
-            run.finish(run.last)
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        return REQUEUE
+    with process_group():
+        try:
+            with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
+                (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
+                run.finish(run.last)
+        except Preempted as stop:
+            if is_main():
+                print(stop, file=sys.stderr)
+            return REQUEUE
     return 0
 
 

@@ -37,8 +37,8 @@ def tiny_pictures(root: Path, num_train: int = 2) -> None:
 
 def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, "-m", module, *overrides]
+    launcher = ["-m", "reproduce.engine.launch", f"--processes={processes}"] if processes > 1 else ["-m"]
+    return [sys.executable, *launcher, module, *overrides]
 
 
 def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from reproduce.engine.distributed import any_rank, barrier, is_main, world_size
+from reproduce.engine.distributed import all_reduce_sum, any_rank, barrier, device, is_main, world_size
 from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_with
 
@@ -78,25 +78,38 @@ class Checkpoints:
     def resume(self) -> int:
         """Load every part from the newest whole checkpoint; returns the number of steps that it has seen, or 0.
 
-        A damaged newest one is passed over with a warning; `UserError` where all are damaged.
+        A damaged newest one is passed over with a warning, and deleted once the one before is loaded; `UserError` where
+        all are damaged. Rank 0 chooses, for all ranks: they must not see a different file each.
         """
-        if is_main():
-            for unfinished in self.path.parent.glob(f".{self.path.stem}*"):
-                unfinished.unlink()  # left by a kill while writing
-        barrier()
-        numbered = self._numbered()
-        found = next((path for path in reversed(numbered) if self._whole(path)), None)
-        if found is None and self.path.exists():
-            found = self.path
-        if found is None:
-            if numbered:
-                raise UserError(f"all checkpoints in {self.path.parent} are damaged; delete them to start anew")
+        found = self._agreed(self._choose() if is_main() else 0)
+        if not found:
             return 0
-        state = load(found)
+        state = load(self._at(found) if found > 0 else self.path)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        print(f"going on from step {state['step']}", flush=True)
-        return int(state["step"])
+        step = int(state["step"])
+        barrier()
+        if is_main():
+            for damaged in self._numbered():
+                if damaged > self._at(step):
+                    self._delete(damaged)  # or it would count as one of those kept
+            print(f"going on from step {step}", flush=True)
+        return step
+
+    def _choose(self) -> int:
+        """The step of the newest whole checkpoint, -1 for `checkpoint.pt`, 0 for none."""
+        numbered = self._numbered()
+        for path in reversed(numbered):
+            if self._whole(path):
+                return _step(path)
+        if numbered and not self.path.exists():
+            raise UserError(f"all checkpoints in {self.path.parent} are damaged; delete them to start anew")
+        return -1 if self.path.exists() else 0
+
+    @staticmethod
+    def _agreed(number: int) -> int:
+        """Rank 0's number, on every rank; the others give 0."""
+        return int(all_reduce_sum(torch.tensor(number, device=device())).item())
 
     def save_if_due(self, step: int) -> None:
         """Save, where `every_seconds` have passed since the last time; ranks agree on it every few steps."""
@@ -147,8 +160,12 @@ class Checkpoints:
         save(path, state)
         write_atomic(path.with_suffix(".sha256"), _sha256(path))
         for old in self._numbered()[:-NUM_KEPT]:
-            old.with_suffix(".sha256").unlink(missing_ok=True)
-            old.unlink()
+            self._delete(old)
+
+    @staticmethod
+    def _delete(path: Path) -> None:
+        path.with_suffix(".sha256").unlink(missing_ok=True)
+        path.unlink()
 
     def _whole(self, path: Path) -> bool:
         proof = path.with_suffix(".sha256")
@@ -156,6 +173,10 @@ class Checkpoints:
             return True
         print(f"warning: checkpoint {path} is damaged; using the one before", file=sys.stderr, flush=True)
         return False
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def _copied(value: Any) -> Any:

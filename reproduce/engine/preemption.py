@@ -5,8 +5,6 @@ from types import FrameType, TracebackType
 
 from reproduce.engine.distributed import any_rank, world_size
 
-REQUEUE = 75
-"""Exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

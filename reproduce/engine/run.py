@@ -16,32 +16,36 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config import config_hash, identity, run_dir, run_id
 from reproduce.data import catalogue
 from reproduce.engine import provenance
-from reproduce.engine.distributed import is_main, world_size
+from reproduce.engine.distributed import barrier, is_main, rank, world_size
 from reproduce.engine.preemption import Preempted
 from reproduce.engine.tracking import NoTracker, Tracker
-from reproduce.errors import REQUEST_IS_WRONG, TrainingFailed, UserError
-from reproduce.files import lock, write_atomic, write_json
+from reproduce.errors import Crashed, TrainingFailed, UserError, explained
+from reproduce.files import lock, read_json, write_atomic, write_json
 
 
 class Run:
-    """What a running process tells and leaves behind. On ranks other than 0 it is silent."""
+    """What a running process tells and leaves behind. Ranks other than 0 are silent, until they fail."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.run_id = run_id(cfg)
         self.folder = run_dir(cfg)
-        self.started = time.time()
+        self.attempts = Attempts(self.folder)
         self.counts: dict[str, int] = {"num_skipped_images": 0}
         self.provenance: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self._tracker: Tracker | NoTracker = NoTracker()
         self._seen_bad: set[str] = set()
         if is_main():
+            for unfinished in self.folder.glob(".*.*"):
+                unfinished.unlink()  # left by a kill while writing
+            self.attempts.begin()
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
             if cfg.logging.wandb:
                 group = cfg.logging.group or cfg.scale.name
                 self._tracker = Tracker(self.folder, self.run_id, group, cfg.kind, identity(cfg))
+        barrier()  # from here on any rank may leave a failure.json
 
     @property
     def dataset_root(self) -> Path:
@@ -95,7 +99,7 @@ class Run:
         if not is_main():
             return
         finished = time.time()
-        wall = finished - self.started
+        wall_seconds, device_seconds = self.attempts.totals(finished)
         result = {
             "run_id": self.run_id,
             "kind": self.cfg.kind,
@@ -106,10 +110,11 @@ class Run:
             "counts": self.counts,
             "parents": parents or [],
             "status": "done",
-            "started": _iso(self.started),
+            "started": _iso(self.attempts.first_started),
             "finished": _iso(finished),
-            "wall_seconds": round(wall, 2),
-            "device_hours": wall * world_size() / 3600,
+            "wall_seconds": round(wall_seconds, 2),
+            "device_hours": device_seconds / 3600,
+            "num_attempts": self.attempts.number,
             "peak_memory_gb": round(provenance.peak_memory_gb(), 3),
             "provenance": {
                 **provenance.code(),
@@ -123,23 +128,71 @@ class Run:
             },
         }
         write_json(self.folder / "result.json", result)
-        self._tracker.finish({**metrics, **self.counts, "wall_seconds": wall})
+        self._tracker.finish({**metrics, **self.counts, "wall_seconds": wall_seconds})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
 
     def fail(self, status: str, exit_status: int, sentence: str) -> None:
-        """Leave the reason behind, where there is room for it; the next attempt removes it."""
-        if not is_main():
-            return
+        """Leave the reason behind, where there is room for it; the next attempt removes it.
+
+        Of several ranks the first to fail says why: what ends the others is that they miss it.
+        """
+        record = {
+            "status": status,
+            "exit_status": exit_status,
+            "message": sentence if world_size() == 1 else f"rank {rank()}: {sentence}",
+            "finished": _iso(time.time()),
+            "pid": os.getpid(),
+        }
+        own = self.folder / f".failure-{rank()}.json"
         with contextlib.suppress(UserError, OSError):
-            record = {
-                "status": status,
-                "exit_status": exit_status,
-                "message": sentence,
-                "finished": _iso(time.time()),
-                "pid": os.getpid(),
-            }
-            write_json(self.folder / "failure.json", record)
+            write_json(own, record)
+            with contextlib.suppress(FileExistsError):
+                os.link(own, self.folder / "failure.json")
+            own.unlink()
+
+
+class Attempts:
+    """How often a run was started, and how long all its attempts took: `attempts.json` in its folder.
+
+    An attempt that was killed counts up to its last sign of life, the last file that it wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.file = folder / "attempts.json"
+        self.number = 1
+        self._started = self.first_started = time.time()
+        self._wall_seconds = self._device_seconds = 0.0
+        """Of earlier attempts."""
+
+    def begin(self) -> None:
+        """Add up what came before, and write down that another attempt begins."""
+        with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):  # the first, or the file is damaged
+            before = read_json(self.file)
+            seconds = max(self._last_sign() - before["started"], 0.0)
+            self._wall_seconds = before["earlier_wall_seconds"] + seconds
+            self._device_seconds = before["earlier_device_seconds"] + seconds * before["world_size"]
+            self.first_started = before["first_started"]
+            self.number = before["num_attempts"] + 1
+        record = {
+            "num_attempts": self.number,
+            "first_started": self.first_started,
+            "started": self._started,
+            "world_size": world_size(),
+            "earlier_wall_seconds": self._wall_seconds,
+            "earlier_device_seconds": self._device_seconds,
+        }
+        write_json(self.file, record)
+
+    def totals(self, now: float) -> tuple[float, float]:
+        """Seconds of all attempts up to now, by the clock and by device."""
+        seconds = now - self._started
+        return self._wall_seconds + seconds, self._device_seconds + seconds * world_size()
+
+    def _last_sign(self) -> float:
+        signs = [self.file, self._folder / "metrics.jsonl", *self._folder.glob("checkpoint*.pt")]
+        return max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
 
 
 @contextmanager
@@ -150,16 +203,18 @@ def running(cfg: DictConfig) -> Iterator[Run]:
         run = Run(cfg)
         try:
             yield run
-        except UserError as error:
-            run.fail("failed", REQUEST_IS_WRONG, str(error))
-            raise
         except Preempted:
             raise
-        except TrainingFailed as error:
-            run.fail(error.status, 1, str(error))
-            raise
         except Exception as error:
-            run.fail("failed", 1, f"{type(error).__name__}: {error}")
+            cause = _lost_worker(error) or error
+            if said := explained(cause):
+                run.fail(cause.status if isinstance(cause, TrainingFailed) else "failed", said[1], said[0])
+            elif world_size() == 1:
+                run.fail("failed", 1, f"{type(error).__name__}: {error}")
+            elif (folder / "failure.json").exists():
+                raise SystemExit(1) from None  # it only missed another rank, which has said why
+            if cause is not error:
+                raise cause from error
             raise
 
 
@@ -170,6 +225,16 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         return
     with lock(folder / ".lock", f"run {name}"):
         yield
+
+
+def _lost_worker(error: Exception) -> Crashed | None:
+    """In place of torch's error about a data-loader worker that died."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    return Crashed(
+        f"{str(error).splitlines()[0].rstrip(' .')}; where memory ran out, lower cluster.num_workers; "
+        "the same command goes on from the last checkpoint"
+    )
 
 
 def _iso(seconds: float) -> str:

@@ -81,8 +81,8 @@ class Run:
     def command(self) -> list[str]:
         """The run's argument vector."""
         module = {"pretrain": "reproduce.pretrain", "evaluate": "reproduce.evaluate"}[self.kind]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.num_processes)]
-        return [sys.executable, *(torchrun if self.num_processes > 1 else []), "-m", module, *self.overrides]
+        launcher = ["-m", "reproduce.engine.launch", "--processes", str(self.num_processes)]
+        return [sys.executable, *(launcher if self.num_processes > 1 else ["-m"]), module, *self.overrides]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt, and ends as MODE says:
 
-ok; wrong (a UserError: exit status 2); crash-once (dies, and does better at the next attempt); silent (no result).
+ok; wrong (a UserError: exit status 2); crash-once (dies, and does better at the next attempt); silent (no result);
+preempted-once (ends with status 75 the first time, and does better then); preempted-when-asked (75 at SIGTERM).
 """
 
 import fcntl
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +20,11 @@ crashed = folder / "crashed"
 if mode == "crash-once" and not crashed.exists():
     crashed.touch()
     raise SystemExit("out of luck")
+if mode == "preempted-once" and not crashed.exists():
+    crashed.touch()
+    raise SystemExit(75)
+if mode == "preempted-when-asked":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 if mode == "silent":
     raise SystemExit(0)
 if mode == "wrong":

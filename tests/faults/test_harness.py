@@ -175,6 +175,29 @@ def test_stopped_it_leaves_nothing_behind(number: signal.Signals) -> None:
     assert not list(Path("results").rglob("failure.json"))  # stopped is not failed
 
 
+def test_a_preempted_run_is_started_again_and_has_not_failed() -> None:
+    status, out = harness("knn of=0:preempted-once", "run", "table7", "--cores", "2")
+    assert status == 0, out
+    names = [run.run_id for run in plan().runs.values() if run.label.startswith("knn of")]
+    assert names and [Counter(starts())[name] for name in names] == [2] * len(names)
+    assert out.count("it was preempted, and goes on from where it saved") == len(names)
+    assert "failed" not in out.replace("0 failed", "")
+    for name in names:
+        log = (Path(plan().runs[name].folder) / "log.txt").read_text()
+        assert "=== preempted; started again" in log
+        assert log.count("attempt 1:") == 2 and "attempt 2:" not in log
+
+
+def test_a_harness_that_was_stopped_starts_no_preempted_run_again() -> None:
+    with started("knn of=60:preempted-when-asked", "run", "table7", "--cores", "2", until="knn") as process:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130, out
+    assert max(Counter(starts()).values()) == 1
+    assert running() == []
+    assert not list(Path("results").rglob("failure.json"))
+
+
 def test_a_second_harness_refuses() -> None:
     Path(".cache").mkdir(exist_ok=True)
     with lock(Path(".cache/harness.lock"), "a harness"):
@@ -245,6 +268,6 @@ def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
 def test_a_wrong_request_is_final(tmp_path: Path) -> None:
     failure = tmp_path / "failure.json"
     assert not start.is_final(failure)
-    for said, final in (({"exit_status": 2}, True), ({"status": "collapsed"}, True), ({"exit_status": 1}, False)):
+    for said, final in (({"exit_status": 2}, True), ({"exit_status": 3}, True), ({"exit_status": 1}, False)):
         failure.write_text(json.dumps(said))
         assert start.is_final(failure) is final

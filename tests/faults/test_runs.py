@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
 from reproduce.engine.loop import train
 from reproduce.engine.precision import loss_scaler
-from reproduce.engine.preemption import REQUEUE
-from reproduce.errors import TrainingFailed, UserError
+from reproduce.engine.run import Attempts, Run
+from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
 from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
 
@@ -92,6 +94,124 @@ def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp
     assert losses[0] == losses[1]
 
 
+@pytest.fixture(scope="module")
+def campaign(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
+    """Overrides of a run that saves after each of its fifty steps, and the results of one that nothing disturbed."""
+    common = (
+        *TINY, "experiment=swav_800ep", f"paths.data={data}", f"epochs={NUM_STEPS // 2}",
+        "logging.checkpoint_every_seconds=0", "method.queue_length=10", "method.queue_start_epochs=1",
+    )  # fmt: skip
+    results = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(pretrain.main, patch, *common, f"paths.results={results}")[0] == 0
+    return common, results
+
+
+NUM_STEPS = 50
+
+
+def assert_same(results: Path, undisturbed: Path) -> None:
+    """The same curve and weights, to the bit."""
+    losses, expected = ([point["loss"] for point in curve(folder)] for folder in (results, undisturbed))
+    assert len(expected) == NUM_STEPS
+    assert losses == expected
+    found, whole = weights(results), weights(undisturbed)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_killed_fifty_times_a_run_ends_with_the_same_weights(
+    campaign: tuple[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    common, undisturbed = campaign
+    asked = ["0", "50", str(NUM_STEPS), *common, f"paths.results={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.campaign", *asked], cwd=CHECKOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills = [line for line in done.stdout.splitlines() if line.startswith("killed ")]
+    assert len(kills) == 50
+    assert sum(" .checkpoint" in line for line in kills) > 10  # saves were cut off
+    assert len({line.split()[1] for line in kills}) > 10  # at many different steps
+    assert_same(tmp_path, undisturbed)
+    (result,) = tmp_path.glob("smoke/*/result.json")
+    assert read_json(result)["num_attempts"] == 51
+    left = {path.name for path in result.parent.iterdir()}
+    assert left == {".lock", "attempts.json", "checkpoint.pt", "config.yaml", "metrics.jsonl", "result.json"}
+
+
+def test_a_data_loader_worker_that_dies(campaign: tuple[tuple[str, ...], Path], tmp_path: Path) -> None:
+    common, undisturbed = campaign
+    arguments = (*common, "cluster.num_workers=1", f"paths.results={tmp_path}")
+    process = subprocess.Popen(
+        command("reproduce.pretrain", *arguments), cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 5/"):
+        assert process.poll() is None
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.startswith(f"error: DataLoader worker (pid {worker}) is killed by signal: Killed; where memory ran out")
+    assert said.count("\n") == 1
+    (failure,) = tmp_path.glob("smoke/*/failure.json")
+    assert read_json(failure)["message"] == said.removeprefix("error: ").rstrip()
+
+    again = run("reproduce.pretrain", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_disk_that_fills_while_a_run_saves(
+    campaign: tuple[tuple[str, ...], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common, undisturbed = campaign
+    arguments = (*common, f"paths.results={tmp_path}")
+
+    def on_the_full_device(dir: Path, prefix: str) -> tuple[int, str]:
+        return os.open("/dev/full", os.O_WRONLY), f"{dir}/{prefix}"
+
+    original = Run.tell
+
+    def tell(self: Run, step: int, num_steps: int, **values: float) -> None:
+        original(self, step, num_steps, **values)
+        if step == 20:
+            patch.setattr(tempfile, "mkstemp", on_the_full_device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "tell", tell)
+        status, said = call(pretrain.main, patch, *arguments)
+    assert status == 2
+    assert said.startswith("error: could not write ") and said.count("\n") == 1
+    assert "the disk is full; make room there and run the same command again" in said
+    (folder,) = tmp_path.glob("smoke/*")
+    kept = sorted(folder.glob("checkpoint-*.pt"))
+    assert len(kept) == checkpoint.NUM_KEPT
+    assert all(checkpoint.load(path)["step"] == int(path.stem.split("-")[1]) for path in kept)
+
+    assert call(pretrain.main, monkeypatch, *arguments)[0] == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_time_counts_over_all_attempts(tmp_path: Path) -> None:
+    first = Attempts(tmp_path)
+    first.begin()
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.touch()
+    begun = first.first_started
+    os.utime(metrics, (begun + 100, begun + 100))  # killed then; nobody knows for how long it lay
+    second = Attempts(tmp_path)
+    second.begin()
+    assert (second.number, second.first_started) == (2, begun)
+    now = begun + 1000
+    wall_seconds, device_seconds = second.totals(now)
+    assert wall_seconds == pytest.approx(device_seconds) == pytest.approx(100 + now - read_json(second.file)["started"])
+
+
 class Counter:
     """A part whose whole state is a number."""
 
@@ -132,6 +252,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     step = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0).resume()
     assert (step, part.value.item()) == (3, 3.0)
     assert f"{newest} is damaged; using the one before" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint-00000003.pt"]  # it is not one of two kept
 
 
 def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Progress:
             self.started[run.run_id] = event["time"]
             self.first_step[run.run_id] = (results.last_progress(run) or (0, 0))[0]
             return f"start   {run.label}" if event["attempt"] == 1 else f"again   {run.label}"
+        if event["event"] == "requeue":
+            return f"again   {run.label}: it was preempted, and goes on from where it saved"
         began = self.started.pop(run.run_id, event["time"])
         seconds = event["time"] - began
         if event["event"] == "stop":

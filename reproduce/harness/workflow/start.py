@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.errors import REQUEST_IS_WRONG
+from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
 from reproduce.files import write_json
 
 SUPERVISOR = "REPRODUCE_SUPERVISOR"
@@ -33,7 +33,7 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def main(plan_file: str, run_id: str, attempt: int) -> int:
-    """Run it; the exit status is the run's own."""
+    """Run it, again whenever it was preempted; the exit status is the run's own."""
     plan = json.loads(Path(plan_file).read_text())
     run = next(run for run in plan["runs"] if run["run_id"] == run_id)
     folder = Path(run["folder"])
@@ -50,30 +50,36 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
     if (folder / "result.json").exists():  # the other process has done it
         tell(events, run_id, event="end", attempt=attempt, exit_status=0)
         return 0
-    status = execute(run["command"], folder, attempt, keep_on=supervised)
+    status = execute(
+        run["command"], folder, attempt, keep_on=supervised, requeued=lambda: tell(events, run_id, event="requeue")
+    )
     tell(events, run_id, event="stop" if status == STOPPED else "end", attempt=attempt, exit_status=status)
     return status
 
 
 def is_final(failure: Path) -> bool:
-    """Whether trying again would fail in the same way: the request was wrong, or the training collapsed."""
+    """Whether trying again would fail in the same way: the request was wrong, or the training failed."""
     try:
         said = json.loads(failure.read_text())
     except (OSError, ValueError):
         return False
-    return bool(said.get("exit_status") == REQUEST_IS_WRONG or said.get("status") == "collapsed")
+    return said.get("exit_status") in (REQUEST_IS_WRONG, TRAINING_FAILED)
 
 
 def execute(
-    command: list[str], folder: Path, attempt: int = 1, keep_on: Callable[[], bool] = lambda: True, echo: bool = False
+    command: list[str],
+    folder: Path,
+    attempt: int = 1,
+    keep_on: Callable[[], bool] = lambda: True,
+    echo: bool = False,
+    requeued: Callable[[], None] = lambda: None,
 ) -> int:
     """Run `command` with its output appended to the folder's log.txt (and shown, with `echo`); return its exit status.
 
-    SIGTERM, SIGINT, or `keep_on` turning false end it and its children: politely first, by force after a while. A
-    process that died without a word (out of memory, say) gets a failure.json that says so.
+    A run that was preempted, saved and asks to be requeued is started again, which is no new attempt; `requeued` is
+    called each time. SIGTERM, SIGINT, or `keep_on` turning false end it and its children: politely first, by force
+    after a while. A process that died without a word (out of memory, say) gets a failure.json that says so.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "failure.json").unlink(missing_ok=True)
     asked_to_stop = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -81,6 +87,18 @@ def execute(
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
+
+    def stopping() -> bool:
+        return asked_to_stop.is_set() or not keep_on()
+
+    while (status := _execute_once(command, folder, attempt, stopping, echo)) == REQUEUE:
+        requeued()
+    return status
+
+
+def _execute_once(command: list[str], folder: Path, attempt: int, stopping: Callable[[], bool], echo: bool) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failure.json").unlink(missing_ok=True)
     with open(folder / "log.txt", "ab", buffering=0) as log:
         log.write(
             f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, attempt {attempt}: {' '.join(command[1:])}\n".encode()
@@ -90,7 +108,7 @@ def execute(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if echo else log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # its own process group: torchrun's and the data loaders' children end with it
+            start_new_session=True,  # its own process group: all ranks and data-loader workers end with it
         )
         if echo:
             threading.Thread(target=_copy, args=(process, log), daemon=True).start()
@@ -99,10 +117,16 @@ def execute(
                 status = process.wait(timeout=POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                if asked_to_stop.is_set() or not keep_on():
+                if stopping():
                     stop(process)
                     log.write(b"=== stopped from outside; the same command continues\n")
                     return STOPPED
+        if status not in (0, REQUEUE):
+            stop(process)  # what a launcher that was killed left behind
+        if status == REQUEUE:
+            ending = stopping()
+            log.write(f"=== preempted; {'the same command continues' if ending else 'started again'}\n".encode())
+            return STOPPED if ending else REQUEUE
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""
@@ -161,7 +185,7 @@ def last_error(log: Path) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()
-    sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    sentences = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     return sentences[-1] if sentences else ""
 
 

@@ -1,0 +1,33 @@
+"""Stands in for a rank: fake_rank FOLDER MODE0 MODE1 ... It notes its start and does as the mode of its rank says.
+
+ok; wrong and failed (a sentence, exit status 2 or 3); bug (a traceback); killed; killed-once; preempted (waits for a
+signal, notes it and ends with 75); waits (for as long as it is let).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+mode = sys.argv[2 + rank]
+with open(folder / "starts.txt", "a") as starts:
+    starts.write(f"{rank}\n")
+if mode in ("wrong", "failed"):
+    print(
+        f"error: {sys.argv[-1] if sys.argv[-1] == 'everywhere' else f'the pictures of {rank} are gone'}",
+        file=sys.stderr,
+    )
+    raise SystemExit(2 if mode == "wrong" else 3)
+if mode == "bug":
+    raise RuntimeError("a bug")
+if mode == "killed" or (mode == "killed-once" and (folder / "starts.txt").read_text().count(str(rank)) == 1):
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "preempted":
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    print(f"rank {rank} waits", flush=True)
+    (folder / f"signal-{rank}").write_text(signal.Signals(signal.sigwait(signals)).name)
+    raise SystemExit(75)
+if mode == "waits":
+    signal.pause()

@@ -1,0 +1,163 @@
+"""Runs of several processes: what becomes of them where one fails, dies, or all are asked to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from reproduce.data.loader import order_of_epoch
+from reproduce.data.pictures import read_folders
+from reproduce.engine.launch import MAX_RESTARTS
+from reproduce.errors import REQUEUE, TRAINING_FAILED
+from reproduce.files import read_json
+from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
+
+FAKE = "tests.faults.fake_rank"
+
+
+def starts(folder: Path) -> dict[str, int]:
+    return Counter((folder / "starts.txt").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("modes", "status", "said"),
+    [
+        (("ok", "ok"), 0, ""),
+        (("waits", "wrong"), 2, "error: rank 1: the pictures of 1 are gone\n"),
+        (("wrong", "wrong", "everywhere"), 2, "error: everywhere\n"),
+        (("failed", "waits"), TRAINING_FAILED, "error: rank 0: the pictures of 0 are gone\n"),
+    ],
+)
+def test_what_would_end_in_the_same_way_ends_at_once(
+    tmp_path: Path, modes: tuple[str, ...], status: int, said: str
+) -> None:
+    done = run(FAKE, str(tmp_path), *modes, processes=2)
+    assert (done.returncode, done.stderr) == (status, said)
+    assert starts(tmp_path) == {"0": 1, "1": 1}
+
+
+def test_a_rank_that_dies_is_started_again_with_the_others(tmp_path: Path) -> None:
+    done = run(FAKE, str(tmp_path), "ok", "killed-once", processes=2)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: rank 1 of 2 was ended by SIGKILL; the machine may have run out of memory;")
+    assert done.stderr.endswith(f"start again from the last checkpoint (restart 1 of {MAX_RESTARTS})\n")
+    assert starts(tmp_path) == {"0": 2, "1": 2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "how"), [("killed", 137, "was ended by SIGKILL"), ("bug", 1, "crashed: RuntimeError: a bug")]
+)
+def test_a_rank_that_always_dies_ends_the_run(tmp_path: Path, mode: str, status: int, how: str) -> None:
+    done = run(FAKE, str(tmp_path), "waits", mode, processes=2)
+    assert done.returncode == status
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: rank 1 of 2 {how}") and last.endswith("goes on from the last checkpoint")
+    assert done.stderr.count("error: ") == 1
+    assert starts(tmp_path) == {"0": 1 + MAX_RESTARTS, "1": 1 + MAX_RESTARTS}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
+    launcher = subprocess.Popen(
+        command(FAKE, str(tmp_path), "preempted", "preempted", processes=2), cwd=CHECKOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert launcher.stdout is not None
+    assert {launcher.stdout.readline(), launcher.stdout.readline()} == {"rank 0 waits\n", "rank 1 waits\n"}
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=60)
+    assert (launcher.returncode, said) == (REQUEUE, "")
+    assert [(tmp_path / f"signal-{rank}").read_text() for rank in (0, 1)] == [number.name] * 2
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Six epochs of two steps, saved after each."""
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root)
+    return (
+        *TINY, "experiment=swav_800ep", "epochs=6", f"paths.data={root}", "logging.checkpoint_every_seconds=0",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(common: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of two processes that nobody disturbs."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    done = run("reproduce.pretrain", *common, f"paths.results={results}", processes=2)
+    assert done.returncode == 0, done.stderr
+    return losses(results)
+
+
+def losses(results: Path) -> list[float]:
+    return [point["loss"] for point in curve(results)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_go_on_as_if_undisturbed(
+    common: tuple[str, ...], undisturbed: list[float], tmp_path: Path, number: signal.Signals
+) -> None:
+    """One rank is killed, and the launcher starts both again; or the run is preempted, and started again."""
+    arguments = (*common, f"paths.results={tmp_path}")
+    launcher = subprocess.Popen(
+        command("reproduce.pretrain", *arguments, processes=2), cwd=CHECKOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert launcher.stdout is not None
+    while not launcher.stdout.readline().startswith("step 5/"):
+        assert launcher.poll() is None
+    if number == signal.SIGKILL:
+        os.kill(process_of_rank(1, launcher.pid), number)
+    else:
+        launcher.send_signal(number)
+    out, said = launcher.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert launcher.returncode == REQUEUE
+        assert said.count("asked to stop; saved after step") == 1 and "error" not in said
+        out = run("reproduce.pretrain", *arguments, processes=2).stdout
+    else:
+        assert launcher.returncode == 0, said
+        assert "warning: rank 1 of 2 was ended by SIGKILL" in said
+    assert "going on from step" in out
+    assert losses(tmp_path) == undisturbed
+    (result,) = tmp_path.glob("smoke/*/result.json")
+    assert read_json(result)["num_attempts"] == 2
+
+
+def process_of_rank(rank: int, launcher: int) -> int:
+    """The process id of a rank, from the environments of the launcher's children."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = (pid for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())
+    return int(found)
+
+
+def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    tiny_pictures(root)
+    pictures = read_folders(root / "imagenet" / "train")
+    broken = Path(pictures.paths[order_of_epoch(len(pictures), 0, 0)[7]])  # in the second half of the first batch
+    broken.write_bytes(broken.read_bytes()[:300])
+    done = run(
+        "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data={root}", f"paths.results={tmp_path}",
+        "seed=0", processes=2,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("error: rank 1: can't decode picture") == 1
+    assert done.stderr.count(str(broken)) == 1
+    assert "Traceback" not in done.stderr
+    (failure,) = tmp_path.glob("smoke/*/failure.json")
+    said = read_json(failure)
+    assert (said["status"], said["exit_status"]) == ("failed", 2)
+    assert said["message"].startswith("rank 1: can't decode picture")
+    assert str(broken) in said["message"]
+
+
+def test_several_machines_need_a_place_to_meet() -> None:
+    asked = [sys.executable, "-m", "reproduce.engine.launch", "--processes=1", "--nodes=2", FAKE]
+    refused = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--nodes needs --main HOST:PORT" in refused.stderr
