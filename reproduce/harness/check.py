@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reproduce.files import write_atomic, write_json
-from reproduce.harness import baseline, results, statistics, tables
+from reproduce.harness import baseline, results, show_claims, statistics, tables
 from reproduce.harness.baseline import Recorded
 from reproduce.harness.judge import Judged, judge
+from reproduce.harness.judge_claims import Answer, Standing
 from reproduce.harness.plan import Cell, Plan
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import Column, Row, Table
@@ -22,7 +23,7 @@ AGREES, DISAGREES, INCOMPLETE = 0, 1, 3
 
 MEANING = {
     AGREES: "every cell that ran agrees",
-    DISAGREES: "some cells do not agree",
+    DISAGREES: "some cells do not agree, or claims are contradicted",
     INCOMPLETE: "a needed run failed or is missing",
 }
 
@@ -80,12 +81,18 @@ def _check_table(plan: Plan, table: Table, made: dict[tuple[str, str, str], Cell
     return Checked(table, _corrected_for_many(_held_to_controls(table, cells)), undrawn)
 
 
-def exit_status(checked: list[Checked]) -> int:
-    """0: every cell that ran agrees; 1: some cell does not; 3: a needed run failed or is missing."""
+def exit_status(checked: list[Checked], answers: Sequence[Answer] = (), claims_asked: bool = False) -> int:
+    """0: every cell that ran agrees; 1: some cell does not, or a claim is contradicted; 3: a needed run is missing.
+
+    Runs that only a claim needs are needed where the claims were asked for.
+    """
     judged = [judged for table in checked for _, _, judged in table.judged()]
     missing = any(cell.needed and cell.verdict in (Verdict.FAILED, Verdict.NOT_RUN) for cell in judged)
+    missing = missing or (claims_asked and any(answer.lacking for answer in answers))
     if missing or any(table.undrawn for table in checked):
         return INCOMPLETE
+    if any(answer.standing == Standing.CONTRADICTED for answer in answers):
+        return DISAGREES
     return DISAGREES if any(cell.verdict in DIFFERENT for cell in judged) else AGREES
 
 
@@ -138,8 +145,8 @@ def _corrected_for_many(cells: list[dict[str, Judged | None]]) -> list[dict[str,
     return cells
 
 
-def write(plan: Plan, checked: list[Checked]) -> list[Checked]:
-    """Write `tableN.json`, `tableN.md` and `junit.xml`; return the tables that say something new."""
+def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) -> list[Checked]:
+    """Write `tableN.json`, `tableN.md`, the claims' files and `junit.xml`; return the tables that say something new."""
     news = []
     for table in checked:
         stem = plan.reports / table.table.table
@@ -148,7 +155,9 @@ def write(plan: Plan, checked: list[Checked]) -> list[Checked]:
             news.append(table)
         write_json(stem.with_suffix(".json"), data)
         write_atomic(stem.with_suffix(".md"), as_markdown(plan, table))
-    write_atomic(plan.reports / "junit.xml", as_junit(checked))
+    if answers:
+        show_claims.write(plan, answers)
+    write_atomic(plan.reports / "junit.xml", as_junit(checked, answers, bool(plan.claims)))
     return news
 
 
@@ -274,7 +283,7 @@ def as_text(checked: Checked) -> str:
     return "\n".join(lines)
 
 
-def as_junit(checked: list[Checked]) -> str:
+def as_junit(checked: list[Checked], answers: Sequence[Answer] = (), claims_asked: bool = False) -> str:
     """The verdicts as test cases, for CI pages."""
     root = ElementTree.Element("testsuites", name="reproduce")
     for table in checked:
@@ -286,6 +295,9 @@ def as_junit(checked: list[Checked]) -> str:
             )
             if kind:
                 ElementTree.SubElement(case, kind, message=f"{judged.verdict}: {judged.reason}")
+    if answers:
+        show_claims.add_to_junit(root, answers, claims_asked)
+    for suite in root:
         for count, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(count, str(len(suite.findall(f".//{tag}"))))
     ElementTree.indent(root)

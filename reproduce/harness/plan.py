@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.files import write_json
-from reproduce.harness import margins, tables
+from reproduce.harness import claims, margins, tables
+from reproduce.harness.claims import Claim
 from reproduce.harness.tables import Margin, Table
 
 Kind = Literal["pretrain", "evaluate"]
@@ -124,6 +125,8 @@ class Plan:
     """The folder to generate pictures in; empty where the pictures are given."""
     own_pictures: bool
     """Whether these are the pictures that the scale's recorded numbers were measured on."""
+    claims: list[Claim] = field(default_factory=list)
+    """Those that were asked for."""
 
     @property
     def reports(self) -> Path:
@@ -175,7 +178,17 @@ class Plan:
 
 def make(request: Request) -> Plan:
     """Plan a request. Raises `UserError` for what the tables or the configs do not know."""
-    chosen = {name: tables.load(name, request.scale) for name in dict.fromkeys(request.tables)}
+    names = [name for name in dict.fromkeys(request.tables) if name != claims.REQUEST]
+    chosen = {name: tables.load(name, request.scale) for name in names}
+    return _make(request, chosen, claims.load() if claims.REQUEST in request.tables else [])
+
+
+def for_claims(request: Request, chosen: list[Claim]) -> Plan:
+    """Plan only what some claims need, for the same scale, data and seeds as `request`."""
+    return _make(request, {}, chosen)
+
+
+def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
     composer = Composer()
     catalogue = composer.catalogue(request.overrides())
     data, pictures = data_folder(request, catalogue)
@@ -191,9 +204,15 @@ def make(request: Request) -> Plan:
         for row in table.drawn_here():
             assert row.pretrain
             cells.append(Cell(name, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain)))
+    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
+    for claim in asked:
+        for need in claim.needs():
+            measured = maker.runs_of(need.pretrain, need.eval)
+            place = need.pretrain if need.eval else ""
+            cells.append(Cell(claims.REQUEST, claim.claim, place, need.pretrain, need.eval, need.metric, measured))
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
     composer.save()
-    return Plan(request, chosen, runs, cells, data, pictures, own_pictures)
+    return Plan(request, chosen, runs, cells, data, pictures, own_pictures, asked)
 
 
 @dataclass

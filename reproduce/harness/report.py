@@ -1,7 +1,5 @@
 """One page for a person: each table as the paper prints it, ours beside it, and every run behind it."""
 
-import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
-from reproduce.harness import baseline, tables
+from reproduce.harness import baseline, results, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.plan import REPORTS
 from reproduce.harness.statistics import Verdict
@@ -48,7 +46,7 @@ def write(scale: str) -> Path:
     """Write `reports/<scale>/index.html` from all tables of the scale that were checked; return its path."""
     folder = REPORTS / scale
     found = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
-    if not found:
+    if not found and not (folder / "claims.json").exists():
         raise UserError(f"nothing at scale {scale} was checked yet: run the check first, e.g. make check-table3")
     page = render(scale, [read_json(path) for path in found], folder)
     write_atomic(folder / "index.html", page)
@@ -102,7 +100,7 @@ def _runs(checked: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, An
             "result": result,
             "failure": failure,
             "links": {name: os.path.relpath(at / name, folder) for name in RUN_FILES if (at / name).exists()},
-            "losses": losses(at / "metrics.jsonl") if planned["kind"] == "pretrain" else [],
+            "losses": thinned(results.losses(at / "metrics.jsonl")) if planned["kind"] == "pretrain" else [],
         }
     return runs
 
@@ -132,23 +130,10 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
     return notes
 
 
-def losses(path: Path, num_points: int = 240) -> list[tuple[float, float]]:
-    """`(step, loss)` of a pretraining, thinned to about `num_points`; lines that tell no loss are passed over."""
-    points = []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            step, loss = float(entry["step"]), float(entry["loss"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if math.isfinite(loss):
-            points.append((step, loss))
+def thinned(points: Sequence[tuple[float, float]], num_points: int = 240) -> list[tuple[float, float]]:
+    """About `num_points` of the points, the last among them."""
     stride = max(1, len(points) // num_points)
-    return points[::stride] + ([points[-1]] if points and (len(points) - 1) % stride else [])
+    return [*points[::stride], *([points[-1]] if points and (len(points) - 1) % stride else [])]
 
 
 def curve(points: Sequence[tuple[float, float]], width: int = 320, height: int = 90) -> dict[str, Any]:

@@ -163,13 +163,18 @@ def load(name: str, scale: str) -> Table:
     if name not in names(scale):
         raise UserError(f"there is no table {name!r} at scale {scale}: {nearest(name, names(scale))}")
     path = TABLES / scale / f"{name}.yaml"
+    table: Table = read(Table, path)
+    _check(table, path)
+    return table
+
+
+def read(kind: Any, path: Path) -> Any:
+    """A YAML file as an instance of the dataclass `kind`. Raises `UserError` for what does not fit."""
     try:
         raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    table: Table = _read(Table, raw, str(path), "")
-    _check(table, path)
-    return table
+    return _read(kind, raw, str(path), "")
 
 
 def sha256(name: str, scale: str) -> str:

@@ -23,7 +23,8 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         planning.make(Request(("table3", "table7"), "smoke"))
         planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-        planning.make(Request(("table3",), "paper", (0, 1, 2)))
+        planning.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
+        planning.make(Request((*tables.names("paper"), "claims"), "paper"))
     return folder / planning.CACHE
 
 

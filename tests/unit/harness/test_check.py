@@ -308,23 +308,25 @@ def test_the_test_set_is_part_of_one_seeds_interval(checkout: Path, finish: Call
 
 
 def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None]) -> None:
-    """Each of Table 9's cells alone would be `reproduced`; Holm's correction asks more of the worst of them."""
+    """Each of Table 9's cells alone is `reproduced`, two of them barely: p = 0.03, and Holm doubles it."""
     plan = ablation("table9", finish, 0, 1, 2)
+    centres = {"swav_400ep_fixed_prototypes": 73.1 + 0.22, "swav_400ep_hard": 73.3 + 0.22}
     for run in plan.runs.values():
         if run.kind == "evaluate":
-            printed = {"swav_400ep_fixed_prototypes": 73.1, "swav_400ep_hard": 73.3}.get(run.of, 73.9)
-            off = 0.13 if run.of == "swav_400ep_hard" else 0.0
-            finish(run, printed + off + 0.1 * (run.seed - 1))
-    cells = cells_of(plan)
+            finish(run, centres.get(run.of, 73.9) + 0.1 * (run.seed - 1))
+    judged = [cell for _, _, cell in check.check(plan)[0].judged()]
     alone = [
-        statistics.against_printed(list(c.values.values()), float(c.expected or 0), 0.6, 0.196) for c in cells.values()
+        statistics.against_printed(
+            list(cell.values.values()), cell.expected, 0.6, statistics.binomial_se(cell.mean, 50_000)
+        )
+        for cell in judged
+        if cell.expected is not None and cell.mean is not None
     ]
-    assert {judgement.verdict for judgement in alone} == {Verdict.REPRODUCED}
-    adjusted = statistics.holm([judgement.p_value or 0.0 for judgement in alone])
-    assert [c.p_value for c in cells.values()] == pytest.approx(adjusted, rel=0.2)
-    assert {key: c.verdict for key, c in cells.items()} == {
-        key: Verdict.REPRODUCED if (c.p_value or 0) <= 0.05 else Verdict.INCONCLUSIVE for key, c in cells.items()
-    }
+    assert [judgement.verdict for judgement in alone] == [Verdict.REPRODUCED] * 4
+    adjusted = statistics.holm([judgement.p_value for judgement in alone if judgement.p_value is not None])
+    assert [cell.p_value for cell in judged] == pytest.approx(adjusted)
+    assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
+    assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
 
 
 def test_a_margin_changed_after_the_result_is_flagged(checkout: Path, finish: Callable[..., None]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, report
+from reproduce.harness import baseline, check, report, results
 from reproduce.harness import plan as planning
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.statistics import Verdict
@@ -117,10 +117,10 @@ def test_losses_are_thinned_and_bad_lines_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1000)]
     path.write_text("\n".join([*lines, '{"step": 1000, "loss": NaN}', '{"epoch": 3}', '{"step": 10']))
-    points = report.losses(path)
+    points = report.thinned(results.losses(path))
     assert points[0] == (0, 1) and points[-1] == (999, 1)
     assert 240 <= len(points) <= 260
-    assert report.losses(tmp_path / "none") == []
+    assert report.thinned(results.losses(tmp_path / "none")) == []
 
 
 def test_a_curve_fills_its_box() -> None:
