@@ -52,7 +52,10 @@ class Outcome:
 
     @property
     def test_set_error(self) -> float:
-        """Standard error, in points, that a finite test set leaves; 0 where no result counts its pictures."""
+        """Binomial standard error that a finite test set leaves, in points; 0 where no result counts its pictures.
+
+        (For mean average precision, which is no share of hits, it is a rough stand-in of the right size.)
+        """
         if not self.num_test_images:
             return 0.0
         return statistics.binomial_se(statistics.mean(list(self.values.values())), self.num_test_images)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, report, results
+from reproduce.harness import baseline, check, report, results, tables
 from reproduce.harness import plan as planning
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.statistics import Verdict
@@ -84,6 +84,15 @@ def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
     assert "46.9†" in text
     assert "Finetuned detection" in text
     assert "The DETR evaluation is not built yet." in text
+
+
+def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
+    text, page = page_of(planning.make(Request(tuple(tables.names("paper")), "paper")))
+    assert set(tables.names("paper")) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "4h09" in text and "93.9 (printed 188)" in text
+    assert '<span class="theirs">fail</span>' in text
+    assert [f"{heading}</span>" in text for heading in ("Table 10", "Figure 3", "Release notes")] == [True] * 3
 
 
 def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..., None]) -> None:
