@@ -70,6 +70,7 @@ def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
     verdicts = {(row.method, key): judged for row, key, judged in checked[0].judged()}
     assert verdicts["Supervised", "voc07"].verdict == Verdict.NOT_RUN
     assert "torchvision" in verdicts["Supervised", "voc07"].reason
+    assert verdicts["BoWNet", "voc07"].verdict == Verdict.REPORTED
     assert all(judged.reason.endswith(".") for judged in verdicts.values())
     assert checked[0].cells[1]["inat18"] is None  # RotNet: the paper prints a dash
 
