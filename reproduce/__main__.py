@@ -101,9 +101,11 @@ def _one_run(options: argparse.Namespace) -> int:
 
 def _list(_options: argparse.Namespace) -> int:
     from reproduce import config
+    from reproduce.harness import claims
 
     for scale in tables.scales():
         print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
+    print(f"claims, at every scale: {', '.join(claim.claim for claim in claims.load())}")
     print(f"experiments: {', '.join(config.options('experiment'))}")
     print(f"evaluations: {', '.join(config.options('eval'))}")
     return 0
@@ -190,15 +192,17 @@ def _make_pictures(plan: Plan) -> None:
 
 
 def _check(plan: Plan) -> int:
-    from reproduce.harness import check
+    from reproduce.harness import check, judge_claims, show_claims
 
-    checked = check.check(plan)
-    news = check.write(plan, checked)
+    checked, answers = check.check(plan), judge_claims.judge(plan)
+    news = check.write(plan, checked, answers)
     for table in checked:
         print(check.as_text(table))
+    if answers:
+        print(show_claims.as_text(answers))
     if problem := check.track(plan, news):
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
-    status = check.exit_status(checked)
+    status = check.exit_status(checked, answers, claims_asked=bool(plan.claims))
     print(f"check: {check.MEANING[status]}; details in {plan.reports}")
     return status
 
@@ -253,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report_only, "make the page of what was checked"),
     ):
         sub = commands.add_parser(name, parents=[many], help=text, description=text)
-        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, table7, ...")
+        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
         sub.add_argument("--seeds", type=int, default=1, help="3 means seeds 0, 1, 2")
         sub.set_defaults(command=command)
 

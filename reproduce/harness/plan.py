@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.files import write_json
-from reproduce.harness import tables
-from reproduce.harness.tables import Table
+from reproduce.harness import claims, margins, tables
+from reproduce.harness.claims import Claim
+from reproduce.harness.tables import Margin, Table
 
 Kind = Literal["pretrain", "evaluate"]
 
@@ -87,7 +88,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number to make: its place in its table, and the run of each seed that measures it."""
+    """One number to make: its place in its table, and the run of each seed that measures it.
+
+    A curve that a figure draws has no column, evaluation and metric; its runs are the pretrainings.
+    """
 
     table: str
     row: str
@@ -96,6 +100,11 @@ class Cell:
     eval: str
     metric: str
     runs: dict[int, str]
+
+    @property
+    def place(self) -> str:
+        """Where the number stands."""
+        return f"{self.table}/{self.row}/{self.column}"
 
     @property
     def key(self) -> str:
@@ -116,6 +125,8 @@ class Plan:
     """The folder to generate pictures in; empty where the pictures are given."""
     own_pictures: bool
     """Whether these are the pictures that the scale's recorded numbers were measured on."""
+    claims: list[Claim] = field(default_factory=list)
+    """Those that were asked for."""
 
     @property
     def reports(self) -> Path:
@@ -124,8 +135,8 @@ class Plan:
 
     def runs_of(self, table: str) -> list[Run]:
         """The runs behind one table, parents first."""
-        evaluations = {name for cell in self.cells if cell.table == table for name in cell.runs.values()}
-        serving = evaluations | {parent for name in evaluations for parent in self.runs[name].parents}
+        last = {name for cell in self.cells if cell.table == table for name in cell.runs.values()}
+        serving = last | {parent for name in last for parent in self.runs[name].parents}
         return [run for run in self.runs.values() if run.run_id in serving]
 
     def cells_of(self, run_id: str) -> int:
@@ -141,35 +152,91 @@ class Plan:
         request = dataclasses.asdict(self.request)
         around = {"request": request, "data": self.data, "pictures": self.pictures}
         write_json(path, around | {"runs": runs, "cells": cells})
+        self._note_margins()
         return path
+
+    def _note_margins(self) -> None:
+        """Keep the margins that the runs to do will be judged by, before there is a result to fit them to."""
+        to_do: dict[Path, dict[str, dict[str, float]]] = {}
+        for cell in self.cells:
+            for run in (self.runs[name] for name in cell.runs.values()):
+                margin = self.margin(cell)
+                if margin and not run.result.exists():
+                    of_scale = to_do.setdefault(margins.path(run.folder), {})
+                    of_scale.setdefault(run.run_id, {})[cell.place] = margin.points
+        for file, points in to_do.items():
+            margins.note(file, points)
+
+    def margin(self, cell: Cell) -> Margin | None:
+        """The margin that a cell is judged by; None where it is held against no printed number."""
+        if not cell.column or cell.table not in self.tables:
+            return None
+        table = self.tables[cell.table]
+        (row,) = [row for row in table.rows if row.label == cell.row]
+        return table.margin(row, cell.column)
 
 
 def make(request: Request) -> Plan:
     """Plan a request. Raises `UserError` for what the tables or the configs do not know."""
-    chosen = {name: tables.load(name, request.scale) for name in dict.fromkeys(request.tables)}
+    names = [name for name in dict.fromkeys(request.tables) if name != claims.REQUEST]
+    chosen = {name: tables.load(name, request.scale) for name in names}
+    return _make(request, chosen, claims.load() if claims.REQUEST in request.tables else [])
+
+
+def for_claims(request: Request, chosen: list[Claim]) -> Plan:
+    """Plan only what some claims need, for the same scale, data and seeds as `request`."""
+    return _make(request, {}, chosen)
+
+
+def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
     composer = Composer()
     catalogue = composer.catalogue(request.overrides())
     data, pictures = data_folder(request, catalogue)
     runs: dict[str, Run] = {}
     cells: list[Cell] = []
     for name, table in chosen.items():
-        around = [*_where(data), f"logging.group={name}-{request.scale}"]
+        maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
         for row, key in table.made_here():
             column = table.columns[key]
             assert row.pretrain and column.eval
-            measured = {}
-            for seed in request.seeds:
-                common = [*request.overrides(), f"seed={seed}"]
-                pretraining = composer.run("pretrain", [f"experiment={row.pretrain}", *common], around)
-                asked = [f"eval={column.eval}", f"checkpoint={pretraining.run_id}", *common]
-                evaluation = composer.run("evaluate", asked, around, pretraining)
-                for run in (pretraining, evaluation):
-                    runs.setdefault(run.run_id, run)
-                measured[seed] = evaluation.run_id
-            cells.append(Cell(name, row.method, key, row.pretrain, column.eval, column.metric, measured))
+            measured = maker.runs_of(row.pretrain, column.eval)
+            cells.append(Cell(name, row.label, key, row.pretrain, column.eval, column.metric, measured))
+        for row in table.drawn_here():
+            assert row.pretrain
+            cells.append(Cell(name, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain)))
+    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
+    for claim in asked:
+        for need in claim.needs():
+            measured = maker.runs_of(need.pretrain, need.eval)
+            place = need.pretrain if need.eval else ""
+            cells.append(Cell(claims.REQUEST, claim.claim, place, need.pretrain, need.eval, need.metric, measured))
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
     composer.save()
-    return Plan(request, chosen, runs, cells, data, pictures, own_pictures)
+    return Plan(request, chosen, runs, cells, data, pictures, own_pictures, asked)
+
+
+@dataclass
+class _Maker:
+    """Adds to `runs` what a number needs."""
+
+    request: Request
+    composer: "Composer"
+    runs: dict[str, Run]
+    around: list[str]
+
+    def runs_of(self, experiment: str, evaluation: str = "") -> dict[int, str]:
+        """By seed, the run_id of an experiment's evaluation, or of the experiment itself."""
+        return {seed: self._last_run(experiment, evaluation, seed).run_id for seed in self.request.seeds}
+
+    def _last_run(self, experiment: str, evaluation: str, seed: int) -> Run:
+        common = [*self.request.overrides(), f"seed={seed}"]
+        pretraining = self.composer.run("pretrain", [f"experiment={experiment}", *common], self.around)
+        self.runs.setdefault(pretraining.run_id, pretraining)
+        if not evaluation:
+            return pretraining
+        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common]
+        run = self.composer.run("evaluate", asked, self.around, pretraining)
+        return self.runs.setdefault(run.run_id, run)
 
 
 def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:

@@ -1,7 +1,5 @@
 """One page for a person: each table as the paper prints it, ours beside it, and every run behind it."""
 
-import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
-from reproduce.harness import baseline
+from reproduce.harness import baseline, results, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.plan import REPORTS
 from reproduce.harness.statistics import Verdict
@@ -31,6 +29,7 @@ MEANINGS = {
     Verdict.FAILED: "a run behind it failed or collapsed",
     Verdict.UNAVAILABLE: "data or weights that nobody can get",
     Verdict.REPORTED: "another paper's number",
+    Verdict.EXPECTED_FAILURE: "the training collapsed, as the paper says that it does",
 }
 
 TONES = {
@@ -46,16 +45,15 @@ TONES = {
 def write(scale: str) -> Path:
     """Write `reports/<scale>/index.html` from all tables of the scale that were checked; return its path."""
     folder = REPORTS / scale
-    found = sorted(folder.glob("table*.json"), key=lambda path: (len(path.stem), path.stem))
-    if not found:
+    found = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
+    if not found and not (folder / "claims.json").exists():
         raise UserError(f"nothing at scale {scale} was checked yet: run the check first, e.g. make check-table3")
-    tables = [read_json(path) for path in found]
-    page = render(scale, tables, folder)
+    page = render(scale, [read_json(path) for path in found], folder)
     write_atomic(folder / "index.html", page)
     return folder / "index.html"
 
 
-def render(scale: str, tables: list[dict[str, Any]], folder: Path) -> str:
+def render(scale: str, checked: list[dict[str, Any]], folder: Path) -> str:
     """The page, with links relative to `folder`."""
     import jinja2
 
@@ -67,12 +65,12 @@ def render(scale: str, tables: list[dict[str, Any]], folder: Path) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"duration": duration, "slug": _slug, "signed": _signed}
-    runs = _runs(tables, folder)
-    score = sum((Counter(table["score"]) for table in tables), Counter[str]())
+    runs = _runs(checked, folder)
+    score = sum((Counter(table["score"]) for table in checked), Counter[str]())
     ordered = {str(verdict): score[verdict] for verdict in Verdict if score[verdict]}
     return environment.get_template(TEMPLATE).render(
         scale=scale,
-        tables=tables,
+        tables=checked,
         runs=runs,
         score=ordered,
         disagreeing=sum(score[verdict] for verdict in DIFFERENT),
@@ -82,8 +80,8 @@ def render(scale: str, tables: list[dict[str, Any]], folder: Path) -> str:
         tones={str(verdict): TONES.get(verdict, "quiet") for verdict in Verdict},
         scale_bar=scale_bar,
         curve=curve,
-        notes=_notes(tables, runs),
-        recorded=next((table["recorded"] for table in tables if table["recorded"]), None),
+        notes=_notes(checked, runs),
+        recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
         commit=baseline.git("rev-parse", "--short=12", "HEAD"),
         dirty=bool(baseline.git("status", "--porcelain")),
@@ -91,10 +89,10 @@ def render(scale: str, tables: list[dict[str, Any]], folder: Path) -> str:
     )
 
 
-def _runs(tables: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+def _runs(checked: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
     """Every run behind the tables: its result or failure, its curve, the files that it left."""
     runs: dict[str, dict[str, Any]] = {}
-    for planned in (run for table in tables for run in table["runs"]):
+    for planned in (run for table in checked for run in table["runs"]):
         at = Path(planned["folder"])
         result = read_json(at / "result.json") if (at / "result.json").exists() else None
         failure = read_json(at / "failure.json") if result is None and (at / "failure.json").exists() else None
@@ -102,12 +100,12 @@ def _runs(tables: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any
             "result": result,
             "failure": failure,
             "links": {name: os.path.relpath(at / name, folder) for name in RUN_FILES if (at / name).exists()},
-            "losses": losses(at / "metrics.jsonl") if planned["kind"] == "pretrain" else [],
+            "losses": thinned(results.losses(at / "metrics.jsonl")) if planned["kind"] == "pretrain" else [],
         }
     return runs
 
 
-def _notes(tables: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> list[str]:
+def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader should know before believing the page."""
     done = [run["result"] for run in runs.values() if run["result"]]
     notes = []
@@ -127,28 +125,15 @@ def _notes(tables: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> lis
     dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
     if dirty:
         notes.append(f"{dirty} of {len(done)} results were made by code with changes that are in no commit.")
-    if len({tuple(table["seeds"]) for table in tables}) > 1:
+    if len({tuple(table["seeds"]) for table in checked}) > 1:
         notes.append("The tables were checked with different seeds.")
     return notes
 
 
-def losses(path: Path, num_points: int = 240) -> list[tuple[float, float]]:
-    """`(step, loss)` of a pretraining, thinned to about `num_points`; lines that tell no loss are passed over."""
-    points = []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            step, loss = float(entry["step"]), float(entry["loss"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if math.isfinite(loss):
-            points.append((step, loss))
+def thinned(points: Sequence[tuple[float, float]], num_points: int = 240) -> list[tuple[float, float]]:
+    """About `num_points` of the points, the last among them."""
     stride = max(1, len(points) // num_points)
-    return points[::stride] + ([points[-1]] if points and (len(points) - 1) % stride else [])
+    return [*points[::stride], *([points[-1]] if points and (len(points) - 1) % stride else [])]
 
 
 def curve(points: Sequence[tuple[float, float]], width: int = 320, height: int = 90) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What runs have left behind: results, failures, and whether a run still has to be done."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,24 @@ def last_progress(run: Run) -> tuple[int, int] | None:
         except (ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def losses(path: Path) -> list[tuple[float, float]]:
+    """`(step, loss)` of a metrics.jsonl; lines that tell no finite loss are passed over."""
+    points = []
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            step, loss = float(entry["step"]), float(entry["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if math.isfinite(loss):
+            points.append((step, loss))
+    return points
 
 
 def states(plan: Plan) -> dict[str, State]:

@@ -1,5 +1,7 @@
 """The tables to make: one YAML file each, checked as it is read."""
 
+import hashlib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,12 +17,37 @@ TABLES = Path(__file__).resolve().parents[2] / "tables"
 NOT_TABLES = ("recorded",)
 """Files beside the tables that hold something else."""
 
+FAILS = "fail"
+"""What the paper prints in place of a number where the training does not converge."""
+
+CLOCK = re.compile(r"(?P<whole>\d+)(?:h(?P<minutes>\d\d)|min(?P<seconds>\d\d)s)")
+"""4h09 is a number of hours, 3min40s one of minutes."""
+
+Printed = float | str | None
+"""What the paper prints in a cell: a number, a time or `fail`, or (None) a dash."""
+
+
+def number(printed: Printed) -> float | None:
+    """The value of what is printed, in its column's unit; None where that is no number."""
+    if not isinstance(printed, str):
+        return printed
+    clock = CLOCK.fullmatch(printed)
+    return int(clock["whole"]) + int(clock["minutes"] or clock["seconds"]) / 60 if clock else None
+
 
 @dataclass(frozen=True)
 class Margin:
     """How far from the printed number still counts as the same, and the evidence for it."""
 
     points: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a misprinted number should be, and how that is known: an erratum of the paper, no failure of ours."""
+
+    value: float
     source: str
 
 
@@ -33,7 +60,13 @@ class Column:
     decimals: int
     eval: str | None
     metric: str = ""
+    """Of the evaluation; or, without one, what is measured on the network itself: `params_millions`, `hours`, ..."""
+    relative_to: str = ""
+    """A row: numbers are compared as shares of its number, which another machine leaves as they are."""
+    num_runs: int = 1
+    """How many runs the authors' own number is the mean of."""
     group: str = ""
+    note: str = ""
     margin: Margin | None = None
     not_run: str = ""
 
@@ -42,20 +75,32 @@ class Column:
 class Row:
     """One row: the pretraining whose features are judged, or why none is.
 
-    `cells` are the printed numbers by column (None: the paper prints a dash); a table of recorded numbers has none.
+    `cells` are what the paper prints, by column; a table of recorded numbers has none.
     """
 
     method: str
+    setting: str = ""
     pretrain: str | None = None
     not_run: str = ""
     reported: str = ""
     unavailable: str = ""
+    weights: str = ""
+    """Where a network trained by others is public."""
     note: str = ""
     rerun_by_authors: list[str] = field(default_factory=list)
     beats: str = ""
     """A control, another row: a number no more than `beats_by_points` above it is `worse`, wherever it lies."""
     beats_by_points: float = 5.0
-    cells: dict[str, float | None] = field(default_factory=dict)
+    margins: dict[str, Margin] = field(default_factory=dict)
+    """By column, where this row needs another margin than the column's."""
+    errata: dict[str, Correction] = field(default_factory=dict)
+    """By column."""
+    cells: dict[str, Printed] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The row's name, one of its own within its table."""
+        return f"{self.method}, {self.setting}" if self.setting else self.method
 
 
 @dataclass(frozen=True)
@@ -69,10 +114,28 @@ class Table:
     expected: Literal["printed", "recorded"]
     columns: dict[str, Column]
     rows: list[Row]
+    draws: str = ""
+    """A figure without printed numbers: what it draws of each row's pretraining against its epochs."""
+    errata: list[str] = field(default_factory=list)
+    """Of the text around the table."""
+
+    @property
+    def heading(self) -> str:
+        """How the paper calls it: Table 3, Figure 2."""
+        words = re.sub(r"(?<=[a-z])(?=\d)|_", " ", self.table)
+        return words[0].upper() + words[1:]
 
     def has_cell(self, row: Row, column: str) -> bool:
         """Whether there is a number in this place, or a dash."""
         return self.expected == "recorded" or row.cells[column] is not None
+
+    def margin(self, row: Row, column: str) -> Margin | None:
+        """The margin of one cell."""
+        return row.margins.get(column, self.columns[column].margin)
+
+    def drawn_here(self) -> Iterator[Row]:
+        """The rows whose training a figure draws."""
+        return (row for row in self.rows if self.draws and row.pretrain)
 
     def made_here(self) -> Iterator[tuple[Row, str]]:
         """The cells that runs of ours can make, as row and column."""
@@ -88,11 +151,11 @@ def scales() -> list[str]:
 
 
 def names(scale: str) -> list[str]:
-    """The tables of a scale, table10 after table9. Raises `UserError` for an unknown scale."""
+    """The tables of a scale, table10 after table9, then the rest. Raises `UserError` for an unknown scale."""
     if scale not in scales():
         raise UserError(f"there is no scale {scale!r}: {nearest(scale, scales())}")
     found = [path.stem for path in (TABLES / scale).glob("*.yaml") if path.stem not in NOT_TABLES]
-    return sorted(found, key=lambda name: (len(name), name))
+    return sorted(found, key=lambda name: (not name.startswith("table"), len(name), name))
 
 
 def load(name: str, scale: str) -> Table:
@@ -100,13 +163,23 @@ def load(name: str, scale: str) -> Table:
     if name not in names(scale):
         raise UserError(f"there is no table {name!r} at scale {scale}: {nearest(name, names(scale))}")
     path = TABLES / scale / f"{name}.yaml"
+    table: Table = read(Table, path)
+    _check(table, path)
+    return table
+
+
+def read(kind: Any, path: Path) -> Any:
+    """A YAML file as an instance of the dataclass `kind`. Raises `UserError` for what does not fit."""
     try:
         raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    table: Table = _read(Table, raw, str(path), "")
-    _check(table, path)
-    return table
+    return _read(kind, raw, str(path), "")
+
+
+def sha256(name: str, scale: str) -> str:
+    """Hash of a table's file, its margins among the rest."""
+    return hashlib.sha256((TABLES / scale / f"{name}.yaml").read_bytes()).hexdigest()
 
 
 def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
@@ -119,8 +192,7 @@ def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
     if origin is list and isinstance(raw, list):
         return [_read(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
     if origin is types.UnionType:
-        chosen = [option for option in arguments if option is not types.NoneType]
-        return None if raw is None else _read(chosen[0], raw, file, key)
+        return _read_union(arguments, raw, file, key)
     if origin is Literal:
         if raw not in arguments:
             raise UserError(f"{file}: {key} is {raw!r}; {nearest(str(raw), arguments)}")
@@ -131,6 +203,15 @@ def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
         wanted = str(kind) if origin else kind.__name__
         raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
     return raw
+
+
+def _read_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> Any:
+    if raw is None and types.NoneType in options:
+        return None
+    chosen = [option for option in options if option is not types.NoneType]
+    plain = {option: (int, float) if option is float else typing.get_origin(option) or option for option in chosen}
+    fitting = [option for option in chosen if isinstance(raw, plain[option])]
+    return _read((fitting or chosen)[0], raw, file, key)
 
 
 def _read_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
@@ -155,7 +236,10 @@ def _check(table: Table, path: Path) -> None:
     for key, column in table.columns.items():
         _check_column(table, column, f"{path}: columns.{key}")
     for index, row in enumerate(table.rows):
-        _check_row(table, row, f"{path}: rows[{index}] ({row.method})")
+        _check_row(table, row, f"{path}: rows[{index}] ({row.label})")
+    labels = [row.label for row in table.rows]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(f"{path}: two rows are named {min(twice)!r}; tell them apart by their setting")
 
 
 def _check_column(table: Table, column: Column, where: str) -> None:
@@ -165,6 +249,9 @@ def _check_column(table: Table, column: Column, where: str) -> None:
         raise UserError(f"{where} names an eval; it needs a metric too")
     if table.expected == "printed" and column.margin is None:
         raise UserError(f"{where} needs a margin with its source, to judge printed numbers by")
+    labels = [row.label for row in table.rows]
+    if column.relative_to and column.relative_to not in labels:
+        raise UserError(f"{where}: relative_to names no row of the table: {nearest(column.relative_to, labels)}")
 
 
 def _check_row(table: Table, row: Row, where: str) -> None:
@@ -172,9 +259,14 @@ def _check_row(table: Table, row: Row, where: str) -> None:
         raise UserError(f"{where} needs exactly one of pretrain, not_run, reported, unavailable")
     if table.expected == "printed" and set(row.cells) != set(table.columns):
         raise UserError(f"{where}: cells should be those of the columns: {', '.join(table.columns)}")
-    methods = [other.method for other in table.rows]
-    if row.beats and row.beats not in methods:
-        raise UserError(f"{where}: beats names no row of the table: {nearest(row.beats, methods)}")
-    for key in [*row.cells, *row.rerun_by_authors]:
+    labels = [other.label for other in table.rows]
+    if row.beats and row.beats not in labels:
+        raise UserError(f"{where}: beats names no row of the table: {nearest(row.beats, labels)}")
+    if row.weights and not row.not_run:
+        raise UserError(f"{where} names public weights; it needs a reason under not_run why nothing evaluates them")
+    for key in [*row.cells, *row.rerun_by_authors, *row.margins, *row.errata]:
         if key not in table.columns:
             raise UserError(f"{where}: there is no column {key!r}: {nearest(key, table.columns)}")
+    for key, printed in row.cells.items():
+        if isinstance(printed, str) and printed != FAILS and number(printed) is None:
+            raise UserError(f"{where}: cells.{key} is {printed!r}: write a number, 4h09, 3min40s, {FAILS} or null")

@@ -23,7 +23,8 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         planning.make(Request(("table3", "table7"), "smoke"))
         planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-        planning.make(Request(("table3",), "paper", (0, 1, 2)))
+        planning.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
+        planning.make(Request((*tables.names("paper"), "claims"), "paper"))
     return folder / planning.CACHE
 
 
@@ -51,14 +52,14 @@ def finish() -> Callable[..., None]:
     """Write a run's result.json, parents' before: `finish(run, 50.0)`."""
 
     def write(run: Run, value: float = 50.0, **more: Any) -> None:
-        names = METRICS.get(run.name, ("top1", "top5")) if run.kind == "evaluate" else ()
+        names = METRICS.get(run.name, ("top1", "top5", "top1_best")) if run.kind == "evaluate" else ()
         result = {
             "run_id": run.run_id,
             "kind": run.kind,
             "name": run.name,
             "seed": run.seed,
             "metrics": dict.fromkeys(names, value),
-            "counts": {"num_skipped_images": 0, "num_test_images": 1000},
+            "counts": {"num_skipped_images": 0, "num_test_images": 50_000 if "paper" in run.folder else 1000},
             "parents": run.parents,
             "wall_seconds": 12.0,
             "peak_memory_gb": 1.5,

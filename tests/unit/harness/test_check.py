@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, tables
+from reproduce.harness import baseline, check, statistics, tables
 from reproduce.harness import plan as planning
-from reproduce.harness.check import Judged
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness.judge import Judged
+from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict
 
 PRINTED = {"linear_places205": 56.7, "voc07_svm": 88.9, "linear_inat18": 48.6}
@@ -30,13 +30,13 @@ def record(finish: Callable[..., None]) -> None:
 
 
 def swav(plan: Plan, checked: list[check.Checked]) -> dict[str, Judged]:
-    return {key: judged for row, key, judged in checked[0].judged() if row.method == "SwAV"}
+    return {key: judged for row, key, judged in checked[0].judged() if row.label == "SwAV"}
 
 
 def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
     plan = paper()
     for run in plan.runs.values():
-        finish(run, PRINTED.get(run.name, 0.0) + {"voc07_svm": 1.0, "linear_inat18": -0.8}.get(run.name, 0.0))
+        finish(run, PRINTED.get(run.name, 0.0) + {"voc07_svm": 2.0, "linear_inat18": -0.8}.get(run.name, 0.0))
     checked = check.check(plan)
     verdicts = {key: str(judged.verdict) for key, judged in swav(plan, checked).items()}
     assert verdicts == {
@@ -48,8 +48,8 @@ def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None])
     }
     assert check.exit_status(checked) == check.DISAGREES
     voc07 = swav(plan, checked)["voc07"]
-    assert (voc07.expected, voc07.mean) == (88.9, 89.9)
-    assert voc07.difference == pytest.approx(1.0)
+    assert (voc07.expected, voc07.mean) == (88.9, 90.9)
+    assert voc07.difference == pytest.approx(2.0)
     assert voc07.margin is not None and voc07.margin.source
 
 
@@ -68,8 +68,9 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
 def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
     checked = check.check(paper())
     verdicts = {(row.method, key): judged for row, key, judged in checked[0].judged()}
-    assert verdicts["PIRL", "voc07"].verdict == Verdict.REPORTED
     assert verdicts["Supervised", "voc07"].verdict == Verdict.NOT_RUN
+    assert "torchvision" in verdicts["Supervised", "voc07"].reason
+    assert verdicts["BoWNet", "voc07"].verdict == Verdict.REPORTED
     assert all(judged.reason.endswith(".") for judged in verdicts.values())
     assert checked[0].cells[1]["inat18"] is None  # RotNet: the paper prints a dash
 
@@ -237,3 +238,151 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
     better = planning.make(Request(("table7",), "smoke", (0, 1)))
     assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}
+
+
+def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:
+    """A table of the ablations, every run done with `value`, those of the experiment `broken` collapsed."""
+    plan = planning.make(Request((name,), "paper", seeds or (0,)))
+    plan.write()
+    for run in plan.runs.values():
+        if broken and broken in (run.name, run.of):
+            if run.kind == "pretrain":
+                collapse(run)
+        else:
+            finish(run, value)
+    return plan
+
+
+def collapse(run: Run, status: str = "collapsed") -> None:
+    run.failure.parent.mkdir(parents=True, exist_ok=True)
+    run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "loss stuck at ln K"}))
+
+
+def cells_of(plan: Plan) -> dict[str, Judged]:
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].judged()}
+
+
+def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table10", finish, broken="swav_400ep_sinkhorn1")
+    one = cells_of(plan)["SwAV, 1 iteration/top1"]
+    assert (one.verdict, one.printed, one.needed) == (Verdict.EXPECTED_FAILURE, "fail", True)
+    assert "loss stuck at ln K" in one.reason
+    checked = check.check(plan)
+    assert check.exit_status(checked) == check.AGREES
+    check.write(plan, checked)
+    assert "| SwAV, 1 iteration | fail ⊗ expected failure |" in Path("reports/paper/table10.md").read_text()
+    suite = ElementTree.parse("reports/paper/junit.xml").getroot()[0]
+    assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "0", "0")
+
+
+def test_a_training_that_converges_where_the_papers_fails_disagrees(
+    checkout: Path, finish: Callable[..., None]
+) -> None:
+    plan = ablation("table10", finish)
+    one = cells_of(plan)["SwAV, 1 iteration/top1"]
+    assert (one.verdict, one.mean, one.difference) == (Verdict.BETTER, 73.9, None)
+    checked = check.check(plan)
+    assert check.exit_status(checked) == check.DISAGREES
+    assert "fail → **73.9** ▲ better" in check.as_markdown(plan, checked[0])
+    assert "In the paper the training fails" in check.as_text(checked[0])
+
+
+def test_an_expected_failure_is_a_collapse_of_every_seed(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table10", finish, 0, 1, broken="swav_400ep_sinkhorn1")
+    evaluation = next(run for run in plan.runs.values() if run.of == "swav_400ep_sinkhorn1" and run.seed == 1)
+    pretraining = plan.runs[evaluation.parents[0]]
+    pretraining.failure.unlink()
+    assert cells_of(plan)["SwAV, 1 iteration/top1"].verdict == Verdict.NOT_RUN
+    collapse(pretraining, status="failed")
+    assert cells_of(plan)["SwAV, 1 iteration/top1"].verdict == Verdict.FAILED
+    finish(pretraining)
+    finish(evaluation, 70.0)
+    assert cells_of(plan)["SwAV, 1 iteration/top1"].verdict == Verdict.INCONCLUSIVE
+
+
+def test_the_test_set_is_part_of_one_seeds_interval(checkout: Path, finish: Callable[..., None]) -> None:
+    """73.9 +- 0.6 and ours 74.6: outside, but 1.645 sqrt(.746 .254 / 50000) = 0.32 points reach inside."""
+    judged = cells_of(ablation("table9", finish, value=74.6))["SwAV, learned prototypes/top1"]
+    assert judged.verdict == Verdict.INCONCLUSIVE
+    assert judged.interval == pytest.approx((74.6 - 0.3202, 74.6 + 0.3202), abs=1e-3)
+    assert "test set" in judged.interval_of
+
+
+def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None]) -> None:
+    """Each of Table 9's cells alone is `reproduced`, two of them barely: p = 0.03, and Holm doubles it."""
+    plan = ablation("table9", finish, 0, 1, 2)
+    centres = {"swav_400ep_fixed_prototypes": 73.1 + 0.22, "swav_400ep_hard": 73.3 + 0.22}
+    for run in plan.runs.values():
+        if run.kind == "evaluate":
+            finish(run, centres.get(run.of, 73.9) + 0.1 * (run.seed - 1))
+    judged = [cell for _, _, cell in check.check(plan)[0].judged()]
+    alone = [
+        statistics.against_printed(
+            list(cell.values.values()), cell.expected, 0.6, statistics.binomial_se(cell.mean, 50_000)
+        )
+        for cell in judged
+        if cell.expected is not None and cell.mean is not None
+    ]
+    assert [judgement.verdict for judgement in alone] == [Verdict.REPRODUCED] * 4
+    adjusted = statistics.holm([judgement.p_value for judgement in alone if judgement.p_value is not None])
+    assert [cell.p_value for cell in judged] == pytest.approx(adjusted)
+    assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
+    assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
+
+
+def test_a_margin_changed_after_the_result_is_flagged(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table9", finish)
+    assert "margin has changed" not in cells_of(plan)["SwAV, hard assignments/top1"].reason
+    path = checkout / "tables" / "paper" / "table9.yaml"
+    path.write_text(path.read_text().replace("points: 0.6", "points: 1.2"))
+    wider = planning.make(plan.request)
+    wider.write()  # planning again renews no note of a run that is done
+    judged = cells_of(wider)["SwAV, hard assignments/top1"]
+    assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 1.2)
+    assert "The margin has changed since the result was there: it was 0.6 points." in judged.reason
+    for run in wider.runs.values():
+        run.result.unlink()
+    wider.write()
+    for run in wider.runs.values():
+        finish(run, 73.9)
+    assert cells_of(wider)["SwAV, hard assignments/top1"].margin_before is None
+
+
+def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("table9",), "paper"))
+    for run in plan.runs.values():
+        finish(run, 73.9)
+    assert all("No margin was noted before" in judged.reason for judged in cells_of(plan).values())
+
+
+def test_a_misprint_is_the_papers(checkout: Path) -> None:
+    plan = planning.make(Request(("table2",), "paper"))
+    swav = cells_of(plan)["SwAV, R50-w2/params_millions"]
+    assert (swav.printed, swav.expected) == (188, 93.9)
+    assert "Erratum of the paper, which prints 188" in swav.reason
+    text = check.as_markdown(plan, check.check(plan)[0])
+    assert "| SwAV, R50-w2 | 93.9 (printed 188) ○ not run |" in text
+
+
+def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("figure3",), "paper"))
+    assert {run.kind for run in plan.runs.values()} == {"pretrain"} and len(plan.runs) == 2
+    checked = check.check(plan)
+    assert check.exit_status(checked) == check.INCOMPLETE
+    assert "swav_400ep_hard, seed 0" in check.as_text(checked[0])
+    check.write(plan, checked)
+    for run in plan.runs.values():
+        finish(run)
+    assert check.exit_status(check.check(plan)) == check.AGREES
+
+
+@pytest.mark.parametrize("name", tables.names("paper"))
+def test_every_table_is_judged_with_nothing_run(checkout: Path, name: str) -> None:
+    plan = planning.make(Request((name,), "paper"))
+    checked = check.check(plan)
+    assert check.exit_status(checked) == (check.INCOMPLETE if plan.cells else check.AGREES)
+    check.write(plan, checked)
+    for _, _, judged in checked[0].judged():
+        assert judged.reason.endswith(".") and judged.verdict in (
+            *(Verdict.NOT_RUN, Verdict.REPORTED, Verdict.UNAVAILABLE),
+        )

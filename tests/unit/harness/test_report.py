@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, report
+from reproduce.harness import baseline, check, report, results, tables
 from reproduce.harness import plan as planning
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.statistics import Verdict
@@ -86,6 +86,15 @@ def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
     assert "The DETR evaluation is not built yet." in text
 
 
+def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
+    text, page = page_of(planning.make(Request(tuple(tables.names("paper")), "paper")))
+    assert set(tables.names("paper")) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "4h09" in text and "93.9 (printed 188)" in text
+    assert '<span class="theirs">fail</span>' in text
+    assert [f"{heading}</span>" in text for heading in ("Table 10", "Figure 3", "Release notes")] == [True] * 3
+
+
 def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..., None]) -> None:
     first, second = [run for run in done.runs.values() if run.name == "voc07_svm"]
     first.result.unlink()
@@ -117,10 +126,10 @@ def test_losses_are_thinned_and_bad_lines_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1000)]
     path.write_text("\n".join([*lines, '{"step": 1000, "loss": NaN}', '{"epoch": 3}', '{"step": 10']))
-    points = report.losses(path)
+    points = report.thinned(results.losses(path))
     assert points[0] == (0, 1) and points[-1] == (999, 1)
     assert 240 <= len(points) <= 260
-    assert report.losses(tmp_path / "none") == []
+    assert report.thinned(results.losses(tmp_path / "none")) == []
 
 
 def test_a_curve_fills_its_box() -> None:

@@ -34,6 +34,12 @@ def change(checkout: Path, edit: str) -> None:
         ("table['rows'][3]['rerun_by_authors'] = ['knn2']", "no column 'knn2': did you mean 'knn20'"),
         ("table['rows'][3]['cells'] = 59.2", r"rows\[3\].cells should be of type"),
         ("table['rows'] = 3", "rows should be of type"),
+        ("table['rows'][3]['cells']['knn20'] = '4h9'", r"cells.knn20 is '4h9': write a number, 4h09"),
+        ("table['rows'][3]['cells']['knn20'] = True", r"rows\[3\].cells.knn20 should be of type float"),
+        ("table['rows'][3]['method'] = 'LA'", "two rows are named 'LA'"),
+        ("table['rows'][3]['margins'] = {'knn': table['columns']['knn20']['margin']}", "no column 'knn'"),
+        ("table['rows'][3]['weights'] = 'somewhere'", "names public weights; it needs a reason under not_run"),
+        ("table['columns']['knn20']['relative_to'] = 'SWAV'", "relative_to names no row of the table"),
     ],
 )
 def test_a_wrong_table_is_refused(checkout: Path, edit: str, says: str) -> None:
@@ -57,6 +63,27 @@ def test_unknown_names_come_with_the_nearest() -> None:
 
 
 def test_table10_comes_after_table9(checkout: Path) -> None:
-    for name in ("table10", "table9"):
-        (checkout / "tables" / "paper" / f"{name}.yaml").touch()
-    assert tables.names("paper") == ["table3", "table7", "table9", "table10"]
+    numbered = [f"table{number}" for number in range(1, 11)]
+    assert tables.names("paper") == [*numbered, "text", "figure2", "figure3", "release_notes"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "value"),
+    [(56.7, 56.7), (None, None), ("4h09", 4.15), ("3min40s", 3 + 2 / 3), ("52min10s", 52 + 1 / 6), ("fail", None)],
+)
+def test_the_value_of_what_is_printed(printed: tables.Printed, value: float | None) -> None:
+    assert tables.number(printed) == (value if value is None else pytest.approx(value))
+
+
+def test_a_row_can_have_a_margin_of_its_own(checkout: Path) -> None:
+    change(checkout, "table['rows'][3]['margins'] = {'knn20': {'points': 1.5, 'source': 'Seen in a test.'}}")
+    table = tables.load("table7", "paper")
+    first, second = (table.margin(table.rows[3], key) for key in table.columns)
+    assert first is not None and first.points == 1.5
+    assert second is table.columns["knn200"].margin
+
+
+def test_headings_are_the_papers() -> None:
+    assert tables.load("table10", "paper").heading == "Table 10"
+    assert tables.load("figure2", "paper").heading == "Figure 2"
+    assert tables.load("release_notes", "paper").heading == "Release notes"

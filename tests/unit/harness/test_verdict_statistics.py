@@ -42,7 +42,7 @@ def test_mean_interval_is_that_of_scipy_stats() -> None:
     [(56.7, "within"), (57.5, "within"), (55.9, "within"), (57.51, "better"), (55.89, "worse")],
 )
 def test_one_seed_is_never_reproduced(value: float, verdict: str) -> None:
-    assert statistics.against_printed([value], 56.7, 0.8) == verdict
+    assert statistics.against_printed([value], 56.7, 0.8).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_one_seed_is_never_reproduced(value: float, verdict: str) -> None:
     ],
 )
 def test_several_seeds(values: list[float], verdict: str) -> None:
-    assert statistics.against_printed(values, 56.7, 0.8) == verdict
+    assert statistics.against_printed(values, 56.7, 0.8).verdict == verdict
 
 
 def test_reproduced_is_two_one_sided_tests_at_five_percent() -> None:
@@ -67,7 +67,9 @@ def test_reproduced_is_two_one_sided_tests_at_five_percent() -> None:
         above = stats.ttest_1samp(values, 49.2, alternative="greater").pvalue
         below = stats.ttest_1samp(values, 50.8, alternative="less").pvalue
         equivalent = max(above, below) < 0.05
-        assert (statistics.against_printed(values, 50.0, 0.8) == Verdict.REPRODUCED) == equivalent
+        judgement = statistics.against_printed(values, 50.0, 0.8)
+        assert (judgement.verdict == Verdict.REPRODUCED) == equivalent
+        assert not equivalent or judgement.p_value == pytest.approx(max(above, below))
 
 
 def test_prediction_interval_follows_the_spread_of_the_seeds() -> None:
@@ -109,3 +111,74 @@ def test_recorded_numbers_have_a_family_level() -> None:
     assert statistics.against_recorded([50.0], same) == Verdict.WITHIN
     assert statistics.against_recorded([49.0, 53.0], same) == Verdict.BETTER
     assert statistics.against_recorded([30.0], same) == Verdict.WORSE
+
+
+def test_a_known_error_adds_to_the_estimated_one() -> None:
+    """Welch-Satterthwaite with one part of infinitely many degrees of freedom."""
+    values = [56.1, 56.9, 56.4, 57.0]
+    part, known = np.var(values, ddof=1) / 4, 0.2
+    error, degrees = statistics.standard_error(values, known=known)
+    assert error == pytest.approx(math.sqrt(part + known**2))
+    assert degrees == pytest.approx((part + known**2) ** 2 / (part**2 / 3))
+    interval = statistics.mean_interval(values, 0.90, known)
+    assert interval.high - np.mean(values) == pytest.approx(stats.t.ppf(0.95, degrees) * error)
+
+
+def test_one_seed_has_its_test_sets_error_alone() -> None:
+    interval = statistics.mean_interval([75.3], 0.90, known=statistics.binomial_se(75.3, 50_000))
+    assert interval.high - 75.3 == pytest.approx(stats.norm.ppf(0.95) * 100 * math.sqrt(0.753 * 0.247 / 50_000))
+    assert statistics.mean_interval([75.3]) == Interval(75.3, 75.3)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(57.5, "within"), (57.7, "inconclusive"), (57.9, "better")])
+def test_one_seed_outside_the_margin_may_be_the_test_sets_doing(value: float, verdict: str) -> None:
+    assert statistics.against_printed([value], 56.7, 0.8, known=0.2).verdict == verdict
+
+
+def test_better_and_worse_are_one_sided_tests_at_the_margins_edge() -> None:
+    values = [58.0, 57.9, 58.3]
+    judgement = statistics.against_printed(values, 56.7, 0.8)
+    assert judgement.verdict == Verdict.BETTER
+    assert judgement.p_value == pytest.approx(stats.ttest_1samp(values, 57.5, alternative="greater").pvalue)
+    mirrored = statistics.against_printed([113.4 - value for value in values], 56.7, 0.8)
+    assert mirrored.verdict == Verdict.WORSE
+    assert mirrored.p_value == pytest.approx(judgement.p_value)
+
+
+def test_holm_by_hand() -> None:
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert statistics.holm([0.9, 0.6]) == [1.0, 1.0]
+    assert statistics.holm([0.02]) == [0.02]
+    assert statistics.holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_wrong_claim() -> None:
+    """Six means that all lie on the margin's edge: every `reproduced` is wrong (Holm at 5%)."""
+    rng, num_tables, wrong = np.random.default_rng(2), 1000, 0
+    for _ in range(num_tables):
+        draws = rng.normal(50.8, 0.3, size=(6, 4))
+        p_values = [float(stats.ttest_1samp(row, 50.8, alternative="less").pvalue) for row in draws]
+        wrong += min(statistics.holm(p_values)) <= statistics.SIGNIFICANCE
+    assert wrong / num_tables == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / num_tables))
+
+
+def test_difference_is_welchs_test() -> None:
+    ours, theirs = [73.9, 74.2, 73.7], [73.1, 73.0, 73.4, 72.6]
+    welch = stats.ttest_ind(ours, theirs, equal_var=False)
+    found = statistics.difference(ours, theirs)
+    assert found.points == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p_value == pytest.approx(welch.pvalue)
+    low, high = welch.confidence_interval(0.90)
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+
+
+def test_effect_size_is_hedges() -> None:
+    ours, theirs = [2.0, 4.0], [0.0, 2.0, 1.0]
+    pooled = math.sqrt((1 * 2.0 + 2 * 1.0) / 3)
+    assert statistics.difference(ours, theirs).effect_size == pytest.approx(2 / pooled * (1 - 3 / 11))
+
+
+def test_one_seed_each_has_no_p_value() -> None:
+    found = statistics.difference([73.9], [73.1], known=0.3)
+    assert (found.p_value, found.effect_size) == (None, None)
+    assert found.interval.high - found.interval.low == pytest.approx(2 * stats.norm.ppf(0.95) * 0.3)

@@ -1,0 +1,242 @@
+"""The verdict on one cell: what its runs came to, held against what is printed or recorded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.harness import margins, results, statistics, tables
+from reproduce.harness.baseline import Recorded
+from reproduce.harness.plan import Cell, Plan, Run
+from reproduce.harness.statistics import Verdict
+from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on one cell, with all that it rests on. Numbers are in the column's unit."""
+
+    verdict: Verdict
+    reason: str
+    needed: bool = False
+    """Whether runs of ours should have made this number."""
+    printed: Printed = None
+    """As the paper prints it: a number, a time, or `fail`."""
+    expected: float | None = None
+    """What ours is held against: the printed or recorded number, or an erratum's correction."""
+    values: dict[int, float] = field(default_factory=dict)
+    """By seed."""
+    mean: float | None = None
+    sd: float | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    interval_of: str = ""
+    p_value: float | None = None
+    """Of several seeds. Held to a margin: of what the verdict claims, adjusted for the table's other cells (Holm).
+    Held against recorded numbers: Welch's test of equal means, which the verdict does not rest on."""
+    margin: Margin | None = None
+    margin_before: float | None = None
+    """Points of the margin that was noted before a result was there, where it is another than now."""
+    run_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs of a cell came to, by seed; a seed is in exactly one of values, collapsed, failed and missing."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    collapsed: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    missing: dict[int, str] = field(default_factory=dict)
+    num_test_images: int | None = None
+
+    @property
+    def test_set_error(self) -> float:
+        """Binomial standard error that a finite test set leaves, in points; 0 where no result counts its pictures.
+
+        (For mean average precision, which is no share of hits, it is a rough stand-in of the right size.)
+        """
+        if not self.num_test_images:
+            return 0.0
+        return statistics.binomial_se(statistics.mean(list(self.values.values())), self.num_test_images)
+
+
+def outcome(plan: Plan, cell: Cell) -> Outcome:
+    """Read what a cell's runs left. Raises `UserError` for a result that is cut short or lacks the metric."""
+    values: dict[int, float] = {}
+    bad: dict[str, dict[int, str]] = {"collapsed": {}, "failed": {}}
+    missing: dict[int, str] = {}
+    num_test_images = None
+    for seed, run in ((seed, plan.runs[name]) for seed, name in cell.runs.items()):
+        if failure := _failure(plan, run):
+            status, sentence = failure
+            bad["collapsed" if status == "collapsed" else "failed"][seed] = sentence
+        elif (result := results.read(run)) is None:
+            missing[seed] = run.label
+        else:
+            values[seed] = _metric(run, result, cell.metric)
+            num_test_images = result.get("counts", {}).get("num_test_images")
+    return Outcome(values, bad["collapsed"], bad["failed"], missing, num_test_images)
+
+
+def _failure(plan: Plan, run: Run) -> tuple[str, str] | None:
+    """Status and sentence of why a run has no result, if it or its pretraining failed."""
+    for each in (*(plan.runs[name] for name in run.parents), run):
+        if not each.result.exists() and (failure := results.read_failure(each)):
+            return failure["status"], f"{each.label} {failure['status']}: {failure['message']}"
+    return None
+
+
+def _metric(run: Run, result: dict[str, Any], name: str) -> float:
+    try:
+        return float(result["metrics"][name])
+    except KeyError as error:
+        raise UserError(f"{run.result} has no metric {name!r}; delete it and run the same command again") from error
+
+
+def judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:
+    """Judge one cell; `cell` is None where no run of ours makes it."""
+    printed = row.cells.get(key)
+    if cell is None:
+        return _with_erratum(_not_ours(row, table.columns[key], printed), row, key)
+    found = outcome(plan, cell)
+    blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=list(cell.runs.values()))
+    if printed == FAILS:
+        return _against_failure(found, blank)
+    if bad := found.collapsed | found.failed:  # a seed that failed counts; the others' mean would look too good
+        return replace(blank, verdict=Verdict.FAILED, reason=bad[min(bad)])
+    if found.missing:
+        return replace(blank, reason=_no_result(found))
+    ours = _measured(found, blank)
+    if table.expected == "recorded":
+        return _against_recorded(plan, cell, recorded, ours)
+    expected = row.errata[key].value if key in row.errata else tables.number(printed)
+    margin = table.margin(row, key)
+    assert expected is not None and margin is not None
+    judged = _against_printed(found, expected, margin, ours)
+    return _with_erratum(_told_of_margin(plan, cell, judged), row, key)
+
+
+def _not_ours(row: Row, column: Column, printed: Printed) -> Judged:
+    """A cell that no run of ours makes, and why."""
+    if row.reported:
+        return Judged(Verdict.REPORTED, row.reported, printed=printed)
+    if row.unavailable:
+        return Judged(Verdict.UNAVAILABLE, row.unavailable, printed=printed)
+    where = f" They are public: {row.weights}." if row.weights else ""
+    return Judged(Verdict.NOT_RUN, f"{row.not_run}{where}" if row.not_run else column.not_run, printed=printed)
+
+
+def _no_result(found: Outcome) -> str:
+    return f"No result yet: {'; '.join(found.missing.values())}."
+
+
+def _measured(found: Outcome, blank: Judged) -> Judged:
+    values = list(found.values.values())
+    return replace(blank, values=found.values, mean=statistics.mean(values), sd=statistics.sd(values))
+
+
+def _against_failure(found: Outcome, blank: Judged) -> Judged:
+    """The paper prints `fail`: a collapse agrees, a training that converges does not."""
+    if found.failed:
+        return replace(blank, verdict=Verdict.FAILED, reason=found.failed[min(found.failed)])
+    if found.missing:
+        return replace(blank, reason=_no_result(found))
+    if not found.values:
+        why = f"As in the paper, the training does not converge: {found.collapsed[min(found.collapsed)]}."
+        return replace(blank, verdict=Verdict.EXPECTED_FAILURE, reason=why.replace("..", "."))
+    ours = _measured(found, blank)
+    if found.collapsed:
+        some = f"{len(found.collapsed)} of {len(found.collapsed) + len(found.values)} seeds"
+        return replace(ours, verdict=Verdict.INCONCLUSIVE, reason=f"In the paper the training fails; here {some} did.")
+    return replace(ours, verdict=Verdict.BETTER, reason="In the paper the training fails to converge; here it did not.")
+
+
+def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judged) -> Judged:
+    values = list(found.values.values())
+    judgement = statistics.against_printed(values, expected, margin.points, found.test_set_error)
+    several = len(values) > 1
+    seeds = f"The 90% interval of {len(values)} seeds" if several else "One seed"
+    place = {
+        Verdict.REPRODUCED: "lies inside the margin",
+        Verdict.WITHIN: "is inside the margin",
+        Verdict.BETTER: "lies above the margin",
+        Verdict.WORSE: "lies below the margin",
+        Verdict.INCONCLUSIVE: "straddles an edge of the margin"
+        if several
+        else "lies outside, and its test set's error reaches into the margin",
+    }[judgement.verdict]
+    more = "; more seeds would tell" if several and judgement.verdict == Verdict.INCONCLUSIVE else ""
+    spread = judgement.interval if several or found.test_set_error else None
+    error = "the mean of our seeds and its test set" if several else "our one seed's test set, not of seeds"
+    assert ours.mean is not None
+    return replace(
+        ours,
+        verdict=judgement.verdict,
+        reason=f"{seeds} {place} of {margin.points} points around {expected}{more}.",
+        expected=expected,
+        difference=ours.mean - expected,
+        interval=(spread.low, spread.high) if spread else None,
+        interval_of=f"{error}, 90%" if spread else "",
+        p_value=judgement.p_value,
+        margin=margin,
+    )
+
+
+def _told_of_margin(plan: Plan, cell: Cell, judged: Judged) -> Judged:
+    """Flag a margin that is not the one noted before the results were there."""
+    assert judged.margin is not None
+    before = list(_margins_before(plan, cell))
+    if None in before:
+        return replace(judged, reason=f"{judged.reason} No margin was noted before the result was there.")
+    changed = [points for points in before if points is not None and points != judged.margin.points]
+    if not changed:
+        return judged
+    reason = f"{judged.reason} The margin has changed since the result was there: it was {changed[0]} points."
+    return replace(judged, margin_before=changed[0], reason=reason)
+
+
+def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:
+    for run in (plan.runs[name] for name in cell.runs.values()):
+        yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.place)
+
+
+def _with_erratum(judged: Judged, row: Row, key: str) -> Judged:
+    """A misprint stands beside the verdict, as the paper's and not as ours."""
+    if key not in row.errata:
+        return judged
+    erratum = row.errata[key]
+    reason = f"{judged.reason} Erratum of the paper, which prints {row.cells[key]:g}: {erratum.source}"
+    return replace(judged, expected=erratum.value, reason=reason)
+
+
+def _against_recorded(plan: Plan, cell: Cell, recorded: Recorded, ours: Judged) -> Judged:
+    if not plan.own_pictures:
+        why = "Not the pictures of this scale: nothing to compare with."
+        return replace(ours, verdict=Verdict.NO_BASELINE, reason=why)
+    known = recorded.cells.get(cell.key)
+    if known is None:
+        return replace(ours, verdict=Verdict.NO_BASELINE, reason="Nothing is recorded for this cell yet.")
+    values = list(ours.values.values())
+    unchanged = statistics.prediction_interval(known.values, len(values), known.num_test_images, len(recorded.cells))
+    verdict = statistics.against_recorded(values, unchanged)
+    place = {Verdict.WITHIN: "inside", Verdict.BETTER: "above", Verdict.WORSE: "below"}[verdict]
+    num_seeds = len(known.values)
+    reason = (
+        f"{place.capitalize()} the interval in which new seeds of unchanged code fall ({num_seeds} recorded seeds)."
+    )
+    welch = statistics.difference(values, known.values)
+    if welch.p_value is not None:
+        reason += f" Welch's test of equal means: p = {welch.p_value:.3f}."
+    if recorded.header["seeds"][0] in plan.request.seeds and known.run_id not in cell.runs.values():
+        reason += " The config has changed since the recording."
+    return replace(
+        ours,
+        verdict=verdict,
+        reason=reason,
+        expected=statistics.mean(known.values),
+        difference=welch.points,
+        interval=(unchanged.low, unchanged.high),
+        interval_of="new seeds of unchanged code, 99% over all cells together",
+        p_value=welch.p_value,
+    )

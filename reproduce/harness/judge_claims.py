@@ -1,0 +1,224 @@
+"""Do the paper's conclusions hold in what our runs gave? Each with its difference, interval, effect size and reason."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from reproduce.harness import claims, results, statistics
+from reproduce.harness import plan as planning
+from reproduce.harness.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
+from reproduce.harness.judge import Outcome, outcome
+from reproduce.harness.plan import Cell, Plan
+from reproduce.harness.statistics import Difference
+
+ONE_SEED = "One seed a side: the sign of the difference only; the interval knows the test sets' error, not the seeds'"
+
+
+class Standing(StrEnum):
+    """What is said of a claim."""
+
+    HOLDS = "holds"
+    CONTRADICTED = "contradicted"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not run"
+
+
+WORST_FIRST = (Standing.CONTRADICTED, Standing.NOT_RUN, Standing.INCONCLUSIVE, Standing.HOLDS)
+"""A claim stands as the first of these that one of its parts does: it is all of them or none."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part of a claim. `difference` and `interval` in points (curves: percent of the training)."""
+
+    what: str
+    standing: Standing
+    reason: str
+    printed: float | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    effect_size: float | None = None
+    """Hedges' g, for several seeds."""
+    lacking: bool = False
+    """Whether a run that can be made has no result."""
+    run_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim with what was found."""
+
+    claim: Claim
+    findings: list[Finding]
+
+    @property
+    def standing(self) -> Standing:
+        """Of the whole. Each part is tested at its full level: that all of them hold is an intersection-union test."""
+        return next(standing for standing in WORST_FIRST if any(each.standing == standing for each in self.findings))
+
+    @property
+    def lacking(self) -> bool:
+        """Whether a run that can be made has no result."""
+        return any(finding.lacking for finding in self.findings)
+
+
+def judge(plan: Plan) -> list[Answer]:
+    """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
+    chosen = plan.claims or claims.touching(cell.key for cell in plan.cells)
+    own = plan if plan.claims else planning.for_claims(plan.request, chosen)
+    parts = _Judge(own, {Need(cell.pretrain, cell.eval, cell.metric): cell for cell in own.cells})
+    return [Answer(claim, [parts.find(part) for part in claim.parts()]) for claim in chosen]
+
+
+@dataclass
+class _Judge:
+    """Judges parts of claims by the numbers that a plan's cells came to."""
+
+    plan: Plan
+    cells: dict[Need, Cell]
+
+    def find(self, part: Comparison | Spread | Convergence | Sooner) -> Finding:
+        match part:
+            case Comparison():
+                return self._compare(part)
+            case Spread():
+                return self._spread(part)
+            case Convergence():
+                return self._convergence(part)
+            case Sooner():
+                return self._sooner(part)
+
+    def _outcomes(self, needs: Iterable[Need]) -> list[Outcome]:
+        return [outcome(self.plan, self.cells[need]) for need in needs]
+
+    def _run_ids(self, needs: Iterable[Need]) -> list[str]:
+        return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
+
+    def _compare(self, part: Comparison) -> Finding:
+        what = f"{part.higher} over {part.lower}, {part.eval or part.column}"
+        needs = list(part.needs())
+        if part.not_run:
+            return Finding(what, Standing.NOT_RUN, part.not_run, part.printed, run_ids=self._run_ids(needs))
+        higher, lower = self._outcomes(needs)
+        if lacking := _lacking(what, [higher, lower], part.printed, self._run_ids(needs)):
+            return lacking
+        known = math.hypot(higher.test_set_error, lower.test_set_error)
+        found = statistics.difference(list(higher.values.values()), list(lower.values.values()), known)
+        return _signed(what, found, part.printed, len(higher.values), self._run_ids(needs))
+
+    def _spread(self, part: Spread) -> Finding:
+        """The observed spread decides: no test set resolves 0.3 points. Beyond it, the widest pair's interval does.
+
+        The pair is chosen for being widest, so its interval is Bonferroni's over all pairs.
+        """
+        what = f"spread of {len(part.of)} experiments, {part.eval}"
+        needs = list(part.needs())
+        found = self._outcomes(needs)
+        if lacking := _lacking(what, found, part.at_most, self._run_ids(needs)):
+            return lacking
+        pairs = list(itertools.permutations(found, 2))
+        confidence = 1 - (1 - statistics.CONFIDENCE) / (len(pairs) // 2)
+        widest = max((_difference(*pair, confidence) for pair in pairs), key=lambda pair: pair.points)
+        if widest.points <= part.at_most + statistics.ROUNDING:
+            standing, place = Standing.HOLDS, "within"
+        elif widest.interval.low > part.at_most:
+            standing, place = Standing.CONTRADICTED, "beyond, with its whole interval,"
+        else:
+            standing, place = Standing.INCONCLUSIVE, "beyond, but its interval reaches within,"
+        reason = f"The widest difference is {widest.points:.2f} points, {place} the bound of {part.at_most}."
+        return _finding(what, standing, reason, widest, part.at_most, self._run_ids(needs))
+
+    def _convergence(self, part: Convergence) -> Finding:
+        what = f"{part.converges} converges, {part.fails} does not"
+        needs = list(part.needs())
+        run_ids = self._run_ids(needs)
+        good, bad = self._outcomes(needs)
+        if good.collapsed:
+            return Finding(what, Standing.CONTRADICTED, f"{good.collapsed[min(good.collapsed)]}.", run_ids=run_ids)
+        if lacking := _lacking(what, [good, Outcome({}, {}, bad.failed, bad.missing)], None, run_ids):
+            return lacking
+        if bad.values and bad.collapsed:
+            reason = f"{len(bad.collapsed)} of {len(bad.collapsed) + len(bad.values)} seeds of {part.fails} collapsed."
+            return Finding(what, Standing.INCONCLUSIVE, reason, run_ids=run_ids)
+        if bad.values:
+            return Finding(what, Standing.CONTRADICTED, f"{part.fails} did not collapse.", run_ids=run_ids)
+        reason = f"Every seed of {part.fails} collapsed, none of {part.converges}."
+        return Finding(what, Standing.HOLDS, reason, run_ids=run_ids)
+
+    def _sooner(self, part: Sooner) -> Finding:
+        what = f"{part.first} before {part.then}, percent of the training until half of the loss's fall"
+        needs = list(part.needs())
+        first, then = (self._half_falls(need) for need in needs)
+        if lacking := _lacking(what, [first, then], None, self._run_ids(needs)):
+            return lacking
+        found = statistics.difference(list(then.values.values()), list(first.values.values()))
+        return _signed(what, found, None, len(first.values), self._run_ids(needs))
+
+    def _half_falls(self, need: Need) -> Outcome:
+        runs = {seed: self.plan.runs[name] for seed, name in self.cells[need].runs.items()}
+        values, missing = {}, {}
+        for seed, run in runs.items():
+            curve = results.losses(Path(run.folder) / "metrics.jsonl") if results.read(run) else []
+            if curve:
+                values[seed] = half_fall_percent(curve)
+            else:
+                missing[seed] = run.label
+        return Outcome(values, missing=missing)
+
+
+def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:
+    """Percent of the training after which a loss `(step, loss)` has fallen half of the way from first to last.
+
+    The loss is averaged over hundredths of the training: single batches scatter.
+    """
+    last_step = curve[-1][0] or 1.0
+    hundredths: dict[int, list[float]] = {}
+    for step, loss in curve:
+        hundredths.setdefault(min(99, int(100 * step / last_step)), []).append(loss)
+    means = {hundredth: statistics.mean(values) for hundredth, values in hundredths.items()}
+    half = (means[min(means)] + means[max(means)]) / 2
+    return float(next(hundredth for hundredth, loss in means.items() if loss <= half or hundredth == max(means)))
+
+
+def _difference(ours: Outcome, theirs: Outcome, confidence: float) -> Difference:
+    known = math.hypot(ours.test_set_error, theirs.test_set_error)
+    return statistics.difference(list(ours.values.values()), list(theirs.values.values()), known, confidence)
+
+
+def _lacking(what: str, found: Sequence[Outcome], printed: float | None, run_ids: list[str]) -> Finding | None:
+    """A finding without numbers, where a run failed, collapsed or is missing: the rest would look too good."""
+    collapsed = [sentence for each in found for sentence in each.collapsed.values()]
+    failed = [sentence for each in found for sentence in each.failed.values()]
+    missing = [label for each in found for label in each.missing.values()]
+    if failed or missing:
+        reason = failed[0] if failed else f"No result yet: {'; '.join(missing)}"
+        return Finding(what, Standing.NOT_RUN, f"{reason.rstrip('.')}.", printed, lacking=True, run_ids=run_ids)
+    if collapsed:
+        return Finding(what, Standing.INCONCLUSIVE, f"{collapsed[0].rstrip('.')}.", printed, run_ids=run_ids)
+    return None
+
+
+def _signed(what: str, found: Difference, printed: float | None, num_seeds: int, run_ids: list[str]) -> Finding:
+    """Above zero with its whole interval it holds, below it is contradicted."""
+    if found.interval.low > 0:
+        standing, place = Standing.HOLDS, "above zero"
+    elif found.interval.high < 0:
+        standing, place = Standing.CONTRADICTED, "below zero"
+    else:
+        standing, place = Standing.INCONCLUSIVE, "not clear of zero"
+    seeds = f"{num_seeds} seeds a side (Welch)" if num_seeds > 1 else ONE_SEED
+    reason = f"The 90% interval of the difference is {place}. {seeds}."
+    return _finding(what, standing, reason, found, printed, run_ids)
+
+
+def _finding(
+    what: str, standing: Standing, reason: str, found: Difference, printed: float | None, run_ids: list[str]
+) -> Finding:
+    interval = (found.interval.low, found.interval.high)
+    return Finding(
+        what, standing, reason, printed, found.points, interval, found.p_value, found.effect_size, run_ids=run_ids
+    )

@@ -1,0 +1,97 @@
+"""The claims as text, as files of a report, and as test cases."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from reproduce.files import write_atomic, write_json
+from reproduce.harness import claims
+from reproduce.harness.judge_claims import Answer, Standing
+from reproduce.harness.plan import Plan
+
+SYMBOLS = {
+    Standing.HOLDS: "●",
+    Standing.CONTRADICTED: "▼",
+    Standing.INCONCLUSIVE: "◆",
+    Standing.NOT_RUN: "○",
+}
+
+
+def as_text(answers: Sequence[Answer]) -> str:
+    """A line a claim and one for each of its parts; those that were not run by name only."""
+    lines = ["\nClaims of the paper"]
+    for answer in answers:
+        if answer.standing != Standing.NOT_RUN:
+            lines.append(
+                f"  {SYMBOLS[answer.standing]} {answer.standing:<12} {answer.claim.says} ({answer.claim.section})"
+            )
+            lines += [f"      {_in_words(asdict(finding))}" for finding in answer.findings]
+    others = [answer.claim.claim for answer in answers if answer.standing == Standing.NOT_RUN]
+    return "\n".join([*lines, *([f"  not run: {', '.join(others)}"] if others else [])])
+
+
+def write(plan: Plan, answers: Sequence[Answer]) -> None:
+    """Write `claims.json` and `claims.md`; claims that were judged earlier, and not now, stay as they were."""
+    path = plan.reports / "claims.json"
+    before = _read(path)
+    now = {answer.claim.claim: _as_data(plan, answer) for answer in answers}
+    known = before | now
+    kept = [known[claim.claim] for claim in claims.load() if claim.claim in known]
+    write_json(path, {"scale": plan.request.scale, "claims": kept})
+    write_atomic(path.with_suffix(".md"), _as_markdown(plan.request.scale, kept))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return {claim["claim"]: claim for claim in json.loads(path.read_text())["claims"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _as_data(plan: Plan, answer: Answer) -> dict[str, Any]:
+    return {
+        "claim": answer.claim.claim,
+        "says": answer.claim.says,
+        "section": answer.claim.section,
+        "standing": str(answer.standing),
+        "seeds": list(plan.request.seeds),
+        "checked": datetime.now(UTC).isoformat(timespec="seconds"),
+        "findings": [asdict(finding) for finding in answer.findings],
+    }
+
+
+def _as_markdown(scale: str, kept: list[dict[str, Any]]) -> str:
+    lines = ["## Claims of the paper", "", f"Scale {scale}. Differences in points with 90% intervals.", ""]
+    lines += ["| Claim | Section | | Found |", "|---|---|---|---|"]
+    for claim in kept:
+        found = "<br>".join(_in_words(finding) for finding in claim["findings"])
+        symbol = SYMBOLS[Standing(claim["standing"])]
+        lines.append(f"| {claim['says']} | {claim['section']} | {symbol} {claim['standing']} | {found} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(finding: dict[str, Any]) -> str:
+    words = str(finding["what"])
+    if finding["difference"] is not None:
+        low, high = finding["interval"]
+        words += f": {finding['difference']:+.2f} [{low:.2f}, {high:.2f}]"
+    words += f", printed {finding['printed']:+.1f}" if finding["printed"] is not None else ""
+    words += f", g = {finding['effect_size']:.1f}" if finding["effect_size"] is not None else ""
+    return f"{words}. {finding['standing']}: {finding['reason']}"
+
+
+def add_to_junit(root: ElementTree.Element, answers: Sequence[Answer], asked: bool) -> None:
+    """A test case a claim: contradicted fails; what lacks a run is an error where the claims were asked for."""
+    suite = ElementTree.SubElement(root, "testsuite", name=claims.REQUEST)
+    for answer in answers:
+        case = ElementTree.SubElement(suite, "testcase", classname=claims.REQUEST, name=answer.claim.claim)
+        if answer.standing == Standing.HOLDS:
+            continue
+        kind = "error" if asked and answer.lacking else "skipped"
+        kind = "failure" if answer.standing == Standing.CONTRADICTED else kind
+        reasons = " ".join(f.reason for f in answer.findings if f.standing == answer.standing)
+        ElementTree.SubElement(case, kind, message=f"{answer.standing}: {reasons}")

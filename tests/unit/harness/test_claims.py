@@ -1,0 +1,192 @@
+"""The paper's conclusions, judged on differences of what runs gave."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+from reproduce.__main__ import main
+from reproduce.errors import UserError
+from reproduce.harness import check, claims, judge_claims, report, show_claims
+from reproduce.harness import plan as planning
+from reproduce.harness.judge_claims import Answer, Standing
+from reproduce.harness.plan import Plan, Request
+
+Finish = Callable[..., None]
+BASE, FIXED, HARD, ONE = (
+    *("swav_400ep_2x160_4x96", "swav_400ep_fixed_prototypes", "swav_400ep_hard", "swav_400ep_sinkhorn1"),
+)
+PROTOTYPES = [BASE, *(f"swav_400ep_prototypes{number}" for number in (10000, 30000, 100000))]
+
+
+def done(finish: Finish, values: dict[str, float], *seeds: int, table: str = "claims", step: float = 0.1) -> Plan:
+    """The plan of all claims, with results of some experiments: their value, `step` more for each seed."""
+    plan = planning.make(Request((table,), "paper", seeds or (0,)))
+    for run in plan.runs.values():
+        if (run.of or run.name) in values:
+            finish(run, values[run.of or run.name] + step * run.seed)
+    return plan
+
+
+def collapse(plan: Plan, experiment: str, status: str = "collapsed") -> None:
+    for run in plan.runs.values():
+        if run.name == experiment:
+            run.result.unlink(missing_ok=True)
+            run.failure.parent.mkdir(parents=True, exist_ok=True)
+            run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "stuck at ln K"}))
+
+
+def answer(plan: Plan, name: str) -> Answer:
+    (found,) = [each for each in judge_claims.judge(plan) if each.claim.claim == name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fixed", "standing"), [(73.0, "holds"), (73.9, "inconclusive"), (73.6, "inconclusive"), (75.0, "contradicted")]
+)
+def test_one_seed_is_the_sign_beyond_the_test_sets_error(
+    checkout: Path, finish: Finish, fixed: float, standing: str
+) -> None:
+    found = answer(done(finish, {BASE: 73.9, FIXED: fixed}), "learned-prototypes")
+    (finding,) = found.findings
+    assert found.standing == standing
+    assert finding.difference == pytest.approx(73.9 - fixed)
+    error = 100 * (0.739 * 0.261 / 50_000 + fixed / 100 * (1 - fixed / 100) / 50_000) ** 0.5
+    assert finding.interval is not None
+    assert finding.interval[1] - finding.interval[0] == pytest.approx(2 * stats.norm.ppf(0.95) * error)
+    assert "the sign of the difference only" in finding.reason
+    assert (finding.printed, finding.p_value, finding.effect_size) == (0.8, None, None)
+
+
+def test_several_seeds_are_welchs_test(checkout: Path, finish: Finish) -> None:
+    plan = done(finish, {BASE: 73.9, HARD: 72.3}, 0, 1, 2, table="table9")
+    (finding,) = answer(plan, "soft-assignments").findings
+    assert finding.standing == Standing.HOLDS and "3 seeds a side (Welch)" in finding.reason
+    assert finding.effect_size == pytest.approx(1.6 / 0.1 * (1 - 3 / 15))
+    assert finding.p_value is not None and finding.p_value < 0.01
+
+
+def test_a_tables_check_judges_the_claims_that_it_touches(checkout: Path, finish: Finish) -> None:
+    plan = done(finish, {BASE: 73.9, FIXED: 73.0, HARD: 73.2}, table="table9")
+    found = {each.claim.claim: str(each.standing) for each in judge_claims.judge(plan)}
+    assert found == {
+        "learned-prototypes": "holds",
+        "soft-assignments": "holds",
+        "three-iterations": "not run",
+        "enough-prototypes": "not run",
+    }
+    assert set(plan.runs) == set(planning.make(plan.request).runs)  # judging adds no run
+
+
+def test_convergence(checkout: Path, finish: Finish) -> None:
+    plan = done(finish, {BASE: 73.9})
+    assert answer(plan, "three-iterations").standing == Standing.NOT_RUN
+    collapse(plan, ONE, status="failed")
+    assert answer(plan, "three-iterations").lacking
+    collapse(plan, ONE)
+    assert answer(plan, "three-iterations").standing == Standing.HOLDS
+    done(finish, {ONE: 70.0})
+    assert answer(plan, "three-iterations").standing == Standing.CONTRADICTED
+    collapse(plan, BASE)
+    assert "swav_400ep_2x160_4x96, seed 0 collapsed" in answer(plan, "three-iterations").findings[0].reason
+    assert answer(plan, "soft-assignments").standing == Standing.NOT_RUN
+
+
+@pytest.mark.parametrize(("last", "standing"), [(73.6, "holds"), (73.4, "inconclusive"), (70.0, "contradicted")])
+def test_spread(checkout: Path, finish: Finish, last: float, standing: str) -> None:
+    plan = done(finish, dict(zip(PROTOTYPES, [73.9, 73.8, 73.7, last], strict=True)))
+    found = answer(plan, "enough-prototypes")
+    assert found.standing == standing
+    assert found.findings[0].difference == pytest.approx(73.9 - last)
+
+
+def test_a_claim_of_many_parts_is_all_of_them(checkout: Path, finish: Finish) -> None:
+    plan = done(finish, {"swav_100ep": 70.0, "swav_200ep": 72.0, "swav_400ep": 74.0})
+    assert answer(plan, "longer").standing == Standing.NOT_RUN
+    done(finish, {"swav_800ep": 76.0})
+    assert answer(plan, "longer").standing == Standing.HOLDS
+    done(finish, {"swav_100ep": 73.0})
+    assert [str(each.standing) for each in answer(plan, "longer").findings] == ["contradicted", "holds", "holds"]
+    assert answer(plan, "longer").standing == Standing.CONTRADICTED
+
+
+def test_what_is_not_built_is_not_run_and_lacks_nothing(checkout: Path, finish: Finish) -> None:
+    found = answer(done(finish, {"swav_800ep": 76.0}), "over-simclr")
+    assert (found.standing, found.lacking) == (Standing.NOT_RUN, False)
+    assert {each.reason for each in found.findings} == {"SimCLR is not built yet."}
+
+
+def test_sooner(checkout: Path, finish: Finish) -> None:
+    plan = done(finish, {BASE: 73.9, HARD: 73.3})
+    for run in plan.runs.values():
+        if run.name in (BASE, HARD):
+            at = 100 if run.name == HARD else 400
+            lines = [json.dumps({"step": step, "loss": 4.0 if step < at else 3.0}) for step in range(1, 1001)]
+            (Path(run.folder) / "metrics.jsonl").write_text("\n".join(lines))
+    (finding,) = answer(plan, "hard-converges-faster").findings
+    assert (finding.standing, finding.difference) == (Standing.HOLDS, 30.0)
+
+
+def test_half_of_a_falling_line_is_its_middle() -> None:
+    assert judge_claims.half_fall_percent([(step, 100.0 - step) for step in range(1, 1001)]) == pytest.approx(50, abs=1)
+    assert judge_claims.half_fall_percent([(0, 2.0)]) == 0
+
+
+def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.CaptureFixture[str]) -> None:
+    done(finish, {BASE: 73.9, FIXED: 75.0, HARD: 73.2})
+    assert main(["check", "claims", "--scale", "paper"]) == check.INCOMPLETE
+    out = capsys.readouterr().out
+    assert "▼ contradicted Learned prototypes are better than fixed random ones." in out
+    assert "not run: hard-converges-faster" in out
+    data = json.loads(Path("reports/paper/claims.json").read_text())
+    assert [claim["claim"] for claim in data["claims"]] == [claim.claim for claim in claims.load()]
+    assert data["claims"][0]["standing"] == "contradicted"
+    cases = ElementTree.parse("reports/paper/junit.xml").getroot().findall(".//testcase")
+    kinds = {case.get("name"): [kind.tag for kind in case] for case in cases}
+    assert kinds["learned-prototypes"] == ["failure"] and kinds["soft-assignments"] == []
+    assert kinds["longer"] == ["error"] and kinds["over-simclr"] == ["skipped"]
+    assert main(["report", "claims", "--scale", "paper"]) == 0
+
+    done(finish, {FIXED: 73.1, HARD: 73.3}, table="table9")
+    assert main(["check", "table9", "--scale", "paper"]) == check.AGREES
+    text = Path("reports/paper/claims.md").read_text()
+    assert "| Learned prototypes are better than fixed random ones. | C.2, Table 9 | ● holds |" in text
+    assert "Longer training is better." in text  # of the check before
+
+
+def test_a_contradicted_claim_disagrees(checkout: Path, finish: Finish) -> None:
+    done(finish, {BASE: 73.4, FIXED: 73.6 + 0.4, HARD: 73.3}, table="table9")
+    assert main(["check", "table9", "--scale", "paper"]) == check.DISAGREES
+
+
+def test_every_standing_is_shown() -> None:
+    assert set(show_claims.SYMBOLS) == set(Standing) == set(judge_claims.WORST_FIRST)
+
+
+def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
+    for scale in ("smoke", "paper"):
+        plan = planning.make(Request(("claims",), scale))
+        assert {run.name for run in plan.runs.values()} >= {BASE, ONE, "swav_w5_400ep", "linear_imagenet", "voc07_svm"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("    sooner: {first: swav_400ep_hard, then: swav_400ep_2x160_4x96}\n", "", "needs exactly one of"),
+        ("column: coco_ap, ", "", "needs an eval, or a column with a reason"),
+        ("at_most", "at_moost", "no key 'at_moost' in claims\\[4\\].spread: did you mean 'at_most'"),
+    ],
+)
+def test_a_wrong_claim_is_refused(checkout: Path, before: str, after: str, says: str) -> None:
+    path = checkout / "tables" / "claims.yaml"
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(UserError, match=says):
+        claims.load()
+
+
+def test_nothing_checked_is_still_refused(checkout: Path) -> None:
+    with pytest.raises(UserError, match="nothing at scale paper was checked yet"):
+        report.write("paper")
