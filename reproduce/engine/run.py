@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -206,6 +207,7 @@ def running(cfg: DictConfig) -> Iterator[Run]:
         except Preempted:
             raise
         except Exception as error:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, here too, when a worker has died
             cause = _lost_worker(error) or error
             if said := explained(cause):
                 run.fail(cause.status if isinstance(cause, TrainingFailed) else "failed", said[1], said[0])
@@ -228,12 +230,13 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
 
 
 def _lost_worker(error: Exception) -> Crashed | None:
-    """In place of torch's error about a data-loader worker that died."""
-    if not str(error).startswith("DataLoader worker"):
+    """In place of an error that a data-loader worker's death gives: torch's own, or that its socket has gone."""
+    told = str(error).startswith("DataLoader worker")
+    if not told and not isinstance(error, ConnectionError | EOFError):
         return None
     return Crashed(
-        f"{str(error).splitlines()[0].rstrip(' .')}; where memory ran out, lower cluster.num_workers; "
-        "the same command goes on from the last checkpoint"
+        f"a data-loader worker died ({str(error).splitlines()[0].rstrip(' .') if told else type(error).__name__}); "
+        "where memory ran out, lower cluster.num_workers; the same command goes on from the last checkpoint"
     )
 
 
