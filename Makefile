@@ -46,10 +46,11 @@ report-%: setup ## make the page of what was checked
 	$(REPRODUCE) report $(call quoted,$*) $(PICTURES) $(RUNS)
 
 pretrain-%: setup ## one pretraining, the same as a table would make it (pretrain-swav_800ep)
-	$(REPRODUCE) pretrain $(PICTURES) -- $(call quoted,$*) $(OVERRIDES)
+	$(REPRODUCE) pretrain $(PICTURES) $(call option,--cluster,$(CLUSTER)) -- $(call quoted,$*) $(OVERRIDES)
 
 evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate-knn CHECKPOINT=...)
-	$(REPRODUCE) evaluate $(PICTURES) $(call option,--checkpoint,$(CHECKPOINT)) -- $(call quoted,$*) $(OVERRIDES)
+	$(REPRODUCE) evaluate $(PICTURES) $(call option,--cluster,$(CLUSTER)) $(call option,--checkpoint,$(CHECKPOINT)) -- \
+		$(call quoted,$*) $(OVERRIDES)
 
 record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
 	$(REPRODUCE) record $(PICTURES) $(RUNS)

@@ -112,8 +112,6 @@ def _list(_options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    if options.cluster != "local":
-        raise UserError(f"runs go to this machine only so far; there is no cluster {options.cluster!r} (use local)")
     if options.source != "scratch":
         raise UserError(f"everything is trained from scratch so far; there is no --from {options.source} (use scratch)")
     if options.seeds < 1 or options.cores < 1:
@@ -122,6 +120,8 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
+    if options.cluster != "local":
+        raise UserError(f"runs go to this machine only so far; there is no cluster {options.cluster!r} (use local)")
     return Request(names, options.scale, seeds, options.data, options.data_config, options.skip_bad_images)
 
 
@@ -243,9 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--data", metavar="DIR", help="folder with the pictures; generated ones need none")
     pictures.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     pictures.add_argument("--skip-bad-images", action="store_true", help="count pictures that cannot be read, go on")
+    pictures.add_argument("--cluster", default="local", help="where runs go (only local so far)")
 
     many = _Parser(add_help=False, parents=[pictures])
-    many.add_argument("--cluster", default="local", help="where runs go (only local so far)")
     many.add_argument("--from", dest="source", default="scratch", help="what to start from (only scratch so far)")
     many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
 

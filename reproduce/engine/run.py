@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
 import signal
 import sys
 import time
@@ -45,7 +46,9 @@ class Run:
             (self.folder / "failure.json").unlink(missing_ok=True)
             if cfg.logging.wandb:
                 group = cfg.logging.group or cfg.scale.name
-                self._tracker = Tracker(self.folder, self.run_id, group, cfg.kind, identity(cfg))
+                self._tracker = Tracker(
+                    self.folder, self.run_id, group, cfg.kind, identity(cfg), self.attempts.tracker_id
+                )
         barrier()  # from here on any rank may leave a failure.json
 
     @property
@@ -163,6 +166,8 @@ class Attempts:
         self._folder = folder
         self.file = folder / "attempts.json"
         self.number = 1
+        self.tracker_id = secrets.token_hex(8)
+        """W&B's name for the run, so that all attempts draw one curve."""
         self._started = self.first_started = time.time()
         self._wall_seconds = self._device_seconds = 0.0
         """Of earlier attempts."""
@@ -176,8 +181,10 @@ class Attempts:
             self._device_seconds = before["earlier_device_seconds"] + seconds * before["world_size"]
             self.first_started = before["first_started"]
             self.number = before["num_attempts"] + 1
+            self.tracker_id = before["tracker_id"]
         record = {
             "num_attempts": self.number,
+            "tracker_id": self.tracker_id,
             "first_started": self.first_started,
             "started": self._started,
             "world_size": world_size(),

@@ -18,7 +18,10 @@ PATIENCE_SECONDS = 20.0
 class Tracker:
     """One tracked run. A failure of the service costs at most `PATIENCE_SECONDS` at the start and at the end."""
 
-    def __init__(self, folder: Path, name: str, group: str, kind: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, group: str, kind: str, config: Mapping[str, Any], tracker_id: str | None = None
+    ) -> None:
+        """`tracker_id` is that of an earlier attempt, whose curves this one goes on with; None starts a new run."""
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,6 +32,7 @@ class Tracker:
             "group": group or None,
             "job_type": kind,
             "config": dict(config),
+            "id": tracker_id,
             "settings": wandb.Settings(
                 silent=True,
                 console="off",
@@ -41,10 +45,13 @@ class Tracker:
         }
         self.problem: str | None = None
         try:
-            self._run = wandb.init(mode="online" if _has_key() else "offline", **arguments)
+            if _has_key():
+                self._run = wandb.init(mode="online", resume="allow", **arguments)
+            else:
+                self._run = wandb.init(mode="offline", **arguments)
         except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
             self.problem = f"W&B did not answer ({type(error).__name__}); this run is kept offline"
-            self._run = wandb.init(mode="offline", **arguments)
+            self._run = wandb.init(mode="offline", **{**arguments, "id": None})  # its service still holds the other
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add one point to the curves."""

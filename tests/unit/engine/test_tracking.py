@@ -10,6 +10,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from reproduce.engine import tracking
+from reproduce.engine.run import Attempts
 from tests.runs import TINY, run, tiny_pictures
 
 BLOCK = 32768
@@ -109,3 +110,14 @@ def test_online_only_with_a_key(
         else:
             monkeypatch.delenv(name, raising=False)
     assert tracking._has_key() == online
+
+
+def test_two_attempts_of_a_run_are_one_curve(tmp_path: Path) -> None:
+    names = []
+    for attempt in ("first", "second"):
+        attempts = Attempts(tmp_path)
+        attempts.begin()
+        tracker = tracking.Tracker(tmp_path / attempt, "swav-s0", "", "pretrain", {}, attempts.tracker_id)
+        tracker.finish({})
+        names += [record.run.run_id for record in records(tmp_path / attempt) if record.HasField("run")][:1]
+    assert names[0] == names[1] != ""
