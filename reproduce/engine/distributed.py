@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -156,6 +156,23 @@ def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.M
     return net
 
 
+class _DifferentiableSum(torch.autograd.Function):
+    """Sum over a group of ranks, with its gradient: every rank's output depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = tensor.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batches of a group of ranks on a CPU, where torch's own SyncBatchNorm refuses to run.
 
@@ -177,11 +194,11 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = input.new_tensor([input.numel() / input.shape[1]])
         totals = torch.cat([input.sum(axes), count])
-        totals = differentiable.all_reduce(totals, group=self.process_group)
+        totals = _DifferentiableSum.apply(totals, self.process_group)
         count = totals[-1:].detach()
         mean = totals[:-1] / count
         centered = input - mean.view(shape)
-        variance = differentiable.all_reduce(centered.square().sum(axes), group=self.process_group) / count
+        variance = _DifferentiableSum.apply(centered.square().sum(axes), self.process_group) / count
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None

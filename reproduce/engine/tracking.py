@@ -51,7 +51,8 @@ class Tracker:
                 self._run = wandb.init(mode="offline", **arguments)
         except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
             self.problem = f"W&B did not answer ({type(error).__name__}); this run is kept offline"
-            self._run = wandb.init(mode="offline", **{**arguments, "id": None})  # its service still holds the other
+            arguments["id"] = f"{tracker_id}-offline" if tracker_id else None  # its service still holds the other
+            self._run = wandb.init(mode="offline", **arguments)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add one point to the curves."""

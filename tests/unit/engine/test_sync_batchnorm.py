@@ -68,7 +68,7 @@ def test_apex_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("two_gpus")
 def test_torch_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
     group = SimpleNamespace()
-    monkeypatch.setattr(distributed.dist, "new_subgroups", lambda size: (group, []) if size == 2 else None)
+    monkeypatch.setattr("torch.distributed.new_subgroups", lambda size: (group, []) if size == 2 else None)
     net = distributed._sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 2, "torch")
     (norm,) = net.children()
     assert isinstance(norm, nn.SyncBatchNorm)
