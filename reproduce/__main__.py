@@ -154,9 +154,18 @@ def _carry_out(plan: Plan, cores: int) -> bool:
     from reproduce.harness.workflow.progress import Screen
     from reproduce.harness.workflow.supervise import carry_out
 
-    _refuse_missing_data(plan)
     seconds = baseline.load(plan.request.scale).wall_seconds
-    return bool(carry_out(plan, cores, seconds, Screen()).missing)
+    possible = plan.without_pictures() if _lacks_data(plan) else plan
+    if len(possible.runs) in (0, len(plan.runs)):
+        _refuse_missing_data(plan)
+        return bool(carry_out(plan, cores, seconds, Screen()).missing)
+    print(f"no DATA is given: of {len(plan.runs)} runs, {len(possible.runs)} need none and are done now")
+    carry_out(possible, cores, seconds, Screen())
+    return True
+
+
+def _lacks_data(plan: Plan) -> bool:
+    return not plan.data and not plan.pictures
 
 
 def _refuse_missing_data(plan: Plan) -> None:
@@ -164,10 +173,10 @@ def _refuse_missing_data(plan: Plan) -> None:
     if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
         raise UserError(f"the folder {plan.data} given as DATA is not there")
     states = results.states(plan)
-    to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE]
+    to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE and run.kind != "measure"]
     if plan.pictures or not to_do:
         return
-    if not plan.data:
+    if _lacks_data(plan):
         name = to_do[0].catalogue
         raise UserError(
             f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"

@@ -31,7 +31,7 @@ NO_ACCUMULATION = (
     "(experiment=swav_400ep_bs256), or cluster.activation_checkpointing=true to fit more images on a GPU"
 )
 
-Kind = Literal["pretrain", "evaluate"]
+Kind = Literal["pretrain", "evaluate", "measure"]
 T = TypeVar("T")
 
 
@@ -188,6 +188,17 @@ class Pretrain:
 
 
 @dataclass
+class Measure(Pretrain):
+    """One measurement of a pretraining's network and step, without pictures.
+
+    `measurement` is checked against its dataclass in `reproduce/measure.py` when the run starts.
+    """
+
+    kind: str = "measure"
+    measurement: Any = MISSING
+
+
+@dataclass
 class Evaluate:
     """One evaluation of one checkpoint: `checkpoint` is a run_id of the same scale, or a file.
 
@@ -210,7 +221,7 @@ class Evaluate:
     logging: Logging = field(default_factory=Logging)
 
 
-for _name, _schema in {"pretrain_schema": Pretrain, "evaluate_schema": Evaluate}.items():
+for _name, _schema in {"pretrain_schema": Pretrain, "evaluate_schema": Evaluate, "measure_schema": Measure}.items():
     ConfigStore.instance().store(name=_name, node=_schema)
 
 
@@ -281,7 +292,7 @@ def _sentence(kind: Kind, overrides: list[str], error: Exception) -> str:
 
 def _keys(kind: Kind) -> list[str]:
     """Every key of a kind's config, dotted."""
-    defaults = {"pretrain": [], "evaluate": ["eval=knn", "checkpoint=x"]}[kind]
+    defaults = {"pretrain": [], "evaluate": ["eval=knn", "checkpoint=x"], "measure": ["measurement=cost"]}[kind]
     with _hydra():
         cfg = hydra.compose(config_name=kind, overrides=defaults)
 

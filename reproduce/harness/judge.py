@@ -96,9 +96,13 @@ def _metric(run: Run, result: dict[str, Any], name: str) -> float:
 
 def judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:
     """Judge one cell; `cell` is None where no run of ours makes it."""
+    return _with_erratum(_judge(plan, table, row, key, cell, recorded), row, key)
+
+
+def _judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:
     printed = row.cells.get(key)
     if cell is None:
-        return _with_erratum(_not_ours(row, table.columns[key], printed), row, key)
+        return _not_ours(row, table.columns[key], printed)
     found = outcome(plan, cell)
     blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=list(cell.runs.values()))
     if printed == FAILS:
@@ -113,8 +117,7 @@ def judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recor
     expected = row.errata[key].value if key in row.errata else tables.number(printed)
     margin = table.margin(row, key)
     assert expected is not None and margin is not None
-    judged = _against_printed(found, expected, margin, ours)
-    return _with_erratum(_told_of_margin(plan, cell, judged), row, key)
+    return _told_of_margin(plan, cell, _against_printed(found, expected, margin, ours))
 
 
 def _not_ours(row: Row, column: Column, printed: Printed) -> Judged:

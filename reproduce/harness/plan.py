@@ -16,7 +16,10 @@ from reproduce.harness import claims, margins, tables
 from reproduce.harness.claims import Claim
 from reproduce.harness.tables import Margin, Table
 
-Kind = Literal["pretrain", "evaluate"]
+Kind = Literal["pretrain", "evaluate", "measure"]
+
+WHOLE_MACHINE = 100_000
+"""Cores of a run that measures time: nothing may run beside it."""
 
 CACHE = Path(".cache")
 REPORTS = Path("reports")
@@ -81,7 +84,7 @@ class Run:
 
     def command(self) -> list[str]:
         """The run's argument vector."""
-        module = {"pretrain": "reproduce.pretrain", "evaluate": "reproduce.evaluate"}[self.kind]
+        module = f"reproduce.{self.kind}"
         launcher = ["-m", "reproduce.engine.launch", "--processes", str(self.num_processes)]
         return [sys.executable, *(launcher if self.num_processes > 1 else ["-m"]), module, *self.overrides]
 
@@ -144,6 +147,12 @@ class Plan:
         heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
         return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
 
+    def without_pictures(self) -> "Plan":
+        """The part of the plan that reads none: measurements."""
+        runs = {run_id: run for run_id, run in self.runs.items() if run.kind == "measure"}
+        cells = [cell for cell in self.cells if runs.keys() >= set(cell.runs.values())]
+        return dataclasses.replace(self, runs=runs, cells=cells)
+
     def write(self) -> Path:
         """Write the plan where the workflow reads it."""
         path = self.reports / "plan.json"
@@ -198,9 +207,12 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
         maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
         for row, key in table.made_here():
             column = table.columns[key]
-            assert row.pretrain and column.eval
-            measured = maker.runs_of(row.pretrain, column.eval)
-            cells.append(Cell(name, row.label, key, row.pretrain, column.eval, column.metric, measured))
+            assert row.pretrain
+            runs_of = maker.measurements_of if column.measurement else maker.runs_of
+            made_by = column.measurement or column.eval or ""
+            cells.append(
+                Cell(name, row.label, key, row.pretrain, made_by, column.metric, runs_of(row.pretrain, made_by))
+            )
         for row in table.drawn_here():
             assert row.pretrain
             cells.append(Cell(name, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain)))
@@ -227,6 +239,17 @@ class _Maker:
     def runs_of(self, experiment: str, evaluation: str = "") -> dict[int, str]:
         """By seed, the run_id of an experiment's evaluation, or of the experiment itself."""
         return {seed: self._last_run(experiment, evaluation, seed).run_id for seed in self.request.seeds}
+
+    def measurements_of(self, experiment: str, measurement: str) -> dict[int, str]:
+        """By seed, the run_id of what is measured of an experiment's network."""
+        asked = [f"experiment={experiment}", f"measurement={measurement}", f"name={measurement}_{experiment}"]
+        common = self.request.overrides()
+        runs = {
+            seed: self.composer.run("measure", [*asked, *common, f"seed={seed}"], self.around)
+            for seed in self.request.seeds
+        }
+        self.runs.update((run.run_id, run) for run in runs.values())
+        return {seed: run.run_id for seed, run in runs.items()}
 
     def _last_run(self, experiment: str, evaluation: str, seed: int) -> Run:
         common = [*self.request.overrides(), f"seed={seed}"]
@@ -324,7 +347,7 @@ def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
         "name": cfg.name,
         "seed": cfg.seed,
         "folder": str(config.run_dir(cfg)),
-        "cores": cfg.cluster.num_threads * cfg.cluster.num_processes,
+        "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "catalogue": cfg.data.name,
     }

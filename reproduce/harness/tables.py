@@ -60,7 +60,8 @@ class Column:
     decimals: int
     eval: str | None
     metric: str = ""
-    """Of the evaluation; or, without one, what is measured on the network itself: `params_millions`, `hours`, ..."""
+    measurement: str = ""
+    """In place of an evaluation, what is measured of the network itself, without pictures (conf/measurement)."""
     relative_to: str = ""
     """A row: numbers are compared as shares of its number, which another machine leaves as they are."""
     num_runs: int = 1
@@ -141,7 +142,7 @@ class Table:
         """The cells that runs of ours can make, as row and column."""
         for row in self.rows:
             for key, column in self.columns.items():
-                if row.pretrain and column.eval and self.has_cell(row, key):
+                if row.pretrain and (column.eval or column.measurement) and self.has_cell(row, key):
                     yield row, key
 
 
@@ -243,9 +244,9 @@ def _check(table: Table, path: Path) -> None:
 
 
 def _check_column(table: Table, column: Column, where: str) -> None:
-    if (column.eval is None) != bool(column.not_run):
+    if sum(map(bool, (column.eval, column.measurement, column.not_run))) != 1:
         raise UserError(f"{where} needs either an eval or a reason under not_run")
-    if column.eval and not column.metric:
+    if not column.not_run and not column.metric:
         raise UserError(f"{where} names an eval; it needs a metric too")
     if table.expected == "printed" and column.margin is None:
         raise UserError(f"{where} needs a margin with its source, to judge printed numbers by")

@@ -96,6 +96,8 @@ def test_a_table_names_what_exists(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     assert {row.pretrain for row in table.rows if row.pretrain} <= set(config.options("experiment"))
     assert {column.eval for column in table.columns.values() if column.eval} <= set(config.options("eval"))
+    measurements = {column.measurement for column in table.columns.values() if column.measurement}
+    assert measurements <= set(config.options("measurement"))
 
 
 @pytest.mark.parametrize(("scale", "name"), EVERY)
@@ -109,7 +111,7 @@ def test_a_margin_says_where_it_comes_from(scale: str, name: str) -> None:
 def test_what_is_not_run_says_why(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     reasons = [row.not_run or row.reported or row.unavailable for row in table.rows if not row.pretrain]
-    reasons += [column.not_run for column in table.columns.values() if not column.eval]
+    reasons += [column.not_run for column in table.columns.values() if not (column.eval or column.measurement)]
     assert all(reason.endswith(".") for reason in reasons)
 
 

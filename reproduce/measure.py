@@ -1,0 +1,134 @@
+"""What a pretraining costs: `python -m reproduce.measure experiment=swav_800ep measurement=cost scale=paper`.
+
+No pictures are read: steps run on noise of the recipe's sizes.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from models.resnet import resnet50
+from models.swav import Swav, SwavConfig
+from reproduce.config import Crops, Optimizer, compose, typed
+from reproduce.engine.distributed import device, process_group, rank, shared, world_size
+from reproduce.engine.loop import train
+from reproduce.engine.optimizer import Larc
+from reproduce.engine.precision import loss_scaler
+from reproduce.engine.provenance import peak_memory_gb
+from reproduce.engine.run import Run, running
+from reproduce.errors import exit_status
+from reproduce.memory import memory
+from reproduce.pretrain import build_network
+
+PAPER_DEVICES = 64
+IMAGENET_IMAGES = 1_281_167
+EPOCHS = 100
+"""Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
+
+
+@dataclass
+class Parameters:
+    """conf/measurement/parameters.yaml."""
+
+    name: str
+
+
+@dataclass
+class Cost:
+    """conf/measurement/cost.yaml."""
+
+    name: str
+    images_per_step: int
+    num_steps: int
+
+
+def parameters(cfg: DictConfig) -> dict[str, float]:
+    """Millions of parameters of the trunk alone, as Table 2 counts them (B.2); no memory is needed for them."""
+    typed(cfg.measurement, Parameters, "measurement")
+    with torch.device("meta"):
+        trunk = resnet50(cfg.network.width)
+    return {"params_millions": sum(weight.numel() for weight in trunk.parameters()) / 1e6}
+
+
+def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
+    """Time and memory of training steps (B.1, Table 1), without reading and cropping pictures.
+
+    `seconds_per_image`: of one device, the median over steps after the first. `hours`: what 100 epochs of ImageNet take
+    at that pace on 64 such devices. `peak_memory_gb`: on a GPU the most that was allocated at a 64th of the batch; on a
+    CPU what is counted for a GPU (`reproduce.memory`), which has no convolution workspaces.
+    """
+    measurement = typed(cfg.measurement, Cost, "measurement")
+    on_gpu = device().type == "cuda"
+    share = cfg.batch_size // PAPER_DEVICES if on_gpu else measurement.images_per_step
+    batch_size = share * world_size()
+    run.provenance["measured"] = (
+        f"{share} images a step on each of {world_size()} {'GPUs' if on_gpu else 'CPU processes'}; "
+        f"memory {'measured' if on_gpu else 'counted in bf16, not measured'}"
+    )
+    paces: list[float] = []
+
+    def tell(done: int, num_steps: int, **values: float) -> None:
+        paces.append(world_size() / values["images_per_second"])
+        run.tell(done, num_steps, **values)
+
+    optim = typed(cfg.optimizer, Optimizer, "optimizer")
+    method_config = typed(cfg.method, SwavConfig, "method")
+    net = build_network(cfg, method_config.num_prototypes)
+    num_steps = measurement.num_steps + 1
+    train(
+        shared(net, world_size(), cfg.cluster.sync_batchnorm),
+        Swav(method_config, net, IMAGENET_IMAGES, batch_size),
+        Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient),
+        _noise(typed(cfg.crops, Crops, "crops"), share, num_steps),
+        lambda _: optim.warmup_start_lr,
+        first_step=0,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        precision=cfg.precision,
+        scaler=loss_scaler(cfg.precision),
+        tell=tell,
+        tell_every_steps=1,
+        after_step=lambda _: None,
+        keep_not_finite=lambda _: run.folder,
+    )
+    seconds = statistics.median(paces[1:])
+    counted = memory(_in_half(cfg), PAPER_DEVICES, activation_checkpointing=False)
+    return {
+        "seconds_per_image": seconds,
+        "hours": seconds * IMAGENET_IMAGES * EPOCHS / PAPER_DEVICES / 3600,
+        "peak_memory_gb": peak_memory_gb() if on_gpu else counted.sum_gb,
+    }
+
+
+def _noise(crops: Crops, images: int, num_steps: int) -> Iterator[list[Tensor]]:
+    """Batches of random crops `(images, 3, S, S)`, the same on every step: making them is no part of the cost."""
+    torch.manual_seed(rank())
+    sizes = [view.size_px for view in crops.views for _ in range(view.num)]
+    batch = [torch.randn(images, 3, size, size, device=device()) for size in sizes]
+    return (batch for _ in range(num_steps))
+
+
+def _in_half(cfg: DictConfig) -> DictConfig:
+    """`cfg` in the mixed precision that Table 1 was measured in."""
+    half = cfg.copy()
+    half.precision = "bf16"
+    return half
+
+
+def main() -> int:
+    """Entry point: overrides on the command line, `result.json` in the run's folder."""
+    cfg = compose("measure", sys.argv[1:])
+    torch.set_num_threads(cfg.cluster.num_threads)
+    with process_group(), running(cfg) as run:
+        run.forget_after(0)
+        run.finish(parameters(cfg) if cfg.measurement.name == "parameters" else cost(cfg, run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

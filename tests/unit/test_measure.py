@@ -1,0 +1,45 @@
+"""Measurements of a network need no pictures, and say what they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce import measure
+from reproduce.files import read_json
+from reproduce.harness import plan
+from tests.runs import call
+
+SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data=/nowhere")
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> dict[str, Any]:
+    status, said = call(measure.main, monkeypatch, *SMALL, *overrides, f"paths.results={results}")
+    assert status == 0, said
+    (result,) = results.glob("*/*/result.json")
+    content: dict[str, Any] = read_json(result)
+    return content
+
+
+def test_parameters_are_the_trunks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("experiment=swav_w2_400ep", "measurement=parameters", "scale=paper")
+    assert measured(monkeypatch, tmp_path, *asked)["metrics"] == {"params_millions": pytest.approx(93.9, abs=0.05)}
+
+
+def test_cost_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("measurement.num_steps=3", "measurement.images_per_step=4", "network.width=0.0625")
+    result = measured(monkeypatch, tmp_path, "experiment=swav_100ep", "measurement=cost", *few)
+    seconds = result["metrics"]["seconds_per_image"]
+    assert seconds > 0
+    assert result["metrics"]["hours"] == pytest.approx(seconds * 1_281_167 * 100 / 64 / 3600)
+    assert result["provenance"]["measured"].endswith("memory counted in bf16, not measured")
+
+
+def test_what_needs_no_pictures_can_be_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = plan.make(plan.Request(("table2",), "paper"))
+    part = whole.without_pictures()
+    assert {run.kind for run in part.runs.values()} == {"measure"}
+    assert {cell.column for cell in part.cells} == {"params_millions"}
+    assert len(part.cells) == 3
+    assert all(run.command()[2] == "reproduce.measure" for run in part.runs.values())
