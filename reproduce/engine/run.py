@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import config_hash, identity, run_dir, run_id
@@ -215,7 +216,7 @@ def running(cfg: DictConfig) -> Iterator[Run]:
             raise
         except Exception as error:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, here too, when a worker has died
-            cause = _lost_worker(error) or error
+            cause = _foreseen(error) or error
             if said := explained(cause):
                 run.fail(cause.status if isinstance(cause, TrainingFailed) else "failed", said[1], said[0])
             elif world_size() == 1:
@@ -236,8 +237,14 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _lost_worker(error: Exception) -> Crashed | None:
-    """In place of an error that a data-loader worker's death gives: torch's own, or that its socket has gone."""
+def _foreseen(error: Exception) -> Exception | None:
+    """In place of torch's own errors about memory that is full and a data-loader worker that died, a sentence."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(
+            f"a GPU's memory is full ({str(error).splitlines()[0].rstrip('.')}): take more GPUs, precision=bf16, or "
+            "cluster.activation_checkpointing=true (docs/memory.md counts what recipes need). Gradient accumulation "
+            "is not offered: BatchNorm and Sinkhorn would see the smaller batch"
+        )
     told = str(error).startswith("DataLoader worker")
     if not told and not isinstance(error, ConnectionError | EOFError):
         return None

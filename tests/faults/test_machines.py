@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from reproduce import pretrain
 from reproduce.engine.checkpoint import Checkpoints
@@ -40,6 +41,17 @@ def test_options_that_exclude_each_other_are_refused(
     status, said = call(pretrain.main, monkeypatch, *TINY, *both, f"paths.data={data}", f"paths.results={tmp_path}")
     assert status == 2
     assert "take one" in said
+
+
+def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
+
+    monkeypatch.setattr(pretrain, "train", full)
+    status, said = call(pretrain.main, monkeypatch, *TINY, f"paths.data={data}", f"paths.results={tmp_path}")
+    assert status == 2
+    assert "cluster.activation_checkpointing=true" in said
+    assert said.count("\n") == 1
 
 
 def test_a_run_of_one_process_goes_on_with_two(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
