@@ -9,11 +9,30 @@ from torch import Tensor, nn
 from models.resnet import BLOCKS_R50, ResNet
 
 
+class PrototypeSets(nn.Module):
+    """Several sets of prototypes side by side (D); names as in the released weights."""
+
+    def __init__(self, embedding: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        for number, size in enumerate(sizes):
+            self.add_module(f"prototypes{number}", nn.Linear(embedding, size, bias=False))
+
+    @property
+    def weight(self) -> Tensor:
+        """All prototypes `(sum of sizes, embedding)`, set below set."""
+        return torch.cat(list(self.parameters()))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scores `(N, sum of sizes)`."""
+        return F.linear(embeddings, self.weight)
+
+
 class MultiCropNet(ResNet):
     """A trunk with a projection head and, where a method has them, prototypes; names as in the released weights.
 
     `forward` maps crops, a list of `(B, 3, S_v, S_v)`, to embeddings `(num_crops * B, embedding)` of unit length,
-    ordered crop by crop, and to their scores `(num_crops * B, num_prototypes)` (None without prototypes).
+    ordered crop by crop, and to their scores `(num_crops * B, num_prototypes)` (None without prototypes). Where
+    `num_prototypes` gives several sets, their scores stand side by side.
     Neighbouring crops of one size pass the trunk together, so its BatchNorm sees them together; the head sees all.
     """
 
@@ -22,7 +41,7 @@ class MultiCropNet(ResNet):
         width: float,
         head_hidden: int,
         embedding: int,
-        num_prototypes: int = 0,
+        num_prototypes: int | Sequence[int] = 0,
         head_batchnorm: bool = True,
         blocks: Sequence[int] = BLOCKS_R50,
     ) -> None:
@@ -31,7 +50,11 @@ class MultiCropNet(ResNet):
         self.projection_head = nn.Sequential(
             nn.Linear(self.num_features, head_hidden), norm, nn.ReLU(inplace=True), nn.Linear(head_hidden, embedding)
         )
-        self.prototypes = nn.Linear(embedding, num_prototypes, bias=False) if num_prototypes else None
+        self.prototypes: nn.Linear | PrototypeSets | None = None
+        if isinstance(num_prototypes, Sequence):
+            self.prototypes = PrototypeSets(embedding, num_prototypes)
+        elif num_prototypes:
+            self.prototypes = nn.Linear(embedding, num_prototypes, bias=False)
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """Unit embeddings and scores of all crops; see the class."""

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.heads import MultiCropNet
 from models.sinkhorn import sinkhorn
+from models.watch import embedding_spread, unit_length_error
 from reproduce.engine.distributed import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
+from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
@@ -65,18 +67,28 @@ class SwavConfig:
     queue_length: int
     queue_start_epochs: int
 
+    @property
+    def prototypes(self) -> int:
+        """What the network needs."""
+        return self.num_prototypes
 
-class Swav:
+
+class Swav(Method):
     """The method as the loop uses it: what to do before, for and after each step's backward pass."""
 
+    remedies = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
-        assert net.prototypes is not None
+        assert isinstance(net.prototypes, nn.Linear)
         self.config = config
         self.prototypes = net.prototypes.weight
         # The released code freezes for 313 steps where an epoch has 312 whole batches: the incomplete one counts.
         frozen = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
         self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
         self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
+        self.uniform_loss = math.log(config.num_prototypes)
+        self.settling_epochs = config.freeze_prototypes_epochs
+        self.disturbed_at_step = self.queue_start_step if config.queue_length else None
         if config.queue_length % batch_size:
             raise UserError(
                 f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
@@ -143,18 +155,14 @@ class Swav:
 def _watch(assignments: Tensor, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
     """Over the batch of all ranks: what tells a collapse.
 
-    The assignments' mean entropy in nats, how many prototypes are somebody's first choice, and the embeddings' spread,
-    1 - |their mean|^2: 0 where all are one, 1 where they point everywhere alike. And how far the longest or shortest
-    embedding or prototype is from unit length.
+    The assignments' mean entropy in nats, and how many prototypes are somebody's first choice.
     """
     entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
     used = torch.zeros(assignments.shape[1], device=assignments.device)
     used[assignments.argmax(dim=1)] = 1
-    lengths = torch.cat([embeddings.float().norm(dim=1), prototypes.norm(dim=1)])
-    centre = all_reduce_mean(embeddings.float().mean(dim=0))
     return {
         "assignment_entropy": all_reduce_mean(entropy),
         "prototypes_used": all_reduce_max(used).sum(),
-        "embedding_spread": 1 - centre.square().sum(),
-        "unit_length_error": all_reduce_max((lengths - 1).abs().max()),
+        "embedding_spread": embedding_spread(embeddings),
+        "unit_length_error": unit_length_error(embeddings, prototypes),
     }

@@ -1,12 +1,13 @@
 """One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data=DIR`."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
 
+from models import methods
 from models.heads import MultiCropNet
-from models.swav import Swav, SwavConfig
 from reproduce.config import Crops, Network, Optimizer, compose, typed
 from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler
@@ -37,16 +38,16 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
     _check_machine(cfg)
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
-    method_config = typed(cfg.method, SwavConfig, "method")
+    method_config, build_method = methods.find(cfg.method)
     num_batchnorm_ranks = batchnorm_ranks(cfg.batch_size, cfg.network.batchnorm_images)
-    net = build_network(cfg, method_config.num_prototypes)
+    net = build_network(cfg, method_config.prototypes)
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:
         net.compile(backend=cfg.cluster.compile_backend)
     pictures = read_folders(run.dataset_root / cfg.dataset.train)
     run.provenance["data_manifest_sha256"] = pictures.sha256()
 
-    method = Swav(method_config, net, len(pictures), cfg.batch_size)
+    method = build_method(method_config, net, len(pictures), cfg.batch_size)
     optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
     scaler = loss_scaler(cfg.precision)
     checkpoints = checkpoint.Checkpoints(
@@ -72,14 +73,15 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         on_bad=run.skip_or_stop,
     )
     sentinel = Sentinel(
-        method_config.num_prototypes,
+        method.uniform_loss,
         sampler.steps_per_epoch,
-        cfg.sentinel.patience_epochs + method_config.freeze_prototypes_epochs,
+        cfg.sentinel.patience_epochs + method.settling_epochs,
         cfg.sentinel.on_collapse,
+        method.remedies,
     )
     sentinel.be_patient(first_step, epochs=1)
-    if method_config.queue_length:
-        sentinel.be_patient(method.queue_start_step, epochs=2)
+    if method.disturbed_at_step is not None:
+        sentinel.be_patient(method.disturbed_at_step, epochs=2)
 
     def tell(done: int, num_steps: int, **values: float) -> None:
         run.tell(done, num_steps, **values)
@@ -128,7 +130,7 @@ def _check_machine(cfg: DictConfig) -> None:
         raise UserError("cluster.activation_checkpointing and cluster.compile_backend do not go together: take one")
 
 
-def build_network(cfg: DictConfig, num_prototypes: int = 0) -> MultiCropNet:
+def build_network(cfg: DictConfig, num_prototypes: int | Sequence[int] = 0) -> MultiCropNet:
     """The network at its seeded initial weights, on the device."""
     network = typed(cfg.network, Network, "network")
     torch.manual_seed(cfg.seed)

@@ -88,6 +88,15 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def all_gather_differentiable(tensor: Tensor) -> Tensor:
+    """The tensors `(n, ...)` of all ranks, of one shape, one below the other: `(world_size * n, ...)`; with gradient.
+
+    A rank's gradient is the sum of what all ranks' losses ask of its rows, so the loss to be averaged over ranks (as
+    DDP averages gradients) is each rank's own.
+    """
+    return _DifferentiableGather.apply(tensor) if dist.is_initialized() else tensor
+
+
 def any_rank(says: bool) -> bool:
     """Whether any rank says so; the same answer on every rank."""
     return says if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(says), device=device())).item())
@@ -171,6 +180,18 @@ class _DifferentiableSum(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None
+
+
+class _DifferentiableGather(torch.autograd.Function):
+    """The rows of all ranks, with their gradient: every rank's output depends on every rank's input."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        return all_gather(tensor.contiguous()).flatten(0, 1)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient.clone()).chunk(world_size())[rank()]
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,37 @@ from reproduce.engine.provenance import peak_memory_gb
 from reproduce.errors import TrainingFailed
 
 
-class Method(Protocol):
-    """What the loop asks of a method (`models/swav.py` is one)."""
+class Method:
+    """What the loop asks of a method (`models/swav.py` is one); a subclass has its own of what it needs."""
+
+    uniform_loss: float | None = None
+    """The loss of a method that has learned nothing (ln K), where that does not change."""
+    settling_epochs: float = 0
+    """How long the loss may stand at that, beyond the usual."""
+    disturbed_at_step: int | None = None
+    """The step at which something changes that the loss needs to get over."""
+    remedies: str = ""
+    """What of its config may help against a collapse."""
+
+    def before_step(self, step: int, crops: list[Tensor]) -> None:
+        """Called first in each step, with its crops."""
 
     def before_forward(self) -> None:
         """Called before each forward pass."""
 
     def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of one batch, and scalars to watch."""
+        raise NotImplementedError
 
     def after_backward(self, step: int) -> None:
         """Called between the backward pass and the optimiser's step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond network and optimiser."""
+        """What a resumed run needs beyond network and optimiser (a collective)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of `state_dict`, from a run of any number of processes."""
 
 
 def train(
@@ -60,6 +77,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
 
+        method.before_step(step, crops)
         method.before_forward()
         with autocast(precision):
             embeddings, scores = net(crops)

@@ -17,19 +17,28 @@ ALIKE = 0.01
 UNIT_LENGTH = 0.02
 """Scores are cosines: embeddings or prototypes further off unit length than rounding explains: a broken method."""
 ON_COLLAPSE = ("stop", "warn")
-REMEDIES = (
-    "try method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs, a lower optimizer.lr, "
-    "or fewer and softer crops; check that the pictures differ"
-)
+REMEDIES = "a lower optimizer.lr, or fewer and softer crops; check that the pictures differ"
+"""For any method; its own stand before them."""
 
 
 class Sentinel:
-    """Judges the curves of the last epoch, except while it is patient: at the start, and after `be_patient`."""
+    """Judges the curves of the last epoch, except while it is patient: at the start, and after `be_patient`.
 
-    def __init__(self, num_prototypes: int, steps_per_epoch: int, patience_epochs: float, on_collapse: str) -> None:
+    `uniform_loss` is that of uniform predictions, None for a method without prototypes. `remedies` are the method's.
+    """
+
+    def __init__(
+        self,
+        uniform_loss: float | None,
+        steps_per_epoch: int,
+        patience_epochs: float,
+        on_collapse: str,
+        remedies: str = "",
+    ) -> None:
         if on_collapse not in ON_COLLAPSE:
             raise UserError(f"there is no sentinel.on_collapse {on_collapse!r}: {nearest(on_collapse, ON_COLLAPSE)}")
-        self._ceiling = math.log(num_prototypes)
+        self._uniform_loss = uniform_loss
+        self._remedies = f"try {remedies}, {REMEDIES}" if remedies else f"try {REMEDIES}"
         self._steps_per_epoch = steps_per_epoch
         self._on_collapse = on_collapse
         self._patient: list[tuple[float, float]] = []
@@ -56,7 +65,7 @@ class Sentinel:
         while self._seen[0][0] <= step - self._steps_per_epoch:
             self._seen.popleft()
         if not any(start <= step < end for start, end in self._patient) and (symptom := self._symptom()):
-            sentence = f"the training collapsed: {symptom} (step {step}); {REMEDIES}"
+            sentence = f"the training collapsed: {symptom} (step {step}); {self._remedies}"
             if self._on_collapse == "stop":
                 raise TrainingFailed(sentence, status="collapsed")
             if not self._warned:
@@ -69,10 +78,11 @@ class Sentinel:
         def mean(name: str) -> float:
             return math.fsum(values[name] for _, values in self._seen) / len(self._seen)
 
-        if abs(mean("loss") - self._ceiling) < PLATEAU * self._ceiling:
-            return f"the loss stays at ln K = {self._ceiling:.3f}, as of uniform predictions"
+        uniform = self._uniform_loss
+        if uniform is not None and abs(mean("loss") - uniform) < PLATEAU * uniform:
+            return f"the loss stays at ln K = {uniform:.3f}, as of uniform predictions"
         if mean("embedding_spread") < ALIKE:
             return f"all pictures have the same embedding (spread {mean('embedding_spread'):.4f})"
-        if mean("prototypes_used") < 1.5:
+        if "prototypes_used" in self._seen[-1][1] and mean("prototypes_used") < 1.5:
             return "all pictures of a batch are assigned to the same prototype"
         return ""

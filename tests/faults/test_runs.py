@@ -16,7 +16,7 @@ import torch
 
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
-from reproduce.engine.loop import train
+from reproduce.engine.loop import Method, train
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.run import Attempts, Run
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
@@ -408,16 +408,9 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path: Path) -> None:
-    class Diverges:
-        def before_forward(self) -> None: ...
-
+    class Diverges(Method):
         def loss(self, embeddings, _scores, _num_crops, step):  # type: ignore[no-untyped-def]
             return embeddings.sum() * float("nan" if step == 2 else 1), {"unit_length_error": torch.zeros(())}
-
-        def after_backward(self, step: int) -> None: ...
-
-        def state_dict(self) -> dict[str, object]:
-            return {}
 
     class Net(torch.nn.Linear):
         def forward(self, crops):  # type: ignore[no-untyped-def]

@@ -11,9 +11,10 @@ import torch
 SCRIPT = Path(__file__).parent / "ranks.py"
 
 
-def outcome(processes: int, output: Path) -> dict[str, Any]:
+def outcome(processes: int, output: Path, script: Path = SCRIPT) -> dict[str, Any]:
+    """What `script` writes on so many processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launcher, SCRIPT, output], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *launcher, script, output], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return torch.load(output, weights_only=True)
 

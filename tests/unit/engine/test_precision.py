@@ -6,28 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reproduce.engine.loop import train
+from reproduce.engine.loop import Method, train
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError
 
 
-class Regression:
+class Regression(Method):
     """The smallest method: crops are inputs, the loss their squared outputs, times a factor per step."""
 
     def __init__(self, *factors: float) -> None:
         self.factors = factors
 
-    def before_forward(self) -> None: ...
-
     def loss(self, embeddings: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
         _, _, step = rest
         return embeddings.float().square().mean() * self.factors[step], {}
-
-    def after_backward(self, step: int) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
 
 class Net(nn.Linear):

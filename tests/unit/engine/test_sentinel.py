@@ -12,7 +12,7 @@ PLATEAU = {**HEALTHY, "loss": math.log(60) - 0.001}
 
 
 def sentinel(on_collapse: str = "stop") -> Sentinel:
-    return Sentinel(num_prototypes=60, steps_per_epoch=10, patience_epochs=2, on_collapse=on_collapse)
+    return Sentinel(math.log(60), 10, patience_epochs=2, on_collapse=on_collapse, remedies="method.epsilon=0.03")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,18 @@ def test_each_collapse_stops_the_run_once_patience_is_over(values: dict[str, flo
     with pytest.raises(TrainingFailed, match=symptom) as stopped:
         guard.watch(20, values)
     assert stopped.value.status == "collapsed"
+
+
+def test_a_method_without_prototypes_is_judged_by_its_embeddings() -> None:
+    guard = Sentinel(None, steps_per_epoch=10, patience_epochs=2, on_collapse="stop")
+    curve = {name: value for name, value in PLATEAU.items() if name != "prototypes_used"}
+    for step in range(1, 40):
+        guard.watch(step, curve)
+    alike = {**curve, "embedding_spread": 0.001}
+    for step in range(40, 49):
+        guard.watch(step, alike)
+    with pytest.raises(TrainingFailed, match=r"same embedding .* try a lower optimizer\.lr, or fewer"):
+        guard.watch(49, alike)
 
 
 def test_scores_that_are_no_cosines_stop_the_run_at_once() -> None:

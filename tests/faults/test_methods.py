@@ -1,0 +1,49 @@
+"""The methods beside SwAV, killed and resumed, and trained to a collapse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reproduce import pretrain
+from reproduce.engine import checkpoint
+from tests.faults.test_runs import Killed, weights
+from tests.runs import TINY, call, curve, tiny_pictures
+
+EXPERIMENTS = {"simclr_400ep_2x160_4x96": ()}
+"""With overrides that fit twenty pictures."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root)
+    return root
+
+
+@pytest.mark.parametrize("killed_after", [1, 4])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_resumed_equals_uninterrupted_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, killed_after: int
+) -> None:
+    common = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], f"paths.data={data}")
+    status, said = call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'whole'}")
+    assert status == 0, said
+
+    def kill(self: checkpoint.Checkpoints, step: int) -> None:
+        if step == killed_after:
+            self.save(step)
+            self.wait()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save_if_due", kill)
+        with pytest.raises(Killed):
+            call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'killed'}")
+    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'killed'}")[0] == 0
+
+    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "killed")]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -1,0 +1,61 @@
+"""Ten steps of each method on drawn crops: losses as recorded (fp32, one process, CPU), so that no change goes unseen.
+
+To take a change up: `python -m tests.golden.test_methods`, and read the diff. No other implementation's numbers: SwAV's
+are in test_reference.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models import methods
+from models.heads import MultiCropNet
+from reproduce.engine.optimizer import Larc
+
+RECORDED = Path(__file__).parent / "methods.json"
+BATCH, NUM_STEPS = 8, 10
+CONFIGS: dict[str, dict[str, Any]] = {"simclr": {"temperature": 0.1}}
+
+
+def ten_losses(name: str) -> list[float]:
+    """Five epochs of two steps, each picture's crops drawn anew in each step."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> list[torch.Tensor]:
+        return [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
+
+    config, build = methods.find({"name": name, **CONFIGS[name]})
+    torch.manual_seed(0)
+    net = MultiCropNet(0.125, 32, 16, config.prototypes, blocks=(1, 1, 1, 1))
+    method = build(config, net, 2 * BATCH, BATCH)
+    optimizer = Larc(net.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
+    losses = []
+    for step in range(NUM_STEPS):
+        crops = draw()
+        method.before_step(step, crops)
+        method.before_forward()
+        embeddings, scores = net(crops)
+        loss, _ = method.loss(embeddings, scores, len(crops), step)
+        optimizer.zero_grad()
+        loss.backward()
+        method.after_backward(step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"swav"}))
+def test_ten_losses(name: str) -> None:
+    recorded = json.loads(RECORDED.read_text())[name]
+    found = ten_losses(name)
+    # Training multiplies rounding, which differs between processors.
+    np.testing.assert_allclose(found[:5], recorded[:5], rtol=1e-4)
+    np.testing.assert_allclose(found[5:], recorded[5:], rtol=1e-2)
+
+
+if __name__ == "__main__":
+    RECORDED.write_text(json.dumps({name: ten_losses(name) for name in CONFIGS}, indent=2) + "\n")

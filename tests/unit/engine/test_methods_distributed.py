@@ -1,0 +1,33 @@
+"""Each method on two processes calculates what it calculates on one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.methods import METHODS
+from tests.unit.engine.test_distributed import outcome
+
+SCRIPT = Path(__file__).parent / "method_ranks.py"
+OTHERS = sorted(METHODS.keys() - {"swav"})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return outcome(1, folder / "1.pt", SCRIPT), outcome(2, folder / "2.pt", SCRIPT)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_processes_calculate_as_one(both: tuple[dict[str, Any], dict[str, Any]], name: str) -> None:
+    alone, together = (found[name] for found in both)
+    # What runs in single precision (banks, scores) is summed in another order.
+    torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)
+    assert together["gradients"].keys() == alone["gradients"].keys()
+    for key, value in alone["gradients"].items():
+        # A bias in front of a BatchNorm has no gradient but rounding.
+        torch.testing.assert_close(together["gradients"][key], value, rtol=1e-5, atol=1e-6 * float(value.norm()) + 1e-9)
+    assert together["state"].keys() == alone["state"].keys()
+    for key, value in alone["state"].items():
+        torch.testing.assert_close(together["state"][key], value, rtol=1e-5, atol=1e-6)
