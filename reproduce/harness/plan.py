@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.files import write_json
-from reproduce.harness import claims, margins, tables
+from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
 from reproduce.harness.tables import Margin, Table
+from reproduce.harness.work import Work
 
 Kind = Literal["pretrain", "evaluate"]
 
@@ -57,6 +58,7 @@ class Run:
     cores: int
     num_processes: int
     catalogue: str
+    work: Work
     of: str = ""
 
     @property
@@ -145,13 +147,15 @@ class Plan:
         return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
 
     def write(self) -> Path:
-        """Write the plan where the workflow reads it."""
+        """Write the plan, with its price, where the workflow reads it."""
+        from reproduce.harness import cost  # which is about plans
+
         path = self.reports / "plan.json"
         runs = [dataclasses.asdict(run) | {"command": run.command()} for run in self.runs.values()]
         cells = [dataclasses.asdict(cell) for cell in self.cells]
         request = dataclasses.asdict(self.request)
         around = {"request": request, "data": self.data, "pictures": self.pictures}
-        write_json(path, around | {"runs": runs, "cells": cells})
+        write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, cost.price(self))})
         self._note_margins()
         return path
 
@@ -294,7 +298,8 @@ class Composer:
         known = self._remember(" ".join([kind, *overrides]), overrides, lambda: _composed(kind, overrides))
         parents = [parent.run_id] if parent else []
         of = parent.name if parent else ""
-        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known)
+        does = Work(**known["work"])
+        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known | {"work": does})
 
     def catalogue(self, overrides: list[str]) -> dict[str, str]:
         """Name of the data catalogue, and the source of its pictures."""
@@ -327,6 +332,7 @@ def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
         "cores": cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "catalogue": cfg.data.name,
+        "work": dataclasses.asdict(work.of(cfg)),
     }
 
 
@@ -338,9 +344,11 @@ def _catalogue(overrides: list[str]) -> dict[str, str]:
 
 
 def _fingerprint() -> str:
-    """Hash of all that a composed config depends on."""
+    """Hash of all that a composed config, and what is kept of it, depends on."""
     package = CODE / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
+    for kept in (Path(__file__), Path(work.__file__)):
+        digest.update(kept.read_bytes())
     for path in sorted([package / "config.py", *(package / "conf").rglob("*.yaml")]):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()
