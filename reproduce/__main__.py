@@ -15,7 +15,6 @@ from reproduce.errors import UserError, exit_status, nearest
 from reproduce.harness import plan as planning
 from reproduce.harness import results, tables
 from reproduce.harness.plan import Plan, Request
-from reproduce.harness.results import State
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -156,7 +155,7 @@ def _refuse_missing_data(plan: Plan) -> None:
     if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
         raise UserError(f"the folder {plan.data} given as DATA is not there")
     states = results.states(plan)
-    to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE]
+    to_do = [run for run in plan.runs.values() if not states[run.run_id].settled]
     if plan.pictures or not to_do:
         return
     if not plan.data:

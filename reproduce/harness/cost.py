@@ -126,7 +126,7 @@ class Price:
     @property
     def to_do(self) -> list[str]:
         """Runs still to do."""
-        return [name for name, state in self.states.items() if state != State.DONE]
+        return [name for name, state in self.states.items() if not state.settled]
 
     def unpriced(self, names: Iterable[str]) -> list[str]:
         """Runs that the sums leave out."""
@@ -291,7 +291,7 @@ def as_data(plan: Plan, prices: Price) -> dict[str, Any]:
     """The price as plain data, for plan.json."""
     return {
         "runs": {
-            name: asdict(cost) | {"gpu_hours": cost.gpu_hours, "state": str(prices.states[name]), "cells": cells}
+            name: asdict(cost) | {"gpu_hours": cost.gpu_hours, "cells": cells}
             for name, cost in prices.runs.items()
             for cells in [plan.cells_of(name)]
         },

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from reproduce.files import write_json
 from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
-from reproduce.harness.tables import Margin, Table
+from reproduce.harness.tables import Margin, Row, Table
 from reproduce.harness.work import Work
 
 Kind = Literal["pretrain", "evaluate"]
@@ -146,16 +146,39 @@ class Plan:
         heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
         return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
 
+    def should_fail(self, run: Run) -> bool:
+        """Whether the paper says, of every number that a run serves, that the training behind it fails."""
+        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.runs.values())]
+        return bool(served) and all(map(self._prints_failure, served))
+
+    def _behind(self, run_id: str) -> tuple[str, ...]:
+        return (run_id, *self.runs[run_id].parents)
+
+    def _prints_failure(self, cell: Cell) -> bool:
+        if cell.table == claims.REQUEST:
+            parts = [claim.convergence for claim in self.claims if claim.claim == cell.row]
+            return any(part is not None and part.fails == cell.pretrain for part in parts)
+        row = self._row(cell)
+        return row.cells.get(cell.column) == tables.FAILS
+
+    def _row(self, cell: Cell) -> Row:
+        (row,) = [row for row in self.tables[cell.table].rows if row.label == cell.row]
+        return row
+
     def write(self) -> Path:
         """Write the plan, with its price, where the workflow reads it."""
         from reproduce.harness import cost  # which is about plans
 
         path = self.reports / "plan.json"
-        runs = [dataclasses.asdict(run) | {"command": run.command()} for run in self.runs.values()]
+        prices = cost.price(self)
+        runs = [
+            dataclasses.asdict(run) | {"command": run.command(), "state": str(prices.states[run.run_id])}
+            for run in self.runs.values()
+        ]
         cells = [dataclasses.asdict(cell) for cell in self.cells]
         request = dataclasses.asdict(self.request)
         around = {"request": request, "data": self.data, "pictures": self.pictures}
-        write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, cost.price(self))})
+        write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, prices)})
         self._note_margins()
         return path
 
@@ -175,9 +198,7 @@ class Plan:
         """The margin that a cell is judged by; None where it is held against no printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
-        table = self.tables[cell.table]
-        (row,) = [row for row in table.rows if row.label == cell.row]
-        return table.margin(row, cell.column)
+        return self.tables[cell.table].margin(self._row(cell), cell.column)
 
 
 def make(request: Request) -> Plan:
