@@ -15,7 +15,6 @@ from reproduce.errors import UserError, exit_status, nearest
 from reproduce.harness import plan as planning
 from reproduce.harness import results, tables
 from reproduce.harness.plan import Plan, Request
-from reproduce.harness.results import State
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -126,24 +125,16 @@ def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[i
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
-    """A line a run: what it is, what it builds on, how far it is, what it serves, how long it takes."""
-    from reproduce.harness import baseline
+    """A line a run: how far it is, what it serves, what it costs; then what all of it comes to."""
+    from reproduce.harness import baseline, cost
     from reproduce.harness.workflow.progress import Progress, duration, expectations
 
-    states = results.states(plan)
-    progress = Progress(plan, cores, expectations(plan, baseline.load(plan.request.scale).wall_seconds), states)
-    rows = [("run", "of", "state", "cells", "time")]
-    for run in plan.runs.values():
-        seconds = progress.expectation(run)
-        time = duration(seconds) if seconds is not None else "?"
-        rows.append((run.run_id, ", ".join(run.parents), states[run.run_id], str(plan.cells_of(run.run_id)), time))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    num_to_do = sum(state != State.DONE for state in states.values())
+    prices = cost.price(plan)
+    print(cost.as_text(plan, prices))
+    progress = Progress(plan, cores, expectations(plan, baseline.load(plan.request.scale).wall_seconds), prices.states)
     in_all = progress.seconds_to_go(0.0)
     time = f", about {duration(in_all)} on {cores} cores" if in_all else ""
-    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {num_to_do} are to do{time}")
+    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(prices.to_do)} are to do{time}")
     if elsewhere := results.data_elsewhere(plan):
         print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
 
@@ -173,7 +164,7 @@ def _refuse_missing_data(plan: Plan) -> None:
     if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
         raise UserError(f"the folder {plan.data} given as DATA is not there")
     states = results.states(plan)
-    to_do = [run for run in plan.runs.values() if states[run.run_id] != State.DONE and run.kind != "measure"]
+    to_do = [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
     if plan.pictures or not to_do:
         return
     if _lacks_data(plan):
@@ -181,11 +172,9 @@ def _refuse_missing_data(plan: Plan) -> None:
         raise UserError(
             f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
         )
-    from reproduce import config
-    from reproduce.data import catalogue
+    from reproduce.harness import cost
 
-    kinds = {(run.kind, run.name): run for run in to_do}
-    absent = [what for run in kinds.values() for what in catalogue.missing(config.compose(run.kind, run.overrides))]
+    absent = [what for run in to_do for what in cost.lacking(plan, run)]
     if absent:
         raise UserError(f"DATA misses what the runs read: {'; '.join(dict.fromkeys(absent))}")
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from models import methods
 from models.resnet import resnet50
-from models.swav import Swav, SwavConfig
 from reproduce.config import Crops, Optimizer, compose, typed
 from reproduce.engine.distributed import device, process_group, rank, shared, world_size
 from reproduce.engine.loop import train
@@ -77,12 +77,12 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         run.tell(done, num_steps, **values)
 
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
-    method_config = typed(cfg.method, SwavConfig, "method")
-    net = build_network(cfg, method_config.num_prototypes)
+    method_config, build_method = methods.find(cfg.method)
+    net = build_network(cfg, method_config.prototypes)
     num_steps = measurement.num_steps + 1
     train(
         shared(net, world_size(), cfg.cluster.sync_batchnorm),
-        Swav(method_config, net, IMAGENET_IMAGES, batch_size),
+        build_method(method_config, net, IMAGENET_IMAGES, batch_size),
         Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient),
         _noise(typed(cfg.crops, Crops, "crops"), share, num_steps),
         lambda _: optim.warmup_start_lr,

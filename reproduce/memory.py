@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to have autocast decide on dtypes, too
 
+from models import methods
 from models.heads import MultiCropNet
 from reproduce.config import compose
 from reproduce.engine.precision import autocast
@@ -53,8 +54,9 @@ def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: boo
     images = cfg.batch_size // num_processes
     network = cfg.network
     with FakeTensorMode():
+        method, _ = methods.find(cfg.method)
         net = MultiCropNet(
-            network.width, network.head_hidden, network.embedding, cfg.method.num_prototypes, network.head_batchnorm
+            network.width, network.head_hidden, network.embedding, method.prototypes, network.head_batchnorm
         )
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
@@ -66,8 +68,8 @@ def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: boo
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(cfg.precision):
-            _, scores = net(crops)
-            torch.log_softmax(scores.float() / cfg.method.temperature, dim=1)
+            embeddings, scores = net(crops)
+            torch.log_softmax((embeddings if scores is None else scores).float(), dim=1)  # the loss, roughly
         for tensor in net.state_dict(keep_vars=True).values():
             kept.pop(tensor.untyped_storage()._cdata, None)
         num_weights = sum(weight.numel() for weight in net.parameters())

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.files import write_json
-from reproduce.harness import claims, margins, tables
+from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
-from reproduce.harness.tables import Margin, Table
+from reproduce.harness.tables import Margin, Row, Table
+from reproduce.harness.work import Work
 
 Kind = Literal["pretrain", "evaluate", "measure"]
 
@@ -60,6 +61,7 @@ class Run:
     cores: int
     num_processes: int
     catalogue: str
+    work: Work
     of: str = ""
 
     @property
@@ -153,14 +155,39 @@ class Plan:
         cells = [cell for cell in self.cells if runs.keys() >= set(cell.runs.values())]
         return dataclasses.replace(self, runs=runs, cells=cells)
 
+    def should_fail(self, run: Run) -> bool:
+        """Whether the paper says, of every number that a run serves, that the training behind it fails."""
+        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.runs.values())]
+        return bool(served) and all(map(self._prints_failure, served))
+
+    def _behind(self, run_id: str) -> tuple[str, ...]:
+        return (run_id, *self.runs[run_id].parents)
+
+    def _prints_failure(self, cell: Cell) -> bool:
+        if cell.table == claims.REQUEST:
+            parts = [claim.convergence for claim in self.claims if claim.claim == cell.row]
+            return any(part is not None and part.fails == cell.pretrain for part in parts)
+        row = self._row(cell)
+        return row.cells.get(cell.column) == tables.FAILS
+
+    def _row(self, cell: Cell) -> Row:
+        (row,) = [row for row in self.tables[cell.table].rows if row.label == cell.row]
+        return row
+
     def write(self) -> Path:
-        """Write the plan where the workflow reads it."""
+        """Write the plan, with its price, where the workflow reads it."""
+        from reproduce.harness import cost  # which is about plans
+
         path = self.reports / "plan.json"
-        runs = [dataclasses.asdict(run) | {"command": run.command()} for run in self.runs.values()]
+        prices = cost.price(self)
+        runs = [
+            dataclasses.asdict(run) | {"command": run.command(), "state": str(prices.states[run.run_id])}
+            for run in self.runs.values()
+        ]
         cells = [dataclasses.asdict(cell) for cell in self.cells]
         request = dataclasses.asdict(self.request)
         around = {"request": request, "data": self.data, "pictures": self.pictures}
-        write_json(path, around | {"runs": runs, "cells": cells})
+        write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, prices)})
         self._note_margins()
         return path
 
@@ -180,9 +207,7 @@ class Plan:
         """The margin that a cell is judged by; None where it is held against no printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
-        table = self.tables[cell.table]
-        (row,) = [row for row in table.rows if row.label == cell.row]
-        return table.margin(row, cell.column)
+        return self.tables[cell.table].margin(self._row(cell), cell.column)
 
 
 def make(request: Request) -> Plan:
@@ -317,7 +342,8 @@ class Composer:
         known = self._remember(" ".join([kind, *overrides]), overrides, lambda: _composed(kind, overrides))
         parents = [parent.run_id] if parent else []
         of = parent.name if parent else ""
-        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known)
+        does = Work(**known["work"])
+        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known | {"work": does})
 
     def catalogue(self, overrides: list[str]) -> dict[str, str]:
         """Name of the data catalogue, and the source of its pictures."""
@@ -350,6 +376,7 @@ def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "catalogue": cfg.data.name,
+        "work": dataclasses.asdict(work.of(cfg)),
     }
 
 
@@ -361,9 +388,11 @@ def _catalogue(overrides: list[str]) -> dict[str, str]:
 
 
 def _fingerprint() -> str:
-    """Hash of all that a composed config depends on."""
+    """Hash of all that a composed config, and what is kept of it, depends on."""
     package = CODE / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
+    for kept in (Path(__file__), Path(work.__file__)):
+        digest.update(kept.read_bytes())
     for path in sorted([package / "config.py", *(package / "conf").rglob("*.yaml")]):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()

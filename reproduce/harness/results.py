@@ -17,6 +17,13 @@ class State(StrEnum):
     DONE = "done"
     TO_DO = "to do"
     FAILED = "failed before"
+    COLLAPSED = "collapsed, as printed"
+    """A training that the paper says fails, and what would be measured on it: nothing is left to do."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return self in (State.DONE, State.COLLAPSED)
 
 
 def read(run: Run) -> dict[str, Any] | None:
@@ -81,13 +88,22 @@ def states(plan: Plan) -> dict[str, State]:
     found: dict[str, State] = {}
     for run in plan.runs.values():
         parents = [plan.runs[name] for name in run.parents if name in plan.runs]
-        if read(run) is None:
+        if any(found[parent.run_id] == State.COLLAPSED for parent in parents) or _collapsed_as_printed(plan, run):
+            found[run.run_id] = State.COLLAPSED
+        elif read(run) is None:
             found[run.run_id] = State.FAILED if run.failure.exists() else State.TO_DO
         elif any(found[parent.run_id] != State.DONE or _newer(parent, run) for parent in parents):
             found[run.run_id] = State.TO_DO
         else:
             found[run.run_id] = State.DONE
     return found
+
+
+def _collapsed_as_printed(plan: Plan, run: Run) -> bool:
+    if run.result.exists() or not run.failure.exists() or not plan.should_fail(run):
+        return False
+    failure = read_failure(run)
+    return failure is not None and failure["status"] == "collapsed"
 
 
 def data_elsewhere(plan: Plan) -> str:

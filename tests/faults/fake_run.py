@@ -1,7 +1,8 @@
 """Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt, and ends as MODE says:
 
-ok; wrong (a UserError: exit status 2); crash-once (dies, and does better at the next attempt); silent (no result);
-preempted-once (ends with status 75 the first time, and does better then); preempted-when-asked (75 at SIGTERM).
+ok; wrong (a UserError: exit status 2); collapsed (exit status 3); crash-once (dies, and does better at the next
+attempt); silent (no result); preempted-once (ends with status 75 the first time, and does better then);
+preempted-when-asked (75 at SIGTERM).
 """
 
 import fcntl
@@ -27,12 +28,16 @@ if mode == "preempted-when-asked":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 if mode == "silent":
     raise SystemExit(0)
-if mode == "wrong":
-    failure = {"status": "failed", "exit_status": 2, "message": "the pictures are gone", "finished": ""}
+if mode in ("wrong", "collapsed"):
+    status, number, message = {
+        "wrong": ("failed", 2, "the pictures are gone"),
+        "collapsed": ("collapsed", 3, "the loss stays at ln K"),
+    }[mode]
+    failure = {"status": status, "exit_status": number, "message": message, "finished": ""}
     (folder / "failure.json").write_text(json.dumps(failure))
-    raise SystemExit(2)
+    raise SystemExit(number)
 time.sleep(seconds)
-metrics = dict.fromkeys(("top1", "map", "knn20", "knn200"), 50.0)
+metrics = dict.fromkeys(("top1", "top1_best", "map", "knn20", "knn200"), 50.0)
 result = {"run_id": folder.name, "metrics": metrics, "wall_seconds": seconds, "counts": {"num_test_images": 100}}
 temporary = folder / ".result.json"
 temporary.write_text(json.dumps(result))

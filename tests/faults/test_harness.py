@@ -143,6 +143,28 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     assert (status, "all 10 runs are done" in out) == (0, True)
 
 
+def test_a_collapse_that_the_paper_prints_is_done(checkout: Path) -> None:
+    """Table 10's one iteration: trained once, never again, and its evaluation never starts."""
+    for split in ("train", "val"):
+        (checkout / "mine" / "imagenet" / split).mkdir(parents=True)
+    asked = ("run", "table10", "--scale", "paper", "--data", "mine", "--cores", "4")
+    status, out = harness("sinkhorn10=0:ok;sinkhorn1=0:collapsed", *asked)
+    assert status == 0, out
+    before = starts()
+    assert sorted(name.rpartition("-s0-")[0] for name in before) == [
+        *["linear_imagenet"] * 3,
+        *("swav_400ep_2x160_4x96", "swav_400ep_sinkhorn1", "swav_400ep_sinkhorn10", "swav_400ep_sinkhorn30"),
+    ]
+    status, out = harness("", *asked)
+    assert (status, starts()) == (0, before) and "all 8 runs are done" in out
+    next(Path("results/paper").glob("swav_400ep_sinkhorn30-*/result.json")).unlink()
+    status, out = harness("", *asked)
+    assert status == 0, out
+    assert {name.rpartition("-s0-")[0] for name in starts()[len(before) :]} == {
+        *("swav_400ep_sinkhorn30", "linear_imagenet"),
+    }
+
+
 def test_a_failed_pretraining_fails_its_evaluations() -> None:
     status, out = harness("swav_800ep, =0:wrong", "reproduce", "table7", "--cores", "2")
     assert status == check.INCOMPLETE

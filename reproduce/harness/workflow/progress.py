@@ -61,14 +61,12 @@ class Progress:
             if hopeless & set(run.parents):
                 hopeless.add(run.run_id)
         return [
-            run
-            for run in self.plan.runs.values()
-            if self.states[run.run_id] != State.DONE and run.run_id not in hopeless
+            run for run in self.plan.runs.values() if not self.states[run.run_id].settled and run.run_id not in hopeless
         ]
 
     def status(self, now: float) -> str:
         """One line: how many are done, what runs and how far it is, time to go."""
-        done = sum(state == State.DONE for state in self.states.values())
+        done = sum(state.settled for state in self.states.values())
         parts = [f"{done}/{len(self.plan.runs)} done"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [self._running(self.plan.runs[name]) for name in self.started]

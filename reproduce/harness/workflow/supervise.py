@@ -18,7 +18,6 @@ from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
 from reproduce.harness.plan import CACHE, CODE, Plan
-from reproduce.harness.results import State
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, SUPERVISOR, last_error
 
@@ -47,7 +46,7 @@ def carry_out(
     lock_file = CACHE / "harness.lock"
     with lock(lock_file, "a harness"), _sole_workflow(screen) as token, _signals_interrupt():
         states = results.states(plan)
-        to_do = [name for name, state in states.items() if state != State.DONE]
+        to_do = [name for name, state in states.items() if not state.settled]
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
@@ -86,7 +85,7 @@ def carry_out(
                 _end(workflow)
                 screen.close()
         after = results.states(plan)
-        missing = [name for name, state in after.items() if state != State.DONE]
+        missing = [name for name, state in after.items() if not state.settled]
         failed = [name for name in missing if plan.runs[name].failure.exists()]
         if missing and not failed:
             raise UserError(f"the workflow ended before its runs: {last_error(log) or 'its log says why'} (log: {log})")

@@ -142,3 +142,22 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
     environment = os.environ | {"PYTHONPATH": str(planning.CODE), "WANDB_MODE": "disabled"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("table", ["table10", "claims"])
+def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table: str) -> None:
+    plan = planning.make(Request((table,), "paper"))
+    for name in ("swav_400ep_sinkhorn1", "swav_400ep_sinkhorn30", "swav_400ep_hard"):
+        for run in plan.runs.values():
+            if run.name == name:
+                run.failure.parent.mkdir(parents=True)
+                run.failure.write_text('{"status": "collapsed"}')
+    states = {run.label: results.states(plan)[run.run_id] for run in plan.runs.values()}
+    assert states["swav_400ep_sinkhorn1, seed 0"] == State.COLLAPSED
+    assert states["linear_imagenet of swav_400ep_sinkhorn1, seed 0"] == State.COLLAPSED
+    others = {label: found for label, found in states.items() if "sinkhorn1," not in label}
+    assert set(others.values()) == {State.FAILED, State.TO_DO}
+    for run in plan.runs.values():
+        if run.name == "swav_400ep_sinkhorn1":
+            run.failure.write_text('{"status": "failed"}')
+            assert results.states(plan)[run.run_id] == State.FAILED  # out of memory, say: that the paper does not print

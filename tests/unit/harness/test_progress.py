@@ -9,11 +9,13 @@ import pytest
 
 from reproduce.harness.plan import Plan, Run
 from reproduce.harness.results import states
+from reproduce.harness.work import Work
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations, schedule
 
 
 def run(name: str, parents: tuple[str, ...] = (), cores: int = 1) -> Run:
-    return Run(name, "evaluate", name, 0, f"results/{name}", [], list(parents), cores, 1, "generated")
+    nothing = Work("", 0, 0, "", 0, {})
+    return Run(name, "evaluate", name, 0, f"results/{name}", [], list(parents), cores, 1, "generated", nothing)
 
 
 def event(run_id: str, what: str, time: float, attempt: int = 1, **more: object) -> dict[str, object]:

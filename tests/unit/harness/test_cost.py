@@ -1,0 +1,128 @@
+"""What a plan costs, against the paper's own numbers and sums done by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.harness import cost, tables
+from reproduce.harness import plan as planning
+from reproduce.harness.cost import Cost
+from reproduce.harness.plan import Plan, Request
+
+Finish = Callable[..., None]
+
+
+def paper(*names: str, data: str | None = None, seeds: tuple[int, ...] = (0,)) -> Plan:
+    return planning.make(Request(names, "paper", seeds, data))
+
+
+def of(plan: Plan, name: str) -> Cost:
+    """The cost of the first run of this name."""
+    prices = cost.price(plan)
+    return next(prices.runs[run.run_id] for run in plan.runs.values() if run.name == name)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "hours", "num_gpus", "source"),
+    [
+        ("table3", "swav_800ep", 8 * 6.25, 64, "Table 1: 6h15 per 100 epochs of 2x224+6x96"),
+        ("table8", "swav_400ep_prototypes300", 4 * (4 + 50 / 60), 64, "Table 1: 4h50"),
+        ("release_notes", "swav_400ep_2x224", 4 * 4.15, 64, "Table 1: 4h09"),
+        ("release_notes", "swav_200ep_bs256", 200 * (52 + 10 / 60) / 60, 4, "release notes: 52min10s an epoch"),
+    ],
+)
+def test_published_hours(checkout: Path, table: str, name: str, hours: float, num_gpus: int, source: str) -> None:
+    priced = of(paper(table), name)
+    assert priced.hours == pytest.approx(hours)
+    assert (priced.num_gpus, priced.basis) == (num_gpus, "published")
+    assert source in priced.source
+
+
+def test_a_wider_trunk_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
+    """w2, 2x224+4x96 on 128 GPUs: 25 h x 64 / 128, times (2 x 224^2 + 4 x 96^2) / (2 x 224^2 + 6 x 96^2), times 2^2."""
+    priced = of(paper("table2"), "swav_w2_400ep")
+    assert priced.hours == pytest.approx(25 * 0.5 * 137216 / 155648 * 4)
+    assert (priced.num_gpus, priced.basis) == (128, "estimate")
+    assert "x 0.88 of its pixels x width 2 squared, on 128 GPUs" in priced.source
+
+
+def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
+    priced = of(paper("table3"), "linear_places205")
+    assert priced.hours == pytest.approx(28 * (2_448_873 + 20_500) / 1261 / 3600)
+    assert (priced.num_gpus, priced.gpu, priced.basis) == (1, "V100", "estimate")
+    wide = planning.make(Request(("table2",), "paper"))
+    runs = {run.of: cost.price(wide).runs[run.run_id] for run in wide.runs.values() if run.kind == "evaluate"}
+    assert runs["swav_w4_400ep"].hours == pytest.approx(100 * 1_331_167 / 1261 / 3600 * 16)
+
+
+def test_what_was_measured_comes_first(checkout: Path, finish: Finish) -> None:
+    plan = paper("table3", seeds=(0, 1))
+    done = next(run for run in plan.runs.values() if run.name == "swav_800ep")
+    finish(done, wall_seconds=36_000.0, provenance={"world_size": 16, "hardware": "8 x NVIDIA A100-SXM4-80GB"})
+    prices = cost.price(plan)
+    (first, second) = [prices.runs[run.run_id] for run in plan.runs.values() if run.name == "swav_800ep"]
+    assert (first.hours, first.num_gpus, first.gpu, first.basis) == (10.0, 16, "A100", "measured")
+    assert (second.gpu_hours, second.source) == (160.0, "the same run with other seeds, 8 x NVIDIA A100-SXM4-80GB")
+    evaluations = 2 * sum(of(plan, name).hours or 0 for name in ("linear_places205", "linear_inat18", "voc07_svm"))
+    assert prices.gpu_hours("A100", prices.runs) == pytest.approx(320 + evaluations / 2)
+    assert prices.gpu_hours("V100", prices.to_do) == pytest.approx(320 + evaluations)
+
+
+def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Finish) -> None:
+    plan = paper("figure3", seeds=(0, 1))
+    done = next(iter(plan.runs.values()))
+    finish(done, provenance={"world_size": 8, "hardware": "8 x Some Other"})
+    prices = cost.price(plan)
+    assert len(prices.unpriced(prices.to_do)) == 1
+    assert "not in the sums: 1 runs" in cost.as_text(plan, prices)
+
+
+def test_the_cheapest_subset_is_the_evaluations_of_published_weights(checkout: Path) -> None:
+    plan = paper("table3", "table9")
+    prices = cost.price(plan)
+    cheap = {plan.runs[name].of for name in cost.released(plan, prices)}
+    assert cheap == {"swav_800ep"}  # no ablation's checkpoint is public
+    told = " ".join(cost.as_text(plan, prices).split())
+    assert "FROM=released (not built yet): 3 evaluations of published weights, 3 cells, 24 GPU-hours on V100" in told
+    known = {row.pretrain for row in tables.load("release_notes", "paper").rows if row.pretrain}
+    assert known <= set(prices.facts.released)
+
+
+def test_the_checkpoint_is_weights_and_momentum(checkout: Path) -> None:
+    """23.5 M weights of the trunk, 2048 x 2048 + 2048 x 128 of the head, 3000 x 128 prototypes; 8 bytes each."""
+    weights = 23.5e6 + 2048 * 2048 + 2048 * 128 + 3000 * 128
+    assert of(paper("table3"), "swav_800ep").disk_gb == pytest.approx(weights * 8 / 1e9 + 0.001)
+
+
+def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
+    for name in ("imagenet/train", "imagenet/val", "places205/train"):
+        (checkout / "data" / name).mkdir(parents=True)
+    needed = {each.name: each for each in cost.price(paper("table3", data="data")).data}
+    assert (needed["imagenet"].state, needed["imagenet"].size) == ("there", "1,331,167 pictures, about 145 GB")
+    assert needed["places205"].state == "not there" and "places205/val is not there" in needed["places205"].lacks
+
+
+def test_other_pictures_at_paper_scale_have_no_published_hours(checkout: Path) -> None:
+    plan = planning.make(Request(("table7",), "paper", data_config="cifar10"))
+    prices = cost.price(plan)
+    assert {priced.basis for priced in prices.runs.values()} == {"unknown"}
+    assert " ? [1]" in cost.as_text(plan, prices)
+
+
+def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *tables.names("paper"), "--scale", "paper"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    assert "on V100, " in out and "on H100" in out and "8322" in out
+    written = json.loads(Path("reports/paper/plan.json").read_text())
+    price = written["price"]
+    assert set(price["runs"]) == {run["run_id"] for run in written["runs"]}
+    assert price["gpus"]["A100"]["gpu_hours"] == pytest.approx(price["gpus"]["V100"]["gpu_hours"] / 2)
+    swav = next(each for name, each in price["runs"].items() if name.startswith("swav_800ep"))
+    assert (swav["gpu_hours"], swav["basis"], swav["cells"]) == (3200.0, "published", 8)
+    assert {each["name"] for each in price["data"]} == {"imagenet", "places205", "voc07", "inat18"}
