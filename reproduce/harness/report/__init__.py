@@ -88,11 +88,12 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         undefined=jinja2.StrictUndefined,
     )
     script = (FOLDER / "page.js").read_text()
-    environment.filters |= {"duration": duration, "signed": _signed}
+    environment.filters |= {"duration": duration, "signed": _signed, "hours": _hours}
     environment.globals |= {
-        "symbols": {str(said): symbol for said, symbol in (show_claims.SYMBOLS | SYMBOLS).items()},
+        "symbols": {str(said): symbol for known in (SYMBOLS, show_claims.SYMBOLS) for said, symbol in known.items()},
         "tones": {str(said): TONES.get(said, "quiet") for said in (*Standing, *Verdict)},
         "claim_strip": drawing.claim_strip,
+        "reach": f"{drawing.REACH:g}",
     }
     behind = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
@@ -103,7 +104,8 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         cells=[cell for table in checked for cell in _cells(table)],
         claims=claims,
         figures=list(figures.draw(checked, behind)),
-        runs=behind,
+        runs={run_id: run for run_id, run in behind.items() if run["result"] or run["failure"]},
+        num_planned=len(behind),
         cost=_cost(behind),
         reasons=reasons,
         score=_ordered(score),
@@ -201,8 +203,13 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
     return notes
 
 
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _signed(value: float, decimals: int) -> str:
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
 
 
 def _slug(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 Point = tuple[float, float]
 
-REACH = 3.0
+REACH = 2.0
 """How many margins a strip shows to either side of what is expected; what lies beyond sits at its edge."""
 MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 42.0, 24.0, 8.0, 10.0
 
@@ -20,9 +20,10 @@ class Series:
     points: Sequence[Point]
     style: str = "ours"
     """Its CSS class, which gives colour and shape."""
-    line: bool = True
+    marked: bool = False
+    """Whether each point has a mark, beside the line through all."""
     labels: Sequence[str] = ()
-    """A mark and its words for each point; without any, only the line is drawn."""
+    """Words for the points; "" for none."""
     reaches: Sequence[tuple[float, float] | None] = ()
     """Vertical intervals, one for each point."""
 
@@ -80,9 +81,8 @@ def chart(series: Sequence[Series], width: float = 400, height: float = 250) -> 
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
     ys += [end for each in series for reach in each.reaches if reach for end in reach]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x_low, x_high = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
-    y_low, y_high = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
+    x_low, x_high = _room(min(xs), max(xs), 0.03)
+    y_low, y_high = _room(min(ys), max(ys), 0.05)
 
     def across(x: float) -> float:
         return round(MARGIN_LEFT + (x - x_low) / (x_high - x_low) * (width - MARGIN_LEFT - MARGIN_RIGHT), 1)
@@ -93,28 +93,34 @@ def chart(series: Sequence[Series], width: float = 400, height: float = 250) -> 
     drawn = []
     for each in series:
         places = [(across(x), up(y)) for x, y in each.points]
-        reaches = each.reaches or [None] * len(places)
+        words = [*each.labels, *[""] * (len(places) - len(each.labels))]
+        reaches = [*each.reaches, *[None] * (len(places) - len(each.reaches))]
         marks = [
-            (x, y, words, *((up(reach[1]), up(reach[0])) if reach else (y, y)))
-            for (x, y), words, reach in zip(places, each.labels, reaches, strict=False)
+            (x, y, label, *((up(reach[1]), up(reach[0])) if reach else (y, y)))
+            for (x, y), label, reach in zip(places, words, reaches, strict=True)
         ]
-        line = " ".join(f"{x},{y}" for x, y in places) if each.line else ""
-        drawn.append(Drawn(each.name, each.style, line, marks))
+        line = " ".join(f"{x},{y}" for x, y in places)
+        drawn.append(Drawn(each.name, each.style, line, marks if each.marked else []))
     return Chart(
         width,
         height,
-        [(across(tick), f"{tick:g}") for tick in x_ticks],
-        [(up(tick), f"{tick:g}") for tick in y_ticks],
+        [(across(tick), f"{tick:.12g}") for tick in ticks(x_low, x_high)],
+        [(up(tick), f"{tick:.12g}") for tick in ticks(y_low, y_high)],
         drawn,
     )
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers, `about` as many, from at or below `low` to at or above `high`."""
-    span = (high - low) or abs(low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if span / step <= about)
-    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+def _room(low: float, high: float, share: float) -> tuple[float, float]:
+    """A range that holds the values, and a share of it more at both ends; equal values get room too."""
+    edge = (high - low) * share if high > low else abs(low) / 10 or 1.0
+    return low - edge, high + edge
+
+
+def ticks(low: float, high: float, at_most: int = 5) -> list[float]:
+    """Round numbers in a range: one to `at_most` of them, a step of 1, 2 or 5 times a power of ten apart."""
+    power = 10.0 ** math.floor(math.log10((high - low) / at_most))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= at_most)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
@@ -125,7 +131,7 @@ def averaged(points: Sequence[Point], num_points: int = 160) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def strip(cell: dict[str, Any], width: float = 180) -> Strip | None:
+def strip(cell: dict[str, Any], width: float = 150) -> Strip | None:
     """A cell's difference in margins, and its seeds; None where there is nothing to hold it against.
 
     Held to recorded numbers, the interval in which new seeds fall takes the margin's place.

@@ -25,7 +25,7 @@ def draw(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iter
     for table in checked:
         if table["draws"] == "loss":
             yield _losses(table, runs)
-        elif {"hours", "top1"} <= set(table["columns"]):
+        elif table["table"].startswith("figure") and {"hours", "top1"} <= set(table["columns"]):
             yield _top1_against_hours(table, runs)
 
 
@@ -57,14 +57,13 @@ def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) 
             elif hours is not None:
                 notes.append(f"{row['label']}, took {hours:g} hours; its top-1 cannot be read from the paper's plot.")
         if points:
-            series.append(Series(f"{method}, paper", list(points.values()), "paper", labels=list(points)))
+            series.append(Series(f"{method}, paper", list(points.values()), "paper", marked=True, labels=list(points)))
     ours = [(row, row["cells"]["top1"]) for row in rows if row["cells"]["top1"]]
     measured = [(row, cell, hours) for row, cell in ours if (hours := _our_hours(row, cell, runs)) is not None]
     if measured:
         points_of_ours = [(hours, cell["mean"]) for _, cell, hours in measured]
-        labels = [row["setting"] for row, *_ in measured]
         reaches = [tuple(cell["interval"]) if cell["interval"] else None for _, cell, _ in measured]
-        series.append(Series("ours", points_of_ours, labels=labels, reaches=reaches))
+        series.append(Series("ours", points_of_ours, marked=True, reaches=reaches))
     else:
         notes.append("Ours will stand beside it at the hours that our pretrainings took; none has a result yet.")
     title = f"{table['heading']}: {table['title']}"
