@@ -34,10 +34,12 @@ class Browser:
         self.session = ""
         self.complaints: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.loaded: set[str] = set()
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Give a command and wait for its answer."""
@@ -60,10 +62,13 @@ class Browser:
             self.buffer += part
         raw, _, self.buffer = self.buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(raw)
-        if message.get("method") in COMPLAINTS:
-            self.complaints.append(message["params"])
-        if message.get("method") == "Network.requestWillBeSent":
-            self.requests.append(message["params"]["request"]["url"])
+        method, params = message.get("method"), message.get("params", {})
+        if method in COMPLAINTS:
+            self.complaints.append(params)
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif method == "Page.lifecycleEvent" and params["name"] == "load":
+            self.loaded.add(params["loaderId"])
         return message
 
     def open(
@@ -76,9 +81,12 @@ class Browser:
         features = [{"name": name, "value": value} for name, value in wishes.items()]
         self.send("Emulation.setEmulatedMedia", media="", features=features)
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.send("Page.navigate", url="about:blank")
-        self.send("Page.navigate", url=path.resolve().as_uri() + fragment)
-        while self.run("location.href + document.readyState") != path.resolve().as_uri() + fragment + "complete":
+        self._go("about:blank")  # or else an address that differs in its fragment only loads nothing
+        self._go(path.resolve().as_uri() + fragment)
+
+    def _go(self, address: str) -> None:
+        loader = self.send("Page.navigate", url=address)["loaderId"]
+        while loader not in self.loaded:
             self.receive()
 
     def run(self, script: str) -> Any:

@@ -36,7 +36,7 @@ def _losses(table: dict[str, Any], runs: dict[str, dict[str, Any]]) -> Figure:
         own = [runs[run["run_id"]] for run in table["runs"]]
         for run in (run for run in own if run["result"] and run["result"]["name"] == row["pretrain"]):
             losses = run["curves"].get("loss", [])
-            shares = [(100 * step / losses[-1][0], loss) for step, loss in losses]
+            shares = [(100 * step / (losses[-1][0] or 1.0), loss) for step, loss in losses]
             series.append(Series(row["label"], averaged(shares), style=("ours", "other")[number % 2]))
     notes.append("The paper prints this figure as curves without numbers; its claim is judged under Claims.")
     title = f"{table['heading']}: {table['title']}"
