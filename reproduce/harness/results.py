@@ -65,22 +65,28 @@ def last_progress(run: Run) -> tuple[int, int] | None:
     return None
 
 
-def losses(path: Path) -> list[tuple[float, float]]:
-    """`(step, loss)` of a metrics.jsonl; lines that tell no finite loss are passed over."""
-    points = []
+def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """`(step, value)` of everything that a metrics.jsonl tells, by name; what is not finite is passed over."""
+    found: dict[str, list[tuple[float, float]]] = {}
     try:
         lines = path.read_text().splitlines()
     except OSError:
-        return []
+        return {}
     for line in lines:
         try:
             entry = json.loads(line)
-            step, loss = float(entry["step"]), float(entry["loss"])
+            step = float(entry["step"])
         except (ValueError, KeyError, TypeError):
             continue
-        if math.isfinite(loss):
-            points.append((step, loss))
-    return points
+        for name, value in entry.items():
+            if name not in ("step", "num_steps") and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(name, []).append((step, float(value)))
+    return found
+
+
+def losses(path: Path) -> list[tuple[float, float]]:
+    """`(step, loss)` of a metrics.jsonl; lines that tell no finite loss are passed over."""
+    return curves(path).get("loss", [])
 
 
 def states(plan: Plan) -> dict[str, State]:

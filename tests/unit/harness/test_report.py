@@ -1,20 +1,28 @@
 """The page: what it shows, where it links, and that nothing in it can act on its own."""
 
+import base64
+import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, report, results, tables
+from reproduce.harness import baseline, check, judge_claims, report, results, tables
 from reproduce.harness import plan as planning
+from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request
+from reproduce.harness.report import drawing, figures, runs
+from reproduce.harness.report.drawing import Series
 from reproduce.harness.statistics import Verdict
 
 VOID = {"meta", "link", "br"}
+SCRIPT = report.FOLDER / "page.js"
 
 
 class Page(HTMLParser):
@@ -65,16 +73,20 @@ def test_the_page_shows_and_links_every_run(done: Plan) -> None:
     for link in page.links:
         if not link.startswith(("data:", "#")):
             assert (done.reports / link).is_file(), link
-    assert len([link for link in page.links if link.endswith("result.json")]) == 10 + 10
+    assert len([link for link in page.links if link.endswith("result.json")]) == 10
     assert set(done.runs) <= set(page.ids)
     assert "table7-random-trunk-knn200" in page.ids
     assert len(page.ids) == len(set(page.ids))
     assert text.count("<polyline") == 1
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
-def test_the_page_needs_no_network(done: Plan) -> None:
+def test_the_page_needs_no_network_and_runs_one_script_of_ours(done: Plan) -> None:
     text, _ = page_of(done)
-    assert not re.search(r"https?://|<script|@import|url\(", text)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert re.findall(r"<script.*?</script>", text, re.DOTALL) == [f"<script>{SCRIPT.read_text()}</script>"]
+    sha256 = base64.b64encode(hashlib.sha256(SCRIPT.read_bytes()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha256}'" in text
 
 
 def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
@@ -91,7 +103,10 @@ def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
     assert set(tables.names("paper")) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "4h09" in text and "93.9 (printed 188)" in text
-    assert '<span class="theirs">fail</span>' in text
+    assert ">fail</a>" in text
+    assert "Erratum of the paper.</b> SwAV R50-w2 is printed with 188 M" in text
+    assert "Public weights: github.com/google-research/simclr" in text
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert [f"{heading}</span>" in text for heading in ("Table 10", "Figure 3", "Release notes")] == [True] * 3
 
 
@@ -122,18 +137,121 @@ def test_every_verdict_is_explained() -> None:
     assert set(report.MEANINGS) == set(Verdict)
 
 
-def test_losses_are_thinned_and_bad_lines_passed_over(tmp_path: Path) -> None:
+def test_every_standing_is_explained() -> None:
+    assert set(report.STANDINGS) == set(Standing)
+
+
+def test_metrics_are_read_by_name_and_bad_lines_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1000)]
-    path.write_text("\n".join([*lines, '{"step": 1000, "loss": NaN}', '{"epoch": 3}', '{"step": 10']))
-    points = report.thinned(results.losses(path))
-    assert points[0] == (0, 1) and points[-1] == (999, 1)
-    assert 240 <= len(points) <= 260
-    assert report.thinned(results.losses(tmp_path / "none")) == []
+    lines = [json.dumps({"step": step, "num_steps": 1000, "loss": 1.0, "lr": 0.5}) for step in range(1000)]
+    path.write_text("\n".join([*lines, '{"step": 1000, "loss": NaN}', '{"epoch": 3}', "[1]", '{"step": 10']))
+    curves = results.curves(path)
+    assert list(curves) == ["loss", "lr"]
+    assert len(curves["loss"]) == 1000 and curves["lr"][-1] == (999, 0.5)
+    assert results.losses(path) == curves["loss"]
+    assert results.losses(tmp_path / "none") == []
 
 
-def test_a_curve_fills_its_box() -> None:
-    shape = report.curve([(0, 4.0), (5, 3.0), (10, 2.0)], width=100, height=50)
-    assert shape["line"] == "0.0,0.0 50.0,25.0 100.0,50.0"
-    flat = report.curve([(1, 2.0)], width=100, height=50)
-    assert flat["line"] == "0.0,0.0"
+def test_a_long_curve_is_averaged_to_few_points() -> None:
+    points = [(0.0, 1.0), (1, 3.0), (2, 5.0), (3, 7.0), (4, 9.0)]
+    assert drawing.averaged(points, num_points=3) == [(0.5, 2), (2.5, 6), (4, 9)]
+    assert drawing.averaged([(0, 1.0)]) == [(0, 1)]
+    assert drawing.averaged([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 100, [0, 20, 40, 60, 80, 100]), (71.9, 75.4, [72, 73, 74, 75]), (0.001, 0.0049, [0.001, 0.002, 0.003, 0.004])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert drawing.ticks(low, high) == expected
+
+
+def test_a_chart_holds_its_points_and_intervals() -> None:
+    drawn = drawing.chart([Series("s", [(0, 1.0), (10, 2.0)], marked=True, labels=["a"], reaches=[(0.0, 3.0)])])
+    (series,) = drawn.series
+    (x, y, words, top, bottom), (_, other_y, *_) = series.marks
+    assert drawn.left < x < drawn.right and words == "a"
+    assert drawn.top < top < other_y < y < bottom < drawn.bottom
+    assert drawing.chart([Series("flat", [(1, 2.0)])]).series[0].marks == []
+
+
+def judged(**given: Any) -> dict[str, Any]:
+    blank = {"difference": 0.4, "expected": 75.0, "mean": 75.4, "values": {"0": 75.4}, "interval": None, "margin": None}
+    return blank | given
+
+
+def test_a_strip_is_in_margins() -> None:
+    strip = drawing.strip(judged(margin={"points": 0.8}, interval=[75.0, 75.8]), width=100)
+    assert strip and strip.band and strip.interval
+    assert strip.centre == 50 and strip.band == (28, 72)
+    assert strip.ours == 61 and strip.interval == (50, 72)
+    far = drawing.strip(judged(margin={"points": 0.1}, mean=75.4), width=100)
+    assert far and far.ours == 94
+
+
+def test_held_to_recorded_numbers_the_interval_is_the_band() -> None:
+    cell = judged(interval=[73.0, 77.0], values={"0": 75.0, "1": 75.8})
+    strip = drawing.strip(cell, width=100)
+    assert strip and strip.band == (28, 72) and strip.interval is None and strip.seeds == [50, 58.8]
+    assert drawing.strip(judged(expected=None, difference=None)) is None
+
+
+def test_a_claims_strip_has_zero_in_its_middle() -> None:
+    finding = {"difference": 1.0, "interval": [-math.inf, math.inf], "printed": 0.5}
+    strip = drawing.claim_strip(finding, width=100)
+    assert strip and strip.centre == 50 and strip.printed and 50 < strip.printed < strip.ours
+    assert strip.interval == (6, 94)
+    assert drawing.claim_strip(finding | {"difference": None}) is None
+
+
+def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("figure2", "figure3"), "paper"))
+    empty = {figure.table: figure for figure in figures.draw(*checked_of(plan))}
+    assert empty["figure3"].chart is None
+    assert empty["figure2"].chart and [series.name for series in empty["figure2"].chart.series] == ["SwAV, paper"]
+    assert any("SimCLR, 1000 epochs, took 40 hours" in note for note in empty["figure2"].notes)
+    for run in plan.runs.values():
+        finish(run, 74.0, wall_seconds=36_000.0)
+        lines = [json.dumps({"step": step, "loss": 6 - step / 100}) for step in range(1, 101)]
+        run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
+    full = {figure.table: figure.chart for figure in figures.draw(*checked_of(plan))}
+    assert full["figure2"] and full["figure3"]
+    paper, ours = full["figure2"].series
+    assert len(paper.marks) == len(ours.marks) == 4
+    assert len({x for x, *_ in ours.marks}) == 1, "each pretraining took ten hours"
+    assert paper.marks[0][0] < ours.marks[0][0] < paper.marks[1][0]
+    assert [series.name for series in full["figure3"].series] == ["SwAV, soft assignments", "SwAV, hard assignments"]
+
+
+def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    check.write(plan, check.check(plan))
+    checked = [json.loads((plan.reports / f"{name}.json").read_text()) for name in plan.tables]
+    return checked, runs.collect(checked, [], plan.request.scale, plan.reports)
+
+
+def test_claims_stand_with_effect_size_and_interval(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("claims",), "paper", (0, 1, 2)))
+    for run in plan.runs.values():
+        finish(run, 74.0 + run.seed / 10 + ("fixed" not in run.of))
+    answers = judge_claims.judge(plan)
+    check.write(plan, [], answers)
+    text = report.write("paper").read_text()
+    _, _, learned = text.partition('id="claim-learned-prototypes"')
+    learned, _, _ = learned.partition("</tr>")
+    found = answers[0].findings[0]
+    assert found.interval and found.effect_size
+    assert "+1.00</b>" in learned and "paper +0.8" in learned and "holds" in learned
+    low, high = found.interval
+    assert f"[+{low:.2f}, +{high:.2f}]" in learned and f"g = {found.effect_size:.1f}" in learned
+    assert all(f'id="{run_id}"' in text for run_id in found.run_ids)
+
+
+def test_the_page_stays_small_whatever_a_run_wrote(done: Plan) -> None:
+    run = next(run for run in done.runs.values() if run.name == "swav_800ep")
+    run.log.write_text("start\n" + "<b>line</b>\n" * 100_000 + "the end\n")
+    run.result.with_name("config.yaml").write_text("first: 1\n" + "more: 1\n" * 100_000)
+    text, _ = page_of(done)
+    assert len(text) < 250_000
+    assert "&lt;b&gt;line&lt;/b&gt;\nthe end" in text and "first: 1" in text
+    assert "<b>line" not in text and ">start" not in text

@@ -1,0 +1,178 @@
+"""The page in a real browser: it opens without a complaint, sorts, unfolds, fits a phone, and asks nobody anything."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reproduce.harness import check, judge_claims, report
+from reproduce.harness import plan as planning
+from reproduce.harness.plan import Request
+from tests.browser.chromium import PROGRAM, Browser, browser
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+
+HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A report at scale paper with something of everything: numbers, a failure, curves, and much that was not run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("checkout"))
+        tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
+        plan = planning.make(Request(tables, "paper", (0, 1)))
+        for number, run in enumerate(plan.runs.values()):
+            run.result.parent.mkdir(parents=True)
+            run.log.write_text(f"step 1/2\n{HOSTILE}\n")
+            if "fixed_prototypes" in run.label:
+                run.failure.write_text(json.dumps({"status": "failed", "exit_status": 1, "message": HOSTILE}))
+                continue
+            values = dict.fromkeys(("top1", "top1_best", "map"), 74 + number % 7 / 10)
+            done = {"run_id": run.run_id, "kind": run.kind, "name": run.name, "parents": run.parents, "metrics": values}
+            cost = {"wall_seconds": 3600.0 + number, "device_hours": 8.0, "peak_memory_gb": 12.5}
+            provenance = {"git_commit": HOSTILE, "config_hash": "0123456789abcdef" * 8}
+            run.result.write_text(json.dumps(done | cost | {"provenance": provenance}))
+            lines = [json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.1}) for step in range(200)]
+            run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
+        check.write(plan, check.check(plan), judge_claims.judge(plan))
+        yield report.write("paper").resolve()
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _no_complaint_and_no_request(window: Browser) -> Iterator[None]:
+    window.complaints.clear()
+    window.requests.clear()
+    yield
+    assert window.complaints == []
+    assert [address for address in window.requests if not address.startswith(("file:", "data:", "about:"))] == []
+
+
+def column(window: Browser, number: int) -> list[str]:
+    """What a column of Table 3 says, from top to bottom: the first line of each cell."""
+    rows = "[...document.querySelectorAll('#table3 tbody tr')]"
+    return list(window.run(f"{rows}.map(row => row.cells[{number}].innerText.trim().split(/\\s/)[0])"))
+
+
+def test_a_click_on_a_head_sorts_and_a_third_click_restores(window: Browser, page: Path) -> None:
+    window.open(page)
+    printed = column(window, 1)
+    values = [float(value.strip("†")) for value in printed]
+    assert values != sorted(values)
+    click = "document.querySelectorAll('#table3 thead tr:last-child th')[1].querySelector('button').click()"
+    window.run(click)
+    assert [float(value.strip("†")) for value in column(window, 1)] == sorted(values)
+    window.run(click)
+    assert [float(value.strip("†")) for value in column(window, 1)] == sorted(values, reverse=True)
+    assert window.run("document.querySelectorAll('#table3 [aria-sort=descending]').length") == 1
+    window.run(click)
+    assert column(window, 1) == printed
+
+
+def test_what_has_no_number_comes_last_either_way(window: Browser, page: Path) -> None:
+    window.open(page)
+    for _ in range(2):
+        window.run("document.querySelectorAll('#table3 thead tr:last-child th')[5].querySelector('button').click()")
+        said = column(window, 5)
+        assert "–" in said and said.index("–") == len(said) - said.count("–")
+
+
+def test_the_keyboard_sorts_and_unfolds(window: Browser, page: Path) -> None:
+    window.open(page)
+    window.run("document.querySelector('#runs thead button').focus()")
+    window.press("Enter", 13)
+    assert window.run("document.querySelector('#runs thead th').getAttribute('aria-sort')") == "ascending"
+    window.run("document.querySelector('#not-run summary').focus()")
+    window.press("Enter", 13)
+    assert window.run("document.querySelector('#not-run details').open") is True
+
+
+def test_a_click_unfolds_the_margins(window: Browser, page: Path) -> None:
+    window.open(page)
+    seen = "document.querySelector('#table2 details:last-of-type .detail').checkVisibility()"
+    assert window.run(seen) is False
+    window.run("document.querySelector('#table2 details:last-of-type summary').click()")
+    assert window.run(seen) is True
+    assert "Starting judgement" in window.run("document.querySelector('#table2 details:last-of-type').innerText")
+
+
+def test_a_link_to_a_cell_shows_it_and_its_verdict_unfolds_the_reason(window: Browser, page: Path) -> None:
+    window.open(page, "#table3-swav-places205")
+    top = "document.getElementById('table3-swav-places205').getBoundingClientRect().top"
+    assert 0 <= window.run(top) < 900
+    click = "document.querySelector('#table3-swav-places205 .why').click()"
+    window.run(f"new Promise(done => {{ addEventListener('hashchange', () => done()); {click} }})")
+    assert window.run("document.querySelector(':target').closest('details').open") is True
+    assert window.run("document.querySelector(':target').innerText").startswith("SwAV, Places205")
+
+
+def test_a_link_to_a_run_unfolds_all_around_it(window: Browser, page: Path) -> None:
+    run_id = next(path.parent.name for path in sorted(page.parents[2].glob("results/paper/swav_800ep-s0-*/log.txt")))
+    window.open(page, f"#{run_id}")
+    assert window.run(f"document.getElementById('{run_id}').open && document.querySelector('.all-runs').open") is True
+    assert window.run(f"document.querySelectorAll('#{run_id} .chart polyline').length") == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 320, 1100])
+def test_nothing_is_wider_than_the_window(window: Browser, page: Path, width: int, scheme: str) -> None:
+    window.open(page, width=width, scheme=scheme)
+    window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert window.run("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tone_can_be_read_on_every_ground(window: Browser, page: Path, scheme: str) -> None:
+    window.open(page, scheme=scheme)
+    style = window.run(
+        "Object.fromEntries('ground card made ink soft good bad better unsure quiet accent'.split(' ')"
+        ".map(name => [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"
+    )
+    grounds = {name: style.pop(name) for name in ("ground", "card", "made")}
+    # WCAG 2 AA asks for 4.5 where text is small.
+    poor = [(t, g) for t, tone in style.items() for g, ground in grounds.items() if contrast(tone, ground) < 4.5]
+    assert poor == []
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours `#rrggbb` (WCAG 2.2, 1.4.3)."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_what_results_say_is_shown_and_never_done(window: Browser, page: Path) -> None:
+    window.open(page)
+    window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert window.run("document.querySelectorAll('img, iframe, object').length") == 0
+    assert HOSTILE in window.run("document.querySelector('#runs').innerText")
+    assert window.run("document.title").endswith("scale paper")
+
+
+def test_without_scripts_the_page_still_reads(window: Browser, page: Path) -> None:
+    window.open(page, scripts=False)
+    assert window.run("document.querySelectorAll('button').length") == 0
+    text = window.run("document.body.innerText")
+    assert "Transfer of ImageNet features" in text and "Learned prototypes are better" in text
+
+
+def test_it_prints(window: Browser, page: Path) -> None:
+    window.open(page, scheme="dark")
+    window.send("Emulation.setEmulatedMedia", media="print")
+    assert window.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert window.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    ink = window.run("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
+    assert luminance(ink) < 0.1, "dark ink on white paper"
+    assert window.send("Page.printToPDF")["data"]
