@@ -1,10 +1,11 @@
 """One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data=DIR`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from models import methods
 from models.heads import MultiCropNet
@@ -62,16 +63,20 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     sampler = StepSampler(len(pictures), cfg.batch_size, cfg.epochs, cfg.seed, first_step, rank(), world_size())
     num_steps = cfg.epochs * sampler.steps_per_epoch
     warmup_steps = round(optim.warmup_epochs * sampler.steps_per_epoch)
-    batches = crop_batches(
-        pictures,
-        crops.views,
-        crops.augment,
-        crops.normalize,
-        sampler,
-        num_workers=cfg.cluster.num_workers,
-        device=device(),
-        on_bad=run.skip_or_stop,
-    )
+
+    def batches(sampler: StepSampler) -> Iterator[list[Tensor]]:
+        made = crop_batches(
+            pictures,
+            crops.views,
+            crops.augment,
+            crops.normalize,
+            sampler,
+            num_workers=cfg.cluster.num_workers,
+            device=device(),
+            on_bad=run.skip_or_stop,
+        )
+        return (crops for crops, _ in made)
+
     sentinel = Sentinel(
         method.uniform_loss,
         sampler.steps_per_epoch,
@@ -95,11 +100,15 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
             raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
         checkpoints.save_if_due(done)
 
+    trained = shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
+    extra = StepSampler(len(pictures), cfg.batch_size, cfg.epochs + 1, cfg.seed, num_steps, rank(), world_size())
+    with autocast(cfg.precision):
+        method.begin(trained, sampler, batches(extra))
     train(
-        shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm),
+        trained,
         method,
         optimizer,
-        (crops for crops, _ in batches),
+        batches(sampler),
         lambda step: warmup_cosine(step, num_steps, warmup_steps, optim.lr, optim.final_lr, optim.warmup_start_lr),
         first_step=first_step,
         num_steps=num_steps,

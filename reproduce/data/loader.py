@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class CropBatch:
     bad: list[str]
 
 
+@lru_cache(maxsize=2)  # of the steps prefetched and the one under way
 def order_of_epoch(num_pictures: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffled order of all pictures in one epoch; the same on every rank."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))).permutation(num_pictures)
@@ -64,13 +66,15 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return self.epochs * self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = np.empty(0, int), -1
         for step in range(self.first_step, self.epochs * self.steps_per_epoch):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = order_of_epoch(self.num_pictures, self.seed, epoch), epoch
-            start = position * self.batch_size + self.rank * self.share
-            yield [(epoch, int(index)) for index in order[start : start + self.share]]
+            epoch = step // self.steps_per_epoch
+            yield [(epoch, int(index)) for index in self.pictures(step)]
+
+    def pictures(self, step: int) -> np.ndarray:
+        """Indices of this rank's pictures in a step, of those that it yields or any other."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size + self.rank * self.share
+        return order_of_epoch(self.num_pictures, self.seed, epoch)[start : start + self.share]
 
 
 class MultiCropDataset(Dataset[Sample]):

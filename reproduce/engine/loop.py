@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.data.loader import StepSampler
 from reproduce.engine.distributed import all_reduce_mean
 from reproduce.engine.finite import FiniteGuard, Keep
 from reproduce.engine.precision import autocast
@@ -25,6 +26,13 @@ class Method:
     """The step at which something changes that the loss needs to get over."""
     remedies: str = ""
     """What of its config may help against a collapse."""
+
+    def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+        """Called once before the first step, with what knows each step's pictures.
+
+        `extra_epoch` yields the crops of an epoch that follows the last (`sampler.pictures` knows its steps, too), made
+        only if they are asked for.
+        """
 
     def before_step(self, step: int, crops: list[Tensor]) -> None:
         """Called first in each step, with its crops."""

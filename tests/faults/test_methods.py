@@ -10,7 +10,11 @@ from reproduce.engine import checkpoint
 from tests.faults.test_runs import Killed, weights
 from tests.runs import TINY, call, curve, tiny_pictures
 
-EXPERIMENTS = {"simclr_400ep_2x160_4x96": ()}
+EXPERIMENTS = {
+    "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
+    "sela_v2_400ep_2x160_4x96": ("method.num_prototypes=6", "optimizer.lr=0.1", "optimizer.warmup_epochs=0"),
+    "simclr_400ep_2x160_4x96": (),
+}
 """With overrides that fit twenty pictures."""
 
 
@@ -21,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("killed_after", [1, 4])
+@pytest.mark.parametrize("killed_after", [1, 4])  # within an epoch and at its end
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_resumed_equals_uninterrupted_to_the_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, killed_after: int

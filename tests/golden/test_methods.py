@@ -14,11 +14,20 @@ import torch
 
 from models import methods
 from models.heads import MultiCropNet
+from reproduce.data.loader import StepSampler
 from reproduce.engine.optimizer import Larc
 
 RECORDED = Path(__file__).parent / "methods.json"
 BATCH, NUM_STEPS = 8, 10
-CONFIGS: dict[str, dict[str, Any]] = {"simclr": {"temperature": 0.1}}
+CLUSTERING = {"num_prototypes": 6, "num_heads": 3, "num_banks": 2, "temperature": 0.1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "deepcluster_v2": {**CLUSTERING, "num_kmeans_iterations": 10},
+    "sela_v2": {
+        **CLUSTERING, "epsilon": 0.05, "sinkhorn_tolerance": 1e-3, "max_sinkhorn_iterations": 1000,
+        "freeze_prototypes_epochs": 1,
+    },
+    "simclr": {"temperature": 0.1},
+}  # fmt: skip
 
 
 def ten_losses(name: str) -> list[float]:
@@ -32,6 +41,7 @@ def ten_losses(name: str) -> list[float]:
     torch.manual_seed(0)
     net = MultiCropNet(0.125, 32, 16, config.prototypes, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
+    method.begin(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = Larc(net.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
     losses = []
     for step in range(NUM_STEPS):
