@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +10,11 @@ from torch import Tensor
 from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
 from reproduce.data.pictures import read_splits
+from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
 
 QUERY_BLOCK = 256
-"""Queries per similarity block, which bounds memory."""
+BANK_BLOCK = 16384
+"""Rows that are compared at a time. They bound memory: of the bank, one block of 2048 features is 134 MB."""
 
 
 @dataclass
@@ -25,39 +28,64 @@ class Protocol:
 
 
 def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
-    """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`."""
-    splits = {}
+    """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`. The ranks share the queries."""
     train, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
     setting.provenance["data_manifest_sha256"] = train.sha256()
-    for split, pictures in ((setting.dataset.train, train), (setting.dataset.val, val)):
-        rows, indices = features(trunk, pictures, protocol.pixels, setting)
-        labels = torch.tensor(pictures.labels, device=rows.device)[indices]
-        splits[split] = F.normalize(rows, dim=1), labels
-    bank, bank_labels = splits[setting.dataset.train]
-    queries, labels = splits[setting.dataset.val]
-    setting.counts["num_test_images"] = len(labels)
-    correct = vote(queries, bank, bank_labels, protocol.num_neighbors, protocol.temperature) == labels
-    shares = correct.float().mean(dim=1) * 100
-    return {f"knn{k}": share for k, share in zip(protocol.num_neighbors, shares.tolist(), strict=True)}
+    bank, queries = (features(trunk, pictures, protocol.pixels, setting) for pictures in (train, val))
+    mine = slice(rank(), None, world_size())
+    rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
+    labels, bank_labels = (
+        torch.tensor(pictures.labels)[indices].to(device())
+        for pictures, indices in ((val, queries.indices[mine]), (train, bank.indices))
+    )
+    similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors))
+    predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
+    hits = all_reduce_sum((predicted == labels).float().sum(dim=1))
+    setting.counts["num_test_images"] = len(queries.rows)
+    shares = (hits / len(queries.rows) * 100).tolist()
+    return {f"knn{k}": share for k, share in zip(protocol.num_neighbors, shares, strict=True)}
 
 
-def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_neighbors: list[int], temperature: float) -> Tensor:
-    """The class of each query `(q, d)` for each number of neighbours: `(len(num_neighbors), q)`.
+def neighbors(queries: Tensor, bank: np.ndarray, num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """Cosine and row number of each query's nearest rows of the bank, nearest first: `(q, k)` each.
 
-    Rows of `queries` and `bank (n, d)` have unit length; a neighbour weighs exp(cosine / temperature). More neighbours
-    than the bank holds means all of it.
+    `queries (q, d)` have unit length; `bank (n, d)` is read once, block by block, from wherever it lies, and made so.
+    k is `num_neighbors`, or n where the bank holds fewer.
     """
-    num_classes = int(bank_labels.max()) + 1
-    most = min(max(num_neighbors), len(bank))
-    predictions = []
-    for block in queries.split(QUERY_BLOCK):
-        similarity, nearest = (block @ bank.T).topk(most, dim=1)
-        weights, classes = torch.exp(similarity / temperature), bank_labels[nearest]
-        votes = [
-            torch.zeros(len(block), num_classes, device=block.device)
-            .scatter_add_(1, classes[:, :k], weights[:, :k])
-            .argmax(dim=1)
+    chunks = queries.split(QUERY_BLOCK)
+    best: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(bank), BANK_BLOCK):
+        block = F.normalize(torch.tensor(bank[start : start + BANK_BLOCK], device=queries.device), dim=1)
+        here = [(chunk @ block.T).topk(min(num_neighbors, len(block)), dim=1) for chunk in chunks]
+        found = [(similarity, rows + start) for similarity, rows in here]
+        best = [_nearer(*pair, num_neighbors) for pair in zip(best, found, strict=True)] if best else found
+    similarity, rows = zip(*best, strict=True)
+    return torch.cat(similarity), torch.cat(rows)
+
+
+def _nearer(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """Of two lists of neighbours the nearest."""
+    similarity, rows = (torch.cat(pair, dim=1) for pair in zip(a, b, strict=True))
+    similarity, kept = similarity.topk(min(num_neighbors, similarity.shape[1]), dim=1)
+    return similarity, rows.gather(1, kept)
+
+
+def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperature: float) -> Tensor:
+    """The class of each query by its first k neighbours, for each k: `(len(num_neighbors), q)`.
+
+    `similarity (q, most)` and `classes (q, most)` are those of the neighbours, nearest first; one weighs
+    exp(cosine / temperature).
+    """
+    weights = torch.exp(similarity / temperature)
+    num_classes = int(classes.max()) + 1
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    torch.zeros(len(w), num_classes, device=w.device).scatter_add_(1, c[:, :k], w[:, :k]).argmax(dim=1)
+                    for w, c in zip(weights.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True)
+                ]
+            )
             for k in num_neighbors
         ]
-        predictions.append(torch.stack(votes))
-    return torch.cat(predictions, dim=1)
+    )

@@ -1,20 +1,42 @@
-"""What every evaluation is given, and the features of a set of pictures."""
+"""What every evaluation is given, the features of a set of pictures, and the training of a classifier."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.config import Dataset, Normalize
-from reproduce.data.batches import Bad, centre_batches
+from reproduce.config import Augment, Dataset, Normalize, View
+from reproduce.data.batches import Bad, centre_batches, crop_batches
+from reproduce.data.loader import StepSampler
 from reproduce.data.pictures import Pictures
-from reproduce.engine.distributed import device
+from reproduce.engine.checkpoint import Checkpoints, Part
+from reproduce.engine.distributed import (
+    all_reduce_mean,
+    all_reduce_sum,
+    barrier,
+    device,
+    is_main,
+    rank,
+    shared,
+    world_size,
+)
+from reproduce.engine.features import Features, FeatureStore
+from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.engine.preemption import Preempted, Preemption
+from reproduce.errors import TrainingFailed, UserError
 
 FEATURE_BATCH = 128
 """Pictures per forward pass without gradients; it changes speed and memory, not features."""
+CROP_AREA = [0.08, 1.0]
+"""RandomResizedCrop's default share of the picture."""
+FLIP_ONLY = Augment(0.5, [0.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0, [0.0, 0.0])
+SCORES = ("top1", "top5")
 
 
 @dataclass
@@ -33,21 +55,85 @@ class Setting:
     dataset: Dataset
     normalize: Normalize
     seed: int
+    precision: str
     num_workers: int
+    num_threads: int
     on_bad: Bad
     tell: Callable[..., None]
+    forget_after: Callable[[int], None]
     counts: dict[str, int]
     provenance: dict[str, Any]
+    checkpoint_sha256: str
+    """Of the trunk that is judged."""
+    lr_batch_size: int
+    """The batch that a protocol's learning rates are for."""
+    store: FeatureStore
+    checkpoint: Path
+    """Where the evaluation keeps its own, while it trains."""
+    save_every_seconds: float
+    agree_every_steps: int
+    preemption: Preemption
+
+    def lr_scale(self, batch_size: int) -> float:
+        """By what a protocol's learning rates are multiplied for this batch: in proportion, and told in the result."""
+        scale = batch_size / self.lr_batch_size
+        if scale != 1:
+            note = f"learning rates x {scale:g}: batch {batch_size} in place of the protocol's {self.lr_batch_size}"
+            self.provenance["lr_scaled"] = note
+            if is_main():
+                print(note, flush=True)
+        return scale
+
+    def stop_if_asked(self, step: int, kept: str) -> None:
+        """Raise `Preempted`, saying what is `kept`, where any rank was asked to stop; 0 asks at once."""
+        if self.preemption.asked(step):
+            raise Preempted(f"asked to stop; {kept}")
+
+
+def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting) -> Features:
+    """Pooled features of the centre crops, from the disk where they lie there, else shared by all ranks and kept.
+
+    Pictures that can't be decoded are left out (or stop the run).
+    """
+    about = {
+        "checkpoint_sha256": setting.checkpoint_sha256,
+        "data_manifest_sha256": pictures.sha256(),
+        "pixels": dataclasses.asdict(pixels),
+        "normalize": [list(setting.normalize.mean), list(setting.normalize.std)],
+        "precision": setting.precision,
+    }
+    found = setting.store.find(about)
+    if found is None:
+        bad: list[str] = []
+        found = setting.store.write(about, _rows(trunk, pictures, pixels, setting, bad), bad)
+    setting.on_bad(found.bad)
+    return found
 
 
 @torch.no_grad()
-def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Pooled features `(n, num_features)` fp32 of the centre crops, and the index `(n,)` of each row's picture.
-
-    Rows follow the pictures' order; pictures that can't be decoded are left out (or stop the run).
-    """
+def _rows(
+    trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting, bad: list[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's consecutive share: indices among all pictures, and features. Bad ones are added to `bad`."""
     trunk.eval()
-    batches = centre_batches(
+    start, end = (len(pictures) * number // world_size() for number in (rank(), rank() + 1))
+
+    def note(names: list[str]) -> None:
+        setting.on_bad(names)
+        bad.extend(names)
+
+    share = pictures.taken(range(start, end))
+    for number, (index, images) in enumerate(_centres(share, pixels, setting, note), start=1):
+        with autocast(setting.precision):
+            rows = trunk(images)
+        yield index + start, rows
+        if world_size() == 1:  # shares have unequal numbers of batches: ranks ask each other afterwards
+            setting.stop_if_asked(number, "features are worked out anew")
+    setting.stop_if_asked(0, "features are worked out anew")
+
+
+def _centres(pictures: Pictures, pixels: Pixels, setting: Setting, on_bad: Bad) -> Iterator[tuple[Tensor, Tensor]]:
+    return centre_batches(
         pictures,
         pixels.resize_px,
         pixels.crop_px,
@@ -55,10 +141,123 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
         batch_size=FEATURE_BATCH,
         num_workers=setting.num_workers,
         device=device(),
+        on_bad=on_bad,
+    )
+
+
+class _Scores:
+    """Accuracies of the last epoch, and of the best by top-1 on the validation set."""
+
+    def __init__(self) -> None:
+        self.last = dict.fromkeys(SCORES, 0.0)
+        self.best = dict(self.last)
+
+    def take(self, scores: dict[str, float]) -> None:
+        self.last = scores
+        self.best = max(self.best, scores, key=lambda each: each["top1"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self.best = state["last"], state["best"]
+
+
+def train_classifier(
+    net: nn.Module,
+    kept: Mapping[str, Part],
+    optimizer: torch.optim.Optimizer,
+    learning_rates: Callable[[int], list[float]],
+    train: Pictures,
+    val: Pictures,
+    *,
+    epochs: int,
+    batch_size: int,
+    pixels: Pixels,
+    setting: Setting,
+) -> dict[str, float]:
+    """Train `net` (images to logits) on random crops and flips, judge it on centre crops after every epoch.
+
+    `learning_rates(epoch)` has one for each of the optimiser's groups; `kept` are the parts of `net` that training
+    changes. BatchNorm that trains is synced over ranks. Goes on from the run's last checkpoint.
+    Returns `top1` and `top5` of the last epoch in percent, and as `top1_best` and `top5_best` those of the epoch with
+    the best top-1 on the validation set, which is what the released code reports.
+    """
+    scores, scaler = _Scores(), loss_scaler(setting.precision)
+    checkpoints = Checkpoints(
+        setting.checkpoint,
+        {**kept, "optimizer": optimizer, "scaler": scaler, "scores": scores},
+        setting.save_every_seconds,
+        setting.agree_every_steps,
+    )
+    first_step = checkpoints.resume()
+    sampler = StepSampler(len(train), batch_size, epochs, setting.seed, first_step, rank(), world_size())
+    setting.forget_after(first_step // sampler.steps_per_epoch)
+    num_steps = epochs * sampler.steps_per_epoch
+    views = [View(1, pixels.crop_px, CROP_AREA)]
+    batches = crop_batches(
+        train,
+        views,
+        FLIP_ONLY,
+        setting.normalize,
+        sampler,
+        num_workers=setting.num_workers,
+        device=device(),
         on_bad=setting.on_bad,
     )
-    rows, indices = [], []
-    for index, images in batches:
-        rows.append(trunk(images).float())
-        indices.append(index)
-    return torch.cat(rows), torch.cat(indices).to(device())
+    trained = shared(net, world_size())
+    trained.train()
+    for step, ((images,), labels) in enumerate(batches, start=first_step):
+        for group, lr in zip(optimizer.param_groups, learning_rates(step // sampler.steps_per_epoch), strict=True):
+            group["lr"] = lr
+        with autocast(setting.precision):
+            loss = F.cross_entropy(trained(images), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        done = step + 1
+        if done % sampler.steps_per_epoch == 0:
+            epoch, mean_loss = done // sampler.steps_per_epoch, all_reduce_mean(loss.detach().clone()).item()
+            if not math.isfinite(mean_loss):
+                raise TrainingFailed(f"the classifier's loss is {mean_loss} after epoch {epoch}: lower protocol.lr")
+            scores.take(accuracy(net, val, pixels, setting))
+            trained.train()
+            setting.tell(epoch, epochs, loss=mean_loss, **scores.last)
+            if done < num_steps:
+                checkpoints.save(done)
+        if done < num_steps and setting.preemption.asked(done if done % sampler.steps_per_epoch else 0):
+            checkpoints.save(done)
+            checkpoints.wait()
+            barrier()  # a rank that ends takes the others with it: not before the save is whole
+            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        checkpoints.save_if_due(done)
+    checkpoints.finish(num_steps)
+    return scores.last | {f"{name}_best": value for name, value in scores.best.items()}
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, val: Pictures, pixels: Pixels, setting: Setting) -> dict[str, float]:
+    """Top-1 and top-5 in percent on centre crops, which the ranks share. A collective; leaves `net` in eval mode."""
+    net.eval()
+    share = val.taken(range(rank(), len(val), world_size()))
+    labels = torch.tensor(share.labels, device=device())
+    counts = torch.zeros(3, device=device())
+    for index, images in _centres(share, pixels, setting, setting.on_bad):
+        with autocast(setting.precision):
+            logits = net(images)
+        counts[:2] += top_hits(logits, labels[index.to(device())])
+        counts[2] += len(index)
+    all_reduce_sum(counts)
+    total = int(counts[2].item())
+    if not total:
+        raise UserError(f"none of the {len(val)} pictures of {setting.root / setting.dataset.val} can be decoded")
+    setting.counts["num_test_images"] = total
+    return dict(zip(SCORES, (counts[:2] / total * 100).tolist(), strict=True))
+
+
+def top_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels `(n,)` are the first, and among the first five, of `logits (n, classes)`: `(2,)`."""
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    found = first == labels.unsqueeze(1)
+    return torch.stack([found[:, 0].sum(), found.sum()]).float()

@@ -4,13 +4,16 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
+from sklearn.utils.parallel import Parallel, delayed
 
 from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
 from reproduce.data.voc import CLASSES, read_split
+from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
 from reproduce.errors import UserError
 
 LENGTH_FLOOR = 1e-5
@@ -32,33 +35,51 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
 
     Training: difficult objects count as absent. Test: a class is not judged on pictures where it is only difficult.
     Classes without enough training pictures for the folds, or without a test picture, are left out and counted; on the
-    full VOC07 there is none.
+    full VOC07 there is none. The classes are shared by the ranks, and on each by `cluster.num_threads` processes.
     """
     splits = []
     for split in (setting.dataset.train, setting.dataset.val):
         pictures, labels = read_split(setting.root, split)
         setting.provenance.setdefault("data_manifest_sha256", pictures.sha256())
-        rows, indices = features(trunk, pictures, protocol.pixels, setting)
-        rows_np = rows.cpu().numpy()
-        lengths = np.linalg.norm(rows_np, axis=1, keepdims=True) + LENGTH_FLOOR
-        splits.append((rows_np / lengths, np.array(labels)[indices.cpu().numpy()]))
+        found = features(trunk, pictures, protocol.pixels, setting)
+        lengths = np.linalg.norm(found.rows, axis=1, keepdims=True) + LENGTH_FLOOR
+        splits.append((np.asarray(found.rows / lengths), np.array(labels)[found.indices]))
     (train, train_labels), (test, test_labels) = splits
     setting.counts["num_test_images"] = len(test)
 
-    precisions = {}
-    for number, name in enumerate(CLASSES):
-        present, judged = train_labels[:, number] == 1, test_labels[:, number] != 0
-        truth = test_labels[judged, number] == 1
-        if present.sum() < protocol.num_folds or not truth.any():
-            continue
-        cost = best_cost(train, present, protocol.costs, protocol.num_folds)
-        scores = fit(train, present, cost).decision_function(test[judged])
-        precisions[name] = average_precision(truth, scores) * 100
-        setting.tell(number + 1, len(CLASSES), ap=precisions[name], cost=cost)
-    if not precisions:
+    setting.forget_after(0)
+    judged = [
+        number
+        for number in range(len(CLASSES))
+        if (train_labels[:, number] == 1).sum() >= protocol.num_folds and (test_labels[:, number] == 1).any()
+    ]
+    if not judged:
         raise UserError(f"no class of {setting.root} has {protocol.num_folds} training pictures and a test picture")
-    setting.counts["num_classes_judged"] = len(precisions)
-    return {"map": float(np.mean(list(precisions.values())))}
+    mine = judged[rank() :: world_size()]
+    # Processes, not threads: LIBLINEAR draws from one random generator per process.
+    results = Parallel(n_jobs=setting.num_threads, return_as="generator")(
+        delayed(judge)(train, train_labels[:, number], test, test_labels[:, number], protocol) for number in mine
+    )
+    precisions = torch.zeros(len(CLASSES), dtype=torch.float64, device=device())
+    for number, (precision, cost) in zip(mine, results, strict=True):
+        precisions[number] = precision
+        setting.tell(number + 1, len(CLASSES), ap=precision, cost=cost)
+    all_reduce_sum(precisions)
+    setting.counts["num_classes_judged"] = len(judged)
+    return {"map": float(np.mean(precisions[judged].tolist()))}
+
+
+def judge(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, protocol: Protocol
+) -> tuple[float, float]:
+    """Average precision of one class on the test split in percent, and the cost that the folds chose.
+
+    Rows `(n, d)`; labels `(n,)` of the class: 1 present, 0 only as difficult, -1 absent.
+    """
+    present, counts = train_labels == 1, test_labels != 0
+    cost = best_cost(train, present, protocol.costs, protocol.num_folds)
+    scores = fit(train, present, cost).decision_function(test[counts])
+    return average_precision(test_labels[counts] == 1, scores) * 100, cost
 
 
 def fit(rows: np.ndarray, present: np.ndarray, cost: float) -> LinearSVC:

@@ -1,4 +1,7 @@
-"""One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data=DIR`."""
+"""One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data=DIR`.
+
+On several GPUs: `python -m reproduce.engine.launch --processes 8 reproduce.evaluate eval=linear_imagenet ...`.
+"""
 
 import hashlib
 import importlib
@@ -11,32 +14,46 @@ from omegaconf import DictConfig
 from evals.setting import Setting
 from models.weights import load_trunk
 from reproduce.config import Dataset, Normalize, compose, typed
-from reproduce.engine.distributed import device, process_group
+from reproduce.engine.distributed import device, is_main, process_group
+from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
+from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.run import Run, running
-from reproduce.errors import exit_status
+from reproduce.errors import REQUEUE, exit_status
 
 
-def evaluate(cfg: DictConfig, run: Run) -> dict[str, float]:
+def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
     """Load the checkpoint's trunk and measure it by the protocol's file in `evals/`."""
+    autocast(cfg.precision)  # refuses one that there is not, before any data is read
     module = importlib.import_module(f"evals.{cfg.protocol.name}")
     protocol = typed(cfg.protocol, module.Protocol, "protocol")
+    root, path = run.dataset_root, checkpoint_path(cfg)
+    trunk = load_trunk(path).to(device()).to(memory_format=torch.channels_last)
+    with open(path, "rb") as file:
+        run.provenance["checkpoint_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     setting = Setting(
-        root=run.dataset_root,
+        root=root,
         dataset=typed(cfg.dataset, Dataset, "dataset"),
         normalize=typed(cfg.normalize, Normalize, "normalize"),
         seed=cfg.seed,
+        precision=cfg.precision,
         num_workers=cfg.cluster.num_workers,
+        num_threads=cfg.cluster.num_threads,
         on_bad=run.skip_or_stop,
         tell=run.tell,
+        forget_after=run.forget_after,
         counts=run.counts,
         provenance=run.provenance,
+        checkpoint_sha256=run.provenance["checkpoint_sha256"],
+        lr_batch_size=cfg.scale.linear.batch_size,
+        store=FeatureStore(run.folder.parent / ".features", run.run_id),
+        checkpoint=run.checkpoint,
+        save_every_seconds=cfg.logging.checkpoint_every_seconds,
+        agree_every_steps=cfg.logging.every_steps,
+        preemption=preemption,
     )
-    path = checkpoint_path(cfg)
-    trunk = load_trunk(path).to(device()).to(memory_format=torch.channels_last)
-    run.provenance["checkpoint_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    with autocast(cfg.precision):
-        return module.evaluate(trunk, protocol, setting)
+    metrics: dict[str, float] = module.evaluate(trunk, protocol, setting)
+    return metrics
 
 
 def checkpoint_path(cfg: DictConfig) -> Path:
@@ -52,13 +69,21 @@ def is_file(cfg: DictConfig) -> bool:
 
 
 def main() -> int:
-    """Entry point: overrides on the command line, `result.json` in the run's folder."""
+    """Entry point: overrides on the command line, `result.json` in the run's folder.
+
+    Ends with status 75 where it was preempted: the same command goes on.
+    """
     cfg = compose("evaluate", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group(), running(cfg) as run:
-        run.forget_after(0)
-        parent = [] if is_file(cfg) else [cfg.checkpoint]
-        run.finish(evaluate(cfg, run), parent)
+    with process_group():
+        try:
+            with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
+                parent = [] if is_file(cfg) else [cfg.checkpoint]
+                run.finish(evaluate(cfg, run, preemption), parent)
+        except Preempted as stop:
+            if is_main():
+                print(stop, file=sys.stderr)
+            return REQUEUE
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def taken(self, indices: Sequence[int]) -> "Pictures":
+        """Only these, in this order; the classes stay."""
+        return Pictures([self.paths[i] for i in indices], [self.labels[i] for i in indices], self.classes)
 
     def sha256(self) -> str:
         """Hash of the files' names below their folders and of their labels: which pictures these are, wherever."""

@@ -11,22 +11,32 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evals.knn import vote
-from evals.linear import Protocol, learning_rate, top_hits
-from evals.setting import Pixels
+from evals import knn
+from evals.knn import neighbors, vote
+from evals.linear import Protocol, learning_rate
+from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
 
 
-def test_knn_votes_equal_brute_force() -> None:
+@pytest.mark.parametrize("block", [1, 7, 60, 1000])
+def test_knn_votes_equal_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks the bank comes in, whatever lengths its rows have."""
+    monkeypatch.setattr(knn, "BANK_BLOCK", block)
     torch.manual_seed(0)
-    queries, bank = F.normalize(torch.randn(300, 5), dim=1), F.normalize(torch.randn(60, 5), dim=1)
+    queries, bank = F.normalize(torch.randn(300, 5), dim=1), 3 * torch.randn(60, 5).numpy()
     labels = torch.randint(0, 4, (60,))
-    ours = vote(queries, bank, labels, [3, 20, 200], 0.07)
-    for row, k in enumerate((3, 20, 200)):
-        for query, got in zip(queries.numpy(), ours[row].tolist(), strict=True):
-            similarity = bank.numpy() @ query
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    found, rows = neighbors(queries, bank, 200)
+    assert found.shape == rows.shape == (300, 60)
+    ours = vote(found, labels[rows], [3, 20, 200], 0.07)
+    for number, query in enumerate(queries.numpy()):
+        similarity = unit @ query
+        order = np.argsort(-similarity)
+        assert rows[number].tolist() == order.tolist()
+        assert found[number].numpy() == pytest.approx(similarity[order], abs=1e-6)  # fp32, another order of sums
+        for k, got in zip((3, 20, 200), ours[:, number].tolist(), strict=True):
             weights = np.zeros(4)
-            for neighbour in np.argsort(-similarity)[:k]:
+            for neighbour in order[:k]:
                 weights[labels[neighbour]] += np.exp(similarity[neighbour] / 0.07)
             assert got == weights.argmax()
 

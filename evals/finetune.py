@@ -1,0 +1,143 @@
+"""The whole network finetuned on few labels: 1% and 10% of ImageNet (A.4), 13 and 128 pictures a class (B.5)."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from evals.setting import Pixels, Setting, train_classifier
+from models.resnet import ResNet
+from reproduce.data.pictures import Pictures, read_splits
+from reproduce.engine.distributed import device
+from reproduce.engine.schedule import steps_per_epoch
+from reproduce.errors import UserError
+
+IMAGENET_CLASS = re.compile(r"n\d{8}")
+NUM_IMAGENET_CLASSES = 1000
+DRAW_SEED = 0
+"""Of drawn subsets: one draw for all runs, as a published list is one for all."""
+FEWEST_PER_CLASS = 13
+"""A share of a smaller set is no less than what 1% of ImageNet is, where a class has as many."""
+
+
+@dataclass
+class Subset:
+    """Which of the training pictures have labels: a share of every class, or so many pictures of every class.
+
+    On ImageNet a share is the published list `file` (names, one a line), which lies in the set's own folder.
+    """
+
+    share: float | None = None
+    file: str | None = None
+    sha256: str | None = None
+    images_per_class: int | None = None
+
+
+@dataclass
+class Protocol:
+    """conf/eval/semisup_*.yaml and lowshot_*.yaml. `milestones` are shares of the epochs.
+
+    The learning rates are for the batch that the scale gives; another `batch_size` scales them in proportion.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    lr_trunk: float
+    lr_head: float
+    lr_factor: float
+    milestones: list[float]
+    momentum: float
+    weight_decay: float
+    subset: Subset
+    pixels: Pixels
+
+
+def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+    """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`.
+
+    Trunk and head train at learning rates of their own, BatchNorm on the batch's statistics over all ranks.
+    """
+    everything, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
+    train = labelled(everything, protocol.subset, setting.root)
+    setting.provenance["data_manifest_sha256"] = train.sha256()
+    setting.counts["num_train_images"] = len(train)
+    torch.manual_seed(setting.seed)
+    net = nn.Sequential(trunk, nn.Linear(trunk.num_features, len(train.classes)).to(device()))
+    groups = [{"params": list(part.parameters())} for part in net]
+    optimizer = torch.optim.SGD(
+        groups, protocol.lr_head, momentum=protocol.momentum, weight_decay=protocol.weight_decay
+    )
+    scale = setting.lr_scale(protocol.batch_size)
+    return train_classifier(
+        net,
+        {"model": net},
+        optimizer,
+        lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
+        train,
+        val,
+        epochs=protocol.epochs,
+        batch_size=protocol.batch_size,
+        pixels=protocol.pixels,
+        setting=setting,
+    )
+
+
+def learning_rates(protocol: Protocol, epoch: int) -> tuple[float, float]:
+    """The epoch's learning rates of trunk and head, for the batch of the scale."""
+    trunk, head = (
+        steps_per_epoch(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)
+        for lr in (protocol.lr_trunk, protocol.lr_head)
+    )
+    return trunk, head
+
+
+def labelled(pictures: Pictures, subset: Subset, root: Path) -> Pictures:
+    """The pictures of a subset, in their order; ImageNet's from its list, others by one seeded draw for each class.
+
+    Raises `UserError` where the list is not there, is another, or names what is not there, and where a class is too
+    small.
+    """
+    imagenet = len(pictures.classes) == NUM_IMAGENET_CLASSES and all(map(IMAGENET_CLASS.fullmatch, pictures.classes))
+    if subset.file and imagenet:
+        return _listed(pictures, root / subset.file, subset.sha256)
+    if subset.share is not None:
+        wanted = max(round(subset.share * len(pictures) / len(pictures.classes)), FEWEST_PER_CLASS)
+        fewest = 1
+    else:
+        assert subset.images_per_class is not None
+        wanted = fewest = subset.images_per_class
+    labels = np.array(pictures.labels)
+    rng = np.random.default_rng(DRAW_SEED)
+    chosen: list[int] = []
+    for number, name in enumerate(pictures.classes):
+        of_class = np.flatnonzero(labels == number)
+        if len(of_class) < fewest:
+            raise UserError(
+                f"class {name} of {root} has {len(of_class)} training pictures, and this protocol takes {fewest} of "
+                "each class: give more, or lower protocol.subset.images_per_class"
+            )
+        chosen += sorted(rng.permutation(of_class)[:wanted].tolist())
+    return pictures.taken(chosen)
+
+
+def _listed(pictures: Pictures, path: Path, sha256: str | None) -> Pictures:
+    where = f"SimCLR's list {path.name} (github.com/google-research/simclr, imagenet_subsets)"
+    if not path.is_file():
+        raise UserError(f"list {path} is not there: put {where} at that place")
+    content = path.read_bytes()
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(f"list {path} is not the one that the paper used (another SHA-256): put {where} in its place")
+    at = {picture.rsplit("/", 1)[-1]: index for index, picture in enumerate(pictures.paths)}
+    names = content.decode().split()
+    gone = [name for name in names if name not in at]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of the {len(names)} pictures that {path} names are not among the training pictures of "
+            f"{path.parent}, e.g. {gone[0]}: restore them from ImageNet's archive"
+        )
+    return pictures.taken(sorted(at[name] for name in names))
