@@ -9,7 +9,7 @@ SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of 
 CLUSTER ?=#          where runs go (default local)
 FROM ?=#             what to start from (default scratch)
 CORES ?=#            number of cores to use (default all)
-CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, or a file
+CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 
@@ -52,6 +52,9 @@ evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate
 	$(REPRODUCE) evaluate $(PICTURES) $(call option,--cluster,$(CLUSTER)) $(call option,--checkpoint,$(CHECKPOINT)) -- \
 		$(call quoted,$*) $(OVERRIDES)
 
+fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
+	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
+
 record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
 	$(REPRODUCE) record $(PICTURES) $(RUNS)
 
@@ -88,5 +91,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke fetch record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:
