@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from reproduce.errors import UserError, exit_status, nearest
+from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
 from reproduce.harness import plan as planning
 from reproduce.harness import results, tables
 from reproduce.harness.plan import Plan, Request
@@ -128,6 +128,15 @@ def _fetch(options: argparse.Namespace) -> int:
     if problems:
         raise UserError(f"{len(problems)} of {len(options.names)} checkpoints are not here; the lines above say why")
     return 0
+
+
+def _data_verify(options: argparse.Namespace) -> int:
+    from reproduce import config
+    from reproduce.data import verify
+
+    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
+    return 0 if fine else REQUEST_IS_WRONG
 
 
 def _list(_options: argparse.Namespace) -> int:
@@ -324,6 +333,14 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help=text, description=text)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/released.yaml")
     fetch.set_defaults(command=_fetch)
+
+    text = "say what of the data sets is missing, surplus or broken; exit status 0 where all is fine, 2 where not"
+    verify = commands.add_parser("data-verify", help=text, description=text)
+    verify.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
+    verify.add_argument("--data", metavar="DIR", required=True, help="folder with the pictures")
+    verify.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
+    verify.add_argument("--decode", choices=("sample", "all"), default="sample", help="which pictures to decode")
+    verify.set_defaults(command=_data_verify)
 
     text = "name the tables, experiments and evaluations"
     commands.add_parser("list", help=text, description=text).set_defaults(command=_list)
