@@ -7,9 +7,11 @@ DATA ?=#             folder with your pictures; scale smoke makes its own
 DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
 SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
 CLUSTER ?=#          where runs go (default local)
+SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
+DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             what to start from (default scratch)
 CORES ?=#            number of cores to use (default all)
-CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, or a file
+CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 
@@ -52,6 +54,13 @@ evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate
 	$(REPRODUCE) evaluate $(PICTURES) $(call option,--cluster,$(CLUSTER)) $(call option,--checkpoint,$(CHECKPOINT)) -- \
 		$(call quoted,$*) $(OVERRIDES)
 
+data-verify: setup ## say what of the pictures in DATA is missing, surplus or broken
+	$(REPRODUCE) data-verify $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
+		$(call option,--decode,$(DECODE)) $(SETS)
+
+fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
+	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
+
 record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
 	$(REPRODUCE) record $(PICTURES) $(RUNS)
 
@@ -88,5 +97,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-verify fetch record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:

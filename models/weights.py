@@ -1,25 +1,53 @@
 """From a checkpoint, ours or a released one, to a trunk."""
 
-from collections.abc import Mapping
+import argparse
+import codecs
+import pickle
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
 
+from models import tensor_bundle
+from models.released import LAYOUTS, SamePool, simclr_tensorflow
 from models.resnet import ResNet
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
+NUMPY_SCALAR: Callable[..., Any] = np.float64().__reduce__()[0]  # type: ignore[assignment]
+PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    codecs.encode,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+]
+"""What training scripts put beside the tensors, options and measured numbers: data, which runs nothing when read."""
 
-def load_trunk(path: Path) -> ResNet:
+
+def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     """The trunk of a checkpoint, at the width that its tensors have, in evaluation mode.
 
-    Takes ours and the released files: wrapped in "model" or "state_dict" or not, names with `module.` or not.
-    Raises `UserError` listing what is missing where a weight or running statistic of the trunk is not there: a trunk
-    that loads nothing evaluates quietly to 10%. The head and prototypes are left out.
+    `layout` is a name in `models.released.LAYOUTS`; without one, that which finds a trunk in the file. Raises
+    `UserError` listing what is missing where a weight or running statistic of the trunk is not there: a trunk that
+    loads nothing evaluates quietly to 10%. The head and prototypes are left out.
     """
-    weights = _plain(checkpoint.load(path))
-    if "conv1.weight" not in weights:
-        raise UserError(f"checkpoint {path} holds no trunk: there is no 'conv1.weight' among {_few(weights)}")
+    content = _read(path)
+    names = [layout] if layout else list(LAYOUTS)
+    found = {name: LAYOUTS[name](content) for name in names}
+    layout = next((name for name in names if "conv1.weight" in found[name]), None)
+    if layout is None:
+        raise UserError(
+            f"checkpoint {path} holds no trunk: there is no 'conv1.weight' in the layout of {' or '.join(names)} among "
+            f"{_few(content)}"
+        )
+    weights = found[layout]
     trunk = ResNet(width=weights["conv1.weight"].shape[0] / 64)
     own = trunk.state_dict()
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
@@ -31,16 +59,34 @@ def load_trunk(path: Path) -> ResNet:
             f"{_few(missing)}"
         )
     trunk.load_state_dict(fitting, strict=False)
+    if LAYOUTS[layout] is simclr_tensorflow:
+        trunk.maxpool = SamePool(kernel_size=3, stride=2)
     return trunk.eval()
 
 
-def _plain(content: Mapping[str, object]) -> dict[str, Tensor]:
-    """Tensors by their plain names."""
-    for wrapper in ("model", "state_dict"):
-        inner = content.get(wrapper)
-        if isinstance(inner, Mapping):
-            content = inner
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+def _read(path: Path) -> Mapping[str, Any]:
+    """A file's content; nothing in it is run."""
+    if tensor_bundle.is_archive(path):
+        return tensor_bundle.read_archive(path)
+    try:
+        with torch.serialization.safe_globals(PLAIN_VALUES):
+            content = checkpoint.load(path)
+    except UserError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise UserError(
+                f"checkpoint {path} is damaged, or holds more than tensors and plain values: the rest could run code "
+                f"when read, and is refused ({_refused(error.__cause__)})"
+            ) from error
+        raise
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint {path} holds no trunk: it is a {type(content).__name__}, not named tensors")
+    return content
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """What torch refuses, by its name where it says it."""
+    name = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return name[1] if name else str(error).splitlines()[0].rstrip(".")
 
 
 def _few(names: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from reproduce.errors import UserError, exit_status, nearest
+from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
 from reproduce.harness import plan as planning
 from reproduce.harness import results, tables
 from reproduce.harness.plan import Plan, Request
@@ -85,7 +85,8 @@ def _one_run(options: argparse.Namespace) -> int:
     _check_choice(options.group, options.choice)
     kind: planning.Kind = "pretrain" if options.group == "experiment" else "evaluate"
     request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
-    plan = planning.one(request, kind, options.choice, checkpoint, tuple(options.overrides))
+    overrides = (*_pixels_of(checkpoint), *options.overrides)
+    plan = planning.one(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
     if results.read(run) is not None:
         print(f"already done: {run.result}")
@@ -96,6 +97,45 @@ def _one_run(options: argparse.Namespace) -> int:
     if status == 0:
         print(f"result: {run.result}")
     return status
+
+
+def _pixels_of(checkpoint: str) -> tuple[str, ...]:
+    """A released checkpoint brings the normalisation that it was trained with."""
+    from reproduce.data import released
+
+    if not checkpoint.startswith(released.PREFIX):
+        return ()
+    return (f"normalize={released.entry(checkpoint.removeprefix(released.PREFIX)).normalize}",)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from reproduce.data import released
+
+    entries = released.load()
+    if not options.names:
+        for item in entries.values():
+            rows = ", ".join(f"{table} {row}" for table, row in item.fills.items())
+            print(f"{item.name}: {item.status if item.address else 'unavailable'}{f' ({rows})' if rows else ''}")
+        return 0
+    problems = []
+    for item in [released.entry(name.removeprefix(released.PREFIX)) for name in options.names]:
+        try:
+            print(f"{item.name}: {released.fetch(item)}")
+        except UserError as error:
+            problems.append(str(error))
+            print(f"{item.name}: {error}", file=sys.stderr)
+    if problems:
+        raise UserError(f"{len(problems)} of {len(options.names)} checkpoints are not here; the lines above say why")
+    return 0
+
+
+def _data_verify(options: argparse.Namespace) -> int:
+    from reproduce import config
+    from reproduce.data import verify
+
+    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
+    return 0 if fine else REQUEST_IS_WRONG
 
 
 def _list(_options: argparse.Namespace) -> int:
@@ -275,8 +315,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("choice", metavar=group.upper())
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to its config")
         if group == "eval":
-            sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, or a file")
+            sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
         sub.set_defaults(command=_one_run, group=group)
+
+    text = "download released checkpoints, which evaluate takes as released:NAME; without NAME, list them"
+    fetch = commands.add_parser("fetch", help=text, description=text)
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/released.yaml")
+    fetch.set_defaults(command=_fetch)
+
+    text = "say what of the data sets is missing, surplus or broken; exit status 0 where all is fine, 2 where not"
+    verify = commands.add_parser("data-verify", help=text, description=text)
+    verify.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
+    verify.add_argument("--data", metavar="DIR", required=True, help="folder with the pictures")
+    verify.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
+    verify.add_argument("--decode", choices=("sample", "all"), default="sample", help="which pictures to decode")
+    verify.set_defaults(command=_data_verify)
 
     text = "name the tables, experiments and evaluations"
     commands.add_parser("list", help=text, description=text).set_defaults(command=_list)

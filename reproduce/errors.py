@@ -21,6 +21,10 @@ class UserError(Exception):
     """What happened, where, and what to do about it, in one sentence."""
 
 
+class Unavailable(UserError):
+    """Nobody can get it now: an address that is gone, weights that were never published, no network."""
+
+
 class TrainingFailed(Exception):
     """The run can't go on (a loss that is not finite, a collapse): one sentence; `status` goes to failure.json."""
 

@@ -1,5 +1,6 @@
 """One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data=DIR`.
 
+`checkpoint=released:swav_800ep` takes public weights (models/released.yaml), fetched where they aren't there yet.
 On several GPUs: `python -m reproduce.engine.launch --processes 8 reproduce.evaluate eval=linear_imagenet ...`.
 """
 
@@ -9,17 +10,19 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from evals.setting import Setting
+from models.resnet import ResNet
 from models.weights import load_trunk
-from reproduce.config import Dataset, Normalize, compose, typed
+from reproduce.config import CONF, Dataset, Normalize, compose, typed
+from reproduce.data import released
 from reproduce.engine.distributed import device, is_main, process_group
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.run import Run, running
-from reproduce.errors import REQUEUE, exit_status
+from reproduce.errors import REQUEUE, UserError, exit_status
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
@@ -27,8 +30,9 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     autocast(cfg.precision)  # refuses one that there is not, before any data is read
     module = importlib.import_module(f"evals.{cfg.protocol.name}")
     protocol = typed(cfg.protocol, module.Protocol, "protocol")
-    root, path = run.dataset_root, checkpoint_path(cfg)
-    trunk = load_trunk(path).to(device()).to(memory_format=torch.channels_last)
+    root = run.dataset_root
+    path, trunk = checkpoint_trunk(cfg)
+    trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     with open(path, "rb") as file:
         run.provenance["checkpoint_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     setting = Setting(
@@ -56,10 +60,30 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     return metrics
 
 
-def checkpoint_path(cfg: DictConfig) -> Path:
-    """The file that `checkpoint` means: itself, or that of a pretraining of the same scale by its run_id."""
+def checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
+    """The file that `checkpoint` means - an entry of the zoo, a file, or a run of the same scale - and its trunk."""
+    if is_released(cfg):
+        return _released_trunk(cfg)
     given = Path(cfg.checkpoint)
-    return given if is_file(cfg) else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
+    path = given if is_file(cfg) else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
+    return path, load_trunk(path)
+
+
+def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
+    """Refuses pixels that the network was not trained to see, before anything is downloaded."""
+    entry = released.entry(cfg.checkpoint.removeprefix(released.PREFIX))
+    if cfg.normalize != OmegaConf.load(CONF / "normalize" / f"{entry.normalize}.yaml"):
+        raise UserError(f"{cfg.checkpoint} was trained on other pixels: give it normalize={entry.normalize}")
+    path = released.fetch(entry)
+    trunk = load_trunk(path, entry.layout)
+    if trunk.num_features != 2048 * entry.width:
+        raise UserError(f"{path} is {trunk.num_features / 2048:g} times as wide as a ResNet-50, not {entry.width:g}")
+    return path, trunk
+
+
+def is_released(cfg: DictConfig) -> bool:
+    """Whether `checkpoint` names an entry of the checkpoint zoo."""
+    return str(cfg.checkpoint).startswith(released.PREFIX)
 
 
 def is_file(cfg: DictConfig) -> bool:
@@ -78,7 +102,7 @@ def main() -> int:
     with process_group():
         try:
             with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
-                parent = [] if is_file(cfg) else [cfg.checkpoint]
+                parent = [] if is_file(cfg) or is_released(cfg) else [cfg.checkpoint]
                 run.finish(evaluate(cfg, run, preemption), parent)
         except Preempted as stop:
             if is_main():

@@ -22,7 +22,7 @@ from reproduce.engine import provenance
 from reproduce.engine.distributed import barrier, is_main, rank, world_size
 from reproduce.engine.preemption import Preempted
 from reproduce.engine.tracking import NoTracker, Tracker
-from reproduce.errors import Crashed, TrainingFailed, UserError, explained
+from reproduce.errors import Crashed, TrainingFailed, Unavailable, UserError, explained
 from reproduce.files import lock, read_json, write_atomic, write_json
 
 
@@ -218,7 +218,7 @@ def running(cfg: DictConfig) -> Iterator[Run]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, here too, when a worker has died
             cause = _foreseen(error) or error
             if said := explained(cause):
-                run.fail(cause.status if isinstance(cause, TrainingFailed) else "failed", said[1], said[0])
+                run.fail(_status(cause), said[1], said[0])
             elif world_size() == 1:
                 run.fail("failed", 1, f"{type(error).__name__}: {error}")
             elif (folder / "failure.json").exists():
@@ -226,6 +226,12 @@ def running(cfg: DictConfig) -> Iterator[Run]:
             if cause is not error:
                 raise cause from error
             raise
+
+
+def _status(cause: Exception) -> str:
+    if isinstance(cause, TrainingFailed):
+        return cause.status
+    return "unavailable" if isinstance(cause, Unavailable) else "failed"
 
 
 @contextmanager

@@ -1,0 +1,138 @@
+"""TensorFlow's checkpoint files (tensor bundles) without TensorFlow: an index, and shards of raw numbers.
+
+The index is a sorted table (LevelDB's format) from a variable's name to a protocol buffer with its type, shape, and
+place in a shard. Nothing in it is code.
+"""
+
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reproduce.errors import UserError
+
+MAGIC = 0xDB4775248B80FB57
+FOOTER_BYTES = 48
+FLOAT32 = 1
+"""TensorFlow's number for the type; variables of other types (step counters) are passed over."""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive with a tensor bundle inside."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".index") for name in archive.namelist())
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The float32 variables of the one bundle in a zip archive, by name, in their own shapes.
+
+    Read from the archive itself: nothing is unpacked. Raises `UserError` where it is not such an archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (index,) = (name for name in archive.namelist() if name.endswith(".index"))
+            return _read(archive, index)
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, struct.error) as error:
+        raise UserError(f"checkpoint {path} is no whole archive of a TensorFlow checkpoint ({error})") from error
+
+
+def _read(archive: zipfile.ZipFile, index: str) -> dict[str, Tensor]:
+    entries = dict(_table(archive.read(index)))
+    num_shards = _number(_message(entries.pop(b"")), 1)
+    shards = [
+        archive.read(f"{index.removesuffix('.index')}.data-{shard:05d}-of-{num_shards:05d}")
+        for shard in range(num_shards)
+    ]
+    variables = {}
+    for name, value in entries.items():
+        entry = _message(value)
+        if _number(entry, 1) != FLOAT32:
+            continue
+        dimensions = _message(_bytes(entry, 2)).get(2, [])
+        shape = [_number(_message(dimension), 1) for dimension in dimensions if isinstance(dimension, bytes)]
+        start, size = _number(entry, 4), _number(entry, 5)
+        numbers = np.frombuffer(shards[_number(entry, 3)][start : start + size], "<f4")
+        variables[name.decode()] = torch.from_numpy(numbers.reshape(shape).copy())
+    return variables
+
+
+def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of a sorted table: its footer points to an index block, which points to blocks of entries."""
+    footer = content[-FOOTER_BYTES:]
+    if struct.unpack("<Q", footer[-8:])[0] != MAGIC:
+        raise ValueError("the index ends in another magic number")
+    _, at = _handle(footer, 0)  # of the block that says what else there is
+    index, _ = _handle(footer, at)
+    for _, handle in _entries(_block(content, index)):
+        yield from _entries(_block(content, _handle(handle, 0)[0]))
+
+
+def _block(content: bytes, handle: tuple[int, int]) -> bytes:
+    offset, size = handle
+    if content[offset + size] != 0:
+        raise ValueError("the index is compressed, which is not supported")
+    return content[offset : offset + size]
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a block; each key shares its beginning with the one before."""
+    (num_restarts,) = struct.unpack("<I", block[-4:])
+    end, at, key = len(block) - 4 - 4 * num_restarts, 0, b""
+    while at < end:
+        shared, at = _varint(block, at)
+        rest, at = _varint(block, at)
+        length, at = _varint(block, at)
+        key = key[:shared] + block[at : at + rest]
+        at += rest
+        yield key, block[at : at + length]
+        at += length
+
+
+def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
+    """Offset and size of a block, and where the next thing starts."""
+    offset, at = _varint(content, at)
+    size, at = _varint(content, at)
+    return (offset, size), at
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        if byte < 128:
+            return value, at
+
+
+def _message(content: bytes) -> dict[int, list[int | bytes]]:
+    """A protocol buffer's fields by number, undecoded."""
+    fields: dict[int, list[int | bytes]] = {}
+    at = 0
+    while at < len(content):
+        tag, at = _varint(content, at)
+        value: int | bytes
+        if tag & 7 == 0:
+            value, at = _varint(content, at)
+        else:
+            length, at = {1: (8, at), 5: (4, at)}.get(tag & 7) or _varint(content, at)
+            value, at = content[at : at + length], at + length
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _number(fields: dict[int, list[int | bytes]], field: int) -> int:
+    value = fields.get(field, [0])[-1]
+    assert isinstance(value, int)
+    return value
+
+
+def _bytes(fields: dict[int, list[int | bytes]], field: int) -> bytes:
+    value = fields.get(field, [b""])[-1]
+    assert isinstance(value, bytes)
+    return value

@@ -1,0 +1,102 @@
+"""The official data sets: where each comes from, and what it holds when it is whole."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Split:
+    """Number of pictures, and where all classes have equally many, of each class."""
+
+    pictures: int
+    per_class: int | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that the publisher offers, its address where anybody may download it, and its published MD5."""
+
+    name: str
+    address: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True)
+class Official:
+    """One data set, as its authors count it."""
+
+    source: str
+    home: str
+    classes: int
+    splits: dict[str, Split]
+    archives: tuple[Archive, ...] = field(default=())
+
+
+VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
+INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018"
+
+OFFICIAL = {
+    item.source: item
+    for item in (
+        Official(
+            "ILSVRC2012",
+            "image-net.org, after registration",
+            1000,
+            {"train": Split(1_281_167), "val": Split(50_000, per_class=50)},
+            (
+                Archive("ILSVRC2012_img_train.tar", md5="1d675b47d978889d74fa0da5fadfb00e"),
+                Archive("ILSVRC2012_img_val.tar", md5="29b22e2961454d5413ddabcf34fc5622"),
+                Archive("ILSVRC2012_devkit_t12.tar.gz", md5="fa75699e90414af021442c21a62c3abf"),
+            ),
+        ),
+        Official(
+            "Places205",
+            "places.csail.mit.edu, after registration",
+            205,
+            {"train": Split(2_448_873), "val": Split(20_500, per_class=100)},
+            (Archive("imagesPlaces205_resize.tar.gz"), Archive("trainvalsplit_places205.tar.gz")),
+        ),
+        Official(
+            "iNaturalist2018",
+            "github.com/visipedia/inat_comp",
+            8142,
+            {"train": Split(437_513), "val": Split(24_426, per_class=3)},
+            (
+                Archive("train_val2018.tar.gz", f"{INAT}/train_val2018.tar.gz", "b1c6952ce38f31868cc50ea72d066cc3"),
+                Archive("train2018.json.tar.gz", f"{INAT}/train2018.json.tar.gz", "bfa29d89d629cbf04d826a720c0a68b0"),
+                Archive("val2018.json.tar.gz", f"{INAT}/val2018.json.tar.gz", "f2ed8bfe3e9901cdefceb4e53cd3775d"),
+            ),
+        ),
+        Official(
+            "VOC2007",
+            "host.robots.ox.ac.uk/pascal/VOC",
+            20,
+            {"trainval": Split(5011), "test": Split(4952)},
+            (
+                Archive(
+                    "VOCtrainval_06-Nov-2007.tar",
+                    f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar",
+                    "c52e279531787c972589f7e41ab4ae64",
+                ),
+                Archive(
+                    "VOCtest_06-Nov-2007.tar",
+                    f"{VOC}/voc2007/VOCtest_06-Nov-2007.tar",
+                    "b6e924de25625d8de591ea690078ad9f",
+                ),
+            ),
+        ),
+        Official(
+            "VOC2012",
+            "host.robots.ox.ac.uk/pascal/VOC",
+            20,
+            {"trainval": Split(11_540)},
+            (
+                Archive(
+                    "VOCtrainval_11-May-2012.tar",
+                    f"{VOC}/voc2012/VOCtrainval_11-May-2012.tar",
+                    "6cd6e144f989b92b3379bac3b3de84fd",
+                ),
+            ),
+        ),
+        Official("COCO2017", "cocodataset.org", 80, {"train2017": Split(118_287), "val2017": Split(5_000)}),
+    )
+}

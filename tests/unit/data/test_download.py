@@ -1,0 +1,236 @@
+"""Downloads from a server in this process, and the checkpoint zoo on top of them."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reproduce.config import CONF
+from reproduce.data import download as downloads
+from reproduce.data import released
+from reproduce.data.download import Digest, DigestMismatch, download
+from reproduce.errors import Unavailable, UserError
+
+CONTENT = bytes(range(256)) * 40
+
+
+@dataclass
+class Server:
+    """What is served, what goes wrong, and what was asked."""
+
+    address: str
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    answers: list[Any] = field(default_factory=list)
+    """For the next requests: a status, "cut" after half, or an address to go to; then everything goes well."""
+    asked: list[Message] = field(default_factory=list)
+
+    def url(self, name: str = "weights.pth.tar") -> str:
+        return f"{self.address}/{name}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.asked.append(self.headers)
+            answer = served.answers.pop(0) if served.answers else None
+            if isinstance(answer, int):
+                return self.send_error(answer)
+            if isinstance(answer, str) and answer != "cut":
+                self.send_response(302)
+                self.send_header("Location", answer)
+                return self.end_headers()
+            start = 0
+            if "Range" in self.headers and self.headers["If-Range"] == served.etag:
+                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if start else 200)
+            if served.etag:
+                self.send_header("ETag", served.etag)
+            rest = served.content[start:]
+            self.send_header("Content-Length", str(len(rest)))
+            self.end_headers()
+            self.wfile.write(rest[: len(rest) // 2] if answer == "cut" else rest)
+            return None
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = Server(f"http://127.0.0.1:{http_server.server_port}")
+    thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
+    thread.start()
+    yield served
+    http_server.shutdown()
+    thread.join()
+    http_server.server_close()
+
+
+def fetch(server: Server, target: Path, *digests: Digest) -> tuple[Path, list[float]]:
+    """The file, and how long each wait before another try would have been."""
+    waits: list[float] = []
+    return download(server.url(), target, digests, lambda _: None, waits.append), waits
+
+
+def test_arrives_whole_and_only_once(server: Server, tmp_path: Path) -> None:
+    digest = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
+    path, waits = fetch(server, tmp_path / "w", digest)
+    assert path.read_bytes() == CONTENT
+    assert waits == []
+    fetch(server, tmp_path / "w", digest)
+    assert len(server.asked) == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {"w", "w.lock"}
+
+
+def test_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path) -> None:
+    server.answers = ["cut", 503]
+    path, waits = fetch(server, tmp_path / "w")
+    assert path.read_bytes() == CONTENT
+    assert [asked["Range"] for asked in server.asked] == [
+        None,
+        f"bytes={len(CONTENT) // 2}-",
+        f"bytes={len(CONTENT) // 2}-",
+    ]
+    assert waits == [1, 2]
+
+
+def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old(server: Server, tmp_path: Path) -> None:
+    server.answers = ["cut", 404]
+    with pytest.raises(Unavailable):
+        fetch(server, tmp_path / "w")
+    server.content, server.etag = CONTENT[::-1], '"two"'
+    path, _ = fetch(server, tmp_path / "w")
+    assert server.asked[-1]["If-Range"] == '"one"'
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_way_to_know_the_file_again_it_starts_anew(server: Server, tmp_path: Path) -> None:
+    server.answers, server.etag = ["cut"], None
+    path, _ = fetch(server, tmp_path / "w")
+    assert path.read_bytes() == CONTENT
+    assert server.asked[-1]["Range"] is None
+
+
+def test_an_address_that_is_gone_is_unavailable_at_once(server: Server, tmp_path: Path) -> None:
+    server.answers = [404]
+    with pytest.raises(
+        Unavailable, match=r"^unavailable: http://127.* answers 404 \(Not Found\); the publisher has moved"
+    ):
+        fetch(server, tmp_path / "w")
+    assert len(server.asked) == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_no_network_is_unavailable_after_some_tries(tmp_path: Path) -> None:
+    waits: list[float] = []
+    with pytest.raises(Unavailable, match=r"can't be reached \(.*refused.*in 5 tries; check the network"):
+        download("http://127.0.0.1:9/w", tmp_path / "w", (), lambda _: None, waits.append)
+    assert waits == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("digest", [Digest("md5", "00000000"), Digest("sha256", "f" * 64)])
+def test_another_content_is_refused_and_not_kept(server: Server, tmp_path: Path, digest: Digest) -> None:
+    with pytest.raises(DigestMismatch, match=f"has the {digest.algorithm} .*, not {digest.digits}: it is damaged"):
+        fetch(server, tmp_path / "w", digest)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"w.lock"}
+
+
+@pytest.mark.parametrize("address", ["http://example.org/w", "ftp://example.org/w", "file:///etc/passwd"])
+def test_only_https_is_asked(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not an https address"):
+        download(address, tmp_path / "w")
+
+
+@pytest.mark.parametrize("address", ["http://example.org/w", "ftp://example.org/w", "file:///etc/passwd"])
+def test_a_redirection_does_not_lead_elsewhere(address: str, server: Server, tmp_path: Path) -> None:
+    server.answers = [address]
+    with pytest.raises(UserError, match=r"is not an https address|is not allowed"):
+        fetch(server, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+class TestZoo:
+    @pytest.fixture
+    def item(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> released.Released:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return replace(released.entry("swav_800ep"), address=server.url())
+
+    def test_the_first_download_records_the_sum_and_the_next_is_held_to_it(
+        self, item: released.Released, server: Server
+    ) -> None:
+        said: list[str] = []
+        path = released.fetch(item, said.append)
+        digest = hashlib.sha256(CONTENT).hexdigest()
+        assert (
+            said[-1]
+            == f"swav_800ep has the sha256 {digest}; put it into models/released.yaml to hold every machine to it"
+        )
+        assert path.name == "swav_800ep-weights.pth.tar"
+        said.clear()
+        assert released.fetch(item, said.append) == path
+        assert said == []
+        path.unlink()
+        server.content = b"other weights"
+        with pytest.raises(DigestMismatch, match="its publisher has put another file in its place"):
+            released.fetch(item, said.append)
+
+    def test_a_file_that_was_damaged_in_the_cache_is_noticed(self, item: released.Released) -> None:
+        path = released.fetch(item)
+        path.write_bytes(b"damaged")
+        with pytest.raises(DigestMismatch, match=f"delete {path} to download it anew"):
+            released.fetch(item)
+
+    def test_the_publishers_digits_are_enforced(self, item: released.Released) -> None:
+        published = {"md5": hashlib.md5(CONTENT).hexdigest()[:8]}
+        released.fetch(replace(item, name="other", published=published))
+        with pytest.raises(DigestMismatch, match="has the md5"):
+            released.fetch(replace(item, published={"md5": "b251726a"}))
+
+    def test_weights_that_nobody_published_are_unavailable(self) -> None:
+        with pytest.raises(Unavailable, match=r"^unavailable: released:bownet can't be downloaded: no public weights"):
+            released.fetch(released.entry("bownet"))
+
+
+def test_every_entry_can_be_followed() -> None:
+    for item in released.load().values():
+        assert (item.address is None) == (item.unavailable is not None), item.name
+        assert item.address is None or (item.address.startswith("https://") and item.licence), item.name
+        assert item.status == "unknown", (
+            "nothing has been downloaded yet: a verified entry has a sha256, and this changes"
+        )
+        assert (CONF / "normalize" / f"{item.normalize}.yaml").is_file()
+        for algorithm, digits in item.published.items():
+            assert algorithm in hashlib.algorithms_guaranteed
+            assert set(digits) <= set("0123456789abcdef")
+
+
+def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -> None:
+    rows: dict[tuple[str, str], Any] = {}
+    for number in range(2, 8):
+        content = yaml.safe_load(Path(f"tables/paper/table{number}.yaml").read_text())
+        rows |= {
+            (content["table"], ", ".join(filter(None, (row["method"], row.get("setting"))))): row
+            for row in content["rows"]
+        }
+    entries = released.load()
+    filled = {(table, row): name for name, item in entries.items() for table, row in item.fills.items()}
+    assert set(filled) <= set(rows)
+    for at, row in rows.items():
+        if "weights" in row:
+            assert at in filled, f"{at} says that it has public weights"
+        if row.get("pretrain") in entries:
+            assert filled[at] == row["pretrain"]
+
+
+def test_blocks_are_told_of(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "TELL_EVERY_SECONDS", -1)
+    said: list[str] = []
+    download(server.url(), tmp_path / "w", (), said.append)
+    assert said == [f"downloading {server.url()}", "0 MB of 0 MB"]

@@ -1,0 +1,198 @@
+"""data-verify on generated sets: whole ones are fine, and what is wrong is said by name."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.config import Dataset
+from reproduce.data import verify
+from reproduce.data.official import OFFICIAL, Official, Split
+from tests.runs import tiny_pictures
+
+IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
+COCO = Dataset("coco17", "tiny", "coco", "coco", "train2017", "val2017")
+VOC = Dataset("voc07", "tiny", "voc", "VOCdevkit/VOC2007", "trainval", "test")
+TINY = Official("tiny", "nowhere", 10, {"train": Split(20), "val": Split(20, per_class=2)})
+TINY_VOC = Official("tiny", "nowhere", 20, {"trainval": Split(60), "test": Split(30)})
+TINY_COCO = Official("tiny", "nowhere", 20, {"train2017": Split(60), "val2017": Split(30)})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    tiny_pictures(root)
+    return root
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    for path in made.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def said(data: Path, dataset: Dataset = IMAGENET, official: Official | None = TINY) -> list[str]:
+    """What is wrong, without the indent."""
+    lines: list[str] = []
+    fine = verify.verify(data, dataset, official, "all", lines.append)
+    wrong = [line.strip() for line in lines if line.strip().startswith(("missing:", "surplus:", "broken:"))]
+    assert fine == (not wrong)
+    assert lines[-1] == f"  {dataset.name} is {'' if fine else 'not '}fine"
+    return wrong
+
+
+@pytest.mark.parametrize(("dataset", "official"), [(IMAGENET, TINY), (VOC, TINY_VOC), (COCO, TINY_COCO)])
+def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, official: Official) -> None:
+    assert said(data, dataset, official) == []
+    manifest = json.loads((data / ".manifests" / f"{dataset.name}.json").read_text())
+    names = gzip.decompress((data / ".manifests" / f"{dataset.name}.tsv.gz").read_bytes()).decode().splitlines()
+    for line in names:
+        size, name = line.split("\t")
+        assert (data / dataset.root / name).stat().st_size == int(size)
+    assert (
+        len(names)
+        == sum(split["pictures"] for split in manifest["splits"].values())
+        == sum(split.pictures for split in official.splits.values())
+    )
+
+
+def first(data: Path, split: str = "val") -> Path:
+    return min((data / "imagenet" / split).rglob("*.jpg"))
+
+
+def test_a_missing_picture_is_counted_and_its_class_named(data: Path) -> None:
+    gone = first(data)
+    gone.unlink()
+    assert said(data) == [
+        "missing: 19 pictures in val, 1 too few: it should be 20",
+        f"missing: classes of val have another number of pictures than 2 (1): {gone.parent.name} (1)",
+    ]
+
+
+def test_with_a_manifest_files_are_named(data: Path) -> None:
+    assert said(data) == []
+    gone, grown = first(data), first(data, "train")
+    gone.unlink()
+    grown.write_bytes(grown.read_bytes() + b"\0")
+    (grown.parent / "new.jpg").write_bytes(grown.read_bytes())
+    lines = [line for line in said(data) if "manifest" in line or "size" in line]
+    name = str(gone.relative_to(data / "imagenet"))
+    assert [line.partition(": ")[0] for line in lines] == ["missing", "surplus", "broken"]
+    assert lines[0].endswith(f"are gone (1): {name}")
+    assert lines[1].endswith(f" (1): train/{grown.parent.name}/new.jpg")
+    assert lines[2].endswith(f": {grown.relative_to(data / 'imagenet')}")
+
+
+def test_surplus_classes_and_files_are_named(data: Path) -> None:
+    (data / "imagenet" / "val" / "README").write_text("x")
+    (first(data).parent / "notes.txt").write_text("x")
+    (data / "imagenet" / "train" / "unknown").mkdir()
+    assert said(data) == [
+        "missing: class folders of train hold no picture (1): unknown",
+        "surplus: 11 class folders in train, 1 too many: it should be 10",
+        f"surplus: files lie in {data / 'imagenet' / 'val'} beside the class folders (1): README",
+        f"surplus: files in val/{first(data).parent.name} are no pictures and are passed over (1): notes.txt",
+        "missing: classes of train have no folder in val (1): unknown",
+    ]
+
+
+def test_broken_pictures_are_named(data: Path) -> None:
+    cut, empty = first(data), first(data, "train")
+    cut.write_bytes(cut.read_bytes()[:300])
+    empty.write_bytes(b"")
+    wrong = said(data)
+    assert f"broken: files of train are empty (1): {empty.relative_to(data / 'imagenet')}" in wrong
+    assert any(line.startswith(f"broken: of 20 pictures of val, some can't be decoded (1): {cut} (") for line in wrong)
+    assert len(wrong) == 2
+
+
+def test_a_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def look(path: Path) -> str:
+        seen.append(path.parent.name)
+        return ""
+
+    monkeypatch.setattr(verify, "_undecodable", look)
+    monkeypatch.setattr(verify, "BLOCK", 2)
+    monkeypatch.setattr(verify, "SAMPLE", 5)
+    verify.verify(data, IMAGENET, TINY, "sample", lambda _: None)
+    assert len(seen) == 10
+    assert len(set(seen)) == 5
+
+
+def test_voc_names_what_its_lists_miss(data: Path) -> None:
+    root = data / "VOCdevkit" / "VOC2007"
+    first_id, second_id = (root / "ImageSets" / "Main" / "test.txt").read_text().split()[:2]
+    (root / "JPEGImages" / f"{first_id}.jpg").unlink()
+    (root / "Annotations" / f"{second_id}.xml").write_text("<annotation>")
+    (root / "ImageSets" / "Main" / "trainval.txt").unlink()
+    wrong = said(data, VOC, TINY_VOC)
+    assert wrong[0] == f"missing: the list {root / 'ImageSets' / 'Main' / 'trainval.txt'} is not there"
+    assert wrong[1] == f"missing: pictures that the list test names are not there (1): {first_id}.jpg"
+    assert wrong[2].startswith(
+        f"broken: annotations of test can't be used (1): annotation {root}/Annotations/{second_id}.xml"
+    )
+    assert len(wrong) == 3
+
+
+def test_coco_is_held_against_its_json(data: Path) -> None:
+    gone = min((data / "coco" / "val2017").iterdir())
+    gone.rename(gone.with_name("new.jpg"))
+    (data / "coco" / "annotations" / "instances_train2017.json").write_text("{")
+    wrong = said(data, COCO, TINY_COCO)
+    assert wrong[0].startswith(
+        f"broken: {data / 'coco' / 'annotations' / 'instances_train2017.json'} is not COCO's JSON"
+    )
+    assert wrong[1:] == [
+        f"missing: pictures that instances_val2017.json names are not there (1): {gone.name}",
+        "surplus: pictures are not in instances_val2017.json (1): new.jpg",
+    ]
+
+
+def test_data_that_cannot_be_written_to_is_verified_all_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*args: object, **kwargs: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", read_only)
+    lines: list[str] = []
+    assert verify.verify(data, IMAGENET, TINY, "sample", lines.append)
+    assert any("no manifest is kept: could not write" in line for line in lines)
+
+
+def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data-verify", "--data", str(data), "--data-config", "generated"]) == 0
+    assert "inat18 is fine" in capsys.readouterr().out
+    assert main(["data-verify", "imagenet", "coco17", "voc12", "--data", str(data)]) == 2
+    out = capsys.readouterr().out
+    assert "imagenet: ILSVRC2012 in" in out
+    assert "missing: 20 pictures in train, 1,281,147 too few: it should be 1,281,167" in out
+    assert f"missing: the folder {data}/VOCdevkit/VOC2012 is not there" in out
+    assert "places205" not in out
+
+
+@pytest.mark.parametrize(
+    ("source", "classes", "pictures"),
+    [
+        ("ILSVRC2012", 1000, [1_281_167, 50_000]),
+        ("Places205", 205, [2_448_873, 20_500]),
+        ("iNaturalist2018", 8142, [437_513, 24_426]),
+        ("VOC2007", 20, [5011, 4952]),
+        ("VOC2012", 20, [11_540]),
+        ("COCO2017", 80, [118_287, 5000]),
+    ],
+)
+def test_official_numbers(source: str, classes: int, pictures: list[int]) -> None:
+    official = OFFICIAL[source]
+    assert official.classes == classes
+    assert [split.pictures for split in official.splits.values()] == pictures
+    for split in official.splits.values():
+        assert split.per_class is None or split.per_class * classes == split.pictures

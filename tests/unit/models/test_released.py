@@ -1,0 +1,230 @@
+"""Checkpoints synthesised as each publisher lays them out: the mapped trunk gives the unmapped one's features."""
+
+import argparse
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.released import SamePool, simclr_tensorflow
+from models.resnet import ResNet
+from models.tensor_bundle import MAGIC
+from models.weights import load_trunk
+from reproduce.data import released
+from reproduce.errors import UserError
+
+WIDTH = 0.0625
+
+
+@pytest.fixture(scope="module")
+def trunk() -> ResNet:
+    torch.manual_seed(0)
+    net = ResNet(WIDTH)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            for value in (module.weight.data, module.bias.data, module.running_mean):
+                value.uniform_(-0.5, 1)
+            module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def below(prefix: str, net: ResNet) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in net.state_dict().items()}
+
+
+def with_head(net: ResNet) -> dict[str, Tensor]:
+    return below("", net) | {"fc.weight": torch.randn(1000, net.num_features), "fc.bias": torch.randn(1000)}
+
+
+def as_moco(net: ResNet) -> dict[str, Any]:
+    other = {f"module.encoder_k.{name}": torch.randn_like(value.float()) for name, value in net.state_dict().items()}
+    head = {"module.encoder_q.fc.0.weight": torch.randn(8, 8), "module.queue": torch.randn(128, 16)}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": other | below("module.encoder_q.", net) | head}
+
+
+def as_vissl(net: ResNet) -> dict[str, Any]:
+    model = {"trunk": below("_feature_blocks.", net), "heads": {"0.clf.0.weight": torch.randn(4, 8)}}
+    return {
+        "phase_idx": 125,
+        "loss": np.float64(0.5),
+        "options": argparse.Namespace(lr=0.3),
+        "classy_state_dict": {"train": True, "base_model": {"model": model, "meters": []}},
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "torch 1.4"])
+@pytest.mark.parametrize("named", [True, False], ids=["entry", "file"])
+@pytest.mark.parametrize(
+    ("layout", "laid_out"),
+    [
+        ("torchvision", with_head),
+        ("torchvision", lambda net: {"state_dict": below("module.", net), "epoch": 800}),
+        ("moco", as_moco),
+        ("vissl", as_vissl),
+    ],
+    ids=["torchvision", "swav", "moco and pcl", "vissl"],
+)
+def test_the_features_are_the_publishers(
+    trunk: ResNet, tmp_path: Path, layout: str, laid_out: Any, named: bool, legacy: bool
+) -> None:
+    path = tmp_path / "weights.pth.tar"
+    torch.save(laid_out(trunk), path, _use_new_zipfile_serialization=not legacy)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(load_trunk(path, layout if named else None)(images), trunk(images))
+
+
+def test_the_key_encoder_is_not_taken_for_the_query_encoder(trunk: ResNet, tmp_path: Path) -> None:
+    content = as_moco(trunk)
+    torch.save({"state_dict": {k: v for k, v in content["state_dict"].items() if "encoder_q" not in k}}, tmp_path / "w")
+    with pytest.raises(UserError, match=r"holds no trunk: there is no 'conv1.weight' in the layout of moco"):
+        load_trunk(tmp_path / "w", "moco")
+
+
+def test_an_unmatched_tensor_is_an_error_that_lists_it(trunk: ResNet, tmp_path: Path) -> None:
+    content = as_vissl(trunk)
+    del content["classy_state_dict"]["base_model"]["model"]["trunk"]["_feature_blocks.layer2.0.bn2.running_var"]
+    torch.save(content, tmp_path / "w")
+    with pytest.raises(UserError, match=r"matches 317 of the trunk's 318 tensors; .*: layer2\.0\.bn2\.running_var$"):
+        load_trunk(tmp_path / "w", "vissl")
+
+
+class Runs:
+    """What a pickle could hold: reading it would call a function."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("written",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_that_could_run_code_is_refused(trunk: ResNet, tmp_path: Path, legacy: bool) -> None:
+    torch.save(
+        {"state_dict": below("", trunk), "bank": Runs()}, tmp_path / "w", _use_new_zipfile_serialization=not legacy
+    )
+    with pytest.raises(UserError, match=r"w is damaged, or holds more than .* is refused \(posix\.mkdir\)$"):
+        load_trunk(tmp_path / "w")
+
+
+class TestSimclr:
+    def variables(self, net: ResNet) -> dict[str, np.ndarray]:
+        """The trunk's tensors as SimCLR's TensorFlow code names and lays them out."""
+        order = ["conv1"]
+        for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3)):
+            order.append(f"layer{stage}.0.downsample.0")
+            order += [f"layer{stage}.{block}.conv{number}" for block in range(blocks) for number in (1, 2, 3)]
+        weights = {name: value.numpy() for name, value in net.state_dict().items()}
+        variables: dict[str, np.ndarray] = {"global_step": np.array(225206), "head/dense/kernel": np.ones((4, 2), "f4")}
+        for number, conv in enumerate(order):
+            suffix = f"_{number}" if number else ""
+            norm = conv.replace("downsample.0", "downsample.1").replace("conv", "bn")
+            variables[f"base_model/conv2d{suffix}/kernel"] = weights[f"{conv}.weight"].transpose(2, 3, 1, 0)
+            variables[f"base_model/conv2d{suffix}/kernel/Momentum"] = np.ones((1,), "f4")
+            for theirs, ours in (
+                ("gamma", "weight"),
+                ("beta", "bias"),
+                ("moving_mean", "running_mean"),
+                ("moving_variance", "running_var"),
+            ):
+                variables[f"base_model/batch_normalization{suffix}/{theirs}"] = weights[f"{norm}.{ours}"]
+        return variables
+
+    def test_the_features_are_the_publishers(self, trunk: ResNet, tmp_path: Path) -> None:
+        write_bundle(tmp_path / "ResNet50_1x.zip", self.variables(trunk))
+        mapped = load_trunk(tmp_path / "ResNet50_1x.zip", "simclr_tensorflow")
+        images = torch.randn(2, 3, 64, 64)
+        for name, value in trunk.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(mapped.state_dict()[name], value), name
+        assert not torch.allclose(mapped(images), trunk(images))  # the pooling is TensorFlow's
+        mapped.maxpool = trunk.maxpool
+        torch.testing.assert_close(mapped(images), trunk(images))
+
+    def test_the_order_fits_the_shapes_of_the_public_files(self) -> None:
+        """Shapes that the published ResNet50_4x has (kernels HWIO)."""
+        public = {49: (1, 1, 2048, 8192), 50: (1, 1, 8192, 2048), 51: (3, 3, 2048, 2048), 52: (1, 1, 2048, 8192)}
+        meta = {f"base_model/conv2d_{n}/kernel": torch.empty(shape, device="meta") for n, shape in public.items()}
+        shapes = {name: tuple(value.shape) for name, value in simclr_tensorflow(meta).items()}
+        with torch.device("meta"):
+            own = {name: tuple(value.shape) for name, value in ResNet(4).state_dict().items()}
+        numbered = ("layer4.1.conv3", "layer4.2.conv1", "layer4.2.conv2", "layer4.2.conv3")
+        assert shapes == {f"{name}.weight": own[f"{name}.weight"] for name in numbered}
+
+    @pytest.mark.parametrize("size", [6, 7])
+    def test_pooling_is_tensorflows_same(self, size: int) -> None:
+        x = torch.randn(1, 1, size, size)
+        side = -(-size // 2)
+        before = ((side - 1) * 2 + 3 - size) // 2  # SAME puts the odd pixel of padding at the end
+        for row in range(side):
+            for column in range(side):
+                top, left = 2 * row - before, 2 * column - before
+                window = x[0, 0, max(top, 0) : top + 3, max(left, 0) : left + 3]
+                assert SamePool(3, stride=2)(x)[0, 0, row, column] == window.max()
+
+    @pytest.mark.parametrize("damage", ["magic", "shard"])
+    def test_a_damaged_archive_is_a_sentence(self, trunk: ResNet, tmp_path: Path, damage: str) -> None:
+        write_bundle(tmp_path / "w.zip", self.variables(trunk), damage)
+        with pytest.raises(UserError, match=r"w\.zip is no whole archive of a TensorFlow checkpoint"):
+            load_trunk(tmp_path / "w.zip")
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def block(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A block of a sorted table, keys written as what differs from the one before, uncompressed."""
+    out, last = b"", b""
+    for key, value in entries:
+        shared = next((i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(len(key), len(last)))
+        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        last = key
+    return out + struct.pack("<II", 0, 1) + b"\0" + b"crc?"
+
+
+def write_bundle(path: Path, variables: dict[str, np.ndarray], damage: str = "") -> None:
+    """A TensorFlow checkpoint in a zip archive, as TensorFlow's own documentation of its format has it."""
+    data = b""
+    entries = [(b"", field(1, 1) + field(3, field(1, 1)))]
+    for name in sorted(variables):
+        value = variables[name]
+        shape = b"".join(field(2, field(1, size)) for size in value.shape)
+        where = (field(4, len(data)) if data else b"") + field(5, value.nbytes)
+        dtype = 1 if value.dtype == np.float32 else 9
+        entries.append((name.encode(), field(1, dtype) + field(2, shape) + where + varint(6 << 3 | 5) + b"crc?"))
+        data += value.tobytes()
+    index, handles = b"", []
+    for start in range(0, len(entries), 16):
+        some = entries[start : start + 16]
+        content = block(some)
+        handles.append((some[-1][0], varint(len(index)) + varint(len(content) - 5)))
+        index += content
+    meta, top = block([]), block(handles)
+    footer = varint(len(index)) + varint(len(meta) - 5) + varint(len(index + meta)) + varint(len(top) - 5)
+    magic = MAGIC + (damage == "magic")
+    index += meta + top + footer.ljust(40, b"\0") + struct.pack("<Q", magic)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ResNet50_1x/model.ckpt-225206.index", index)
+        archive.writestr(
+            "ResNet50_1x/model.ckpt-225206.data-00000-of-00001", data[: 100 if damage == "shard" else None]
+        )
+
+
+def test_an_entry_of_another_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"there is no released checkpoint 'swav_801ep': did you mean 'swav_800ep'"):
+        released.entry("swav_801ep")
