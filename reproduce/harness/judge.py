@@ -11,6 +11,9 @@ from reproduce.harness.plan import Cell, Plan, Run
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
 
+TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+"""What above and below the margin mean of a cost."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -160,6 +163,8 @@ def judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         judged = _as_share(evidence, table, row, key, found, expected, margin, ours)
     else:
         judged = _against_printed(found, expected, margin, ours)
+    if column.lower_is_better:
+        judged = replace(judged, verdict=TURNED.get(judged.verdict, judged.verdict))
     if judged.margin:
         judged = _told_of_runs(column, _told_of_margin(evidence.plan, cell, judged))
     return _with_erratum(_told_of_others(found, judged), row, key)
