@@ -2,7 +2,8 @@
 
 `plan` shows what a table needs, `run` does it, `check` judges it, `report` makes the page; `reproduce` is all four.
 Exit status: 0 every cell that ran agrees, 1 some cell does not, 2 the request is wrong, 3 a needed run failed or is
-missing, 130 stopped from outside.
+missing, 130 stopped from outside. With --strict, 1 also where a cell is inconclusive, has no baseline or no canary,
+where a claim is inconclusive or lacks a run, or where checkout and results are not of one commit without changes.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     plan = _plan(options)
     _print_plan(plan, options.cores)
     _carry_out(plan, options.cores)
-    status = _check(plan)
+    status = _check(plan, options.strict)
     print(f"report: {_report(plan)}")
     return status
 
@@ -53,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_only(options: argparse.Namespace) -> int:
-    return _check(_plan(options))
+    return _check(_plan(options), options.strict)
 
 
 def _report_only(options: argparse.Namespace) -> int:
@@ -229,8 +230,9 @@ def _make_pictures(plan: Plan) -> None:
         raise UserError(f"the pictures in {plan.pictures} could not be generated; the lines above say why")
 
 
-def _check(plan: Plan) -> int:
+def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness import check, judge_claims, show_claims
+    from reproduce.harness.strict import complaints
 
     checked, answers = check.check(plan), judge_claims.judge(plan)
     news = check.write(plan, checked, answers)
@@ -242,7 +244,10 @@ def _check(plan: Plan) -> int:
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
     status = check.exit_status(checked, answers, claims_asked=bool(plan.claims))
     print(f"check: {check.MEANING[status]}; details in {plan.reports}")
-    return status
+    open_questions = complaints(plan, checked, answers) if strict else []
+    for sentence in open_questions:
+        print(f"strict: {sentence}")
+    return status or (check.DISAGREES if open_questions else check.AGREES)
 
 
 def _report(plan: Plan) -> Path:
@@ -297,6 +302,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, parents=[many], help=text, description=text)
         sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
         sub.add_argument("--seeds", type=int, default=1, help="3 means seeds 0, 1, 2")
+        if name in ("reproduce", "check"):
+            sub.add_argument("--strict", action="store_true", help="for CI: exit with 1 where any doubt is left")
         sub.set_defaults(command=command)
 
     text = "run every table of a scale over several seeds and keep the numbers to compare with"

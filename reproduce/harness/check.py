@@ -10,11 +10,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reproduce.files import write_atomic, write_json
-from reproduce.harness import baseline, results, show_claims, statistics, tables
-from reproduce.harness.baseline import Recorded
-from reproduce.harness.judge import Judged, judge
+from reproduce.harness import baseline, canary, results, show_claims, statistics, summary, tables
+from reproduce.harness.canary import Song
+from reproduce.harness.judge import Evidence, Judged, judge
 from reproduce.harness.judge_claims import Answer, Standing
-from reproduce.harness.plan import Cell, Plan
+from reproduce.harness.plan import Plan
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import Column, Row, Table
 
@@ -68,17 +68,18 @@ class Checked:
 
 def check(plan: Plan) -> list[Checked]:
     """Judge every cell of a plan's tables. Raises `UserError` for a result that is cut short or lacks its metric."""
-    recorded = baseline.load(plan.request.scale)
-    made = {(cell.table, cell.row, cell.column): cell for cell in plan.cells}
-    return [_check_table(plan, table, made, recorded) for table in plan.tables.values()]
+    evidence = Evidence.of(plan)
+    return [_check_table(evidence, table) for table in plan.tables.values()]
 
 
-def _check_table(plan: Plan, table: Table, made: dict[tuple[str, str, str], Cell], recorded: Recorded) -> Checked:
-    cells = [_judge_row(plan, table, row, made, recorded) for row in table.rows]
+def _check_table(evidence: Evidence, table: Table) -> Checked:
+    plan = evidence.plan
+    cells = [_judge_row(evidence, table, row) for row in table.rows]
     drawn = [cell for cell in plan.cells if cell.table == table.table and not cell.column]
     runs = [plan.runs[name] for cell in drawn for name in cell.runs.values()]
     undrawn = [run.label for run in runs if results.read(run) is None]
-    return Checked(table, _corrected_for_many(_held_to_controls(table, cells)), undrawn)
+    corrected = _corrected_for_many(_held_to_controls(table, cells))
+    return Checked(table, _held_to_canaries(plan, table, corrected), undrawn)
 
 
 def exit_status(checked: list[Checked], answers: Sequence[Answer] = (), claims_asked: bool = False) -> int:
@@ -96,15 +97,32 @@ def exit_status(checked: list[Checked], answers: Sequence[Answer] = (), claims_a
     return DISAGREES if any(cell.verdict in DIFFERENT for cell in judged) else AGREES
 
 
-def _judge_row(
-    plan: Plan, table: Table, row: Row, made: dict[tuple[str, str, str], Cell], recorded: Recorded
-) -> dict[str, Judged | None]:
-    return {
-        key: judge(plan, table, row, key, made.get((table.table, row.label, key)), recorded)
-        if table.has_cell(row, key)
-        else None
-        for key in table.columns
-    }
+def _judge_row(evidence: Evidence, table: Table, row: Row) -> dict[str, Judged | None]:
+    return {key: judge(evidence, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
+
+
+def _held_to_canaries(
+    plan: Plan, table: Table, cells: list[dict[str, Judged | None]]
+) -> list[dict[str, Judged | None]]:
+    """No number counts as reproduced before the authors' own checkpoint gave theirs under the same evaluation."""
+    songs: dict[str, Song] = {}
+    for row in cells:
+        for key, judged in row.items():
+            if not (judged and judged.margin and table.columns[key].eval and not judged.share_of):
+                continue
+            run = plan.runs[judged.run_ids[0]]
+            if run.name not in songs:
+                songs[run.name] = canary.listen(run)
+            song = songs[run.name]
+            verdict, reason = judged.verdict, f"Its canary agreed: {song.reason}."
+            if song.state == "missing":
+                verdict = Verdict.WITHIN if verdict == Verdict.REPRODUCED else verdict
+                reason = f"Not preceded by its canary, so it does not count as reproduced: {song.reason}."
+            elif song.state == "disagreed":
+                verdict = Verdict.INCONCLUSIVE
+                reason = f"But its canary disagrees, so the evaluation itself is in doubt: {song.reason}."
+            row[key] = replace(judged, verdict=verdict, canary=song.state, reason=f"{judged.reason} {reason}")
+    return cells
 
 
 def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> list[dict[str, Judged | None]]:
@@ -146,7 +164,7 @@ def _corrected_for_many(cells: list[dict[str, Judged | None]]) -> list[dict[str,
 
 
 def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) -> list[Checked]:
-    """Write `tableN.json`, `tableN.md`, the claims' files and `junit.xml`; return the tables that say something new."""
+    """Write each table's JSON and Markdown, the claims', `junit.xml` and `summary.md`; return the tables with news."""
     news = []
     for table in checked:
         stem = plan.reports / table.table.table
@@ -158,6 +176,7 @@ def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) ->
     if answers:
         show_claims.write(plan, answers)
     write_atomic(plan.reports / "junit.xml", as_junit(checked, answers, bool(plan.claims)))
+    summary.write(plan.reports, plan.request.scale, SYMBOLS)
     return news
 
 
@@ -222,7 +241,10 @@ def as_markdown(plan: Plan, checked: Checked) -> str:
     """A table as the paper prints it, ours beside it, for a terminal or a pull request."""
     table = checked.table
     lines = [f"## {table.heading}: {table.title}", "", f"Scale {plan.request.scale}. {table.caption}", ""]
-    heads = [f"{column.title} ({column.unit})" for column in table.columns.values()]
+    heads = [
+        f"{column.title} ({column.unit}{f', mean of {column.num_runs} runs' if column.num_runs > 1 else ''})"
+        for column in table.columns.values()
+    ]
     lines += ["| " + " | ".join(["Method", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
     for row, cells in zip(table.rows, checked.cells, strict=True):
         shown = [_in_words(judged, table.columns[key], key in row.rerun_by_authors) for key, judged in cells.items()]
@@ -233,8 +255,14 @@ def as_markdown(plan: Plan, checked: Checked) -> str:
     lines += ["", "Expected, then ours. " + "; ".join(f"{SYMBOLS[v]} {v}" for v in Verdict if checked.score()[v]) + "."]
     if any(row.rerun_by_authors for row in table.rows):
         lines.append("† run by the paper's authors.")
+    if _without_canary(checked):
+        lines.append(canary.FOOTNOTE)
     lines += [f"Erratum of the paper: {text}" for text in table.errata]
     return "\n".join(lines) + "\n"
+
+
+def _without_canary(checked: Checked) -> bool:
+    return any(judged.canary == "missing" for _, _, judged in checked.judged())
 
 
 def _in_words(judged: Judged | None, column: Column, dagger: bool) -> str:
@@ -245,12 +273,15 @@ def _in_words(judged: Judged | None, column: Column, dagger: bool) -> str:
     if judged.mean is None:
         return f"{theirs} {SYMBOLS[judged.verdict]} {judged.verdict}".strip()
     spread = "" if judged.sd is None else f" ± {judged.sd:.{column.decimals}f}"
-    ours = f"**{judged.mean:.{column.decimals}f}**{spread} {SYMBOLS[judged.verdict]} {judged.verdict}"
+    mark = "°" if judged.canary == "missing" else ""
+    ours = f"**{judged.mean:.{column.decimals}f}**{spread} {SYMBOLS[judged.verdict]} {judged.verdict}{mark}"
     return f"{theirs} → {ours}" if theirs else ours
 
 
 def expected_in_words(judged: Judged, column: Column) -> str:
     """What a cell is held against, as the paper prints it; empty where there is nothing."""
+    if judged.share_of and judged.expected is not None:
+        return f"{judged.expected:.2f} of {judged.share_of} (printed {judged.printed})"
     if isinstance(judged.printed, str):
         return judged.printed
     expected = judged.expected if judged.expected is not None else judged.printed
@@ -269,7 +300,8 @@ def as_text(checked: Checked) -> str:
     ours = [(row, key, judged) for row, key, judged in checked.judged() if judged.needed]
     names = [f"{row.label}, {table.columns[key].title}" for row, key, _ in ours]
     for name, (_, key, judged) in zip(names, ours, strict=True):
-        line = f"  {SYMBOLS[judged.verdict]} {judged.verdict:<12} {name:<{max(map(len, names))}}"
+        verdict = f"{judged.verdict}{'°' if judged.canary == 'missing' else ''}"
+        line = f"  {SYMBOLS[judged.verdict]} {verdict:<12} {name:<{max(map(len, names))}}"
         if judged.mean is not None:
             line += f"  {judged.mean:7.2f}"
         if judged.expected is not None and judged.difference is not None:
@@ -277,6 +309,8 @@ def as_text(checked: Checked) -> str:
         if judged.interval:
             line += f"  [{judged.interval[0]:.1f}, {judged.interval[1]:.1f}]"
         lines.append(line if judged.difference is not None else f"{line}  {judged.reason}")
+    if _without_canary(checked):
+        lines.append(f"  {canary.FOOTNOTE}")
     others = Counter(str(judged.verdict) for _, _, judged in checked.judged() if not judged.needed)
     if others:
         lines.append("  other cells: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(others.items())))

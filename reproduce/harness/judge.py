@@ -5,11 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reproduce.errors import UserError
-from reproduce.harness import margins, results, statistics, tables
+from reproduce.harness import baseline, margins, results, statistics, tables
 from reproduce.harness.baseline import Recorded
 from reproduce.harness.plan import Cell, Plan, Run
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
+
+TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+"""What above and below the margin mean of a cost."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Judged:
     """Whether runs of ours should have made this number."""
     printed: Printed = None
     """As the paper prints it: a number, a time, or `fail`."""
+    share_of: str = ""
+    """The row whose number ours is divided by before anything is compared: shares are judged, not the numbers."""
+    canary: str = ""
+    """Whether the evaluation's canary `agreed`, `disagreed`, or is `missing`; empty where none is asked."""
     expected: float | None = None
     """What ours is held against: the printed or recorded number, or an erratum's correction."""
     values: dict[int, float] = field(default_factory=dict)
@@ -48,6 +55,8 @@ class Outcome:
     collapsed: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
+    unasked: dict[int, float] = field(default_factory=dict)
+    """Results of other seeds than those asked for. (Where one of these failed, it is among the failed.)"""
     num_test_images: int | None = None
 
     @property
@@ -59,6 +68,42 @@ class Outcome:
         if not self.num_test_images:
             return 0.0
         return statistics.binomial_se(statistics.mean(list(self.values.values())), self.num_test_images)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a check judges by: a plan's runs, runs of seeds beyond it, and recorded numbers."""
+
+    plan: Plan
+    recorded: Recorded
+    beyond: Plan | None
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Evidence":
+        """All that there is."""
+        return cls(plan, baseline.load(plan.request.scale), results.beyond(plan))
+
+    def cell(self, table: Table, row: str, column: str) -> Cell | None:
+        """How a number is made; None where no run of ours makes it."""
+        return _cell(self.plan, f"{table.table}/{row}/{column}")
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """What a cell's runs came to; a seed that failed counts, asked for or not."""
+        found = outcome(self.plan, cell)
+        others = _cell(self.beyond, cell.place) if self.beyond else None
+        if not self.beyond or not others:
+            return found
+        more = outcome(self.beyond, others)
+        unasked = " That seed was not asked for; a failure counts all the same."
+        collapsed, failed = (
+            {seed: f"{sentence.removesuffix('.')}.{unasked}" for seed, sentence in bad.items()}
+            for bad in (more.collapsed, more.failed)
+        )
+        return replace(found, collapsed=found.collapsed | collapsed, failed=found.failed | failed, unasked=more.values)
+
+
+def _cell(plan: Plan, place: str) -> Cell | None:
+    return next((cell for cell in plan.cells if cell.place == place), None)
 
 
 def outcome(plan: Plan, cell: Cell) -> Outcome:
@@ -76,7 +121,7 @@ def outcome(plan: Plan, cell: Cell) -> Outcome:
         else:
             values[seed] = _metric(run, result, cell.metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
-    return Outcome(values, bad["collapsed"], bad["failed"], missing, num_test_images)
+    return Outcome(values, bad["collapsed"], bad["failed"], missing, num_test_images=num_test_images)
 
 
 def _failure(plan: Plan, run: Run) -> tuple[str, str] | None:
@@ -94,30 +139,81 @@ def _metric(run: Run, result: dict[str, Any], name: str) -> float:
         raise UserError(f"{run.result} has no metric {name!r}; delete it and run the same command again") from error
 
 
-def judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:
-    """Judge one cell; `cell` is None where no run of ours makes it."""
-    return _with_erratum(_judge(plan, table, row, key, cell, recorded), row, key)
+def judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
+    """Judge one cell."""
+    return _with_erratum(_judge(evidence, table, row, key), row, key)
 
 
-def _judge(plan: Plan, table: Table, row: Row, key: str, cell: Cell | None, recorded: Recorded) -> Judged:
-    printed = row.cells.get(key)
+def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
+    printed, column = row.cells.get(key), table.columns[key]
+    cell = evidence.cell(table, row.label, key)
     if cell is None:
-        return _not_ours(row, table.columns[key], printed)
-    found = outcome(plan, cell)
+        return _not_ours(row, column, printed)
+    found = evidence.outcome(cell)
     blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=list(cell.runs.values()))
     if printed == FAILS:
-        return _against_failure(found, blank)
+        return _against_failure(replace(found, values=found.values | found.unasked), blank)
     if bad := found.collapsed | found.failed:  # a seed that failed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, reason=bad[min(bad)])
     if found.missing:
         return replace(blank, reason=_no_result(found))
     ours = _measured(found, blank)
     if table.expected == "recorded":
-        return _against_recorded(plan, cell, recorded, ours)
+        return _told_of_others(found, _against_recorded(evidence, cell, ours))
     expected = row.errata[key].value if key in row.errata else tables.number(printed)
     margin = table.margin(row, key)
     assert expected is not None and margin is not None
-    return _told_of_margin(plan, cell, _against_printed(found, expected, margin, ours))
+    if column.relative_to:
+        judged = _as_share(evidence, table, row, key, found, expected, margin, ours)
+    else:
+        judged = _against_printed(found, expected, margin, ours)
+    if column.lower_is_better:
+        judged = replace(judged, verdict=TURNED.get(judged.verdict, judged.verdict))
+    if judged.margin:
+        judged = _told_of_runs(column, _told_of_margin(evidence.plan, cell, judged))
+    return _told_of_others(found, judged)
+
+
+def _as_share(
+    evidence: Evidence, table: Table, row: Row, key: str, found: Outcome, expected: float, margin: Margin, ours: Judged
+) -> Judged:
+    """Judge a number as a share of another row's, ours of ours and theirs of theirs: hardware cancels out."""
+    name = table.columns[key].relative_to
+    if row.label == name:
+        reason = "The other rows are judged as shares of this number; it is itself held against nothing."
+        return replace(ours, verdict=Verdict.NO_BASELINE, reason=reason, share_of=name)
+    cell = evidence.cell(table, name, key)
+    reference = evidence.outcome(cell).values if cell else {}
+    (whole,) = [tables.number(other.cells[key]) for other in table.rows if other.label == name]
+    if not reference or not whole:
+        reason = f"It is judged as a share of {name}, which has no number yet."
+        return replace(ours, verdict=Verdict.NOT_RUN, reason=reason, share_of=name)
+    mean = statistics.mean(list(reference.values()))
+    shares = Outcome({seed: value / reference.get(seed, mean) for seed, value in found.values.items()})
+    judged = _against_printed(shares, expected / whole, margin, replace(_measured(shares, ours), share_of=name))
+    unit = table.columns[key].unit
+    return replace(
+        judged,
+        reason=f"{judged.reason} Judged is the share of {name}, not the {unit} ({ours.mean:.3g} and {mean:.3g}).",
+    )
+
+
+def _told_of_runs(column: Column, judged: Judged) -> Judged:
+    """A mean of several runs of the authors' is firmer than one run of ours."""
+    if column.num_runs == 1:
+        return judged
+    ours = len(judged.values)
+    like = "" if ours >= column.num_runs else f"; --seeds {column.num_runs} compares like with like"
+    return replace(
+        judged, reason=f"{judged.reason} Printed is a mean of {column.num_runs} runs, ours is of {ours}{like}."
+    )
+
+
+def _told_of_others(found: Outcome, judged: Judged) -> Judged:
+    if not found.unasked:
+        return judged
+    others = ", ".join(f"{seed} ({value:.2f})" for seed, value in sorted(found.unasked.items()))
+    return replace(judged, reason=f"{judged.reason} Results of seeds that were not asked for: {others}.")
 
 
 def _not_ours(row: Row, column: Column, printed: Printed) -> Judged:
@@ -172,11 +268,12 @@ def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judg
     more = "; more seeds would tell" if several and judgement.verdict == Verdict.INCONCLUSIVE else ""
     spread = judgement.interval if several or found.test_set_error else None
     error = "the mean of our seeds and its test set" if several else "our one seed's test set, not of seeds"
+    unit = "" if ours.share_of else " points"
     assert ours.mean is not None
     return replace(
         ours,
         verdict=judgement.verdict,
-        reason=f"{seeds} {place} of {margin.points} points around {expected}{more}.",
+        reason=f"{seeds} {place} of {margin.points}{unit} around {expected:g}{more}.",
         expected=expected,
         difference=ours.mean - expected,
         interval=(spread.low, spread.high) if spread else None,
@@ -213,7 +310,8 @@ def _with_erratum(judged: Judged, row: Row, key: str) -> Judged:
     return replace(judged, expected=erratum.value, reason=reason)
 
 
-def _against_recorded(plan: Plan, cell: Cell, recorded: Recorded, ours: Judged) -> Judged:
+def _against_recorded(evidence: Evidence, cell: Cell, ours: Judged) -> Judged:
+    plan, recorded = evidence.plan, evidence.recorded
     if not plan.own_pictures:
         why = "Not the pictures of this scale: nothing to compare with."
         return replace(ours, verdict=Verdict.NO_BASELINE, reason=why)

@@ -10,7 +10,7 @@ from pathlib import Path
 from reproduce.harness import claims, results, statistics
 from reproduce.harness import plan as planning
 from reproduce.harness.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
-from reproduce.harness.judge import Outcome, outcome
+from reproduce.harness.judge import Evidence, Outcome
 from reproduce.harness.plan import Cell, Plan
 from reproduce.harness.statistics import Difference
 
@@ -70,7 +70,7 @@ def judge(plan: Plan) -> list[Answer]:
     """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
     chosen = plan.claims or claims.touching(cell.key for cell in plan.cells)
     own = plan if plan.claims else planning.for_claims(plan.request, chosen)
-    parts = _Judge(own, {Need(cell.pretrain, cell.eval, cell.metric): cell for cell in own.cells})
+    parts = _Judge(Evidence.of(own), {Need(cell.pretrain, cell.eval, cell.metric): cell for cell in own.cells})
     return [Answer(claim, [parts.find(part) for part in claim.parts()]) for claim in chosen]
 
 
@@ -78,7 +78,7 @@ def judge(plan: Plan) -> list[Answer]:
 class _Judge:
     """Judges parts of claims by the numbers that a plan's cells came to."""
 
-    plan: Plan
+    evidence: Evidence
     cells: dict[Need, Cell]
 
     def find(self, part: Comparison | Spread | Convergence | Sooner) -> Finding:
@@ -93,7 +93,7 @@ class _Judge:
                 return self._sooner(part)
 
     def _outcomes(self, needs: Iterable[Need]) -> list[Outcome]:
-        return [outcome(self.plan, self.cells[need]) for need in needs]
+        return [self.evidence.outcome(self.cells[need]) for need in needs]
 
     def _run_ids(self, needs: Iterable[Need]) -> list[str]:
         return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
@@ -159,7 +159,7 @@ class _Judge:
         return _signed(what, found, None, len(first.values), self._run_ids(needs))
 
     def _half_falls(self, need: Need) -> Outcome:
-        runs = {seed: self.plan.runs[name] for seed, name in self.cells[need].runs.items()}
+        runs = {seed: self.evidence.plan.runs[name] for seed, name in self.cells[need].runs.items()}
         values, missing = {}, {}
         for seed, run in runs.items():
             curve = results.losses(Path(run.folder) / "metrics.jsonl") if results.read(run) else []

@@ -222,6 +222,11 @@ def for_claims(request: Request, chosen: list[Claim]) -> Plan:
     return _make(request, {}, chosen)
 
 
+def for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
+    """Plan the same for other seeds."""
+    return _make(dataclasses.replace(plan.request, seeds=seeds), plan.tables, plan.claims)
+
+
 def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
     composer = Composer()
     catalogue = composer.catalogue(request.overrides())

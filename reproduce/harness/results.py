@@ -2,13 +2,17 @@
 
 import json
 import math
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json
-from reproduce.harness.plan import Plan, Run
+from reproduce.harness.plan import Plan, Run, for_seeds
+
+ENDINGS = ("result.json", "failure.json")
+RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-[0-9a-f]{10}")
 
 
 class State(StrEnum):
@@ -46,6 +50,19 @@ def read_failure(run: Run) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):
         return unknown | {"message": f"{run.failure} cannot be read"}
+
+
+def beyond(plan: Plan) -> Plan | None:
+    """The same plan for seeds that were not asked for and left something behind; None where there are none."""
+    names = {run.name for run in plan.runs.values()}
+    left = {path.parent for folder in _homes(plan) for path in folder.glob("*/*.json") if path.name in ENDINGS}
+    runs = [found for folder in left if (found := RUN_ID.fullmatch(folder.name)) and found["name"] in names]
+    seeds = {int(found["seed"]) for found in runs} - set(plan.request.seeds)
+    return for_seeds(plan, tuple(sorted(seeds))) if seeds else None
+
+
+def _homes(plan: Plan) -> set[Path]:
+    return {Path(run.folder).parent for run in plan.runs.values()}
 
 
 def last_progress(run: Run) -> tuple[int, int] | None:

@@ -64,6 +64,8 @@ class Column:
     """In place of an evaluation, what is measured of the network itself, without pictures (conf/measurement)."""
     relative_to: str = ""
     """A row: numbers are compared as shares of its number, which another machine leaves as they are."""
+    lower_is_better: bool = False
+    """Of a cost: what lies above the margin is `worse`."""
     num_runs: int = 1
     """How many runs the authors' own number is the mean of."""
     group: str = ""
@@ -200,7 +202,7 @@ def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
         return raw
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
-    if origin is not None or not isinstance(raw, kind) or isinstance(raw, bool):
+    if origin is not None or not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         wanted = str(kind) if origin else kind.__name__
         raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
     return raw

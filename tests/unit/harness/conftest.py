@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from reproduce import config
 from reproduce.harness import plan as planning
 from reproduce.harness import tables
 from reproduce.harness.plan import Plan, Request, Run
 
+AUTHORS = "swav_800ep_pretrain.pth.tar"
 METRICS = {"knn": ("knn20", "knn200"), "voc07_svm": ("map",)}
 
 
@@ -67,5 +70,21 @@ def finish() -> Callable[..., None]:
         }
         run.result.parent.mkdir(parents=True, exist_ok=True)
         run.result.write_text(json.dumps(result | more))
+
+    return write
+
+
+@pytest.fixture
+def sing(finish: Callable[..., None]) -> Callable[..., Run]:
+    """Write what an evaluation of the authors' checkpoint left: `sing("knn", 59.2)`."""
+
+    def write(evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS) -> Run:
+        given = f"/far/away/{checkpoint}"
+        (run,) = planning.one(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
+        finish(run, value)
+        (Path(run.folder) / "config.yaml").write_text(
+            OmegaConf.to_yaml(config.compose("evaluate", run.overrides), resolve=True)
+        )
+        return run
 
     return write

@@ -1,0 +1,72 @@
+"""All that was checked at a scale, in one short Markdown file: for a pull request."""
+
+from pathlib import Path
+from typing import Any
+
+from reproduce.files import read_json, write_atomic
+from reproduce.harness import canary, claims, show_claims, tables
+from reproduce.harness.judge_claims import Standing
+from reproduce.harness.statistics import Verdict
+
+
+def write(folder: Path, scale: str, symbols: dict[Verdict, str]) -> Path:
+    """Write `summary.md` from the tables and claims that a folder of reports holds; return its path."""
+    found = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
+    said = folder / f"{claims.REQUEST}.json"
+    known = read_json(said)["claims"] if said.exists() else []
+    write_atomic(folder / "summary.md", as_markdown(scale, [read_json(path) for path in found], known, symbols))
+    return folder / "summary.md"
+
+
+def as_markdown(
+    scale: str, checked: list[dict[str, Any]], known: list[dict[str, Any]], symbols: dict[Verdict, str]
+) -> str:
+    """The score of every table, the cells that runs of ours made, the claims that were run."""
+    code = {f"`{table['commit'][:12] or 'none'}`{' with changes' if table['dirty'] else ''}" for table in checked}
+    lines = [f"# Verdicts, scale {scale}", "", f"Checked by commit {', '.join(sorted(code)) or 'none'}.", ""]
+    lines += ["| Table | Cells |", "|---|---|"]
+    for table in checked:
+        score = ", ".join(
+            f"{symbols[verdict]} {table['score'][verdict]} {verdict}"
+            for verdict in Verdict
+            if verdict in table["score"]
+        )
+        lines.append(f"| [{table['heading']}]({table['table']}.md): {table['title']} | {score or '–'} |")
+    made = [line for table in checked for line in _made(table, symbols)]
+    if made:
+        lines += ["", "| Cell | Expected | Ours | Seeds | Verdict |", "|---|--:|--:|--:|---|", *made]
+    if any(cell["canary"] == "missing" for table in checked for cell in _cells(table)):
+        lines += ["", canary.FOOTNOTE]
+    run = [claim for claim in known if claim["standing"] != Standing.NOT_RUN]
+    if run:
+        lines += ["", "| Claim | |", "|---|---|"]
+        lines += [
+            f"| {claim['says']} | {show_claims.SYMBOLS[Standing(claim['standing'])]} {claim['standing']} |"
+            for claim in run
+        ]
+    if len(run) < len(known):
+        lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(table: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for row in table["rows"] for cell in row["cells"].values() if cell]
+
+
+def _made(table: dict[str, Any], symbols: dict[Verdict, str]) -> list[str]:
+    """A line for each cell that has a number, or that a failure stands for."""
+    lines = []
+    for row in table["rows"]:
+        for key, cell in row["cells"].items():
+            if not cell or not cell["needed"] or cell["verdict"] == Verdict.NOT_RUN:
+                continue
+            column = table["columns"][key]
+            ours = "–" if cell["mean"] is None else f"{cell['mean']:.{column['decimals']}f}"
+            ours += "" if cell["sd"] is None else f" ± {cell['sd']:.{column['decimals']}f}"
+            mark = "°" if cell["canary"] == "missing" else ""
+            theirs = cell["expected_in_words"] or "–"
+            lines.append(
+                f"| {table['heading']}: {row['label']}, {column['title']} | {theirs} | {ours} |"
+                f" {len(cell['values'])} | {symbols[Verdict(cell['verdict'])]} {cell['verdict']}{mark} |"
+            )
+    return lines

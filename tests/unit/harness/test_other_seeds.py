@@ -1,0 +1,83 @@
+"""A seed that failed can't be left out by asking for fewer."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from reproduce.harness import check, judge_claims, results
+from reproduce.harness import plan as planning
+from reproduce.harness.judge import Judged
+from reproduce.harness.judge_claims import Standing
+from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness.statistics import Verdict
+
+Finish = Callable[..., None]
+
+
+def plan_of(table: str, *seeds: int) -> Plan:
+    return planning.make(Request((table,), "paper", seeds))
+
+
+def fail(run: Run, status: str = "collapsed") -> None:
+    run.failure.parent.mkdir(parents=True, exist_ok=True)
+    run.failure.write_text(json.dumps({"status": status, "message": "loss stuck at ln K."}))
+
+
+def cell(plan: Plan, label: str) -> Judged:
+    return next(judged for row, _, judged in check.check(plan)[0].judged() if row.label == label)
+
+
+def done(finish: Finish, table: str) -> tuple[Plan, Plan]:
+    """All runs of seeds 0 to 2 done; the plan of these, and that of seed 0 alone."""
+    all_of_them = plan_of(table, 0, 1, 2)
+    for run in all_of_them.runs.values():
+        finish(run, 73.9)
+    return all_of_them, plan_of(table, 0)
+
+
+def test_a_higher_seed_that_collapsed_fails_the_cell(checkout: Path, finish: Finish) -> None:
+    every, one = done(finish, "table9")
+    assert cell(one, "SwAV, hard assignments").verdict == Verdict.WITHIN
+    hard = next(run for run in every.runs.values() if run.name == "swav_400ep_hard" and run.seed == 2)
+    hard.result.unlink()
+    fail(hard)
+    judged = cell(one, "SwAV, hard assignments")
+    assert judged.verdict == Verdict.FAILED
+    assert judged.reason == (
+        "swav_400ep_hard, seed 2 collapsed: loss stuck at ln K."
+        " That seed was not asked for; a failure counts all the same."
+    )
+    assert cell(one, "SwAV, soft assignments").verdict == Verdict.WITHIN
+    (soft,) = [answer for answer in judge_claims.judge(one) if answer.claim.claim == "soft-assignments"]
+    assert soft.standing != Standing.HOLDS
+
+
+def test_higher_seeds_that_went_well_are_told(checkout: Path, finish: Finish) -> None:
+    _, one = done(finish, "table9")
+    reason = cell(one, "SwAV, hard assignments").reason
+    assert "Results of seeds that were not asked for: 1 (73.90), 2 (73.90)." in reason
+
+
+def test_a_higher_seed_that_converges_counts_against_a_printed_failure(checkout: Path, finish: Finish) -> None:
+    every, one = done(finish, "table10")
+    for run in every.runs.values():
+        if run.name == "swav_400ep_sinkhorn1" and run.seed != 2:
+            run.result.unlink()
+            fail(run)
+    assert cell(one, "SwAV, 1 iteration").verdict == Verdict.INCONCLUSIVE
+
+
+def test_other_runs_and_other_configs_are_no_other_seeds(checkout: Path, finish: Finish) -> None:
+    one = plan_of("table9", 0)
+    for name in ("another-s3-0123456789", "swav_400ep_hard-s1-nothing", "swav_400ep_hard-s0-0123456789"):
+        (Path("results/paper") / name).mkdir(parents=True)
+        (Path("results/paper") / name / "failure.json").write_text("{}")
+    assert results.beyond(one) is None
+    old = Path("results/paper/swav_400ep_hard-s1-0123456789")  # a config that is no more
+    old.mkdir()
+    (old / "failure.json").write_text("{}")
+    beyond = results.beyond(one)
+    assert beyond is not None and beyond.request.seeds == (1,)
+    for run in one.runs.values():
+        finish(run, 73.9)
+    assert cell(one, "SwAV, hard assignments").verdict == Verdict.WITHIN

@@ -1,0 +1,159 @@
+"""Shares of a row, means of several runs, strict checks and the summary."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.harness import baseline, check, strict, summary
+from reproduce.harness import plan as planning
+from reproduce.harness.judge import Judged
+from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness.statistics import Verdict
+
+Finish = Callable[..., None]
+HEAD = "a" * 40
+
+
+@pytest.fixture
+def committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout without changes."""
+    monkeypatch.setattr(baseline, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
+
+
+def cells(plan: Plan) -> dict[str, Judged]:
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].judged()}
+
+
+def measured_table1(checkout: Path) -> Plan:
+    """Table 1 with kNN in place of a clock, and a pretraining of ours in SimCLR's place."""
+    path = checkout / "tables" / "paper" / "table1.yaml"
+    text = path.read_text().replace("not_run: SimCLR is not built yet.", "pretrain: swav_400ep", 1)
+    text = text.replace("eval: null\n    metric: hours", "eval: knn\n    metric: knn20", 1)
+    before, found, after = text.partition("    not_run: The measurement of training cost is not built yet.\n")
+    path.write_text(before + after)
+    assert found
+    return planning.make(Request(("table1",), "paper"))
+
+
+def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -> None:
+    """Ours on a machine ten times as slow: 40 h for SimCLR's 4h00, and shares of 1.04, 1.21 and 1.90 (printed 1.56)."""
+    plan = measured_table1(checkout)
+    hours = {"swav_400ep": 40.0, "swav_400ep_2x224": 41.5, "swav_400ep_2x160_4x96": 48.5, "swav_100ep": 76.0}
+    plan.write()
+    for run in plan.runs.values():
+        finish(run, hours.get(run.of, 0.0))
+    found = cells(plan)
+    two = found["SwAV, 2x224/time_100ep"]
+    assert (two.verdict, two.share_of, two.printed) == (Verdict.WITHIN, "SimCLR, 2x224", "4h09")
+    assert two.mean == pytest.approx(41.5 / 40)
+    assert two.expected == pytest.approx(4.15 / 4)
+    assert "Judged is the share of SimCLR, 2x224, not the hours (41.5 and 40)." in two.reason
+    assert found["SwAV, 2x160+4x96/time_100ep"].verdict == Verdict.WITHIN
+    assert found["SwAV, 2x224+6x96/time_100ep"].verdict == Verdict.WORSE  # it took more
+    reference = found["SimCLR, 2x224/time_100ep"]
+    assert (reference.verdict, reference.difference) == (Verdict.NO_BASELINE, None)
+    table = check.check(plan)[0]
+    assert "1.04 of SimCLR, 2x224 (printed 4h09) → **1.04** ✓ within |" in check.as_markdown(plan, table)
+    assert not any("no baseline" in sentence for sentence in strict.complaints(plan, [table], []))
+
+
+def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
+    plan = measured_table1(checkout)
+    for run in plan.runs.values():
+        if "swav_400ep" not in (run.name, run.of):
+            finish(run, 41.5)
+    two = cells(plan)["SwAV, 2x224/time_100ep"]
+    assert (two.verdict, two.needed) == (Verdict.NOT_RUN, True)
+    assert two.reason == "It is judged as a share of SimCLR, 2x224, which has no number yet."
+
+
+def test_a_mean_of_several_runs_is_told(checkout: Path, finish: Finish) -> None:
+    path = checkout / "tables" / "paper" / "table7.yaml"
+    path.write_text(path.read_text().replace("metric: knn20\n", "metric: knn20\n    num_runs: 5\n"))
+    plan = planning.make(Request(("table7",), "paper"))
+    for run in plan.runs.values():
+        finish(run, 59.2)
+    reason = cells(plan)["SwAV/knn20"].reason
+    assert "Printed is a mean of 5 runs, ours is of 1; --seeds 5 compares like with like." in reason
+    assert "mean of" not in cells(plan)["SwAV/knn200"].reason
+    assert "(top-1, %, mean of 5 runs)" in check.as_markdown(plan, check.check(plan)[0])
+
+
+def test_strict_passes_what_leaves_no_doubt(
+    checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
+) -> None:
+    finish(sing("knn", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
+    plan = planning.make(Request(("table7",), "paper"))
+    for run in plan.runs.values():
+        metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
+        finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
+    checked = check.check(plan)
+    assert check.exit_status(checked) == check.AGREES
+    assert strict.complaints(plan, checked, []) == []
+
+
+def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
+    plan = planning.make(Request(("table7",), "paper"))
+    for run in plan.runs.values():
+        finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
+    told = strict.complaints(plan, check.check(plan), [])
+    assert told == [
+        "Table 7: 1 cell inconclusive",
+        "Table 7: 2 cells not preceded by a canary",
+        "the checkout differs from its commit",
+        "2 of 2 results are of another commit",
+        "2 of 2 results were made by code that is in no commit",
+    ]
+
+
+def test_strict_changes_the_exit_status(
+    smoke: Plan, finish: Finish, committed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in smoke.runs.values():
+        finish(run, provenance={"git_commit": HEAD, "git_dirty": False})
+    assert main(["check", "table7"]) == check.AGREES
+    assert main(["check", "table7", "--strict"]) == check.DISAGREES
+    assert capsys.readouterr().out.splitlines()[-1] == "strict: Table 7: 4 cells no baseline"
+    next(run for run in smoke.runs.values() if run.name == "knn").result.unlink()
+    assert main(["check", "table7", "--strict"]) == check.INCOMPLETE
+
+
+def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -> None:
+    plan = planning.make(Request(("table9",), "paper"))
+    for run in plan.runs.values():
+        finish(run, 73.9, provenance={"git_commit": HEAD, "git_dirty": False})
+    from reproduce.harness import judge_claims
+
+    told = strict.complaints(plan, [], judge_claims.judge(plan))
+    assert "claim soft-assignments: inconclusive" in told
+    assert "claim enough-prototypes: not run" in told
+
+
+def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, committed: None) -> None:
+    for name in ("table3", "table7"):
+        plan = planning.make(Request((name,), "paper"))
+        for run in plan.runs.values():
+            if run.name != "linear_inat18":
+                finish(run, 56.7)
+        check.write(plan, check.check(plan))
+    text = Path("reports/paper/summary.md").read_text()
+    assert "Checked by commit `aaaaaaaaaaaa`." in text
+    assert "| [Table 3](table3.md): Transfer of ImageNet features | ✓ 1 within, ▼ 1 worse, ○ 32 not run," in text
+    assert "| Table 3: SwAV, Places205 | 56.7 | 56.7 | 1 | ✓ within° |" in text
+    assert "| Table 7: SwAV, 20 neighbours | 59.2 | 56.7 | 1 | ▼ worse° |" in text
+    assert "iNat18" not in text  # not run: the table's line counts it
+    assert text.count("\n") < 20
+
+
+def test_the_summary_tells_the_claims_that_were_run() -> None:
+    known = [
+        {"claim": "one", "says": "More is better.", "standing": "holds"},
+        {"claim": "two", "says": "Less is worse.", "standing": "not run"},
+    ]
+    text = summary.as_markdown("paper", [], json.loads(json.dumps(known)), check.SYMBOLS)
+    assert "| More is better. | ● holds |" in text and "Less is worse" not in text
+    assert "1 of 2 claims were not run." in text
