@@ -9,7 +9,7 @@ SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of 
 CLUSTER ?=#          where runs go (default local)
 SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
-FROM ?=#             what to start from (default scratch)
+FROM ?=#             scratch: train (default); released: take public weights
 CORES ?=#            number of cores to use (default all)
 CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"

@@ -152,8 +152,8 @@ def _list(_options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    if options.source != "scratch":
-        raise UserError(f"everything is trained from scratch so far; there is no --from {options.source} (use scratch)")
+    if options.source == "released" and options.scale != "paper":
+        raise UserError("--from released evaluates full-size public weights: give it --scale paper")
     if options.seeds < 1 or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
     return planning.make(_request(options, tuple(options.tables), tuple(range(options.seeds))))
@@ -162,7 +162,9 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
     if options.cluster != "local":
         raise UserError(f"runs go to this machine only so far; there is no cluster {options.cluster!r} (use local)")
-    return Request(names, options.scale, seeds, options.data, options.data_config, options.skip_bad_images)
+    return Request(
+        names, options.scale, seeds, options.data, options.data_config, options.skip_bad_images, options.source
+    )
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
@@ -289,7 +291,13 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--cluster", default="local", help="where runs go (only local so far)")
 
     many = _Parser(add_help=False, parents=[pictures])
-    many.add_argument("--from", dest="source", default="scratch", help="what to start from (only scratch so far)")
+    many.add_argument(
+        "--from",
+        dest="source",
+        default="scratch",
+        choices=["scratch", "released"],
+        help="train, or take public weights",
+    )
     many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
 
     for name, command, text in (
@@ -314,6 +322,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = _Parser(add_help=False, parents=[pictures])
     one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(source="scratch")
     for name, group, text in (
         ("pretrain", "experiment", "do one pretraining as a table would"),
         ("evaluate", "eval", "do one evaluation as a table would"),

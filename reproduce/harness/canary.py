@@ -8,6 +8,8 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce import config
+from reproduce.data import released
+from reproduce.data.released import PREFIX
 from reproduce.files import read_json
 from reproduce.harness import statistics, tables
 from reproduce.harness.plan import Run
@@ -90,14 +92,19 @@ def _results(run: Run, checkpoint: str) -> Iterator[dict[str, Any]]:
             continue
         theirs = OmegaConf.load(path.parent / "config.yaml")
         assert isinstance(theirs, DictConfig)
-        if Path(str(theirs.checkpoint)).name != checkpoint:
+        if Path(_address(str(theirs.checkpoint))).name != checkpoint:
             continue
         same = same or _protocol(config.compose("evaluate", run.overrides))
         if _protocol(theirs) == same:
             yield result
 
 
+def _address(given: str) -> str:
+    """Where a checkpoint of the zoo comes from; any other is its own address."""
+    return released.entry(given.removeprefix(PREFIX)).address or "" if given.startswith(PREFIX) else given
+
+
 def _protocol(cfg: DictConfig) -> dict[str, Any]:
-    """What an evaluation is, whatever it evaluates."""
+    """What an evaluation is, whatever it evaluates. (How pixels are normalised belongs to the checkpoint.)"""
     cfg.checkpoint, cfg.seed = "", 0
-    return config.identity(cfg)
+    return {key: value for key, value in config.identity(cfg).items() if key != "normalize"}

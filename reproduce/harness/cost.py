@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from reproduce.data import catalogue
+from reproduce.data import released as zoo
 from reproduce.harness import baseline, results, tables
 from reproduce.harness.plan import Plan, Run
 from reproduce.harness.results import State
@@ -70,7 +71,6 @@ class Facts:
     evaluations: dict[str, str]
     trunk_weights_millions: float
     log_gb: float
-    released: list[str]
     data: dict[str, Data]
 
 
@@ -213,7 +213,8 @@ class _Pricing:
         data = self.facts.data.get(work.dataset["source"])
         if data is None or work.method not in self.facts.evaluations:
             return _unknown(f"nobody has published what {run.name} on {work.dataset['source']} takes")
-        width = next((self.plan.runs[name].work.width for name in run.parents if name in self.plan.runs), 1.0)
+        parents = (self.plan.runs[name].work.width for name in run.parents if name in self.plan.runs)
+        width = work.width or next(parents, 1.0)
         passes = work.epochs * data.num_images * work.pixels / PIXELS_PX**2 * width**2
         wider = f" x width {width:g} squared" if width != 1 else ""
         source = (
@@ -282,10 +283,11 @@ def _pixels(crops: str) -> int:
     return sum(int(num) * int(px) ** 2 for num, px in sizes)
 
 
-def released(plan: Plan, prices: Price) -> list[str]:
+def released(plan: Plan) -> list[str]:
     """The plan's evaluations of networks whose trained weights are public, or that need no training."""
     trunks = {run.run_id: run for run in plan.runs.values() if run.kind == "pretrain"}
-    free = {name for name, run in trunks.items() if run.name in prices.facts.released or not run.work.epochs}
+    public = {item.name for item in zoo.load().values() if item.address}
+    free = {name for name, run in trunks.items() if run.name in public or not run.work.epochs}
     return [run.run_id for run in plan.runs.values() if run.kind == "evaluate" and free & set(run.parents)]
 
 
@@ -303,7 +305,7 @@ def as_data(plan: Plan, prices: Price) -> dict[str, Any]:
             | {
                 "gpu_hours": prices.gpu_hours(name, prices.runs),
                 "gpu_hours_to_do": prices.gpu_hours(name, prices.to_do),
-                "gpu_hours_from_released": prices.gpu_hours(name, released(plan, prices)),
+                "gpu_hours_from_released": prices.gpu_hours(name, released(plan)),
             }
             for name, gpu in prices.facts.gpus.items()
         },
@@ -321,10 +323,11 @@ def as_text(plan: Plan, prices: Price) -> str:
         cost = prices.runs[run.run_id]
         note = notes.setdefault(f"{cost.basis}: {cost.source}", len(notes) + 1)
         name = run.work.dataset.get("name", "-")
+        whose = f"  {run.of}" if run.of and not run.parents else ""
         state, cells = str(prices.states[run.run_id]), str(plan.cells_of(run.run_id))
         rows.append(
             (
-                *(indent + run.run_id, state, cells, str(cost.num_gpus) if cost.num_gpus else "-"),
+                *(indent + run.run_id + whose, state, cells, str(cost.num_gpus) if cost.num_gpus else "-"),
                 *(f"{_hours(cost)} [{note}]", _amount(cost.gpu_hours) if cost.num_gpus else "-", _size(cost.disk_gb)),
                 f"{name} ✗" if name in lacking else name,
             )
@@ -354,11 +357,11 @@ def _sums(plan: Plan, prices: Price) -> Iterable[str]:
                 yield _wrapped(f"  {gpu}, roughly {facts.speedup:g} times a {PAPERS}: {facts.source}")
         if left_out := prices.unpriced(to_do):
             yield f"  not in the sums: {len(left_out)} runs of unknown cost, or on GPUs that no factor is known for"
-        cheap = released(plan, prices)
+        cheap = released(plan)
         if cheap:
             num_cells = sum(bool(set(cell.runs.values()) & set(cheap)) for cell in plan.cells)
             yield _wrapped(
-                f"cheapest honest subset, FROM=released (not built yet): {len(cheap)} evaluations of published weights,"
+                f"cheapest honest subset, FROM=released: {len(cheap)} evaluations of published weights,"
                 f" {num_cells} cells, {_amount(prices.gpu_hours(PAPERS, cheap))} GPU-hours on {PAPERS}"
             )
         if any(cost.basis == "estimate" and cost.num_gpus for cost in prices.runs.values()):

@@ -7,7 +7,7 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.harness import baseline, margins, results, statistics, tables
 from reproduce.harness.baseline import Recorded
-from reproduce.harness.plan import Cell, Plan, Run
+from reproduce.harness.plan import Cell, Plan, Run, public_weights
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
 
@@ -53,6 +53,8 @@ class Outcome:
 
     values: dict[int, float] = field(default_factory=dict)
     collapsed: dict[int, str] = field(default_factory=dict)
+    unavailable: dict[int, str] = field(default_factory=dict)
+    """Of public weights that are no longer where they were."""
     failed: dict[int, str] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     unasked: dict[int, float] = field(default_factory=dict)
@@ -109,19 +111,21 @@ def _cell(plan: Plan, place: str) -> Cell | None:
 def outcome(plan: Plan, cell: Cell) -> Outcome:
     """Read what a cell's runs left. Raises `UserError` for a result that is cut short or lacks the metric."""
     values: dict[int, float] = {}
-    bad: dict[str, dict[int, str]] = {"collapsed": {}, "failed": {}}
+    bad: dict[str, dict[int, str]] = {"collapsed": {}, "failed": {}, "unavailable": {}}
     missing: dict[int, str] = {}
     num_test_images = None
     for seed, run in ((seed, plan.runs[name]) for seed, name in cell.runs.items()):
         if failure := _failure(plan, run):
             status, sentence = failure
-            bad["collapsed" if status == "collapsed" else "failed"][seed] = sentence
+            bad[status if status in bad else "failed"][seed] = sentence
         elif (result := results.read(run)) is None:
             missing[seed] = run.label
         else:
             values[seed] = _metric(run, result, cell.metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
-    return Outcome(values, bad["collapsed"], bad["failed"], missing, num_test_images=num_test_images)
+    return Outcome(
+        values, bad["collapsed"], bad["unavailable"], bad["failed"], missing, num_test_images=num_test_images
+    )
 
 
 def _failure(plan: Plan, run: Run) -> tuple[str, str] | None:
@@ -148,13 +152,16 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     printed, column = row.cells.get(key), table.columns[key]
     cell = evidence.cell(table, row.label, key)
     if cell is None:
-        return _not_ours(row, column, printed)
+        released = evidence.plan.request.source == "released" and column.eval
+        return _not_released(table, row, printed) if released else _not_ours(row, column, printed)
     found = evidence.outcome(cell)
     blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=list(cell.runs.values()))
     if printed == FAILS:
         return _against_failure(replace(found, values=found.values | found.unasked), blank)
     if bad := found.collapsed | found.failed:  # a seed that failed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, reason=bad[min(bad)])
+    if found.unavailable:
+        return replace(blank, verdict=Verdict.UNAVAILABLE, reason=found.unavailable[min(found.unavailable)])
     if found.missing:
         return replace(blank, reason=_no_result(found))
     ours = _measured(found, blank)
@@ -224,6 +231,15 @@ def _not_ours(row: Row, column: Column, printed: Printed) -> Judged:
         return Judged(Verdict.UNAVAILABLE, row.unavailable, printed=printed)
     where = f" They are public: {row.weights}." if row.weights else ""
     return Judged(Verdict.NOT_RUN, f"{row.not_run}{where}" if row.not_run else column.not_run, printed=printed)
+
+
+def _not_released(table: Table, row: Row, printed: Printed) -> Judged:
+    """A cell that no public weights can make, and why."""
+    item = public_weights(table, row)
+    why = item.unavailable if item else "none are known"
+    return Judged(
+        Verdict.UNAVAILABLE, f"No public weights fill this row (models/released.yaml): {why}.", printed=printed
+    )
 
 
 def _no_result(found: Outcome) -> str:

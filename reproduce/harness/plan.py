@@ -5,12 +5,14 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from reproduce.data import released
+from reproduce.data.released import Released
 from reproduce.files import write_json
 from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
@@ -18,6 +20,8 @@ from reproduce.harness.tables import Margin, Row, Table
 from reproduce.harness.work import Work
 
 Kind = Literal["pretrain", "evaluate", "measure"]
+
+Source = Literal["scratch", "released"]
 
 WHOLE_MACHINE = 100_000
 """Cores of a run that measures time: nothing may run beside it."""
@@ -38,6 +42,8 @@ class Request:
     data: str | None = None
     data_config: str | None = None
     skip_bad_images: bool = False
+    source: Source = "scratch"
+    """Whose networks are evaluated: those that we train, or public ones (models/released.yaml)."""
 
     def overrides(self) -> list[str]:
         """What every run of the request has in common, as Hydra overrides."""
@@ -235,18 +241,9 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
     cells: list[Cell] = []
     for name, table in chosen.items():
         maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
-        for row, key in table.made_here():
-            column = table.columns[key]
-            assert row.pretrain
-            runs_of = maker.measurements_of if column.measurement else maker.runs_of
-            made_by = column.measurement or column.eval or ""
-            cells.append(
-                Cell(name, row.label, key, row.pretrain, made_by, column.metric, runs_of(row.pretrain, made_by))
-            )
-        for row in table.drawn_here():
-            assert row.pretrain
-            cells.append(Cell(name, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain)))
-    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
+        cells += _released_cells(maker, table) if request.source == "released" else _trained_cells(maker, table)
+    from_scratch = dataclasses.replace(request, source="scratch")
+    maker = _Maker(from_scratch, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
     for claim in asked:
         for need in claim.needs():
             measured = maker.runs_of(need.pretrain, need.eval)
@@ -255,6 +252,38 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
     composer.save()
     return Plan(request, chosen, runs, cells, data, pictures, own_pictures, asked)
+
+
+def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
+    for row, key in table.made_here():
+        column = table.columns[key]
+        assert row.pretrain
+        runs_of = maker.measurements_of if column.measurement else maker.runs_of
+        made_by = column.measurement or column.eval or ""
+        measured = runs_of(row.pretrain, made_by)
+        yield Cell(table.table, row.label, key, row.pretrain, made_by, column.metric, measured)
+    for row in table.drawn_here():
+        assert row.pretrain
+        yield Cell(table.table, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain))
+
+
+def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
+    """Of every row whose weights are public, others' methods among them, the columns that an evaluation makes."""
+    for row in table.rows:
+        item = public_weights(table, row)
+        for key, column in table.columns.items():
+            if item and item.address and column.eval and table.has_cell(row, key):
+                measured = maker.released_runs_of(item, column.eval)
+                yield Cell(
+                    table.table, row.label, key, released.PREFIX + item.name, column.eval, column.metric, measured
+                )
+
+
+def public_weights(table: Table, row: Row) -> Released | None:
+    """The entry of the zoo that fills a row: the one that names it, or that of its experiment."""
+    zoo = released.load()
+    naming = [item for item in zoo.values() if item.fills.get(table.table) == row.label]
+    return naming[0] if naming else zoo.get(row.pretrain or "")
 
 
 @dataclass
@@ -269,6 +298,17 @@ class _Maker:
     def runs_of(self, experiment: str, evaluation: str = "") -> dict[int, str]:
         """By seed, the run_id of an experiment's evaluation, or of the experiment itself."""
         return {seed: self._last_run(experiment, evaluation, seed).run_id for seed in self.request.seeds}
+
+    def released_runs_of(self, item: Released, evaluation: str) -> dict[int, str]:
+        """By seed, the run_id of an evaluation of public weights."""
+        weights = [f"checkpoint='{released.PREFIX}{item.name}'", f"normalize={item.normalize}"]
+        found = {}
+        for seed in self.request.seeds:
+            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}"]
+            run = self.composer.run("evaluate", asked, self.around)
+            run = dataclasses.replace(run, of=f"{released.PREFIX}{item.name}")
+            found[seed] = self.runs.setdefault(run.run_id, run).run_id
+        return found
 
     def measurements_of(self, experiment: str, measurement: str) -> dict[int, str]:
         """By seed, the run_id of what is measured of an experiment's network."""

@@ -5,10 +5,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from reproduce.data import released
+
 
 @dataclass(frozen=True)
 class Work:
-    """How much a run has to do. An evaluation's trunk is its pretraining's: `width` and the rest of it stay 0."""
+    """How much a run has to do. An evaluation's trunk is its pretraining's: `width` is 0, but for public weights."""
 
     method: str
     """Of a pretraining, or the protocol of an evaluation."""
@@ -34,7 +36,10 @@ def of(cfg: DictConfig) -> Work:
     if cfg.kind == "evaluate":
         protocol = cfg.protocol
         pixels = protocol.pixels.crop_px**2 if "pixels" in protocol else 0
-        return Work(protocol.name, protocol.get("epochs", 1), protocol.get("batch_size", 0), "", pixels, dataset)
+        public = str(cfg.checkpoint).startswith(released.PREFIX)
+        width = released.entry(cfg.checkpoint.removeprefix(released.PREFIX)).width if public else 0.0
+        epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
+        return Work(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method
     trunk_out = round(2048 * network.width)
     return Work(

@@ -1,0 +1,70 @@
+"""FROM=released: public weights through our evaluations, without a training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.files import write_json
+from reproduce.harness import check
+from reproduce.harness import plan as planning
+from reproduce.harness.judge import Judged
+from reproduce.harness.plan import Plan, Request
+from reproduce.harness.statistics import Verdict
+
+
+def released(*tables: str) -> Plan:
+    return planning.make(Request(tables, "paper", source="released"))
+
+
+def cells_of(plan: Plan) -> dict[str, Judged]:
+    return {f"{row.label}/{key}": judged for table in check.check(plan) for row, key, judged in table.judged()}
+
+
+def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: Path) -> None:
+    plan = released("table3")
+    assert {run.kind for run in plan.runs.values()} == {"evaluate"}
+    assert {"SwAV", "MoCov2", "Supervised", "SimCLR"} <= {cell.row for cell in plan.cells}
+    swav = next(run for run in plan.runs.values() if run.of == "released:swav_800ep" and run.name == "voc07_svm")
+    assert "checkpoint='released:swav_800ep'" in swav.overrides
+    assert "normalize=released" in swav.overrides
+    moco = next(run for run in plan.runs.values() if run.of.startswith("released:moco_v2"))
+    assert "normalize=imagenet" in moco.overrides
+
+
+def test_a_row_without_public_weights_is_unavailable_and_says_why(checkout: Path) -> None:
+    judged = cells_of(released("table3"))["BoWNet/voc07"]
+    assert judged.verdict == Verdict.UNAVAILABLE
+    assert "no public weights of BoWNet's ResNet-50 are known" in judged.reason
+    ablation = cells_of(released("table8"))["SwAV, 300 prototypes/top1"]
+    assert (ablation.verdict, "none are known" in ablation.reason) == (Verdict.UNAVAILABLE, True)
+
+
+def test_an_address_that_is_gone_is_unavailable_and_no_failure(checkout: Path) -> None:
+    plan = released("table7")
+    for run in plan.runs.values():
+        gone = {"status": "unavailable", "exit_status": 2, "message": "the publisher has moved or removed the file"}
+        write_json(run.failure, gone)
+    checked = check.check(plan)
+    judged = cells_of(plan)["SwAV/knn20"]
+    assert judged.verdict == Verdict.UNAVAILABLE
+    assert "moved or removed" in judged.reason
+    assert check.exit_status(checked) == check.AGREES
+
+
+def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = released("table7")
+    for run in plan.runs.values():
+        finish(run, 59.2)
+    swav = cells_of(plan)["SwAV/knn20"]
+    assert swav.verdict == Verdict.WITHIN
+    assert check.as_data(plan, check.check(plan)[0])["level"] == "L0"
+
+
+def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.__main__ import main
+    from reproduce.errors import exit_status
+
+    monkeypatch.setattr("sys.argv", ["reproduce", "plan", "table7", "--from", "released"])
+    assert exit_status(main) == 2
+    assert "give it --scale paper" in capsys.readouterr().err
