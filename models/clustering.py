@@ -16,15 +16,15 @@ from reproduce.engine.distributed import all_gather, all_reduce_max, all_reduce_
 from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
-BLOCK_SCORES = 2**25
-"""Scores that are held at once while a bank is assigned (128 MiB)."""
+BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**25}
+"""Scores that are held at once while a bank is assigned: 4 MiB, which a CPU's cache holds, or 128 MiB."""
 UNSEEN = -1
 """The label of an image that no batch of the last epoch held (the incomplete one is dropped): it is not learned."""
 
 
 def blocks(rows: Tensor, prototypes: Tensor) -> Iterator[Tensor]:
     """`rows` in blocks whose scores against `prototypes` are few enough to be held."""
-    return iter(rows.split(max(1, BLOCK_SCORES // len(prototypes))))
+    return iter(rows.split(max(1, BLOCK_SCORES[rows.device.type] // len(prototypes))))
 
 
 class MemoryBank:

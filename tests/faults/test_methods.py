@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reproduce import pretrain
 from reproduce.engine import checkpoint
+from reproduce.errors import TRAINING_FAILED
+from reproduce.files import read_json
 from tests.faults.test_runs import Killed, weights
 from tests.runs import TINY, call, curve, tiny_pictures
 
@@ -51,3 +55,20 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert losses[0] == losses[1]
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_pictures_that_are_all_the_same_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    tiny_pictures(tmp_path)
+    for path in (tmp_path / "imagenet" / "train").glob("*/*.jpg"):
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    few = ("epochs=20", "sentinel.patience_epochs=2", "sentinel.on_collapse=stop", f"paths.data={tmp_path}")
+    overrides = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], *few, f"paths.results={tmp_path / 'r'}")
+    status, said = call(pretrain.main, monkeypatch, *overrides)
+    assert status == TRAINING_FAILED, said
+    assert "check that the pictures differ" in said
+    (failure,) = (tmp_path / "r").glob("smoke/*/failure.json")
+    assert read_json(failure)["status"] == "collapsed"
+    assert len(curve(tmp_path / "r")) <= 8

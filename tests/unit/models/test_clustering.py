@@ -31,10 +31,10 @@ def config(**changes: object) -> DeepClusterConfig:
     return DeepClusterConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=[2**25, 40])
+@pytest.fixture(params=[2**20, 40])
 def any_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows at once, and ten of them."""
-    monkeypatch.setattr(clustering, "BLOCK_SCORES", request.param)
+    monkeypatch.setitem(clustering.BLOCK_SCORES, "cpu", request.param)
 
 
 @pytest.mark.usefixtures("any_block")
