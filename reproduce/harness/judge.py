@@ -53,12 +53,12 @@ class Outcome:
 
     values: dict[int, float] = field(default_factory=dict)
     collapsed: dict[int, str] = field(default_factory=dict)
-    unavailable: dict[int, str] = field(default_factory=dict)
-    """Of public weights that are no longer where they were."""
     failed: dict[int, str] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     unasked: dict[int, float] = field(default_factory=dict)
     """Results of other seeds than those asked for. (Where one of these failed, it is among the failed.)"""
+    unavailable: dict[int, str] = field(default_factory=dict)
+    """Of public weights that are no longer where they were."""
     num_test_images: int | None = None
 
     @property
@@ -124,7 +124,12 @@ def outcome(plan: Plan, cell: Cell) -> Outcome:
             values[seed] = _metric(run, result, cell.metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
     return Outcome(
-        values, bad["collapsed"], bad["unavailable"], bad["failed"], missing, num_test_images=num_test_images
+        values,
+        bad["collapsed"],
+        bad["failed"],
+        missing,
+        unavailable=bad["unavailable"],
+        num_test_images=num_test_images,
     )
 
 

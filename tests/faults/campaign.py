@@ -73,6 +73,7 @@ def main() -> int:
         if not kill_once(overrides, folder, num_points, kill % 2 == 1, delay):
             print("the run ended before it was killed", file=sys.stderr)
             return 1
+        print()  # a line that was cut by the kill ends here
         print("killed", points(folder), *sorted(path.name for path in folder.glob("*checkpoint*")), flush=True)
     return os.waitstatus_to_exitcode(os.waitpid(start(overrides), 0)[1])
 

@@ -55,7 +55,11 @@ def finish() -> Callable[..., None]:
     """Write a run's result.json, parents' before: `finish(run, 50.0)`."""
 
     def write(run: Run, value: float = 50.0, **more: Any) -> None:
-        names = METRICS.get(run.name, ("top1", "top5", "top1_best")) if run.kind == "evaluate" else ()
+        measured = {
+            "evaluate": ("top1", "top5", "top1_best"),
+            "measure": ("params_millions", "hours", "peak_memory_gb"),
+        }
+        names = METRICS.get(run.name, measured.get(run.kind, ()))
         result = {
             "run_id": run.run_id,
             "kind": run.kind,
