@@ -1,5 +1,6 @@
 """Weighted nearest neighbours on frozen features (B.6, Table 7)."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ from reproduce.data.pictures import read_splits
 from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
 
 QUERY_BLOCK = 256
-BANK_BLOCK = 16384
-"""Rows that are compared at a time. They bound memory: of the bank, one block of 2048 features is 134 MB."""
+"""Rows that are compared at a time."""
+BANK_BLOCK_BYTES = 2**29
+"""What is in memory of the bank at a time: 65,536 rows of 2048 features. Larger blocks merge less often."""
 
 
 @dataclass
@@ -53,14 +55,27 @@ def neighbors(queries: Tensor, bank: np.ndarray, num_neighbors: int) -> tuple[Te
     k is `num_neighbors`, or n where the bank holds fewer.
     """
     chunks = queries.split(QUERY_BLOCK)
+    num_rows = min(max(1, BANK_BLOCK_BYTES // (4 * queries.shape[1])), len(bank))
+    # One of each for all: fresh memory costs page faults.
+    block_memory = torch.empty(num_rows, queries.shape[1], device=queries.device)
+    product_memory = torch.empty(len(chunks[0]) * num_rows, device=queries.device)
     best: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(bank), BANK_BLOCK):
-        block = F.normalize(torch.tensor(bank[start : start + BANK_BLOCK], device=queries.device), dim=1)
-        here = [(chunk @ block.T).topk(min(num_neighbors, len(block)), dim=1) for chunk in chunks]
-        found = [(similarity, rows + start) for similarity, rows in here]
-        best = [_nearer(*pair, num_neighbors) for pair in zip(best, found, strict=True)] if best else found
-    similarity, rows = zip(*best, strict=True)
-    return torch.cat(similarity), torch.cat(rows)
+    for start in range(0, len(bank), num_rows):
+        part = bank[start : start + num_rows]
+        block = block_memory[: len(part)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+            block.copy_(torch.from_numpy(part))
+        F.normalize(block, dim=1, out=block)
+        for number, chunk in enumerate(chunks):
+            cosine = product_memory[: len(chunk) * len(block)].view(len(chunk), len(block))
+            similarity, rows = torch.mm(chunk, block.T, out=cosine).topk(min(num_neighbors, len(block)), dim=1)
+            if start:
+                best[number] = _nearer(best[number], (similarity, rows + start), num_neighbors)
+            else:
+                best.append((similarity, rows))
+    found, nearest = zip(*best, strict=True)
+    return torch.cat(found), torch.cat(nearest)
 
 
 def _nearer(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], num_neighbors: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from evals.voc07_svm import average_precision, best_cost
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
 def test_knn_votes_equal_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks the bank comes in, whatever lengths its rows have."""
-    monkeypatch.setattr(knn, "BANK_BLOCK", block)
+    monkeypatch.setattr(knn, "BANK_BLOCK_BYTES", block * 5 * 4)
     torch.manual_seed(0)
     queries, bank = F.normalize(torch.randn(300, 5), dim=1), 3 * torch.randn(60, 5).numpy()
     labels = torch.randint(0, 4, (60,))

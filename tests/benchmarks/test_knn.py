@@ -1,0 +1,45 @@
+"""How much of the machine's own matrix-product speed kNN has: `pytest tests/benchmarks --benchmark-json=FILE`.
+
+Nothing is asserted of the time; the share stands in `extra_info`, and is printed under `-s`. The goal is .7 or more.
+"""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from evals.knn import BANK_BLOCK_BYTES, neighbors
+
+NUM_QUERIES, NUM_FEATURES, NUM_NEIGHBORS = 2048, 2048, 200
+
+
+@pytest.fixture
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.usefixtures("one_thread")
+def test_speed_against_a_plain_product(benchmark: BenchmarkFixture) -> None:
+    """A bank of a block and a quarter, as memory-mapped files give it; in the same run a GEMM of the same size."""
+    draw = torch.Generator().manual_seed(0)
+    queries = F.normalize(torch.randn(NUM_QUERIES, NUM_FEATURES, generator=draw), dim=1)
+    bank = torch.randn(BANK_BLOCK_BYTES // (4 * NUM_FEATURES) * 5 // 4, NUM_FEATURES, generator=draw)
+    rows: np.ndarray = bank.numpy()
+    product_seconds = []
+
+    def product() -> None:
+        started = time.process_time()
+        torch.mm(queries, bank.T)
+        product_seconds.append(time.process_time() - started)
+
+    # The machine may be shared: seconds are those of the processor, the fastest of each count.
+    found, _ = benchmark.pedantic(neighbors, args=(queries, rows, NUM_NEIGHBORS), setup=product, rounds=3)  # type: ignore[no-untyped-call]
+    assert found.shape == (NUM_QUERIES, NUM_NEIGHBORS)
+    if benchmark.stats is not None:  # --benchmark-disable
+        share = min(product_seconds) / benchmark.stats.stats.min
+        benchmark.extra_info["share_of_matrix_product_speed"] = round(share, 3)
+        print(f"kNN runs at {share:.0%} of the speed of a plain matrix product")

@@ -1,0 +1,183 @@
+"""Evaluations that train or work out features: killed, asked to stop, shared by two processes, another batch."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reproduce import evaluate, pretrain
+from reproduce.engine import checkpoint, features
+from reproduce.engine.checkpoint import Checkpoints
+from reproduce.errors import REQUEUE
+from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
+
+FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1")
+TRAINED = {
+    "linear": ("eval=linear_imagenet", *FEW),
+    "finetune": ("eval=lowshot_13", "protocol.subset.images_per_class=2", *FEW),
+}
+WITHOUT_WORKERS = ("cluster.num_workers=0", "cluster.num_threads=1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("random")
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(pretrain.main, patch, *TINY, "experiment=random", f"paths.results={results}")[0] == 0
+    (path,) = results.glob("smoke/random-*/checkpoint.pt")
+    return path
+
+
+@pytest.fixture
+def common(data: Path, trunk: Path) -> tuple[str, ...]:
+    return (f"checkpoint={trunk}", f"paths.data={data}", *WITHOUT_WORKERS)
+
+
+def outcome(results: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
+    """The one run's result, its last curve point, and the weights that it trained."""
+    (path,) = results.glob("smoke/*/result.json")
+    state = checkpoint.load(path.parent / "checkpoint.pt")
+    return json.loads(path.read_text()), curve(results)[-1], state.get("model") or state["classifier"]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("killed_after", [1, 2, 4])
+def test_resumed_equals_uninterrupted_to_the_bit(
+    kind: str, killed_after: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within an epoch and at the end of one; there are two steps in each."""
+    asked = (*TRAINED[kind], *common, "logging.checkpoint_every_seconds=0")
+    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'whole'}")[0] == 0
+
+    def kill(self: Checkpoints, step: int) -> None:
+        self.save(step)
+        self.wait()
+        if step == killed_after:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_if_due", kill)
+        with pytest.raises(Killed):
+            call(evaluate.main, patch, *asked, f"paths.results={tmp_path / 'killed'}")
+    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'killed'}")[0] == 0
+    (whole, _, expected), (killed, _, found) = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert killed["num_attempts"] == 2
+    assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
+    assert [point["step"] for point in curve(tmp_path / "killed")] == [1, 2, 3]
+    assert whole["metrics"] == killed["metrics"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
+    outcomes = []
+    for processes in (1, 2):
+        results = tmp_path / str(processes)
+        asked = (*TRAINED[kind], *common, f"paths.results={results}")
+        done = run("tests.faults.in_double", *asked, processes=processes)
+        assert done.returncode == 0, done.stderr
+        outcomes.append(outcome(results))
+    (one, end_of_one, expected), (two, end_of_two, found) = outcomes
+    assert two["provenance"]["world_size"] == 2
+    assert two["counts"] == one["counts"]
+    assert two["metrics"] == one["metrics"]
+    assert end_of_two == end_of_one
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)  # other orders of sums, six steps
+
+
+@pytest.mark.parametrize("name", ["knn", "voc07_svm"])
+def test_features_that_two_processes_share_are_those_of_one(name: str, common: tuple[str, ...], tmp_path: Path) -> None:
+    metrics = []
+    for processes in (1, 2):
+        results = tmp_path / str(processes)
+        done = run(
+            "reproduce.evaluate", f"eval={name}", *common, "logging.wandb=false", f"paths.results={results}",
+            processes=processes,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (path,) = results.glob("smoke/*/result.json")
+        metrics.append(json.loads(path.read_text())["metrics"])
+    assert metrics[0] == pytest.approx(metrics[1])
+
+
+def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code(
+    common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write = features.FeatureStore.write
+
+    def counted(self: features.FeatureStore, *arguments: Any) -> features.Features:
+        written.append(1)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(features.FeatureStore, "write", counted)
+    asked = ("eval=knn", *common, "logging.wandb=false", f"paths.results={tmp_path}")
+    for more, expected in (
+        ((), 2),  # train and val
+        (("protocol.temperature=0.1",), 2),
+        (("protocol.pixels.resize_px=50",), 4),
+        (("precision=bf16",), 6),
+    ):
+        assert call(evaluate.main, monkeypatch, *asked, *more)[0] == 0
+        assert len(written) == expected
+    monkeypatch.setattr(features, "MADE_BY", ("models.resnet",))
+    assert call(evaluate.main, monkeypatch, *asked)[0] == 0
+    assert len(written) == 8
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
+    asked = (*TRAINED[kind], *common, "protocol.epochs=200", f"paths.results={tmp_path}")
+    process = subprocess.Popen(
+        command("reproduce.evaluate", *asked), cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 2/"):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == REQUEUE
+    assert "asked to stop; saved after step" in said
+    assert list(tmp_path.glob("smoke/*/checkpoint-*.pt"))
+    assert not list(tmp_path.glob("smoke/*/failure.json"))
+
+
+@pytest.mark.parametrize(("kind", "batch_size"), [("linear", 16), ("finetune", 8)])
+def test_another_batch_scales_the_learning_rates_and_says_so(
+    kind: str, batch_size: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rates are for the scale's batch of 32."""
+    rates: list[list[float]] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *arguments: Any) -> Any:
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    asked = (*TRAINED[kind], *common, f"protocol.batch_size={batch_size}", f"paths.results={tmp_path}")
+    assert call(evaluate.main, monkeypatch, *asked)[0] == 0
+    share = batch_size / 32
+    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.02, 5]}[kind]])
+    result, _, _ = outcome(tmp_path)
+    said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's 32"
+    assert result["provenance"]["lr_scaled"] == said
