@@ -95,7 +95,7 @@ def verify(data: Path, dataset: Dataset, official: Official | None, decode: Deco
         look = {"folders": _folders, "voc": _voc, "coco": _coco}[dataset.layout]
         look(root, dataset, official, found, tell)
         for split, files in found.files.items():
-            tell(f"  {split}: {len(files):,} pictures, {sum(files.values()) / 1e9:.2f} GB")
+            tell(f"  {split}: {len(files):,} pictures, {sum(files.values()) / 1e6:,.0f} MB")
             found.add("broken", f"files of {split} are empty", [name for name, size in files.items() if not size])
             _decode(root, split, files, decode, found, tell)
         _manifest(data, dataset, found, tell)
