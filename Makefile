@@ -7,6 +7,7 @@ DATA ?=#             folder with your pictures; scale smoke makes its own
 DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
 SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
 CLUSTER ?=#          where runs go (default local)
+ARCHIVES ?=#         folder of the official archives, for data-prepare
 SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: take public weights
@@ -58,6 +59,9 @@ data-verify: setup ## say what of the pictures in DATA is missing, surplus or br
 	$(REPRODUCE) data-verify $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
 		$(call option,--decode,$(DECODE)) $(SETS)
 
+data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the same command goes on
+	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) $(SETS)
+
 fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
 
@@ -97,5 +101,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-verify fetch record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:

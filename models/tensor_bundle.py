@@ -4,6 +4,7 @@ The index is a sorted table (LevelDB's format) from a variable's name to a proto
 place in a shard. Nothing in it is code.
 """
 
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +27,12 @@ def is_archive(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(".index") for name in archive.namelist())
+        return bool(_indices(archive))
+
+
+def _indices(archive: zipfile.ZipFile) -> list[str]:
+    """Of training checkpoints; an exported module beside one has the same variables under other names."""
+    return [name for name in archive.namelist() if re.search(r"(^|/)model\.ckpt[^/]*\.index$", name)]
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -36,7 +42,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            (index,) = (name for name in archive.namelist() if name.endswith(".index"))
+            (index,) = _indices(archive)
             return _read(archive, index)
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError, struct.error) as error:
         raise UserError(f"checkpoint {path} is no whole archive of a TensorFlow checkpoint ({error})") from error

@@ -139,6 +139,15 @@ def _data_verify(options: argparse.Namespace) -> int:
     return 0 if fine else REQUEST_IS_WRONG
 
 
+def _data_prepare(options: argparse.Namespace) -> int:
+    from reproduce import config
+    from reproduce.data import prepare, verify
+
+    for dataset in verify.chosen(config.compose("pretrain", ["data=standard"]).data, options.sets):
+        prepare.prepare(Path(options.archives), Path(options.data), dataset)
+    return 0
+
+
 def _list(_options: argparse.Namespace) -> int:
     from reproduce import config
     from reproduce.harness import claims
@@ -346,6 +355,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
     verify.add_argument("--decode", choices=("sample", "all"), default="sample", help="which pictures to decode")
     verify.set_defaults(command=_data_verify)
+
+    text = "unpack the official archives of data sets into the layout that runs read; the same command goes on"
+    prepare = commands.add_parser("data-prepare", help=text, description=text)
+    prepare.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
+    prepare.add_argument("--archives", metavar="DIR", required=True, help="folder of the archives; some are downloaded")
+    prepare.add_argument("--data", metavar="DIR", required=True, help="folder to unpack into")
+    prepare.set_defaults(command=_data_prepare)
 
     text = "name the tables, experiments and evaluations"
     commands.add_parser("list", help=text, description=text).set_defaults(command=_list)

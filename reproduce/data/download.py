@@ -75,8 +75,14 @@ def download(
     where the content isn't what `digests` say; nothing then lies at `target`.
     """
     _refuse_plain_http(address)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(target.name + ".lock"), "a") as lock:
+    if target.exists():
+        return target  # perhaps in a folder that others filled and this user can't write to
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(target.with_name(target.name + ".lock"), "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{target.parent}, where downloads go, can't be written to ({error.strerror})") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here, and then find the file
         if not target.exists():
             tell(f"downloading {address}")

@@ -97,6 +97,12 @@ OFFICIAL = {
                 ),
             ),
         ),
-        Official("COCO2017", "cocodataset.org", 80, {"train2017": Split(118_287), "val2017": Split(5_000)}),
+        Official(
+            "COCO2017",
+            "cocodataset.org",
+            80,
+            {"train2017": Split(118_287), "val2017": Split(5_000)},
+            (Archive("train2017.zip"), Archive("val2017.zip"), Archive("annotations_trainval2017.zip")),
+        ),
     )
 }

@@ -64,13 +64,19 @@ def verify_all(
     data: Path, catalogue: DictConfig, names: list[str], decode: Decode = "sample", tell: Tell = print
 ) -> bool:
     """Verify data sets below `data` (all of them where none is named); whether all are fine."""
+    if not data.is_dir():
+        raise UserError(f"the folder {data} given as DATA is not there")
+    sets = chosen(catalogue, names)
+    fine = [verify(data, dataset, OFFICIAL.get(dataset.source), decode, tell) for dataset in sets]
+    return all(fine)
+
+
+def chosen(catalogue: DictConfig, names: list[str]) -> list[Dataset]:
+    """Data sets of a catalogue by name, or all of them, with those of the detectors where it is the standard one."""
     sets = {item.name: item for item in [*_of(catalogue), *(DETECTION if catalogue.name == "standard" else ())]}
     if unknown := [name for name in names if name not in sets]:
         raise UserError(f"there is no data set {unknown[0]!r} in the catalogue {catalogue.name!r}: {', '.join(sets)}")
-    if not data.is_dir():
-        raise UserError(f"the folder {data} given as DATA is not there")
-    fine = [verify(data, sets[name], OFFICIAL.get(sets[name].source), decode, tell) for name in names or sets]
-    return all(fine)
+    return [sets[name] for name in names or sets]
 
 
 def _of(catalogue: DictConfig) -> list[Dataset]:
@@ -89,7 +95,7 @@ def verify(data: Path, dataset: Dataset, official: Official | None, decode: Deco
         look = {"folders": _folders, "voc": _voc, "coco": _coco}[dataset.layout]
         look(root, dataset, official, found, tell)
         for split, files in found.files.items():
-            tell(f"  {split}: {len(files):,} pictures, {sum(files.values()) / 1e9:.2f} GB")
+            tell(f"  {split}: {len(files):,} pictures, {sum(files.values()) / 1e6:,.0f} MB")
             found.add("broken", f"files of {split} are empty", [name for name, size in files.items() if not size])
             _decode(root, split, files, decode, found, tell)
         _manifest(data, dataset, found, tell)
@@ -215,12 +221,12 @@ def _compare(what: str, number: int, expected: int, found: Findings) -> None:
 
 def _decode(root: Path, split: str, files: dict[str, int], decode: Decode, found: Findings, tell: Tell) -> None:
     names = [name for name, size in sorted(files.items()) if size]
-    chosen = names if decode == "all" else names[:: max(1, len(names) // SAMPLE)]
+    some = names if decode == "all" else names[:: max(1, len(names) // SAMPLE)]
     with ThreadPoolExecutor(THREADS) as pool:
-        blocks = (chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK))
+        blocks = (some[start : start + BLOCK] for start in range(0, len(some), BLOCK))
         wrong = (said for block in blocks for said in pool.map(lambda name: _undecodable(root / name), block))
-        broken = [said for said in _told(wrong, len(chosen), f"pictures of {split} decoded", tell) if said]
-    found.add("broken", f"of {len(chosen):,} pictures of {split}, some can't be decoded", broken)
+        broken = [said for said in _told(wrong, len(some), f"pictures of {split} decoded", tell) if said]
+    found.add("broken", f"of {len(some):,} pictures of {split}, some can't be decoded", broken)
 
 
 def _undecodable(path: Path) -> str:

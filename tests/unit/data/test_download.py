@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from pathlib import Path
@@ -89,6 +90,13 @@ def test_arrives_whole_and_only_once(server: Server, tmp_path: Path) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"w", "w.lock"}
 
 
+def test_two_who_ask_at_once_download_once(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(fetch, server, tmp_path / "w") for _ in range(2)]
+    assert [asked.result()[0].read_bytes() for asked in both] == [CONTENT, CONTENT]
+    assert len(server.asked) == 1
+
+
 def test_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path) -> None:
     server.answers = ["cut", 503]
     path, waits = fetch(server, tmp_path / "w")
@@ -140,6 +148,12 @@ def test_another_content_is_refused_and_not_kept(server: Server, tmp_path: Path,
     with pytest.raises(DigestMismatch, match=f"has the {digest.algorithm} .*, not {digest.digits}: it is damaged"):
         fetch(server, tmp_path / "w", digest)
     assert {entry.name for entry in tmp_path.iterdir()} == {"w.lock"}
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file, where downloads go, can't be written to \("):
+        fetch(server, tmp_path / "file" / "w")
 
 
 @pytest.mark.parametrize("address", ["http://example.org/w", "ftp://example.org/w", "file:///etc/passwd"])

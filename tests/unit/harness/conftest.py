@@ -15,7 +15,12 @@ from reproduce.harness import tables
 from reproduce.harness.plan import Plan, Request, Run
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
-METRICS = {"knn": ("knn20", "knn200"), "voc07_svm": ("map",)}
+METRICS = {
+    "knn": ("knn20", "knn200"),
+    "voc07_svm": ("map",),
+    "evaluate": ("top1", "top5", "top1_best"),
+    "measure": ("params_millions", "hours", "peak_memory_gb"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +60,7 @@ def finish() -> Callable[..., None]:
     """Write a run's result.json, parents' before: `finish(run, 50.0)`."""
 
     def write(run: Run, value: float = 50.0, **more: Any) -> None:
-        measured = {
-            "evaluate": ("top1", "top5", "top1_best"),
-            "measure": ("params_millions", "hours", "peak_memory_gb"),
-        }
-        names = METRICS.get(run.name, measured.get(run.kind, ()))
+        names = METRICS.get(run.name, METRICS.get(run.kind, ()))
         result = {
             "run_id": run.run_id,
             "kind": run.kind,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.released import SamePool, simclr_tensorflow
 from models.resnet import ResNet
-from models.tensor_bundle import MAGIC
+from models.tensor_bundle import MAGIC, read_archive
 from models.weights import load_trunk
 from reproduce.data import released
 from reproduce.errors import UserError
@@ -174,6 +174,15 @@ class TestSimclr:
             load_trunk(tmp_path / "w.zip")
 
 
+def test_a_file_that_tensorflow_wrote() -> None:
+    """Written by TensorFlow 2.21's `tf.compat.v1.train.Saver`: two kernels, a scalar, and a step counter (int64)."""
+    variables = read_archive(Path(__file__).parents[2] / "golden" / "tensorflow.zip")
+    assert set(variables) == {"base_model/conv2d/kernel", "base_model/conv2d_1/kernel", "scale"}
+    assert torch.equal(variables["base_model/conv2d/kernel"], torch.arange(6).reshape(1, 1, 2, 3) / 2)
+    assert torch.equal(variables["base_model/conv2d_1/kernel"], torch.tensor([1.5, -2]))
+    assert torch.equal(variables["scale"], torch.tensor(0.25))
+
+
 def varint(value: int) -> bytes:
     out = b""
     while value > 127:
@@ -219,6 +228,7 @@ def write_bundle(path: Path, variables: dict[str, np.ndarray], damage: str = "")
     magic = MAGIC + (damage == "magic")
     index += meta + top + footer.ljust(40, b"\0") + struct.pack("<Q", magic)
     with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ResNet50_1x/hub/variables/variables.index", b"the same again, exported")
         archive.writestr("ResNet50_1x/model.ckpt-225206.index", index)
         archive.writestr(
             "ResNet50_1x/model.ckpt-225206.data-00000-of-00001", data[: 100 if damage == "shard" else None]

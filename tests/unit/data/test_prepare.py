@@ -1,0 +1,192 @@
+"""data-prepare on small archives laid out as the official ones: the right files in the right class folders."""
+
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from reproduce.config import Dataset
+from reproduce.data.official import OFFICIAL
+from reproduce.data.prepare import prepare
+from reproduce.data.verify import DETECTION
+from reproduce.errors import UserError
+
+IMAGENET = Dataset("imagenet", "ILSVRC2012", "folders", "imagenet", "train", "val")
+PLACES = Dataset("places205", "Places205", "folders", "places205", "train", "val")
+INAT = Dataset("inat18", "iNaturalist2018", "folders", "inat18", "train", "val")
+VOC = Dataset("voc07", "VOC2007", "voc", "VOCdevkit/VOC2007", "trainval", "test")
+
+
+def packed(files: dict[str, bytes], mode: str = "w") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def run(tmp_path: Path, dataset: Dataset, archives: dict[str, bytes]) -> dict[str, bytes]:
+    """What lies in DATA afterwards."""
+    folder = tmp_path / "archives"
+    folder.mkdir(exist_ok=True)
+    for name, content in archives.items():
+        (folder / name).write_bytes(content)
+    official = OFFICIAL[dataset.source]
+    unchecked = replace(official, archives=tuple(replace(archive, md5=None) for archive in official.archives))
+    prepare(folder, tmp_path / "data", dataset, lambda _: None, unchecked)
+    data = tmp_path / "data"
+    return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def imagenet() -> dict[str, bytes]:
+    mat = io.BytesIO()
+    fields = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("num_children", "f8")]
+    # The kit's numbers are in no order of the names, and it lists more than the leaves.
+    savemat(mat, {"synsets": np.array([(1, "n02119789", 0), (2, "n01440764", 0), (3, "n00001740", 2)], dtype=fields)})  # type: ignore[arg-type]
+    kit = {
+        "ILSVRC2012_devkit_t12/data/meta.mat": mat.getvalue(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"2\n1\n2\n",
+    }
+    val = {f"ILSVRC2012_val_{number:08d}.JPEG": b"val%d" % number for number in (1, 2, 3)}
+    train = {
+        "n01440764.tar": packed({"n01440764_18.JPEG": b"tench", "n01440764_36.JPEG": b"another"}),
+        "n02119789.tar": packed({"n02119789_1.JPEG": b"fox"}),
+    }
+    return {
+        "ILSVRC2012_img_train.tar": packed(train),
+        "ILSVRC2012_img_val.tar": packed(val),
+        "ILSVRC2012_devkit_t12.tar.gz": packed(kit, "w:gz"),
+    }
+
+
+def test_imagenet_takes_the_kits_classes_for_validation(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+    assert run(tmp_path, IMAGENET, imagenet) == {
+        "imagenet/train/n01440764/n01440764_18.JPEG": b"tench",
+        "imagenet/train/n01440764/n01440764_36.JPEG": b"another",
+        "imagenet/train/n02119789/n02119789_1.JPEG": b"fox",
+        "imagenet/val/n01440764/ILSVRC2012_val_00000001.JPEG": b"val1",
+        "imagenet/val/n02119789/ILSVRC2012_val_00000002.JPEG": b"val2",
+        "imagenet/val/n01440764/ILSVRC2012_val_00000003.JPEG": b"val3",
+    }
+
+
+def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+    cut = imagenet | {"ILSVRC2012_img_train.tar": imagenet["ILSVRC2012_img_train.tar"][:2000]}
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is cut short or damaged \(.*; get it again"):
+        run(tmp_path, IMAGENET, cut)
+    whole = run(tmp_path, IMAGENET, imagenet)
+    kept = tmp_path / "data" / "imagenet" / "train" / "n01440764" / "n01440764_18.JPEG"
+    before = kept.stat().st_mtime_ns
+    assert run(tmp_path, IMAGENET, imagenet) == whole
+    assert kept.stat().st_mtime_ns == before
+    kept.write_bytes(b"cut")
+    assert run(tmp_path, IMAGENET, imagenet) == whole
+
+
+def test_an_archive_that_nobody_may_download_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not there: get it from image-net\.org, after"):
+        run(tmp_path, IMAGENET, {})
+
+
+def test_an_archive_with_another_sum_is_refused(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"ILSVRC2012_img_train\.tar has the md5 .*, not 1d675b47d978889d74fa0da5fadfb00e"
+    ):
+        prepare(tmp_path, tmp_path / "data", IMAGENET, lambda _: None)
+
+
+def test_places_takes_classes_from_the_lists(tmp_path: Path) -> None:
+    lists = {
+        "trainvalsplit_places205/train_places205.csv": b"a/abbey/gsun_1.jpg 0\no/office/indoor/gsun_2.jpg 131\n",
+        "trainvalsplit_places205/val_places205.csv": b"a/abbey/gsun_3.jpg 0\n",
+    }
+    below = "data/vision/torralba/deeplearning/images256"
+    names = ("a/abbey/gsun_1.jpg", "o/office/indoor/gsun_2.jpg", "a/abbey/gsun_3.jpg", "a/abbey/unlisted.jpg")
+    pictures = {f"{below}/{name}": name.encode() for name in names}
+    archives = {
+        "imagesPlaces205_resize.tar.gz": packed(pictures, "w:gz"),
+        "trainvalsplit_places205.tar.gz": packed(lists, "w:gz"),
+    }
+    assert run(tmp_path, PLACES, archives) == {
+        "places205/train/000/gsun_1.jpg": b"a/abbey/gsun_1.jpg",
+        "places205/train/131/gsun_2.jpg": b"o/office/indoor/gsun_2.jpg",
+        "places205/val/000/gsun_3.jpg": b"a/abbey/gsun_3.jpg",
+    }
+
+
+def test_inaturalist_takes_classes_from_its_json(tmp_path: Path) -> None:
+    def annotations(split: str, image_id: int, name: str, category: int) -> bytes:
+        content = {
+            "images": [{"id": image_id, "file_name": name}],
+            "annotations": [{"image_id": image_id, "category_id": category}],
+        }
+        return packed({f"{split}2018.json": json.dumps(content).encode()}, "w:gz")
+
+    first, second = "train_val2018/Aves/2820/a.jpg", "train_val2018/Plantae/7477/b.jpg"
+    archives = {
+        "train_val2018.tar.gz": packed({first: b"a", second: b"b"}, "w:gz"),
+        "train2018.json.tar.gz": annotations("train", 7, first, 2820),
+        "val2018.json.tar.gz": annotations("val", 7, second, 12),
+    }
+    assert run(tmp_path, INAT, archives) == {"inat18/train/2820/a.jpg": b"a", "inat18/val/0012/b.jpg": b"b"}
+
+
+def test_voc_is_unpacked_as_it_is(tmp_path: Path) -> None:
+    archives = {
+        "VOCtrainval_06-Nov-2007.tar": packed({"VOCdevkit/VOC2007/JPEGImages/000005.jpg": b"5"}),
+        "VOCtest_06-Nov-2007.tar": packed({"VOCdevkit/VOC2007/JPEGImages/000001.jpg": b"1"}),
+    }
+    assert run(tmp_path, VOC, archives) == {
+        "VOCdevkit/VOC2007/JPEGImages/000001.jpg": b"1",
+        "VOCdevkit/VOC2007/JPEGImages/000005.jpg": b"5",
+    }
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "VOCdevkit/../../outside.jpg"])
+def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
+    voc = {"VOCtrainval_06-Nov-2007.tar": packed({name: b"x"}), "VOCtest_06-Nov-2007.tar": packed({})}
+    with pytest.raises(UserError, match="holds what is not unpacked"):
+        run(tmp_path, VOC, voc)
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr(name, b"x")
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    coco = {"train2017.zip": zipped.getvalue(), "val2017.zip": empty.getvalue()}
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        run(tmp_path, DETECTION[1], coco | {"annotations_trainval2017.zip": empty.getvalue()})
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        link = tarfile.TarInfo("VOCdevkit/VOC2007")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "elsewhere")
+        archive.addfile(link)
+    with pytest.raises(UserError, match="holds what is not unpacked"):
+        run(tmp_path, VOC, {"VOCtrainval_06-Nov-2007.tar": out.getvalue(), "VOCtest_06-Nov-2007.tar": packed({})})
+
+
+def test_coco_is_unpacked_as_it_is(tmp_path: Path) -> None:
+    def zipped(name: str) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr(name, name)
+        return out.getvalue()
+
+    names = ("train2017/1.jpg", "val2017/2.jpg", "annotations/instances_val2017.json")
+    archives = dict(
+        zip(("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"), map(zipped, names), strict=True)
+    )
+    assert run(tmp_path, DETECTION[1], archives) == {f"coco/{name}": name.encode() for name in names}
