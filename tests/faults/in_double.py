@@ -1,25 +1,27 @@
-"""`reproduce.evaluate` in double precision, where the order of sums no longer shows: `-m tests.faults.in_double ...`."""
+"""`reproduce.evaluate` in double precision, where sums in another order agree: `-m tests.faults.in_double ...`."""
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from omegaconf import DictConfig
 
 from models.resnet import ResNet
 from reproduce import evaluate
 from reproduce.errors import exit_status
 
-load_trunk = evaluate.load_trunk
+checkpoint_trunk = evaluate.checkpoint_trunk
 
 
-def load_double(path: Path) -> ResNet:
+def in_double(cfg: DictConfig) -> tuple[Path, ResNet]:
     """The trunk in double precision, whatever its pictures come in."""
-    trunk = load_trunk(path)
+    path, trunk = checkpoint_trunk(cfg)
     trunk.register_forward_pre_hook(lambda _, images: tuple(x.double() for x in images))
-    return trunk
+    return path, trunk
 
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    evaluate.load_trunk = load_double
-    sys.exit(exit_status(evaluate.main))
+    with patch.object(evaluate, "checkpoint_trunk", in_double):
+        sys.exit(exit_status(evaluate.main))
