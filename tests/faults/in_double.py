@@ -1,4 +1,4 @@
-"""`reproduce.evaluate` in double precision, where the order of sums no longer shows: `-m tests.faults.in_double ...`."""
+"""`reproduce.evaluate` in double precision, where the order of sums no longer shows."""
 
 import sys
 from pathlib import Path
@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from models.resnet import ResNet
+from models.weights import load_trunk
 from reproduce import evaluate
 from reproduce.errors import exit_status
-
-load_trunk = evaluate.load_trunk
 
 
 def load_double(path: Path) -> ResNet:
@@ -21,5 +20,5 @@ def load_double(path: Path) -> ResNet:
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    evaluate.load_trunk = load_double
+    vars(evaluate)["load_trunk"] = load_double
     sys.exit(exit_status(evaluate.main))
