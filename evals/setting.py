@@ -1,6 +1,7 @@
 """What every evaluation is given, the features of a set of pictures, and the training of a classifier."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
     about = {
         "checkpoint_sha256": setting.checkpoint_sha256,
         "data_manifest_sha256": pictures.sha256(),
+        # The manifest knows no folders: two splits, or two sets, may have the same names.
+        "paths_sha256": hashlib.sha256("\n".join(pictures.paths).encode()).hexdigest(),
         "pixels": dataclasses.asdict(pixels),
         "normalize": [list(setting.normalize.mean), list(setting.normalize.std)],
         "precision": setting.precision,

@@ -87,10 +87,12 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
+    # At its own learning rates a random network does not settle in six steps: any difference grows tenfold in each.
+    lower = ("protocol.lr_trunk=0.0002", "protocol.lr_head=0.01") if kind == "finetune" else ()
     outcomes = []
     for processes in (1, 2):
         results = tmp_path / str(processes)
-        asked = (*TRAINED[kind], *common, f"paths.results={results}")
+        asked = (*TRAINED[kind], *common, *lower, f"paths.results={results}")
         done = run("tests.faults.in_double", *asked, processes=processes)
         assert done.returncode == 0, done.stderr
         outcomes.append(outcome(results))

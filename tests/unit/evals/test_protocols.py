@@ -13,9 +13,10 @@ from sklearn.svm import LinearSVC
 
 from evals import knn
 from evals.knn import neighbors, vote
-from evals.linear import Protocol, learning_rate
+from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
+from models.resnet import ResNet
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
@@ -85,3 +86,42 @@ def test_schedules_of_the_paper() -> None:
     assert rates[-1] == pytest.approx(1e-5)
     imagenet = Protocol("linear", 100, 256, 0.3, 0.9, 1e-6, "cosine", [], Pixels(256, 224))
     assert [learning_rate(imagenet, epoch) for epoch in (0, 50)] == pytest.approx([0.3, 0.15])
+
+
+@pytest.mark.parametrize("features", [2048, 4096, 8192, 10240])
+def test_a_linear_classifier_fits_every_width_and_leaves_the_trunk_alone(features: int) -> None:
+    """R50-w5's 10,240 features included, which the released code cannot evaluate."""
+    with torch.device("meta"):
+        trunk = ResNet(features / 2048)
+        probe = Probe(trunk, torch.nn.Linear(trunk.num_features, 1000))
+        assert probe(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
+    assert probe.classifier.in_features == features
+    probe.train()
+    assert not any(module.training for module in trunk.modules())
+    assert probe.classifier.training
+    assert [name for name, value in probe.named_parameters() if value.requires_grad] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+
+
+def test_all_points_by_hand_and_not_eleven() -> None:
+    # Ranked: hit, miss, miss, hit, miss. Recall 1/2 at precision 1, recall 1 at precision 1/2.
+    truth, scores = np.array([True, False, False, True, False]), np.array([5.0, 4.0, 3.0, 2.0, 1.0])
+    every_point = 1 / 2 * 1 + 1 / 2 * 1 / 2
+    eleven_points = (6 * 1 + 5 * 1 / 2) / 11  # recalls 0 to .5 see precision 1, recalls .6 to 1 see 1/2
+    assert average_precision(truth, scores) == pytest.approx(every_point)
+    assert abs(every_point - eleven_points) > 0.02
+
+
+def test_average_precision_equals_brute_force_over_every_recall() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        truth, scores = rng.random(40) < 0.4, rng.random(40)
+        ranked = truth[np.argsort(-scores)]
+        area, hits = 0.0, 0
+        for number in range(40):
+            if ranked[number]:
+                hits += 1
+                area += max(ranked[: end + 1].mean() for end in range(number, 40)) / truth.sum()
+        assert average_precision(truth, scores) == pytest.approx(area)
