@@ -29,7 +29,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if "fixed_prototypes" in run.label:
                 run.failure.write_text(json.dumps({"status": "failed", "exit_status": 1, "message": HOSTILE}))
                 continue
-            values = dict.fromkeys(("top1", "top1_best", "map"), 74 + number % 7 / 10)
+            numbers = ("top1", "top1_best", "map", "params_millions", "hours")
+            values = dict.fromkeys(numbers, 74 + number % 7 / 10)
             done = {"run_id": run.run_id, "kind": run.kind, "name": run.name, "parents": run.parents, "metrics": values}
             cost = {"wall_seconds": 3600.0 + number, "device_hours": 8.0, "peak_memory_gb": 12.5}
             provenance = {"git_commit": HOSTILE, "config_hash": "0123456789abcdef" * 8}
