@@ -9,7 +9,6 @@ from reproduce import pretrain
 from reproduce.engine.checkpoint import Checkpoints
 from tests.runs import TINY, call, curve, run, tiny_pictures
 
-
 STILL = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
 
 
