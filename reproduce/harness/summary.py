@@ -35,7 +35,7 @@ def as_markdown(
     made = [line for table in checked for line in _made(table, symbols)]
     if made:
         lines += ["", "| Cell | Expected | Ours | Seeds | Verdict |", "|---|--:|--:|--:|---|", *made]
-    if any(cell["canary"] == "missing" for table in checked for cell in _cells(table)):
+    if any(cell.get("canary") == "missing" for table in checked for cell in _cells(table)):
         lines += ["", canary.FOOTNOTE]
     run = [claim for claim in known if claim["standing"] != Standing.NOT_RUN]
     if run:
@@ -63,7 +63,7 @@ def _made(table: dict[str, Any], symbols: dict[Verdict, str]) -> list[str]:
             column = table["columns"][key]
             ours = "–" if cell["mean"] is None else f"{cell['mean']:.{column['decimals']}f}"
             ours += "" if cell["sd"] is None else f" ± {cell['sd']:.{column['decimals']}f}"
-            mark = "°" if cell["canary"] == "missing" else ""
+            mark = "°" if cell.get("canary") == "missing" else ""
             theirs = cell["expected_in_words"] or "–"
             lines.append(
                 f"| {table['heading']}: {row['label']}, {column['title']} | {theirs} | {ours} |"
