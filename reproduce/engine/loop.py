@@ -1,5 +1,6 @@
 """The pretraining loop."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -107,7 +108,7 @@ def train(
             values |= _loss_scale(scaler, done)
             values |= {name: value.item() for name, value in watched.items()}
             seconds = time.perf_counter() - told_at
-            values |= {"gradient_norm": gradient_norm.item(), "peak_memory_gb": peak_memory_gb()}
+            values |= _finite_norm(gradient_norm.item()) | {"peak_memory_gb": peak_memory_gb()}
             values |= {"images_per_second": (done - told) * batch_size / seconds, "data_wait_share": waited / seconds}
             tell(done, num_steps, **values)
             told, told_at, waited = done, time.perf_counter(), 0.0
@@ -118,6 +119,14 @@ def train(
 def _gradient_norm(net: nn.Module) -> Tensor:
     """Norm of all gradients together, before LARC scales them."""
     return torch.nn.utils.get_total_norm([value.grad for value in net.parameters() if value.grad is not None])
+
+
+def _finite_norm(norm: float) -> dict[str, float]:
+    """The curve of the gradient norm, without a point where it overflows.
+
+    A loss scaler skips such a step; without one, what comes of it shows in the loss, which is watched at every step.
+    """
+    return {"gradient_norm": norm} if math.isfinite(norm) else {}
 
 
 def _loss_scale(scaler: torch.amp.GradScaler, step: int) -> dict[str, float]:

@@ -54,6 +54,7 @@ def test_fp16_skips_a_step_whose_gradients_overflow_and_goes_on_at_half_the_scal
     # At a scale of 65536 a factor of 3 sends the gradient of the fp16 output beyond 65504.
     weights, curve = trained(loss_scaler("fp16"), "fp16", 100, 1, 1)
     assert [point["loss_scale"] for point in curve] == [32768.0] * 3
+    assert ["gradient_norm" in point for point in curve] == [False, True, True]
     expected, _ = trained(loss_scaler("fp32"), "fp32", 1, 1)
     torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
 
