@@ -43,11 +43,12 @@ def trained(scaler: torch.amp.GradScaler, precision: str, *factors: float) -> tu
 
 
 def test_a_larc_step_does_not_depend_on_the_loss_scale() -> None:
-    plain, _ = trained(loss_scaler("fp32"), "fp32", 1, 1, 1)
+    plain, told = trained(loss_scaler("fp32"), "fp32", 1, 1, 1)
     for scale in (2.0**4, 2.0**12):  # powers of two change no digit
         scaled, curve = trained(torch.amp.GradScaler("cpu", init_scale=scale), "fp32", 1, 1, 1)
         assert torch.equal(scaled, plain)
         assert [point["loss_scale"] for point in curve] == [scale] * 3
+        assert [point["gradient_norm"] for point in curve] == [point["gradient_norm"] for point in told]
 
 
 def test_fp16_skips_a_step_whose_gradients_overflow_and_goes_on_at_half_the_scale() -> None:
