@@ -25,7 +25,7 @@ def device() -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes that torchrun started, and leave them at the end; alone, do nothing."""
+    """Join the other processes that a launcher (ours, or torchrun) started, and leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
