@@ -12,6 +12,7 @@ SETS ?=#             data sets that data-* take, as "imagenet voc07" (default al
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: take public weights
 CORES ?=#            number of cores to use (default all)
+STRICT ?=#           1: reproduce-* and check-* fail where any doubt is left, for CI
 CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -23,6 +24,8 @@ PICTURES = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call 
 	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
 RUNS = $(call option,--seeds,$(SEEDS)) $(call option,--cluster,$(CLUSTER)) $(call option,--from,$(FROM)) \
 	$(call option,--cores,$(CORES))
+
+JUDGED = $(if $(STRICT),--strict)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "*", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -37,13 +40,13 @@ smoke: setup ## Table 3 and Table 7 in minutes, on generated pictures: plan, run
 	$(REPRODUCE) reproduce table3 table7 --scale smoke $(RUNS)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
-	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS)
+	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED)
 
 plan-%: setup ## show the runs that a table needs
 	$(REPRODUCE) plan $(call quoted,$*) $(PICTURES) $(RUNS)
 
 check-%: setup ## judge the cells of a table by what its runs gave
-	$(REPRODUCE) check $(call quoted,$*) $(PICTURES) $(RUNS)
+	$(REPRODUCE) check $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED)
 
 report-%: setup ## make the page of what was checked
 	$(REPRODUCE) report $(call quoted,$*) $(PICTURES) $(RUNS)

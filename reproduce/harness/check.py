@@ -163,8 +163,16 @@ def _corrected_for_many(cells: list[dict[str, Judged | None]]) -> list[dict[str,
     return cells
 
 
-def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) -> list[Checked]:
-    """Write each table's JSON and Markdown, the claims', `junit.xml` and `summary.md`; return the tables with news."""
+@dataclass(frozen=True)
+class News:
+    """What a check found that an earlier one had not."""
+
+    tables: list[Checked]
+    claims: list[Answer]
+
+
+def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) -> News:
+    """Write each table's JSON and Markdown, the claims', `junit.xml` and `summary.md`; return what of it is new."""
     news = []
     for table in checked:
         stem = plan.reports / table.table.table
@@ -173,11 +181,10 @@ def write(plan: Plan, checked: list[Checked], answers: Sequence[Answer] = ()) ->
             news.append(table)
         write_json(stem.with_suffix(".json"), data)
         write_atomic(stem.with_suffix(".md"), as_markdown(plan, table))
-    if answers:
-        show_claims.write(plan, answers)
+    changed = show_claims.write(plan, answers) if answers else []
     write_atomic(plan.reports / "junit.xml", as_junit(checked, answers, bool(plan.claims)))
     summary.write(plan.reports, plan.request.scale, SYMBOLS)
-    return news
+    return News(news, changed)
 
 
 def _same_as_before(path: Path, data: dict[str, Any]) -> bool:
@@ -338,11 +345,16 @@ def as_junit(checked: list[Checked], answers: Sequence[Answer] = (), claims_aske
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def track(plan: Plan, checked: list[Checked]) -> str | None:
-    """Log the verdicts to W&B, a run per table; the reason where that fails, for it must not touch the verdicts."""
+def track(plan: Plan, news: News) -> str | None:
+    """Log new verdicts to W&B, a run for each table and one for the claims; the reason where that fails.
+
+    It must not touch the verdicts.
+    """
     try:
-        for table in checked:
+        for table in news.tables:
             _track(plan, table)
+        if news.claims:
+            show_claims.track(plan, news.claims)
     except Exception as error:  # noqa: BLE001  # whatever the service or its client does
         return f"{type(error).__name__}: {error}"
     return None

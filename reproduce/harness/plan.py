@@ -255,13 +255,12 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
 
 
 def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
-    for row, key in table.made_here():
+    for row, key, experiment in table.made_here():
         column = table.columns[key]
-        assert row.pretrain
         runs_of = maker.measurements_of if column.measurement else maker.runs_of
         made_by = column.measurement or column.eval or ""
-        measured = runs_of(row.pretrain, made_by)
-        yield Cell(table.table, row.label, key, row.pretrain, made_by, column.metric, measured)
+        measured = runs_of(experiment, made_by)
+        yield Cell(table.table, row.label, key, experiment, made_by, column.metric, measured)
     for row in table.drawn_here():
         assert row.pretrain
         yield Cell(table.table, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain))

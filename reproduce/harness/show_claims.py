@@ -34,8 +34,11 @@ def as_text(answers: Sequence[Answer]) -> str:
     return "\n".join([*lines, *([f"  not run: {', '.join(others)}"] if others else [])])
 
 
-def write(plan: Plan, answers: Sequence[Answer]) -> None:
-    """Write `claims.json` and `claims.md`; claims that were judged earlier, and not now, stay as they were."""
+def write(plan: Plan, answers: Sequence[Answer]) -> list[Answer]:
+    """Write `claims.json` and `claims.md`; return the answers that are new.
+
+    Claims that were judged earlier, and not now, stay as they were.
+    """
     path = plan.reports / "claims.json"
     before = _read(path)
     now = {answer.claim.claim: _as_data(plan, answer) for answer in answers}
@@ -43,6 +46,29 @@ def write(plan: Plan, answers: Sequence[Answer]) -> None:
     kept = [known[claim.claim] for claim in claims.load() if claim.claim in known]
     write_json(path, {"scale": plan.request.scale, "claims": kept})
     write_atomic(path.with_suffix(".md"), _as_markdown(plan.request.scale, kept))
+    return [answer for answer in answers if _told(now[answer.claim.claim]) != _told(before.get(answer.claim.claim))]
+
+
+def track(plan: Plan, answers: Sequence[Answer]) -> None:
+    """Log claims to W&B, a row for each of their parts."""
+    from reproduce.engine import tracking
+
+    columns = ["claim", "part", "standing", "printed", "difference", "low", "high", "effect size", "reason", "runs"]
+    rows = [
+        [
+            *(answer.claim.claim, finding.what, str(finding.standing), finding.printed, finding.difference),
+            *(finding.interval or (None, None)),
+            *(finding.effect_size, finding.reason, " ".join(finding.run_ids)),
+        ]
+        for answer in answers
+        for finding in answer.findings
+    ]
+    tracking.log_table(claims.REQUEST, plan.request.scale, plan.reports, columns, rows)
+
+
+def _told(claim: dict[str, Any] | None) -> str:
+    """What a claim's data says, whenever it was checked."""
+    return json.dumps({**(claim or {}), "checked": ""})
 
 
 def _read(path: Path) -> dict[str, Any]:

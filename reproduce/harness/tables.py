@@ -84,6 +84,8 @@ class Row:
     method: str
     setting: str = ""
     pretrain: str | None = None
+    network: str | None = None
+    """An experiment with this row's network, where nothing here trains it: what is measured of a network is ours."""
     not_run: str = ""
     reported: str = ""
     unavailable: str = ""
@@ -140,12 +142,13 @@ class Table:
         """The rows whose training a figure draws."""
         return (row for row in self.rows if self.draws and row.pretrain)
 
-    def made_here(self) -> Iterator[tuple[Row, str]]:
-        """The cells that runs of ours can make, as row and column."""
+    def made_here(self) -> Iterator[tuple[Row, str, str]]:
+        """The cells that runs of ours can make, as row, column, and the experiment that makes them."""
         for row in self.rows:
             for key, column in self.columns.items():
-                if row.pretrain and (column.eval or column.measurement) and self.has_cell(row, key):
-                    yield row, key
+                experiment = (column.eval and row.pretrain) or (column.measurement and (row.pretrain or row.network))
+                if experiment and self.has_cell(row, key):
+                    yield row, key, experiment
 
 
 def scales() -> list[str]:
@@ -265,6 +268,8 @@ def _check_row(table: Table, row: Row, where: str) -> None:
     labels = [other.label for other in table.rows]
     if row.beats and row.beats not in labels:
         raise UserError(f"{where}: beats names no row of the table: {nearest(row.beats, labels)}")
+    if row.network and row.pretrain:
+        raise UserError(f"{where} is trained here; its network is that of its pretrain, leave the other out")
     if row.weights and not row.not_run:
         raise UserError(f"{where} names public weights; it needs a reason under not_run why nothing evaluates them")
     for key in [*row.cells, *row.rerun_by_authors, *row.margins, *row.errata]:

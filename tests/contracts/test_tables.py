@@ -94,7 +94,8 @@ OURS: Cells = {
 @pytest.mark.parametrize(("scale", "name"), EVERY)
 def test_a_table_names_what_exists(scale: str, name: str) -> None:
     table = tables.load(name, scale)
-    assert {row.pretrain for row in table.rows if row.pretrain} <= set(config.options("experiment"))
+    named = {name for row in table.rows for name in (row.pretrain, row.network) if name}
+    assert named <= set(config.options("experiment"))
     assert {column.eval for column in table.columns.values() if column.eval} <= set(config.options("eval"))
     measurements = {column.measurement for column in table.columns.values() if column.measurement}
     assert measurements <= set(config.options("measurement"))

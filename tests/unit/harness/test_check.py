@@ -169,7 +169,7 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
         if run.name != "voc07_svm":
             finish(run, PRINTED.get(run.name, 0.0) + (5.0 if run.name == "linear_inat18" else 0.04))
     checked = check.check(plan)
-    assert check.write(plan, checked) == checked  # all of it is news
+    assert check.write(plan, checked).tables == checked  # all of it is news
     data = json.loads(Path("reports/paper/table3.json").read_text())
     cell = data["rows"][-1]["cells"]["inat18"]
     assert (cell["verdict"], cell["mean"], cell["margin"]["points"]) == ("better", 53.6, 0.8)
@@ -189,8 +189,8 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
 
 def test_the_same_verdicts_are_no_news(checkout: Path) -> None:
     plan = paper()
-    assert check.write(plan, check.check(plan))
-    assert check.write(plan, check.check(plan)) == []
+    assert check.write(plan, check.check(plan)).tables
+    assert check.write(plan, check.check(plan)) == check.News([], [])
 
 
 def test_every_verdict_is_shown() -> None:
@@ -206,7 +206,7 @@ def test_tracking_never_fails_a_check(checkout: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tracking, "log_table", fail)
     plan = paper()
-    assert check.track(plan, check.check(plan)) == "OSError: no network"
+    assert check.track(plan, check.News(check.check(plan), [])) == "OSError: no network"
 
 
 def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPa
     sent = []
     monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
     plan = paper()
-    assert check.track(plan, check.check(plan)) is None
+    assert check.track(plan, check.News(check.check(plan), [])) is None
     ((name, scale, folder, columns, rows),) = sent
     assert (name, scale, folder) == ("table3", "paper", Path("reports/paper"))
     assert all(len(row) == len(columns) for row in rows)

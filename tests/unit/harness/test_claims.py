@@ -157,6 +157,29 @@ def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.
     assert "Longer training is better." in text  # of the check before
 
 
+def test_claims_go_to_wandb_when_they_are_news(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reproduce.engine import tracking
+
+    sent = []
+    monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
+    plan = done(finish, {BASE: 73.9, FIXED: 73.1, HARD: 73.2})
+    answers = judge_claims.judge(plan)
+    news = check.write(plan, [], answers)
+    assert check.track(plan, news) is None
+    ((name, scale, _, columns, rows),) = sent
+    assert (name, scale) == ("claims", "paper")
+    assert len(rows) == sum(len(each.findings) for each in answers)
+    first = dict(zip(columns, rows[0], strict=True))
+    assert (first["claim"], first["standing"], first["printed"]) == ("learned-prototypes", "holds", 0.8)
+    assert first["low"] < first["difference"] < first["high"]
+
+    assert check.write(plan, [], judge_claims.judge(plan)) == check.News([], [])
+    done(finish, {FIXED: 75.0})
+    assert {each.claim.claim for each in check.write(plan, [], judge_claims.judge(plan)).claims} == {
+        "learned-prototypes"
+    }
+
+
 def test_a_contradicted_claim_disagrees(checkout: Path, finish: Finish) -> None:
     done(finish, {BASE: 73.4, FIXED: 73.6 + 0.4, HARD: 73.3}, table="table9")
     assert main(["check", "table9", "--scale", "paper"]) == check.DISAGREES

@@ -1,5 +1,7 @@
 """The command line: every wrong request is one sentence and exit status 2, before anything runs."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,15 @@ def test_stopping_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(command_line, "_list", stop)
     assert main(["list"]) == command_line.INTERRUPTED
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "reproduce", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout and child.stderr
+        child.stdout.close()  # before anything is written
+        said = child.stderr.read()
+    assert (said, child.returncode) == ("", command_line.INTERRUPTED)
 
 
 def test_a_missing_dataset_is_named(checkout: Path) -> None:

@@ -39,6 +39,7 @@ def change(checkout: Path, edit: str) -> None:
         ("table['rows'][3]['method'] = 'LA'", "two rows are named 'LA'"),
         ("table['rows'][3]['margins'] = {'knn': table['columns']['knn20']['margin']}", "no column 'knn'"),
         ("table['rows'][3]['weights'] = 'somewhere'", "names public weights; it needs a reason under not_run"),
+        ("table['rows'][3]['network'] = 'swav_800ep'", "is trained here; its network is that of its pretrain"),
         ("table['columns']['knn20']['relative_to'] = 'SWAV'", "relative_to names no row of the table"),
     ],
 )
@@ -87,3 +88,10 @@ def test_headings_are_the_papers() -> None:
     assert tables.load("table10", "paper").heading == "Table 10"
     assert tables.load("figure2", "paper").heading == "Figure 2"
     assert tables.load("release_notes", "paper").heading == "Release notes"
+
+
+def test_what_is_measured_of_a_network_needs_no_training_of_ours() -> None:
+    made = {(row.label, column): experiment for row, column, experiment in tables.load("table2", "paper").made_here()}
+    assert made["SimCLR, R50-w4", "params_millions"] == "swav_w4_400ep"
+    assert ("SimCLR, R50-w4", "top1") not in made
+    assert made["SwAV, R50-w4", "top1"] == "swav_w4_400ep"
