@@ -68,6 +68,10 @@ data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the s
 fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
 
+doctor: ## what this machine is, which tables can run here (DATA=...), and what is missing
+	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor \
+		$(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
+
 record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
 	$(REPRODUCE) record $(PICTURES) $(RUNS)
 
@@ -94,7 +98,7 @@ bench: setup-dev ## how fast it is: tests/benchmarks
 	.venv/bin/python -m pytest tests/benchmarks
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
-	set -e; for name in build run dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
+	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --annotation-style line \
 		--custom-compile-command 'make lock' $(call option,--upgrade-package,$(UPGRADE)) \
 		requirements/$$name.in --output-file requirements/$$name.txt; done
@@ -104,5 +108,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-verify fetch doctor record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:

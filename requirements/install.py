@@ -9,6 +9,7 @@ from __future__ import annotations  # an older Python must come as far as being 
 import fcntl
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV, LOG, STAMP = ROOT / ".venv", ROOT / ".venv.log", ROOT / ".venv/locks.json"
 LOCKS = ("run", "dev")
 """The second pins all of the first, and more."""
+
+TORCH_INDEX = "TORCH_INDEX"
+"""Environment variable: the address of a package index whose torch and torchvision (2.14.1+cpu, say) replace PyPI's
+CUDA build and the GBs that it brings. The lock has no hashes of these: the index answers for them."""
+OF_TORCH = re.compile(r"(torch|torchvision)==")
+OF_CUDA = re.compile(r"(triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
 PIN = re.compile(r"[\w.-]+==[\w.!+]+( --hash=sha256:[0-9a-f]{64})+")
 
@@ -41,12 +48,17 @@ def read(name: str) -> bytes:
         raise SetupError(f"cannot read requirements/{name}.txt ({error.strerror}): restore it from git") from error
 
 
+def pins(name: str) -> list[str]:
+    """A lock's requirements, each with its hashes, a line each."""
+    lines = [" ".join(line.split()) for line in read(name).decode(errors="replace").replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def verify(name: str) -> None:
     """Raise `SetupError` unless a lock is a list of exact versions, each with its hashes."""
-    lines = [" ".join(line.split()) for line in read(name).decode(errors="replace").replace("\\\n", " ").splitlines()]
-    pins = [line for line in lines if line and not line.startswith("#")]
-    broken = [pin for pin in pins if not PIN.fullmatch(pin)]
-    if broken or not pins:
+    found = pins(name)
+    broken = [pin for pin in found if not PIN.fullmatch(pin)]
+    if broken or not found:
         where = f"at {broken[0][:40]!r}" if broken else "(it pins nothing)"
         raise SetupError(f"requirements/{name}.txt is damaged {where}: restore it from git")
 
@@ -55,6 +67,12 @@ def digest(name: str) -> str:
     """Hash of what a lock and the lock of its tools pin, whatever their comments."""
     lines = [*read("build").splitlines(), *read(name).splitlines()]
     return hashlib.sha256(b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))).hexdigest()
+
+
+def without_cuda(name: str) -> tuple[list[str], list[str]]:
+    """A lock less torch and what only its CUDA build needs; and the versions of torch and torchvision."""
+    others = [pin for pin in pins(name) if not OF_TORCH.match(pin) and not OF_CUDA.match(pin)]
+    return others, [pin.split()[0] for pin in pins(name) if OF_TORCH.match(pin)]
 
 
 def held() -> dict[str, str]:
@@ -104,8 +122,16 @@ def install(name: str, lock: int) -> None:
     if not extends:
         call([sys.executable, "-m", "venv", "--clear", str(VENV)], f"{sys.executable} could not make .venv", lock)
     pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--no-build-isolation"]
+    index = os.environ.get(TORCH_INDEX)
     for each in ("build", name):
-        call([*pip, "--require-hashes", "-r", str(lock_file(each))], f"could not install requirements/{each}.txt", lock)
+        wanted, failure = lock_file(each), f"could not install requirements/{each}.txt"
+        if index:
+            others, of_torch = without_cuda(each)
+            wanted = VENV / f"{each}.txt"
+            wanted.write_text("\n".join(others))
+            if of_torch:
+                call([*pip, "--index-url", index, *of_torch], f"{failure} ({TORCH_INDEX} is {index})", lock)
+        call([*pip, "--require-hashes", "-r", str(wanted)], failure, lock)
     stamp = {"root": str(ROOT), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)

@@ -58,6 +58,11 @@ def entry(name: str, zoo: Path = ZOO) -> Released:
     return entries[name]
 
 
+def file_of(item: Released) -> Path:
+    """Where an entry that has an address is kept, there or not."""
+    return cache_folder() / "released" / f"{item.name}-{Path(urlsplit(item.address or '').path).name}"
+
+
 def fetch(item: Released, tell: Tell = print, **options: Any) -> Path:
     """The entry's file in the cache, downloaded where it isn't there yet, and held against its checksum every time.
 
@@ -67,12 +72,11 @@ def fetch(item: Released, tell: Tell = print, **options: Any) -> Path:
     """
     if item.address is None:
         raise Unavailable(f"unavailable: released:{item.name} can't be downloaded: {item.unavailable}")
-    folder = cache_folder() / "released"
-    lock = folder / "released.lock.json"
+    path = file_of(item)
+    lock = path.with_name("released.lock.json")
     known = item.sha256 or _recorded(lock).get(item.name)
     digests = [Digest(algorithm, digits) for algorithm, digits in item.published.items()]
     digests += [Digest("sha256", known)] if known else []
-    path = folder / f"{item.name}-{Path(urlsplit(item.address).path).name}"
     was_there = path.exists()
     download(item.address, path, tuple(digests), tell, **options)
     if was_there:

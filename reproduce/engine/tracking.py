@@ -45,7 +45,7 @@ class Tracker:
         }
         self.problem: str | None = None
         try:
-            if _has_key():
+            if has_key():
                 self._run = wandb.init(mode="online", resume="allow", **arguments)
             else:
                 self._run = wandb.init(mode="offline", **arguments)
@@ -93,7 +93,8 @@ def log_table(name: str, scale: str, folder: Path, columns: Sequence[str], rows:
     tracker.finish({})
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether runs are tracked online: a key is at hand, and WANDB_MODE does not forbid it."""
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return False
     if os.environ.get("WANDB_API_KEY"):

@@ -109,7 +109,7 @@ def test_online_only_with_a_key(
             monkeypatch.setenv(name, value)
         else:
             monkeypatch.delenv(name, raising=False)
-    assert tracking._has_key() == online
+    assert tracking.has_key() == online
 
 
 def test_two_attempts_of_a_run_are_one_curve(tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+#!/bin/sh
+# fetch-commit.sh REPOSITORY COMMIT FOLDER: that commit and nothing else. A commit's name is the hash of what it holds.
+set -eu
+git init --quiet "$3"
+git -C "$3" fetch --quiet --depth 1 "$1" "$2"
+git -C "$3" checkout --quiet FETCH_HEAD
+test "$(git -C "$3" rev-parse HEAD)" = "$2"
