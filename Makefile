@@ -6,7 +6,8 @@ SEEDS ?=#            number of seeds of each run (default 1; record: 8)
 DATA ?=#             folder with your pictures; scale smoke makes its own
 DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
 SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
-CLUSTER ?=#          where runs go (default local)
+CLUSTER ?=#          where runs go: local (default), slurm or kubernetes (docs/clusters.md)
+CLUSTER_OPTIONS ?=#  what is your site's own, as "slurm.partition=gpu num_processes=64"
 ARCHIVES ?=#         folder of the official archives, for data-prepare
 SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
@@ -20,9 +21,10 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 REPRODUCE := .venv/bin/python -m reproduce
 quoted = '$(subst ','\'',$(strip $(1)))'
 option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
+WHERE = $(call option,--cluster,$(CLUSTER)) $(call option,--cluster-options,$(CLUSTER_OPTIONS))
 PICTURES = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
 	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
-RUNS = $(call option,--seeds,$(SEEDS)) $(call option,--cluster,$(CLUSTER)) $(call option,--from,$(FROM)) \
+RUNS = $(call option,--seeds,$(SEEDS)) $(WHERE) $(call option,--from,$(FROM)) \
 	$(call option,--cores,$(CORES))
 
 JUDGED = $(if $(STRICT),--strict)
@@ -52,10 +54,10 @@ report-%: setup ## make the page of what was checked
 	$(REPRODUCE) report $(call quoted,$*) $(PICTURES) $(RUNS)
 
 pretrain-%: setup ## one pretraining, the same as a table would make it (pretrain-swav_800ep)
-	$(REPRODUCE) pretrain $(PICTURES) $(call option,--cluster,$(CLUSTER)) -- $(call quoted,$*) $(OVERRIDES)
+	$(REPRODUCE) pretrain $(PICTURES) $(WHERE) -- $(call quoted,$*) $(OVERRIDES)
 
 evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate-knn CHECKPOINT=...)
-	$(REPRODUCE) evaluate $(PICTURES) $(call option,--cluster,$(CLUSTER)) $(call option,--checkpoint,$(CHECKPOINT)) -- \
+	$(REPRODUCE) evaluate $(PICTURES) $(WHERE) $(call option,--checkpoint,$(CHECKPOINT)) -- \
 		$(call quoted,$*) $(OVERRIDES)
 
 data-verify: setup ## say what of the pictures in DATA is missing, surplus or broken

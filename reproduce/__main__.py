@@ -8,6 +8,7 @@ where a claim is inconclusive or lacks a run, or where checkout and results are 
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -85,6 +86,7 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _one_run(options: argparse.Namespace) -> int:
+    from reproduce.harness.check import AGREES, INCOMPLETE
     from reproduce.harness.workflow.start import execute
 
     _check_choice(options.group, options.choice)
@@ -96,6 +98,8 @@ def _one_run(options: argparse.Namespace) -> int:
     if results.read(run) is not None:
         print(f"already done: {run.result}")
         return 0
+    if plan.cluster["executor"] != "local":
+        return INCOMPLETE if _carry_out(plan, options.cores) else AGREES
     _make_pictures(plan)
     _refuse_missing_data(plan)
     status = execute(run.command(), Path(run.folder), echo=True)
@@ -173,11 +177,28 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
-    if options.cluster != "local":
-        raise UserError(f"runs go to this machine only so far; there is no cluster {options.cluster!r} (use local)")
     return Request(
-        names, options.scale, seeds, options.data, options.data_config, options.skip_bad_images, options.source
+        names,
+        options.scale,
+        seeds,
+        options.data,
+        options.data_config,
+        options.skip_bad_images,
+        options.source,
+        options.cluster,
+        _cluster_options(options.cluster_options),
     )
+
+
+def _cluster_options(given: str) -> tuple[str, ...]:
+    """`KEY=VALUE "KEY=A VALUE"` as Hydra overrides below `cluster`."""
+    try:
+        pairs = [item.partition("=") for item in shlex.split(given)]
+    except ValueError as error:
+        raise UserError(f"--cluster-options {given}: {error}") from error
+    if wrong := [key for key, equals, _ in pairs if not key or not equals]:
+        raise UserError(f"--cluster-options takes KEY=VALUE KEY=VALUE, as slurm.partition=gpu; {wrong[0]!r} is none")
+    return tuple(f"{key}={value if value[:1] in ('{', '[') else planning.quoted(value)}" for key, _, value in pairs)
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
@@ -189,7 +210,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     print(cost.as_text(plan, prices))
     progress = Progress(plan, cores, expectations(plan, baseline.load(plan.request.scale).wall_seconds), prices.states)
     in_all = progress.seconds_to_go(0.0)
-    time = f", about {duration(in_all)} on {cores} cores" if in_all else ""
+    time = f", about {duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(prices.to_do)} are to do{time}")
     if elsewhere := results.data_elsewhere(plan):
         print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
@@ -301,7 +322,13 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--data", metavar="DIR", help="folder with the pictures; generated ones need none")
     pictures.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     pictures.add_argument("--skip-bad-images", action="store_true", help="count pictures that cannot be read, go on")
-    pictures.add_argument("--cluster", default="local", help="where runs go (only local so far)")
+    pictures.add_argument("--cluster", default="local", help="where runs go: local, slurm, kubernetes")
+    pictures.add_argument(
+        "--cluster-options",
+        metavar="KEY=VALUE",
+        default="",
+        help="a site's own, as 'slurm.partition=gpu num_processes=64'",
+    )
 
     many = _Parser(add_help=False, parents=[pictures])
     many.add_argument(
@@ -335,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = _Parser(add_help=False, parents=[pictures])
     one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(source="scratch")
+    one.set_defaults(source="scratch", cores=_cores())
     for name, group, text in (
         ("pretrain", "experiment", "do one pretraining as a table would"),
         ("evaluate", "eval", "do one evaluation as a table would"),

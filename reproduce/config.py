@@ -44,18 +44,74 @@ class Paths:
 
 
 @dataclass
+class Slurm:
+    """What a site's SLURM wants to know of a job. What is empty or 0 is left to the site's defaults."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    gpu: str = "gpu"
+    """GPUs as the site's --gres calls them: `gpu`, or of one model `gpu:a100`."""
+    memory_gb: float = 0.0
+    """Of each machine."""
+    hours: float = 0.0
+    """Time limit of a job. A run that needs longer saves before it, and goes on in the job's next turn."""
+    save_seconds: int = 120
+    """So long before the end of its time a run is asked to save."""
+    extra: str = ""
+    """More options of sbatch, for what has no name here: `--reservation=june`."""
+    container: str = ""
+    """What starts a command in the image, with all its options: `apptainer exec --nv image.sif`."""
+    poll_seconds: int = 40
+    """How soon SLURM is first asked how a job is; the longer nothing ends, the rarer."""
+
+
+@dataclass
+class Kubernetes:
+    """What a pod of a run is made of. What is empty is left out."""
+
+    namespace: str = "default"
+    image: str = ""
+    data_claim: str = ""
+    """The PersistentVolumeClaim with the pictures, mounted read-only at DATA."""
+    results_claim: str = ""
+    """The one, writable from several machines, where results/ is."""
+    secret: str = ""
+    """A secret whose keys become environment variables, as WANDB_API_KEY."""
+    gpu: str = "nvidia.com/gpu"
+    """GPUs as the cluster's device plugin calls them."""
+    memory_gb: float = 0.0
+    shared_memory_gb: float = 8.0
+    """Size of /dev/shm, through which data-loader workers hand over batches."""
+    node_selector: dict[str, str] = field(default_factory=dict)
+    priority_class: str = ""
+
+
+@dataclass
 class Cluster:
     """How a run uses the machine. Numbers do not depend on it (beyond the order of float sums)."""
 
+    executor: str = "local"
+    """Who starts runs: this machine (`local`), `slurm` or `kubernetes`."""
     num_processes: int = 1
+    """Of a run, on all its machines together."""
+    processes_per_node: int = 0
+    """As many as one machine takes; 0 is any number."""
+    gpus_per_process: int = 0
+    """What is asked of a scheduler: 1 or none. (A process by itself takes the GPU that it finds.)"""
     num_threads: int = 2
     num_workers: int = 1
+    num_jobs: int = 100
+    """Jobs that wait or run in a cluster at once."""
     sync_batchnorm: str = "torch"
     """Or `apex`, on GPUs."""
     activation_checkpointing: bool = False
     """Keep each block's input only, and calculate the rest again in the backward pass: less memory, a third slower."""
     compile_backend: str = ""
     """torch.compile's, for the network: `inductor`; empty does not compile."""
+    slurm: Slurm = field(default_factory=Slurm)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
 
 
 @dataclass

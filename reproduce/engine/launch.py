@@ -3,9 +3,12 @@
 python -m reproduce.engine.launch --processes 8 reproduce.pretrain experiment=swav_800ep ...
 
 On several machines the same command is started on each, with `--nodes 4 --node 0 --main HOST:PORT` (the first machine's
-name and a free port of it) and its own `--node`. A process that crashes (SIGKILL, say) takes the others with it, and
-all start again from the last checkpoint, a few times. What would end in the same way again (a wrong request, a training
-that collapsed) and what is to be requeued ends at once, with the run's own exit status and one sentence.
+name and a free port of it) and its own `--node`. What a scheduler tells by environment variables need not be given: the
+number as NODE_RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, the place to meet as MASTER_ADDR and MASTER_PORT.
+
+A process that crashes (SIGKILL, say) takes the others with it, and all start again from the last checkpoint, a few
+times. What would end in the same way again (a wrong request, a training that collapsed) and what is to be requeued ends
+at once, with the run's own exit status and one sentence.
 
 torch.distributed.run would do, but for what is asked here: it turns every exit status into 1 under a long traceback,
 restarts what can't go better, and lets a SIGUSR1 kill it.
@@ -23,6 +26,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
+
+NODE_NUMBER = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
+"""What schedulers call a machine's number among those of the run."""
 
 MAX_RESTARTS = 3
 GRACE_SECONDS = 30
@@ -151,13 +157,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reproduce.engine.launch", description=__doc__)
     parser.add_argument("--processes", type=int, required=True, help="processes on this machine, one for each GPU")
     parser.add_argument("--nodes", type=int, default=1, help="number of machines")
-    parser.add_argument("--node", type=int, default=0, help="this machine's number, from 0")
-    parser.add_argument("--main", default="", metavar="HOST:PORT", help="where the machines find each other")
+    told = os.environ
+    number = next((told[name] for name in NODE_NUMBER if name in told), None)
+    place = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}" if {"MASTER_ADDR", "MASTER_PORT"} <= told.keys() else ""
+    parser.add_argument("--node", type=int, default=number, help="this machine's number, from 0")
+    parser.add_argument("--main", default=place, metavar="HOST:PORT", help="where the machines find each other")
     parser.add_argument("module", help="what each process runs, e.g. reproduce.pretrain")
     parser.add_argument("overrides", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    if options.nodes > 1 and not options.main:
-        parser.error("--nodes needs --main HOST:PORT, the first machine's name and a free port of it")
+    if options.nodes == 1:
+        options.node, options.main = 0, ""
+    elif options.node is None or not options.main:
+        parser.error("--nodes needs --node, and --main HOST:PORT: the first machine's name and a free port of it")
     world_size = options.processes * options.nodes
     command = [sys.executable, "-m", options.module, *options.overrides]
 

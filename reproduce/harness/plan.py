@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from reproduce.data import released
 from reproduce.data.released import Released
+from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
@@ -25,6 +27,9 @@ Source = Literal["scratch", "released"]
 
 WHOLE_MACHINE = 100_000
 """Cores of a run that measures time: nothing may run beside it."""
+
+OF_PRETRAINING = ("num_processes=", "processes_per_node=", "num_threads=")
+"""Cluster options that are a pretraining's: an evaluation takes one process, of as many threads as its config says."""
 
 CACHE = Path(".cache")
 REPORTS = Path("reports")
@@ -44,6 +49,9 @@ class Request:
     skip_bad_images: bool = False
     source: Source = "scratch"
     """Whose networks are evaluated: those that we train, or public ones (models/released.yaml)."""
+    cluster: str = "local"
+    cluster_options: tuple[str, ...] = ()
+    """What is a site's own, as KEY=VALUE below `cluster` of the config: `slurm.partition=gpu`."""
 
     def overrides(self) -> list[str]:
         """What every run of the request has in common, as Hydra overrides."""
@@ -51,6 +59,12 @@ class Request:
         given += [f"data={self.data_config}"] if self.data_config else []
         given += ["on_bad_image=skip"] if self.skip_bad_images else []
         return given
+
+    def where(self, kind: Kind) -> list[str]:
+        """Where runs of a kind go, as Hydra overrides; nothing for this machine as it comes."""
+        given = [] if self.cluster == "local" else [f"cluster={self.cluster}"]
+        own = [item for item in self.cluster_options if kind == "pretrain" or not item.startswith(OF_PRETRAINING)]
+        return given + [f"cluster.{item}" for item in own]
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,8 @@ class Run:
     catalogue: str
     work: Work
     of: str = ""
+    num_nodes: int = 1
+    """Machines that the processes are spread over, evenly."""
 
     @property
     def label(self) -> str:
@@ -91,9 +107,10 @@ class Run:
         return Path(self.folder) / "log.txt"
 
     def command(self) -> list[str]:
-        """The run's argument vector."""
+        """The run's argument vector, the same on each of its machines (reproduce.engine.launch tells them apart)."""
         module = f"reproduce.{self.kind}"
-        launcher = ["-m", "reproduce.engine.launch", "--processes", str(self.num_processes)]
+        launcher = ["-m", "reproduce.engine.launch", "--processes", str(self.num_processes // self.num_nodes)]
+        launcher += ["--nodes", str(self.num_nodes)] if self.num_nodes > 1 else []
         return [sys.executable, *(launcher if self.num_processes > 1 else ["-m"]), module, *self.overrides]
 
 
@@ -138,6 +155,8 @@ class Plan:
     """Whether these are the pictures that the scale's recorded numbers were measured on."""
     claims: list[Claim] = field(default_factory=list)
     """Those that were asked for."""
+    cluster: dict[str, Any] = field(default_factory=lambda: {"executor": "local"})
+    """The config's section: who starts the runs, and all that is a site's own."""
 
     @property
     def reports(self) -> Path:
@@ -192,7 +211,7 @@ class Plan:
         ]
         cells = [dataclasses.asdict(cell) for cell in self.cells]
         request = dataclasses.asdict(self.request)
-        around = {"request": request, "data": self.data, "pictures": self.pictures}
+        around = {"request": request, "data": self.data, "pictures": self.pictures, "cluster": self.cluster}
         write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, prices)})
         self._note_margins()
         return path
@@ -234,7 +253,7 @@ def for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
 
 
 def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
-    composer = Composer()
+    composer = Composer(request)
     catalogue = composer.catalogue(request.overrides())
     data, pictures = data_folder(request, catalogue)
     runs: dict[str, Run] = {}
@@ -250,8 +269,9 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
             place = need.pretrain if need.eval else ""
             cells.append(Cell(claims.REQUEST, claim.claim, place, need.pretrain, need.eval, need.metric, measured))
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
+    cluster = composer.cluster
     composer.save()
-    return Plan(request, chosen, runs, cells, data, pictures, own_pictures, asked)
+    return Plan(request, chosen, runs, cells, data, pictures, own_pictures, asked, cluster)
 
 
 def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
@@ -333,12 +353,12 @@ class _Maker:
 
 def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:
     """Plan one run by itself, with the run_id that a table would give it. `overrides` are Hydra's, and come last."""
-    composer = Composer()
+    composer = Composer(request)
     catalogue = composer.catalogue(request.overrides())
     data, pictures = data_folder(request, catalogue)
     what = [f"experiment={choice}"] if kind == "pretrain" else [f"eval={choice}", f"checkpoint={quoted(checkpoint)}"]
     run = composer.run(kind, [*what, *request.overrides(), f"seed={request.seeds[0]}", *overrides], _where(data))
-    return Plan(request, {}, {run.run_id: run}, [], data, pictures, own_pictures=False)
+    return Plan(request, {}, {run.run_id: run}, [], data, pictures, own_pictures=False, cluster=composer.cluster)
 
 
 def _where(data: str) -> list[str]:
@@ -369,6 +389,7 @@ def quoted(value: str) -> str:
 class Composer:
     """Composes configs, each distinct one once; answers are kept in `.cache` as long as no config file changes."""
 
+    request: Request
     memory: dict[str, Any] = field(default_factory=dict)
     new: bool = False
 
@@ -383,6 +404,7 @@ class Composer:
 
     def run(self, kind: Kind, overrides: list[str], around: list[str], parent: Run | None = None) -> Run:
         """The run that a list of overrides comes to. `around` says where and for whom: no part of what it is."""
+        overrides = [*self.request.where(kind), *overrides]
         known = self._remember(" ".join([kind, *overrides]), overrides, lambda: _composed(kind, overrides))
         parents = [parent.run_id] if parent else []
         of = parent.name if parent else ""
@@ -392,6 +414,12 @@ class Composer:
     def catalogue(self, overrides: list[str]) -> dict[str, str]:
         """Name of the data catalogue, and the source of its pictures."""
         return dict(self._remember(" ".join(["catalogue", *overrides]), overrides, lambda: _catalogue(overrides)))
+
+    @property
+    def cluster(self) -> dict[str, Any]:
+        """The section of the config that says where runs go."""
+        where = self.request.where("pretrain")
+        return dict(self._remember(" ".join(["cluster", *where]), where, lambda: _cluster(where)))
 
     def save(self) -> None:
         """Keep the answers for the next command."""
@@ -419,9 +447,35 @@ def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
         "folder": str(config.run_dir(cfg)),
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
+        "num_nodes": _num_nodes(cfg.cluster),
         "catalogue": cfg.data.name,
         "work": dataclasses.asdict(work.of(cfg)),
     }
+
+
+def _num_nodes(cluster: Any) -> int:
+    """How many machines a run takes. Raises `UserError` where they would not be evenly filled."""
+    nodes = math.ceil(cluster.num_processes / (cluster.processes_per_node or cluster.num_processes))
+    if cluster.num_processes % nodes:
+        raise UserError(
+            f"cluster.num_processes={cluster.num_processes} can't be spread evenly over machines of "
+            f"cluster.processes_per_node={cluster.processes_per_node}: make it a multiple of that"
+        )
+    if nodes > 1 and cluster.executor == "local":
+        raise UserError(
+            f"{nodes} machines of cluster.processes_per_node={cluster.processes_per_node} are asked for, and there is "
+            "one: take CLUSTER=slurm or kubernetes (python -m reproduce: --cluster)"
+        )
+    return nodes
+
+
+def _cluster(overrides: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    from reproduce import config
+
+    section: Any = OmegaConf.to_container(config.compose("pretrain", overrides).cluster)
+    return dict(section)
 
 
 def _catalogue(overrides: list[str]) -> dict[str, str]:

@@ -35,9 +35,10 @@ class Progress:
         if event["event"] == "wait":
             return f"waiting for another process that is doing {run.label}"
         if event["event"] == "start":
+            again = event["attempt"] > 1 or run.run_id in self.first_step  # a job that was requeued is one attempt
             self.started[run.run_id] = event["time"]
             self.first_step[run.run_id] = (results.last_progress(run) or (0, 0))[0]
-            return f"start   {run.label}" if event["attempt"] == 1 else f"again   {run.label}"
+            return f"{'again' if again else 'start'}   {run.label}"
         if event["event"] == "requeue":
             return f"again   {run.label}: it was preempted, and goes on from where it saved"
         began = self.started.pop(run.run_id, event["time"])

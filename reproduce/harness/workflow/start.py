@@ -20,12 +20,16 @@ from typing import Any
 
 from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
 from reproduce.files import write_json
+from reproduce.harness.workflow import slurm
 
 SUPERVISOR = "REPRODUCE_SUPERVISOR"
 """Environment variable with the process id of the harness, a colon, and the lock file that it holds."""
 
 EVENTS = "events.jsonl"
 """Beside the plan: what started and what ended, a line each."""
+
+STATE = Path(".cache/snakemake")
+"""Snakemake's own folder."""
 
 GRACE_SECONDS = 20
 POLL_SECONDS = 0.5
@@ -50,8 +54,20 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
     if (folder / "result.json").exists():  # the other process has done it
         tell(events, run_id, event="end", attempt=attempt, exit_status=0)
         return 0
+    cluster = plan["cluster"]
+    in_slurm = cluster["executor"] == "slurm"
+
+    def again() -> bool:
+        tell(events, run_id, event="requeue")
+        return not (in_slurm and slurm.requeue())
+
     status = execute(
-        run["command"], folder, attempt, keep_on=supervised, requeued=lambda: tell(events, run_id, event="requeue")
+        slurm.command(run, cluster) if in_slurm else run["command"],
+        folder,
+        attempt,
+        keep_on=supervised,
+        again=again,
+        place=slurm.place(run_id, Path.cwd() / STATE) if in_slurm else "",
     )
     tell(events, run_id, event="stop" if status == STOPPED else "end", attempt=attempt, exit_status=status)
     return status
@@ -72,13 +88,15 @@ def execute(
     attempt: int = 1,
     keep_on: Callable[[], bool] = lambda: True,
     echo: bool = False,
-    requeued: Callable[[], None] = lambda: None,
+    again: Callable[[], bool] = lambda: True,
+    place: str = "",
 ) -> int:
     """Run `command` with its output appended to the folder's log.txt (and shown, with `echo`); return its exit status.
 
-    A run that was preempted, saved and asks to be requeued is started again, which is no new attempt; `requeued` is
-    called each time. SIGTERM, SIGINT, or `keep_on` turning false end it and its children: politely first, by force
-    after a while. A process that died without a word (out of memory, say) gets a failure.json that says so.
+    A run that was preempted, saved and asks to be requeued is started again, which is no new attempt, as long as
+    `again` says so. `place` is where this is, for the log. SIGTERM, SIGINT, or `keep_on` turning false end it and its
+    children: politely first, by force after a while. A process that died without a word (out of memory, say) gets a
+    failure.json that says so.
     """
     asked_to_stop = threading.Event()
 
@@ -91,18 +109,18 @@ def execute(
     def stopping() -> bool:
         return asked_to_stop.is_set() or not keep_on()
 
-    while (status := _execute_once(command, folder, attempt, stopping, echo)) == REQUEUE:
-        requeued()
+    what = f"attempt {attempt}{f', {place}' if place else ''}: {' '.join(command[1:])}"
+    while (status := _execute_once(command, folder, what, stopping, echo)) == REQUEUE:
+        if not again():
+            return STOPPED
     return status
 
 
-def _execute_once(command: list[str], folder: Path, attempt: int, stopping: Callable[[], bool], echo: bool) -> int:
+def _execute_once(command: list[str], folder: Path, what: str, stopping: Callable[[], bool], echo: bool) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "failure.json").unlink(missing_ok=True)
     with open(folder / "log.txt", "ab", buffering=0) as log:
-        log.write(
-            f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, attempt {attempt}: {' '.join(command[1:])}\n".encode()
-        )
+        log.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {what}\n".encode())
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -124,18 +142,20 @@ def _execute_once(command: list[str], folder: Path, attempt: int, stopping: Call
         if status not in (0, REQUEUE):
             stop(process)  # what a launcher that was killed left behind
         if status == REQUEUE:
+            if is_final(folder / "failure.json"):  # one machine said why; the others were only asked to end
+                return int(json.loads((folder / "failure.json").read_text())["exit_status"])
             ending = stopping()
             log.write(f"=== preempted; {'the same command continues' if ending else 'started again'}\n".encode())
             return STOPPED if ending else REQUEUE
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""
-        _say_failure(folder, 128 - status, f"the process was ended by {name}{hint}")
+        say_failure(folder, 128 - status, f"the process was ended by {name}{hint}")
         return 128 - status
     if status != 0:
-        _say_failure(folder, status, last_error(folder / "log.txt") or f"exit status {status}; its log says more")
+        say_failure(folder, status, last_error(folder / "log.txt") or f"exit status {status}; its log says more")
     elif not (folder / "result.json").exists():
-        _say_failure(folder, 1, "the process ended well but left no result.json")
+        say_failure(folder, 1, "the process ended well but left no result.json")
         return 1
     return status
 
@@ -197,7 +217,7 @@ def _copy(process: subprocess.Popen[bytes], log: Any) -> None:
         sys.stdout.flush()
 
 
-def _say_failure(folder: Path, status: int, message: str) -> None:
+def say_failure(folder: Path, status: int, message: str) -> None:
     """Write failure.json, unless the run itself has said more."""
     failure = folder / "failure.json"
     if not failure.exists():

@@ -18,8 +18,9 @@ from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
 from reproduce.harness.plan import CACHE, CODE, Plan
+from reproduce.harness.workflow import slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
-from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, SUPERVISOR, last_error
+from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 POLL_SECONDS = 0.3
@@ -50,7 +51,12 @@ def carry_out(
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
-        screen.line(f"{len(to_do)} of {len(states)} runs to do on {cores} cores")
+        in_slurm = plan.cluster["executor"] == "slurm"
+        if in_slurm:
+            slurm.check()
+            _end_jobs(screen)
+        where = "as jobs of SLURM" if in_slurm else f"on {cores} cores"
+        screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
         plan_file = plan.write()
@@ -64,7 +70,7 @@ def carry_out(
         log = plan_file.with_name("snakemake.log")
         with open(log, "wb") as noise, open(events) as news:
             workflow = subprocess.Popen(
-                _command(plan_file.resolve(), cores, retries),
+                _command(plan_file.resolve(), _executor(plan, cores), retries),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
@@ -84,6 +90,8 @@ def carry_out(
             finally:
                 _end(workflow)
                 screen.close()
+        if in_slurm:
+            _say_endings(plan)
         after = results.states(plan)
         missing = [name for name, state in after.items() if not state.settled]
         failed = [name for name in missing if plan.runs[name].failure.exists()]
@@ -95,14 +103,20 @@ def carry_out(
         return Outcome(failed, missing)
 
 
-def _command(plan_file: Path, cores: int, retries: int) -> list[str]:
+def _executor(plan: Plan, cores: int) -> list[str]:
+    if plan.cluster["executor"] == "slurm":
+        return slurm.arguments(plan.cluster, STATE.resolve())
+    return ["--cores", str(cores)]
+
+
+def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:
     """Snakemake's argument vector. A result.json is whole or not there, so none is ever held for incomplete."""
-    state = (CACHE / "snakemake").resolve()
+    state = STATE.resolve()
     state.mkdir(exist_ok=True)
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(state)),
         *("--config", f"plan={plan_file}", f"root={Path.cwd()}", f"retries={retries}"),
-        *("--cores", str(cores), "--keep-going", "--nolock", "--ignore-incomplete", "--rerun-triggers", "mtime"),
+        *(*executor, "--keep-going", "--nolock", "--ignore-incomplete", "--rerun-triggers", "mtime"),
         *("--scheduler", "greedy", "--runtime-source-cache-path", str(state / "sources")),
         *("--profile", "none", "--workflow-profile", "none", "--nocolor"),
     ]
@@ -131,6 +145,26 @@ def _end(workflow: subprocess.Popen[Any]) -> None:
         os.killpg(workflow.pid, signal.SIGKILL if over else signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             workflow.wait(timeout=1)
+
+
+def _end_jobs(screen: Screen) -> None:
+    """End the jobs that a harness left behind which had no time to: two of one run must not be."""
+    if not (left := slurm.jobs(STATE.resolve())):
+        return
+    screen.line(f"{len(left)} jobs of a harness that was killed are cancelled; their runs go on from where they saved")
+    slurm.cancel(left)
+    while slurm.jobs(STATE.resolve()):
+        time.sleep(POLL_SECONDS)
+
+
+def _say_endings(plan: Plan) -> None:
+    """Say of runs whose jobs ended without a word (cancelled, lost with their machine) how they did."""
+    endings = {job.run_id: job for job in slurm.jobs(STATE.resolve(), ended=True)}
+    for run in plan.runs.values():
+        job = endings.get(run.run_id)
+        if job and not run.result.exists():
+            log = slurm.logs(STATE) / f"{slurm.RULE}{run.run_id}" / f"{job.number}.log"
+            say_failure(Path(run.folder), 1, f"its SLURM job {job.number} ended as {job.state}; its own log: {log}")
 
 
 @contextmanager
