@@ -8,6 +8,7 @@ DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a Y
 SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
 CLUSTER ?=#          where runs go (default local)
 ARCHIVES ?=#         folder of the official archives, for data-prepare
+SHARDS ?=#           folder that data-shard writes to
 SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: take public weights
@@ -62,6 +63,10 @@ data-verify: setup ## say what of the pictures in DATA is missing, surplus or br
 data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the same command goes on
 	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) $(SETS)
 
+data-shard: setup ## write the data sets in DATA as WebDataset shards into SHARDS; the same command goes on
+	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
+		$(call option,--shards,$(SHARDS)) $(SETS)
+
 fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
 
@@ -101,5 +106,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-shard data-verify fetch record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:
