@@ -9,6 +9,7 @@ SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of 
 CLUSTER ?=#          where runs go: local (default), slurm or kubernetes (docs/clusters.md)
 CLUSTER_OPTIONS ?=#  what is your site's own, as "slurm.partition=gpu num_processes=64"
 ARCHIVES ?=#         folder of the official archives, for data-prepare
+SHARDS ?=#           folder that data-shard writes to
 SETS ?=#             data sets that data-* take, as "imagenet voc07" (default all)
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: take public weights
@@ -67,6 +68,10 @@ data-verify: setup ## say what of the pictures in DATA is missing, surplus or br
 data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the same command goes on
 	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) $(SETS)
 
+data-shard: setup ## write the data sets in DATA as WebDataset shards into SHARDS; the same command goes on
+	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
+		$(call option,--shards,$(SHARDS)) $(SETS)
+
 fetch: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
 
@@ -110,5 +115,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-verify fetch doctor record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-shard data-verify fetch doctor record setup setup-dev lint format test bench lock clean
 .DELETE_ON_ERROR:

@@ -11,7 +11,7 @@ from torch import nn
 
 from evals.setting import Pixels, Setting, train_classifier
 from models.resnet import ResNet
-from reproduce.data.pictures import Pictures, read_splits
+from reproduce.data.pictures import Pictures
 from reproduce.engine.distributed import device
 from reproduce.engine.schedule import steps_per_epoch
 from reproduce.errors import UserError
@@ -62,9 +62,9 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
 
     Trunk and head train at learning rates of their own, BatchNorm on the batch's statistics over all ranks.
     """
-    everything, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
+    everything, val = setting.splits()
     train = labelled(everything, protocol.subset, setting.root)
-    setting.provenance["data_manifest_sha256"] = train.sha256()
+    setting.provenance["subset_sha256"] = train.sha256()
     setting.counts["num_train_images"] = len(train)
     torch.manual_seed(setting.seed)
     net = nn.Sequential(trunk, nn.Linear(trunk.num_features, len(train.classes)).to(device()))

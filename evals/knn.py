@@ -1,6 +1,7 @@
 """Weighted nearest neighbours on frozen features (B.6, Table 7)."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
-from reproduce.data.pictures import read_splits
 from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
 
 QUERY_BLOCK = 256
@@ -31,8 +31,7 @@ class Protocol:
 
 def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
     """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`. The ranks share the queries."""
-    train, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
-    setting.provenance["data_manifest_sha256"] = train.sha256()
+    train, val = setting.splits()
     bank, queries = (features(trunk, pictures, protocol.pixels, setting) for pictures in (train, val))
     mine = slice(rank(), None, world_size())
     rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
@@ -40,7 +39,8 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         torch.tensor(pictures.labels)[indices].to(device())
         for pictures, indices in ((val, queries.indices[mine]), (train, bank.indices))
     )
-    similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors))
+    with setting.preemption.alone("the features are kept") as leave_if_asked:
+        similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_asked)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
     hits = all_reduce_sum((predicted == labels).float().sum(dim=1))
     setting.counts["num_test_images"] = len(queries.rows)
@@ -48,11 +48,13 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     return {f"knn{k}": share for k, share in zip(protocol.num_neighbors, shares, strict=True)}
 
 
-def neighbors(queries: Tensor, bank: np.ndarray, num_neighbors: int) -> tuple[Tensor, Tensor]:
+def neighbors(
+    queries: Tensor, bank: np.ndarray, num_neighbors: int, often: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """Cosine and row number of each query's nearest rows of the bank, nearest first: `(q, k)` each.
 
     `queries (q, d)` have unit length; `bank (n, d)` is read once, block by block, from wherever it lies, and made so.
-    k is `num_neighbors`, or n where the bank holds fewer.
+    k is `num_neighbors`, or n where the bank holds fewer. `often` is called every 256 queries of a block.
     """
     chunks = queries.split(QUERY_BLOCK)
     num_rows = min(max(1, BANK_BLOCK_BYTES // (4 * queries.shape[1])), len(bank))
@@ -68,6 +70,7 @@ def neighbors(queries: Tensor, bank: np.ndarray, num_neighbors: int) -> tuple[Te
             block.copy_(torch.from_numpy(part))
         F.normalize(block, dim=1, out=block)
         for number, chunk in enumerate(chunks):
+            often()
             cosine = product_memory[: len(chunk) * len(block)].view(len(chunk), len(block))
             similarity, rows = torch.mm(chunk, block.T, out=cosine).topk(min(num_neighbors, len(block)), dim=1)
             if start:

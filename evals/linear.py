@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from evals.setting import Pixels, Setting, train_classifier
 from models.resnet import ResNet
-from reproduce.data.pictures import read_splits
 from reproduce.engine.distributed import device
 from reproduce.engine.schedule import cosine_per_epoch, steps_per_epoch
 from reproduce.errors import UserError, nearest
@@ -58,8 +57,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`."""
     if protocol.schedule not in SCHEDULES:
         raise UserError(f"there is no schedule {protocol.schedule!r}: {nearest(protocol.schedule, SCHEDULES)}")
-    train, val = read_splits(setting.root, setting.dataset.train, setting.dataset.val)
-    setting.provenance["data_manifest_sha256"] = train.sha256()
+    train, val = setting.splits()
     torch.manual_seed(setting.seed)
     classifier = nn.Linear(trunk.num_features, len(train.classes)).to(device())
     nn.init.normal_(classifier.weight, std=WEIGHT_STD)

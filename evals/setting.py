@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from reproduce.config import Augment, Dataset, Normalize, View
 from reproduce.data.batches import Bad, centre_batches, crop_batches
-from reproduce.data.loader import StepSampler
-from reproduce.data.pictures import Pictures
+from reproduce.data.loader import StepSampler, order_of
+from reproduce.data.pictures import Pictures, read_splits
 from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed import (
     all_reduce_mean,
@@ -74,6 +74,15 @@ class Setting:
     save_every_seconds: float
     agree_every_steps: int
     preemption: Preemption
+    quote: Callable[[str, Pictures], None]
+    """Notes in the result which pictures a split is."""
+
+    def splits(self) -> tuple[Pictures, Pictures]:
+        """The pictures to train on and to judge by, of a set in classes; they are quoted in the result."""
+        train, val = read_splits(self.root, self.dataset)
+        for split, pictures in ((self.dataset.train, train), (self.dataset.val, val)):
+            self.quote(split, pictures)
+        return train, val
 
     def lr_scale(self, batch_size: int) -> float:
         """By what a protocol's learning rates are multiplied for this batch: in proportion, and told in the result."""
@@ -98,8 +107,8 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
     """
     about = {
         "checkpoint_sha256": setting.checkpoint_sha256,
-        "data_manifest_sha256": pictures.sha256(),
-        # The manifest knows no folders: two splits, or two sets, may have the same names.
+        "pictures_sha256": pictures.sha256(),
+        # That knows no folders: two splits, or two sets, may have the same names.
         "paths_sha256": hashlib.sha256("\n".join(pictures.paths).encode()).hexdigest(),
         "pixels": dataclasses.asdict(pixels),
         "normalize": [list(setting.normalize.mean), list(setting.normalize.std)],
@@ -117,7 +126,7 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
 def _rows(
     trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting, bad: list[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's consecutive share: indices among all pictures, and features. Bad ones are added to `bad`."""
+    """This rank's share, which the disk reads forward: indices among all pictures, and features. Bad ones: `bad`."""
     trunk.eval()
     start, end = (len(pictures) * number // world_size() for number in (rank(), rank() + 1))
 
@@ -125,11 +134,12 @@ def _rows(
         setting.on_bad(names)
         bad.extend(names)
 
-    share = pictures.taken(range(start, end))
+    mine = pictures.reading_order()[start:end]
+    share = pictures.taken(mine.tolist())
     for number, (index, images) in enumerate(_centres(share, pixels, setting, note), start=1):
         with autocast(setting.precision):
             rows = trunk(images)
-        yield index + start, rows
+        yield torch.from_numpy(mine)[index], rows
         if world_size() == 1:  # shares have unequal numbers of batches: ranks ask each other afterwards
             setting.stop_if_asked(number, "features are worked out anew")
     setting.stop_if_asked(0, "features are worked out anew")
@@ -194,7 +204,16 @@ def train_classifier(
         setting.agree_every_steps,
     )
     first_step = checkpoints.resume()
-    sampler = StepSampler(len(train), batch_size, epochs, setting.seed, first_step, rank(), world_size())
+    sampler = StepSampler(
+        len(train),
+        batch_size,
+        epochs,
+        setting.seed,
+        first_step,
+        rank(),
+        world_size(),
+        order=order_of(train, batch_size),
+    )
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
     views = [View(1, pixels.crop_px, CROP_AREA)]
@@ -243,7 +262,7 @@ def train_classifier(
 def accuracy(net: nn.Module, val: Pictures, pixels: Pixels, setting: Setting) -> dict[str, float]:
     """Top-1 and top-5 in percent on centre crops, which the ranks share. A collective; leaves `net` in eval mode."""
     net.eval()
-    share = val.taken(range(rank(), len(val), world_size()))
+    share = val.taken(val.reading_order()[rank() :: world_size()].tolist())
     labels = torch.tensor(share.labels, device=device())
     counts = torch.zeros(3, device=device())
     for index, images in _centres(share, pixels, setting, setting.on_bad):

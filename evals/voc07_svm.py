@@ -1,20 +1,23 @@
 """One-vs-rest linear SVMs on VOC07 (A.5, Table 3)."""
 
+import hashlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
-from sklearn.utils.parallel import Parallel, delayed
 
 from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
 from reproduce.data.voc import CLASSES, read_split
 from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
+from reproduce.engine.processes import in_processes
 from reproduce.errors import UserError
+from reproduce.files import read_json, write_json
 
 LENGTH_FLOOR = 1e-5
 """Added to a feature's length before dividing by it."""
@@ -39,8 +42,8 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     """
     splits = []
     for split in (setting.dataset.train, setting.dataset.val):
-        pictures, labels = read_split(setting.root, split)
-        setting.provenance.setdefault("data_manifest_sha256", pictures.sha256())
+        pictures, labels = read_split(setting.root, setting.dataset, split)
+        setting.quote(split, pictures)
         found = features(trunk, pictures, protocol.pixels, setting)
         lengths = np.linalg.norm(found.rows, axis=1, keepdims=True) + LENGTH_FLOOR
         splits.append((np.asarray(found.rows / lengths), np.array(labels)[found.indices]))
@@ -55,18 +58,50 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     ]
     if not judged:
         raise UserError(f"no class of {setting.root} has {protocol.num_folds} training pictures and a test picture")
-    mine = judged[rank() :: world_size()]
-    # Processes, not threads: LIBLINEAR draws from one random generator per process.
-    results = Parallel(n_jobs=setting.num_threads, return_as="generator")(
-        delayed(judge)(train, train_labels[:, number], test, test_labels[:, number], protocol) for number in mine
-    )
     precisions = torch.zeros(len(CLASSES), dtype=torch.float64, device=device())
-    for number, (precision, cost) in zip(mine, results, strict=True):
-        precisions[number] = precision
-        setting.tell(number + 1, len(CLASSES), ap=precision, cost=cost)
+
+    def take(number: int, answer: list[float]) -> None:
+        precisions[number], cost = answer
+        setting.tell(number + 1, len(CLASSES), ap=answer[0], cost=cost)
+
+    kept = KeptClasses(setting.checkpoint.parent / "classes", (train, train_labels, test, test_labels))
+    to_do = {}
+    for number in judged[rank() :: world_size()]:
+        if before := kept.get(number):
+            take(number, before)
+        else:
+            to_do[number] = (train, train_labels[:, number], test, test_labels[:, number], protocol)
+    with setting.preemption.alone("the classes that are judged are kept") as leave_if_asked:
+        # Processes, not threads: LIBLINEAR draws from one random generator per process.
+        for number, answer in in_processes(judge, to_do, setting.num_threads, leave_if_asked):
+            kept.put(number, list(answer))
+            take(number, list(answer))
     all_reduce_sum(precisions)
     setting.counts["num_classes_judged"] = len(judged)
     return {"map": float(np.mean(precisions[judged].tolist()))}
+
+
+class KeptClasses:
+    """The average precision and the cost of each class that was judged, one file each, of the features given."""
+
+    def __init__(self, folder: Path, features: tuple[np.ndarray, ...]) -> None:
+        digest = hashlib.sha256()
+        for array in features:
+            digest.update(np.ascontiguousarray(array).data)
+        self._folder, self._of = folder, digest.hexdigest()
+
+    def get(self, number: int) -> list[float] | None:
+        """What was kept of a class; None where there is nothing, or of other features."""
+        file = self._file(number)
+        kept = read_json(file) if file.is_file() else {}
+        return [kept["ap"], kept["cost"]] if kept.get("features_sha256") == self._of else None
+
+    def put(self, number: int, answer: list[float]) -> None:
+        """Keep a class."""
+        write_json(self._file(number), {"ap": answer[0], "cost": answer[1], "features_sha256": self._of})
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{CLASSES[number]}.json"
 
 
 def judge(

@@ -156,6 +156,17 @@ def _data_prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data_shard(options: argparse.Namespace) -> int:
+    from reproduce import config
+    from reproduce.data import pack, verify
+
+    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    names = options.sets or [dataset.name for dataset in verify.of_catalogue(catalogue)]
+    for dataset in verify.chosen(catalogue, names):
+        pack.pack(Path(options.data), Path(options.shards), dataset)
+    return 0
+
+
 def _list(_options: argparse.Namespace) -> int:
     from reproduce import config
     from reproduce.harness import claims
@@ -393,6 +404,14 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--archives", metavar="DIR", required=True, help="folder of the archives; some are downloaded")
     prepare.add_argument("--data", metavar="DIR", required=True, help="folder to unpack into")
     prepare.set_defaults(command=_data_prepare)
+
+    text = "write data sets as WebDataset shards, which runs read by --data-config shards; the same command goes on"
+    shard = commands.add_parser("data-shard", help=text, description=text)
+    shard.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
+    shard.add_argument("--data", metavar="DIR", required=True, help="folder with the pictures")
+    shard.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
+    shard.add_argument("--shards", metavar="DIR", required=True, help="folder to write the shards into")
+    shard.set_defaults(command=_data_shard)
 
     text = "name the tables, experiments and evaluations"
     commands.add_parser("list", help=text, description=text).set_defaults(command=_list)

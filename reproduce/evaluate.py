@@ -55,6 +55,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         save_every_seconds=cfg.logging.checkpoint_every_seconds,
         agree_every_steps=cfg.logging.every_steps,
         preemption=preemption,
+        quote=run.quote,
     )
     metrics: dict[str, float] = module.evaluate(trunk, protocol, setting)
     return metrics

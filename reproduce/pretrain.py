@@ -9,10 +9,10 @@ from torch import Tensor
 
 from models import methods
 from models.heads import MultiCropNet
-from reproduce.config import Crops, Network, Optimizer, compose, typed
+from reproduce.config import Crops, Dataset, Network, Optimizer, compose, typed
 from reproduce.data.batches import crop_batches
-from reproduce.data.loader import StepSampler
-from reproduce.data.pictures import read_folders
+from reproduce.data.loader import StepSampler, order_of
+from reproduce.data.pictures import read_pictures
 from reproduce.engine import checkpoint
 from reproduce.engine.distributed import (
     barrier,
@@ -45,8 +45,8 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:
         net.compile(backend=cfg.cluster.compile_backend)
-    pictures = read_folders(run.dataset_root / cfg.dataset.train)
-    run.provenance["data_manifest_sha256"] = pictures.sha256()
+    pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
+    run.quote(cfg.dataset.train, pictures)
 
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
     optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
@@ -60,7 +60,13 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     first_step = checkpoints.resume()
     run.forget_after(first_step)
 
-    sampler = StepSampler(len(pictures), cfg.batch_size, cfg.epochs, cfg.seed, first_step, rank(), world_size())
+    def steps(epochs: int, first_step: int) -> StepSampler:
+        order = order_of(pictures, cfg.batch_size)
+        return StepSampler(
+            len(pictures), cfg.batch_size, epochs, cfg.seed, first_step, rank(), world_size(), order=order
+        )
+
+    sampler = steps(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
     warmup_steps = round(optim.warmup_epochs * sampler.steps_per_epoch)
 
@@ -101,7 +107,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         checkpoints.save_if_due(done)
 
     trained = shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
-    extra = StepSampler(len(pictures), cfg.batch_size, cfg.epochs + 1, cfg.seed, num_steps, rank(), world_size())
+    extra = steps(cfg.epochs + 1, num_steps)
     with autocast(cfg.precision):
         method.begin(trained, sampler, batches(extra))
     train(

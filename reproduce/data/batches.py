@@ -60,7 +60,7 @@ class CentreCrops(Dataset[Centre]):
     def __getitem__(self, index: int) -> Centre:
         """Picture `index`, cut."""
         try:
-            image = read_image(self.pictures.paths[index])
+            image = read_image(self.pictures.paths[index], self.pictures.encoded(index))
         except BadImage as error:
             return index, None, str(error)
         width, height = image.size

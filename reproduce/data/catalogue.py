@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from reproduce.errors import nearest
 
-LAYOUTS = ("folders", "voc")
+LAYOUTS = ("folders", "voc", "shards")
 VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
@@ -23,7 +23,7 @@ def missing(cfg: DictConfig) -> list[str]:
     root = base / data.root
     if not root.is_dir():
         return [f"folder {root} is not there ({data.name} of data config {cfg.data.name!r})"]
-    folders = [data.train, data.val] if data.layout == "folders" else VOC_FOLDERS
+    folders = VOC_FOLDERS if data.layout == "voc" else [data.train, data.val]
     gone = [f"folder {root / name} is not there" for name in folders if not (root / name).is_dir()]
     if data.layout == "voc":
         lists = [root / "ImageSets" / "Main" / f"{split}.txt" for split in (data.train, data.val)]

@@ -1,6 +1,6 @@
 """From a list of pictures to batches, the same whatever the number of workers and processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from reproduce.config import Augment, View
 from reproduce.data.crops import generator, multi_crop
 from reproduce.data.pictures import BadImage, Pictures, read_image
+from reproduce.data.shards import ShardOrder
 from reproduce.errors import UserError
 
 Sample = tuple[list[tuple[np.ndarray, np.ndarray]], int, list[str]]
@@ -34,6 +35,15 @@ def order_of_epoch(num_pictures: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))).permutation(num_pictures)
 
 
+Order = Callable[[int, int, int], np.ndarray]
+"""From the number of pictures, the seed and the epoch to the order of all pictures; the same on every rank."""
+
+
+def order_of(pictures: Pictures, batch_size: int) -> Order:
+    """Any order for files of their own; for shards one that reads forward."""
+    return ShardOrder(pictures.places, batch_size) if pictures.places else order_of_epoch
+
+
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Per step this rank's (epoch, index) pairs, from `first_step` to the end of the last epoch.
 
@@ -50,6 +60,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         first_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        order: Order = order_of_epoch,
     ) -> None:
         if batch_size % world_size:
             raise UserError(f"batch_size {batch_size} can't be shared evenly by {world_size} processes")
@@ -60,7 +71,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
                 "give more pictures or a smaller batch_size"
             )
         self.num_pictures, self.batch_size, self.epochs, self.seed = num_pictures, batch_size, epochs, seed
-        self.first_step, self.rank, self.share = first_step, rank, batch_size // world_size
+        self.first_step, self.rank, self.share, self.order = first_step, rank, batch_size // world_size, order
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.first_step
@@ -74,7 +85,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         """Indices of this rank's pictures in a step, of those that it yields or any other."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size + self.rank * self.share
-        return order_of_epoch(self.num_pictures, self.seed, epoch)[start : start + self.share]
+        return self.order(self.num_pictures, self.seed, epoch)[start : start + self.share]
 
 
 class MultiCropDataset(Dataset[Sample]):
@@ -91,7 +102,7 @@ class MultiCropDataset(Dataset[Sample]):
             # A picture that can't be read is replaced by the next one, so that the batch keeps its size.
             instead = (index + shift) % len(self.pictures)
             try:
-                image = read_image(self.pictures.paths[instead])
+                image = read_image(self.pictures.paths[instead], self.pictures.encoded(instead))
             except BadImage as error:
                 bad.append(str(error))
                 continue

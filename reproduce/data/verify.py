@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import Catalogue, Dataset, typed
+from reproduce.data import manifest
+from reproduce.data.manifest import THREADS
 from reproduce.data.official import OFFICIAL, Official
-from reproduce.data.pictures import SUFFIXES, BadImage, read_image
+from reproduce.data.pictures import SHARDS, SUFFIXES, BadImage, read_image
+from reproduce.data.shards import ABOUT, read_index
 from reproduce.data.voc import read_objects
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic, write_json
@@ -32,8 +35,8 @@ SAMPLE = 1000
 """Pictures of a split that are decoded, evenly spread over it."""
 NUM_NAMED = 10
 TELL_EVERY_SECONDS = 5.0
-THREADS = 4 * (os.cpu_count() or 1)
-"""Looking at files waits for the disk, and decoding leaves the interpreter to others: more threads than cores."""
+SAMPLE_SHARDS = 20
+"""Of as many shards one is held against its SHA-256."""
 BLOCK = 10_000
 """Pictures handed to the threads at once: a million of them would fill the memory with what is still to do."""
 
@@ -73,13 +76,15 @@ def verify_all(
 
 def chosen(catalogue: DictConfig, names: list[str]) -> list[Dataset]:
     """Data sets of a catalogue by name, or all of them, with those of the detectors where it is the standard one."""
-    sets = {item.name: item for item in [*_of(catalogue), *(DETECTION if catalogue.name == "standard" else ())]}
+    sets = {
+        item.name: item for item in [*of_catalogue(catalogue), *(DETECTION if catalogue.name == "standard" else ())]
+    }
     if unknown := [name for name in names if name not in sets]:
         raise UserError(f"there is no data set {unknown[0]!r} in the catalogue {catalogue.name!r}: {', '.join(sets)}")
     return [sets[name] for name in names or sets]
 
 
-def _of(catalogue: DictConfig) -> list[Dataset]:
+def of_catalogue(catalogue: DictConfig) -> list[Dataset]:
     """The data sets that a catalogue has; a person's own may lack some."""
     names = [item.name for item in fields(Catalogue) if item.name != "name"]
     given = [name for name in names if not OmegaConf.is_missing(catalogue[name], "root")]
@@ -92,12 +97,16 @@ def verify(data: Path, dataset: Dataset, official: Official | None, decode: Deco
     tell(f"{dataset.name}: {dataset.source} in {root}" + (f" (from {official.home})" if official else ""))
     found = Findings()
     if root.is_dir():
-        look = {"folders": _folders, "voc": _voc, "coco": _coco}[dataset.layout]
-        look(root, dataset, official, found, tell)
+        if dataset.layout == SHARDS:
+            _shards(root, dataset, official, decode, found, tell)
+        else:
+            look = {"folders": _folders, "voc": _voc, "coco": _coco}[dataset.layout]
+            look(root, dataset, official, found, tell)
         for split, files in found.files.items():
             tell(f"  {split}: {len(files):,} pictures, {sum(files.values()) / 1e6:,.0f} MB")
             found.add("broken", f"files of {split} are empty", [name for name, size in files.items() if not size])
-            _decode(root, split, files, decode, found, tell)
+            if dataset.layout != SHARDS:
+                _decode(root, split, files, decode, found, tell)
         _manifest(data, dataset, found, tell)
     else:
         found.add("missing", f"the folder {root} is not there")
@@ -124,7 +133,7 @@ def _folders(root: Path, dataset: Dataset, official: Official | None, found: Fin
         with ThreadPoolExecutor(THREADS) as pool:
             listed = pool.map(_listed, [root / split / name for name in names])
             for name, (pictures, others) in zip(
-                names, _told(listed, len(names), f"class folders of {split} looked at", tell), strict=True
+                names, told(listed, len(names), f"class folders of {split} looked at", tell), strict=True
             ):
                 counts[name] = len(pictures)
                 files |= {f"{split}/{name}/{file}": size for file, size in pictures.items()}
@@ -173,7 +182,7 @@ def _voc(root: Path, dataset: Dataset, official: Official | None, found: Finding
         if official:
             _compare(f"names in the list {split}", len(ids), official.splits[split].pictures, found)
         broken = []
-        for name in _told(iter(ids), len(ids), f"annotations of {split} read", tell):
+        for name in told(iter(ids), len(ids), f"annotations of {split} read", tell):
             try:
                 read_objects(root / "Annotations" / f"{name}.xml")
             except UserError as error:
@@ -207,6 +216,32 @@ def _coco(root: Path, dataset: Dataset, official: Official | None, found: Findin
                 _compare(f"categories in {annotations.name}", len(content["categories"]), official.classes, found)
 
 
+def _shards(
+    root: Path, dataset: Dataset, official: Official | None, decode: Decode, found: Findings, tell: Tell
+) -> None:
+    """`root/split` with shards and what they are. Not decoded: what is in them was, where it was packed."""
+    for split in dict.fromkeys((dataset.train, dataset.val)):
+        try:
+            about, _, names, places = read_index(root / split)
+        except UserError as error:
+            found.add("missing", str(error))
+            continue
+        found.files[split] = dict(zip(names, places.size.tolist(), strict=True))
+        if official:
+            _count(split, found.files[split], official, found)
+        some = about["shards"] if decode == "all" else about["shards"][::SAMPLE_SHARDS]
+        with ThreadPoolExecutor(THREADS) as pool:
+            wrong = pool.map(lambda shard, folder=root / split: _other_sha256(folder, shard), some)
+            broken = [name for name in told(wrong, len(some), f"shards of {split} read", tell) if name]
+        found.add("broken", f"of {len(some):,} shards of {split}, some have another SHA-256 than in {ABOUT}", broken)
+
+
+def _other_sha256(folder: Path, shard: dict[str, Any]) -> str:
+    with open(folder / shard["name"], "rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
+    return "" if same else shard["name"]
+
+
 def _count(split: str, files: dict[str, int], official: Official, found: Findings) -> None:
     if split in official.splits:
         _compare(f"pictures in {split}", len(files), official.splits[split].pictures, found)
@@ -225,7 +260,7 @@ def _decode(root: Path, split: str, files: dict[str, int], decode: Decode, found
     with ThreadPoolExecutor(THREADS) as pool:
         blocks = (some[start : start + BLOCK] for start in range(0, len(some), BLOCK))
         wrong = (said for block in blocks for said in pool.map(lambda name: _undecodable(root / name), block))
-        broken = [said for said in _told(wrong, len(some), f"pictures of {split} decoded", tell) if said]
+        broken = [said for said in told(wrong, len(some), f"pictures of {split} decoded", tell) if said]
     found.add("broken", f"of {len(some):,} pictures of {split}, some can't be decoded", broken)
 
 
@@ -237,7 +272,7 @@ def _undecodable(path: Path) -> str:
     return ""
 
 
-def _told(items: Iterable[T], total: int, what: str, tell: Tell) -> Iterator[T]:
+def told(items: Iterable[T], total: int, what: str, tell: Tell) -> Iterator[T]:
     """The items, with a line about how far it is every few seconds."""
     told = time.monotonic()
     for number, item in enumerate(items, 1):
@@ -249,7 +284,7 @@ def _told(items: Iterable[T], total: int, what: str, tell: Tell) -> Iterator[T]:
 
 def _manifest(data: Path, dataset: Dataset, found: Findings, tell: Tell) -> None:
     """Compare with the manifest, or write it where there is none and all is fine."""
-    path = data / ".manifests" / f"{dataset.name}.json"
+    path = manifest.path(data, dataset)
     names = path.with_suffix(".tsv.gz")
     now = {name: size for files in found.files.values() for name, size in files.items()}
     if path.is_file() and names.is_file():
@@ -264,10 +299,7 @@ def _manifest(data: Path, dataset: Dataset, found: Findings, tell: Tell) -> None
             return
     if found.sentences:
         return
-    splits = {
-        split: {"pictures": len(files), "bytes": sum(files.values()), "sha256": _hash(files)}
-        for split, files in found.files.items()
-    }
+    splits = {split: manifest.summary(files) for split, files in found.files.items()}
     whole = hashlib.sha256("".join(str(split["sha256"]) for split in splits.values()).encode()).hexdigest()
     content = {"source": dataset.source, "written": time.strftime("%Y-%m-%d"), "sha256": whole, "splits": splits}
     lines = [f"{size}\t{name}" for name, size in sorted(now.items())]
@@ -277,8 +309,3 @@ def _manifest(data: Path, dataset: Dataset, found: Findings, tell: Tell) -> None
         tell(f"  manifest: {path} (sha256 {whole[:12]})")
     except UserError as error:
         tell(f"  no manifest is kept: {error}")
-
-
-def _hash(files: dict[str, int]) -> str:
-    """Hash of names and sizes."""
-    return hashlib.sha256("\n".join(f"{size} {name}" for name, size in sorted(files.items())).encode()).hexdigest()

@@ -1,10 +1,13 @@
 """Pascal VOC: which objects each picture of a split holds."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from reproduce.data.pictures import Pictures
+from reproduce.config import Dataset
+from reproduce.data.pictures import SHARDS, Pictures
+from reproduce.data.shards import read_index
 from reproduce.errors import UserError
 
 CLASSES = (
@@ -38,8 +41,12 @@ def read_objects(annotation: Path) -> list[VocObject]:
     return objects
 
 
-def read_split(root: Path, split: str) -> tuple[Pictures, list[list[int]]]:
+def read_split(root: Path, dataset: Dataset, split: str) -> tuple[Pictures, list[list[int]]]:
     """The pictures of a split, and per picture one number per class: 1 present, 0 only as difficult, -1 absent."""
+    if dataset.layout == SHARDS:
+        about, packed, names, places = read_index(root / split)
+        paths = [f"{root}/{name}" for name in names]
+        return Pictures(paths, [0] * len(paths), about["classes"], places), [json.loads(text) for text in packed]
     ids = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
     if not ids:
         raise UserError(f"list {root / 'ImageSets' / 'Main' / f'{split}.txt'} names no picture")

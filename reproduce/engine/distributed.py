@@ -102,6 +102,15 @@ def any_rank(says: bool) -> bool:
     return says if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(says), device=device())).item())
 
 
+def union(names: set[str]) -> set[str]:
+    """The names of all ranks together; a collective."""
+    if not dist.is_initialized():
+        return names
+    of_ranks: list[Any] = [None] * world_size()
+    dist.all_gather_object(of_ranks, names)
+    return set[str]().union(*of_ranks)
+
+
 def batchnorm_ranks(batch_size: int, batchnorm_images: int | None) -> int:
     """How many ranks share BatchNorm's statistics so that these are of `batchnorm_images` images (None: of the batch).
 

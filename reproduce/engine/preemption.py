@@ -1,6 +1,8 @@
 """Preemption: a scheduler that wants its machine back says so with SIGTERM or SIGUSR1, some time before it takes it."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from reproduce.engine.distributed import any_rank, world_size
@@ -10,6 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 class Preempted(Exception):
     """The run was asked to stop, and has saved where it is."""
+
+
+class _Left(Exception):
+    """This rank was asked to stop."""
 
 
 class Preemption:
@@ -38,6 +44,24 @@ class Preemption:
         if step % self._every_steps:
             return False
         return any_rank(self._signalled)
+
+    @contextmanager
+    def alone(self, kept: str) -> Iterator[Callable[[], None]]:
+        """Work that each rank does by itself, and leaves where it was asked to stop: by calling often what it is given.
+
+        At its end all ranks meet: where any left, each raises `Preempted`, saying what is `kept`.
+        """
+        left = False
+        try:
+            yield self._leave_if_asked
+        except _Left:
+            left = True
+        if any_rank(left):
+            raise Preempted(f"asked to stop; {kept}")
+
+    def _leave_if_asked(self) -> None:
+        if self._signalled:
+            raise _Left
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         self._signalled = True

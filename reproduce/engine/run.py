@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import config_hash, identity, run_dir, run_id
-from reproduce.data import catalogue
+from reproduce.config import Dataset, config_hash, identity, run_dir, run_id, typed
+from reproduce.data import catalogue, manifest
+from reproduce.data.pictures import Pictures
 from reproduce.engine import provenance
-from reproduce.engine.distributed import barrier, is_main, rank, world_size
+from reproduce.engine.distributed import barrier, is_main, rank, union, world_size
 from reproduce.engine.preemption import Preempted
 from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import Crashed, TrainingFailed, Unavailable, UserError, explained
@@ -65,6 +66,17 @@ class Run:
         """The run's own checkpoint."""
         return self.folder / "checkpoint.pt"
 
+    def quote(self, split: str, pictures: Pictures) -> None:
+        """Note in the result which pictures a split is: the hash of its manifest, and when this was verified."""
+        if not is_main():
+            return
+        data, dataset = Path(self.cfg.paths.data), typed(self.cfg.dataset, Dataset, "dataset")
+        found = manifest.of_split(data, dataset, split, pictures, self.folder.parent / ".manifests")
+        name = f"{dataset.name}/{split}"
+        self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
+        if "verified" in found:
+            self.provenance.setdefault("data_verified", {})[name] = found["verified"]
+
     def forget_after(self, step: int) -> None:
         """Drop curve points of steps that a resumed run makes again."""
         path = self.folder / "metrics.jsonl"
@@ -97,10 +109,10 @@ class Run:
             if name not in self._seen_bad:
                 print(f"skipped {name}", file=sys.stderr, flush=True)
         self._seen_bad.update(bad)
-        self.counts["num_skipped_images"] = len(self._seen_bad)
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
-        """Write result.json, the sign that the run is done."""
+        """Write result.json, the sign that the run is done. A collective."""
+        self.counts["num_skipped_images"] = len(union(self._seen_bad))
         if not is_main():
             return
         finished = time.time()

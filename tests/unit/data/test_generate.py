@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.config import Dataset
 from reproduce.data import generate
 from reproduce.data.pictures import read_folders, read_image
 from reproduce.data.voc import CLASSES, VocObject, read_objects, read_split
 from reproduce.errors import UserError
+
+VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "test")
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_class_folders(root: Path) -> None:
 
 def test_voc_and_coco_say_the_same(root: Path) -> None:
     voc = root / "VOCdevkit" / "VOC2007"
-    pictures, labels = read_split(voc, "trainval")
+    pictures, labels = read_split(voc, VOC, "trainval")
     assert len(pictures) == 12
     assert {len(row) for row in labels} == {20}
     coco = json.loads((root / "coco" / "annotations" / "instances_train2017.json").read_text())
@@ -87,5 +90,5 @@ def test_a_class_that_is_only_difficult_is_neither_present_nor_absent(tmp_path: 
         for name, difficult in (("cat", 1), ("dog", 1), ("dog", 0))
     )
     (tmp_path / "Annotations" / "1.xml").write_text(f"<annotation>{objects}</annotation>")
-    _, (row,) = read_split(tmp_path, "test")
+    _, (row,) = read_split(tmp_path, VOC, "test")
     assert (row[CLASSES.index("cat")], row[CLASSES.index("dog")], row[CLASSES.index("cow")]) == (0, 1, -1)

@@ -1,0 +1,272 @@
+"""WebDataset shards hold what the folders held, and are read in an order that goes forward."""
+
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from reproduce.__main__ import main
+from reproduce.config import Dataset
+from reproduce.data import manifest, pack, shards, verify
+from reproduce.data.loader import StepSampler, order_of
+from reproduce.data.pictures import BadImage, Pictures, read_folders, read_splits
+from reproduce.data.shards import ShardOrder
+from reproduce.data.voc import read_split
+from reproduce.errors import UserError
+from tests.runs import CHECKOUT, tiny_pictures
+
+FOLDERS = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
+SHARDED = replace(FOLDERS, layout="shards")
+VOC = Dataset("voc07", "tiny", "voc", "VOCdevkit/VOC2007", "trainval", "test")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    tiny_pictures(root, num_train=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of about three pictures each."""
+    root = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "SHARD_BYTES", 5_000)
+        for dataset in (FOLDERS, VOC):
+            pack.pack(data, root, dataset, lambda _: None)
+    return root
+
+
+@pytest.fixture
+def copied(packed: Path, tmp_path: Path) -> Path:
+    """Shards that may be spoilt."""
+    shutil.copytree(packed, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def samples(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """As the library itself reads them."""
+    for path in files:
+        with open(path, "rb") as stream:
+            yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+
+
+def content(pictures: Pictures) -> list[tuple[int, bytes]]:
+    return [(label, pictures.encoded(index)) for index, label in enumerate(pictures.labels)]
+
+
+def test_shards_hold_the_same_pictures_labels_and_indices(data: Path, packed: Path) -> None:
+    folders = read_splits(data / "imagenet", FOLDERS)
+    sharded = read_splits(packed / "imagenet", SHARDED)
+    for before, after in zip(folders, sharded, strict=True):
+        assert content(after) == content(before)
+        assert after.classes == before.classes
+        assert after.sha256() == before.sha256()
+    assert len(list((packed / "imagenet" / "train").glob("*.tar"))) > 5
+
+
+def test_voc_keeps_its_labels_and_annotations(data: Path, packed: Path) -> None:
+    for split in (VOC.train, VOC.val):
+        before, labels = read_split(data / VOC.root, VOC, split)
+        after, kept = read_split(packed / VOC.root, replace(VOC, layout="shards"), split)
+        assert kept == labels
+        assert content(after) == content(before)
+    for sample in samples((packed / VOC.root / "test").glob("*.tar")):
+        name = Path(read_split(data / VOC.root, VOC, "test")[0].paths[int(sample["__key__"])]).stem
+        assert sample["xml"] == (data / VOC.root / "Annotations" / f"{name}.xml").read_bytes()
+
+
+def test_any_webdataset_reader_reads_them(data: Path, packed: Path) -> None:
+    listed = list(samples((packed / "imagenet" / "train").glob("*.tar")))
+    found = {int(sample["__key__"]): (int(sample["cls"]), sample["jpg"]) for sample in listed}
+    assert len(listed) == len(found)
+    assert [found[index] for index in range(len(found))] == content(read_folders(data / "imagenet" / "train"))
+
+
+def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothing(
+    data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "SHARD_BYTES", 5_000)
+    pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.suffix != ".lock"
+            and path.is_file() and not path.name.startswith(".")}  # fmt: skip
+    assert made == {name: (packed / name).read_bytes() for name in made}
+    monkeypatch.setattr(pack, "_shard", None)
+    said: list[str] = []
+    pack.pack(data, tmp_path, FOLDERS, said.append)
+    assert said == [f"imagenet/{split}: {n} pictures lie in {tmp_path}/imagenet/{split} already"
+                    for split, n in (("train", 40), ("val", 20))]  # fmt: skip
+
+
+def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with SIGKILL in the middle of the seventh shard; the eight of before are not written again."""
+    script = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from reproduce.config import Dataset
+        from reproduce.data import pack
+        pack.SHARD_BYTES, pack.THREADS, write = 5_000, 1, pack.write_atomic
+        def dies(path, data):
+            if path.name == "00006.tar":
+                (path.parent / ".00006.tar.half").write_bytes(data[:100])
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(path, data)
+        pack.write_atomic = dies
+        pack.pack(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
+    """
+    arguments = [str(data), str(tmp_path), *vars(FOLDERS).values()]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=CHECKOUT, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    folder = tmp_path / "imagenet" / "train"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    assert sorted(before) == [f"{number:05d}.tar" for number in range(6)]
+    with pytest.raises(UserError, match=r"holds no shards \(shards\.json is not there\): make them by data-shard"):
+        read_splits(tmp_path / "imagenet", SHARDED)
+    monkeypatch.setattr(pack, "SHARD_BYTES", 5_000)
+    pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    names = sorted(path.name for path in (packed / "imagenet" / "train").iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert all((folder / name).read_bytes() == (packed / "imagenet" / "train" / name).read_bytes() for name in names)
+
+
+def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = min((copied / "imagenet" / "train").glob("*.tar"))
+    size = tar.stat().st_size
+    read_splits(copied / "imagenet", SHARDED)[0].encoded(0)
+    os.truncate(tar, size // 2)
+    sentence = f"shard {tar} has {size // 2:,} bytes in place of {size:,}: copy it anew, or make it again by data-shard"
+    with pytest.raises(UserError) as error:
+        read_splits(copied / "imagenet", SHARDED)
+    assert str(error.value) == sentence
+    lines: list[str] = []
+    assert not verify.verify(copied, SHARDED, None, "sample", lines.append)
+    assert f"  missing: {sentence}" in lines
+    tar.unlink()
+    with pytest.raises(UserError, match=f"shard {tar} is not there: copy it anew"):
+        read_splits(copied / "imagenet", SHARDED)
+
+
+def test_a_shard_that_is_cut_while_it_is_read_names_the_picture(copied: Path) -> None:
+    pictures = read_splits(copied / "imagenet", SHARDED)[0]
+    assert pictures.places
+    last = int(np.flatnonzero(pictures.places.shard == 0)[-1])
+    os.truncate(pictures.places.files[0], 600)
+    with pytest.raises(BadImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is cut short\)"):
+        pictures.encoded(last)
+
+
+def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None:
+    assert verify.verify(copied, SHARDED, None, "all", lambda _: None)
+    tar = copied / "imagenet" / "val" / "00001.tar"
+    changed = bytearray(tar.read_bytes())
+    changed[700] ^= 1
+    tar.write_bytes(changed)
+    lines: list[str] = []
+    assert not verify.verify(copied, SHARDED, None, "all", lines.append)
+    assert next(line for line in lines if "broken" in line).endswith("(1): 00001.tar")
+
+
+def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
+    index = copied / "imagenet" / "train" / shards.INDEX
+    whole = index.read_bytes()
+    index.write_bytes(whole[:50])
+    with pytest.raises(UserError, match=r"index\.tsv\.gz is damaged \(.*\): copy it anew"):
+        read_splits(copied / "imagenet", SHARDED)
+    index.write_bytes(gzip.compress(b"\n".join(gzip.decompress(whole).splitlines()[1:])))
+    with pytest.raises(UserError, match="does not belong to"):
+        read_splits(copied / "imagenet", SHARDED)
+
+
+def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_writer(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_size", lambda _: 7)
+    with pytest.raises(UserError, match="changed while it was packed: start again"):
+        pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+    monkeypatch.undo()
+    mine = tmp_path / "mine"
+    shutil.copytree(data / "imagenet", mine / "imagenet")
+    victim = min((mine / "imagenet" / "train").rglob("*.jpg"))
+    victim.unlink()
+    victim.symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(UserError, match=f"can't read picture {victim} .*: data-verify names all such"):
+        pack.pack(mine, tmp_path / "out", FOLDERS, lambda _: None)
+
+
+@pytest.mark.parametrize(("batch_size", "num_ranks"), [(64, 2), (96, 3), (10, 2), (7, 7)])
+def test_ranks_cover_an_epoch_disjointly_in_the_order_of_one_process(batch_size: int, num_ranks: int) -> None:
+    order = ShardOrder(places(1000, 30), batch_size)
+    alone = list(StepSampler(1000, batch_size, 3, seed=5, order=order))
+    ranks = [
+        list(StepSampler(1000, batch_size, 3, seed=5, rank=rank, world_size=num_ranks, order=order))
+        for rank in range(num_ranks)
+    ]
+    assert [[at for share in shares for at in share] for shares in zip(*ranks, strict=True)] == alone
+    per_epoch = 1000 // batch_size
+    epochs = [[at for step in alone[e * per_epoch : (e + 1) * per_epoch] for _, at in step] for e in range(3)]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == per_epoch * batch_size
+    assert epochs[0] != epochs[1]
+    assert (
+        list(StepSampler(1000, batch_size, 3, seed=5, first_step=per_epoch + 3, order=order)) == alone[per_epoch + 3 :]
+    )
+    assert next(iter(StepSampler(1000, batch_size, 3, seed=6, order=order))) != alone[0]
+    assert sorted(order(1000, 5, 0).tolist()) == list(range(1000))
+
+
+def places(num_pictures: int, num_shards: int) -> shards.Places:
+    shard = np.random.default_rng(0).permutation(np.arange(num_pictures) % num_shards)
+    offset = np.arange(num_pictures) * 1024
+    return shards.Places([str(n) for n in range(num_shards)], shard, offset, np.ones_like(shard))
+
+
+def test_a_rank_reads_forward_through_few_shards_at_a_time() -> None:
+    """51,200 pictures in 512 shards, 4 ranks of 64 a step: two streams each, so a few shards in any window."""
+    of = places(51_200, 512)
+    order = ShardOrder(of, 256)(51_200, 0, 0)
+    mine = order.reshape(-1, 4, 64)[:, 1]
+    opened: set[int] = set()
+    for start in range(0, len(mine) - 4, 5):
+        here = set(of.shard[mine[start : start + 5].reshape(-1)].tolist())
+        opened |= here
+        assert len(here) <= 2 * (12 + 12)  # a window of 1,024 is some eleven shards of 100; one may end here
+    assert len(opened) <= 2 * 66  # a quarter of all, and the ends of streams
+    batch = of.shard[order[:256]]
+    assert len(set(batch.tolist())) > 40  # yet a whole step's pictures come from all over the set
+
+
+def test_evaluations_read_forward_and_know_each_picture(packed: Path) -> None:
+    pictures = read_splits(packed / "imagenet", SHARDED)[0]
+    assert pictures.places
+    order = pictures.reading_order()
+    assert sorted(order.tolist()) == list(range(40))
+    met = [(pictures.places.shard[index], pictures.places.offset[index]) for index in order]
+    assert met == sorted(met)
+    few = pictures.taken([7, 3])
+    assert content(few) == [content(pictures)[7], content(pictures)[3]]
+    assert order_of(few, 1)(2, 0, 0).tolist() in ([0, 1], [1, 0])
+
+
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data-shard", "--data", str(data), "--data-config", "generated", "--shards", str(tmp_path)]
+    assert main([*asked, "imagenet", "voc07"]) == 0
+    assert f"imagenet/train: 40 pictures, 0 MB, into 1 shards in {tmp_path}/imagenet/train" in capsys.readouterr().out
+    for wrong, said in (
+        (["--data-config", "standard", "coco17"], "coco17 can't be packed: detectors read its folders"),
+        (["--data-config", "shards", "imagenet"], "imagenet can't be packed: it is packed already"),
+        (["--data", "/nowhere", "imagenet"], "the folder /nowhere given as DATA is not there"),
+    ):
+        with pytest.raises(UserError, match=said):
+            main([*asked, *wrong])
