@@ -123,16 +123,12 @@ class Clustering(Method):
             self.bank.put(position, self._pictures(len(sampler) + position), embeddings)
 
     @torch.no_grad()
-    def before_step(self, step: int, crops: list[Tensor]) -> None:  # noqa: ARG002
-        """At an epoch's start, label all images anew."""
+    def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """At an epoch's start, label all images anew; the classes that people gave them play no part."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if position:
-            return
-        labels = torch.zeros_like(self.labels)
-        for head in range(len(self.heads)):
-            found = self.label(head, self.bank.embeddings[head % self.num_crops], epoch)
-            labels[head, self.bank.pictures] = (found - UNSEEN).int()
-        self.labels = all_reduce_sum(labels) + UNSEEN  # every picture is in one rank's bank at most
+        if position == 0:
+            self._label_all(epoch)
+        return crops
 
     def loss(self, embeddings: Tensor, scores: Tensor, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over heads, crops and the global batch's labelled images; and what to watch."""
@@ -159,6 +155,13 @@ class Clustering(Method):
         """Take up the state of `state_dict`, from a run of any number of processes."""
         self.bank.load_state_dict(state["bank"])
         self.labels.copy_(state["labels"])
+
+    def _label_all(self, epoch: int) -> None:
+        labels = torch.zeros_like(self.labels)
+        for head in range(len(self.heads)):
+            found = self.label(head, self.bank.embeddings[head % self.num_crops], epoch)
+            labels[head, self.bank.pictures] = (found - UNSEEN).int()
+        self.labels = all_reduce_sum(labels) + UNSEEN  # every picture is in one rank's bank at most
 
     def _pictures(self, step: int) -> Tensor:
         return torch.from_numpy(self.sampler.pictures(step)).to(self.labels.device)

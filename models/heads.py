@@ -32,24 +32,25 @@ class MultiCropNet(ResNet):
 
     `forward` maps crops, a list of `(B, 3, S_v, S_v)`, to embeddings `(num_crops * B, embedding)` of unit length,
     ordered crop by crop, and to their scores `(num_crops * B, num_prototypes)` (None without prototypes). Where
-    `num_prototypes` gives several sets, their scores stand side by side.
+    `num_prototypes` gives several sets, their scores stand side by side. Without `head_hidden` the head is one layer.
     Neighbouring crops of one size pass the trunk together, so its BatchNorm sees them together; the head sees all.
     """
 
     def __init__(
         self,
         width: float,
-        head_hidden: int,
+        head_hidden: int | None,
         embedding: int,
         num_prototypes: int | Sequence[int] = 0,
         head_batchnorm: bool = True,
         blocks: Sequence[int] = BLOCKS_R50,
     ) -> None:
         super().__init__(width, blocks)
-        norm = nn.BatchNorm1d(head_hidden) if head_batchnorm else nn.Identity()
-        self.projection_head = nn.Sequential(
-            nn.Linear(self.num_features, head_hidden), norm, nn.ReLU(inplace=True), nn.Linear(head_hidden, embedding)
-        )
+        hidden: list[nn.Module] = []
+        if head_hidden is not None:
+            norm = nn.BatchNorm1d(head_hidden) if head_batchnorm else nn.Identity()
+            hidden = [nn.Linear(self.num_features, head_hidden), norm, nn.ReLU(inplace=True)]
+        self.projection_head = nn.Sequential(*hidden, nn.Linear(head_hidden or self.num_features, embedding))
         self.prototypes: nn.Linear | PrototypeSets | None = None
         if isinstance(num_prototypes, Sequence):
             self.prototypes = PrototypeSets(embedding, num_prototypes)

@@ -1,26 +1,43 @@
 """The methods, by the name that a config gives them (`method.name`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from models.deepcluster import DeepCluster, DeepClusterConfig
 from models.heads import MultiCropNet
+from models.moco import Moco, MocoConfig
+from models.resnet import BLOCKS_R50
 from models.sela import Sela, SelaConfig
 from models.simclr import Simclr, SimclrConfig
+from models.supervised import ClassifierNet, Supervised, SupervisedConfig
 from models.swav import Swav, SwavConfig
-from reproduce.config import typed
+from reproduce.config import Network, typed
 from reproduce.engine.loop import Method
 from reproduce.errors import UserError, nearest
 
-Build = Callable[[Any, MultiCropNet, int, int], Method]
+Build = Callable[[Any, Any, int, int], Method]
 """From a method's config, its network, the number of pictures and the global batch size to the method."""
 
 METHODS: dict[str, tuple[type[Any], Build]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
+    "moco": (MocoConfig, Moco),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
+    "supervised": (SupervisedConfig, Supervised),
     "swav": (SwavConfig, Swav),
 }
+
+
+def network(
+    sizes: Network, config: Any, num_classes: int, blocks: Sequence[int] = BLOCKS_R50
+) -> MultiCropNet | ClassifierNet:
+    """What a method trains, from its checked config (None: nothing is trained), at random initial weights."""
+    if isinstance(config, SupervisedConfig):
+        return ClassifierNet(sizes.width, num_classes, blocks)
+    num_prototypes = config.prototypes if config else 0
+    return MultiCropNet(
+        sizes.width, sizes.head_hidden, sizes.embedding, num_prototypes, sizes.head_batchnorm, blocks=blocks
+    )
 
 
 def find(section: Mapping[str, Any]) -> tuple[Any, Build]:

@@ -199,7 +199,8 @@ class Network:
     """The trunk (a ResNet-50, `width` times as wide) and its projection head."""
 
     width: float = MISSING
-    head_hidden: int = MISSING
+    head_hidden: int | None = MISSING
+    """None: the head is one linear layer."""
     head_batchnorm: bool = True
     embedding: int = 128
     batchnorm_images: int | None = None
@@ -208,15 +209,18 @@ class Network:
 
 @dataclass
 class Optimizer:
-    """SGD under LARC, with warm-up and cosine decay per iteration (A.1)."""
+    """SGD with momentum under LARC, with warm-up and cosine decay per iteration (A.1)."""
 
     lr: float = MISSING
     final_lr: float = MISSING
+    milestones: list[float] | None = None
+    """In place of the cosine: shares of the epochs at which the rate falls, by one factor each, down to `final_lr`."""
     warmup_epochs: float = MISSING
     warmup_start_lr: float = MISSING
     momentum: float = 0.9
     weight_decay: float = 1e-6
-    trust_coefficient: float = 0.001
+    trust_coefficient: float | None = 0.001
+    """LARC's; None: plain SGD."""
 
 
 @dataclass

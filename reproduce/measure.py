@@ -17,12 +17,12 @@ from models.resnet import resnet50
 from reproduce.config import Crops, Optimizer, compose, typed
 from reproduce.engine.distributed import device, process_group, rank, shared, world_size
 from reproduce.engine.loop import train
-from reproduce.engine.optimizer import Larc
+from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.provenance import peak_memory_gb
 from reproduce.engine.run import Run, running
 from reproduce.errors import exit_status
-from reproduce.memory import memory
+from reproduce.memory import IMAGENET_CLASSES, memory
 from reproduce.pretrain import build_network
 
 PAPER_DEVICES = 64
@@ -78,12 +78,12 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
 
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = methods.find(cfg.method)
-    net = build_network(cfg, method_config.prototypes)
+    net = build_network(cfg, method_config, IMAGENET_CLASSES)
     num_steps = measurement.num_steps + 1
     train(
         shared(net, world_size(), cfg.cluster.sync_batchnorm),
         build_method(method_config, net, IMAGENET_IMAGES, batch_size),
-        Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient),
+        sgd(net.parameters(), optim),
         _noise(typed(cfg.crops, Crops, "crops"), share, num_steps),
         lambda _: optim.warmup_start_lr,
         first_step=0,
@@ -105,12 +105,13 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     }
 
 
-def _noise(crops: Crops, images: int, num_steps: int) -> Iterator[list[Tensor]]:
+def _noise(crops: Crops, images: int, num_steps: int) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Batches of random crops `(images, 3, S, S)`, the same on every step: making them is no part of the cost."""
     torch.manual_seed(rank())
     sizes = [view.size_px for view in crops.views for _ in range(view.num)]
     batch = [torch.randn(images, 3, size, size, device=device()) for size in sizes]
-    return (batch for _ in range(num_steps))
+    labels = torch.zeros(images, dtype=torch.int64, device=device())
+    return ((batch, labels) for _ in range(num_steps))
 
 
 def _in_half(cfg: DictConfig) -> DictConfig:

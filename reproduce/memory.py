@@ -13,10 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to have autocast decide on dtypes, too
 
 from models import methods
-from models.heads import MultiCropNet
-from reproduce.config import compose
+from reproduce.config import Network, compose, typed
 from reproduce.engine.precision import autocast
 from reproduce.errors import exit_status
+
+IMAGENET_CLASSES = 1000
 
 BYTES_PER_WEIGHT = 16
 """fp32: the weight, its gradient, its momentum, and its place in DDP's buckets."""
@@ -52,12 +53,9 @@ class Memory:
 def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: bool) -> Memory:
     """What one of `num_processes` processes holds when the forward pass of `cfg`'s pretraining ends."""
     images = cfg.batch_size // num_processes
-    network = cfg.network
     with FakeTensorMode():
         method, _ = methods.find(cfg.method)
-        net = MultiCropNet(
-            network.width, network.head_hidden, network.embedding, method.prototypes, network.head_batchnorm
-        )
+        net = methods.network(typed(cfg.network, Network, "network"), method, IMAGENET_CLASSES)
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
         kept: dict[int, torch.UntypedStorage] = {}

@@ -1,7 +1,8 @@
 """One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data=DIR`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from models import methods
 from models.heads import MultiCropNet
+from models.supervised import ClassifierNet
 from reproduce.config import Crops, Dataset, Network, Optimizer, compose, typed
 from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler, order_of
@@ -23,14 +25,15 @@ from reproduce.engine.distributed import (
     process_group,
     rank,
     shared,
+    synchronized,
     world_size,
 )
 from reproduce.engine.loop import train
-from reproduce.engine.optimizer import Larc
+from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.run import Run, running
-from reproduce.engine.schedule import warmup_cosine
+from reproduce.engine.schedule import learning_rate
 from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import REQUEUE, UserError, exit_status, nearest
 
@@ -41,15 +44,17 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = methods.find(cfg.method)
     num_batchnorm_ranks = batchnorm_ranks(cfg.batch_size, cfg.network.batchnorm_images)
-    net = build_network(cfg, method_config.prototypes)
+    pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
+    run.quote(cfg.dataset.train, pictures)
+    net = build_network(cfg, method_config, len(pictures.classes))
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:
         net.compile(backend=cfg.cluster.compile_backend)
-    pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
-    run.quote(cfg.dataset.train, pictures)
 
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
-    optimizer = Larc(net.parameters(), optim.lr, optim.momentum, optim.weight_decay, optim.trust_coefficient)
+    if method.note:
+        run.provenance["note"] = method.note
+    optimizer = sgd(net.parameters(), optim)
     scaler = loss_scaler(cfg.precision)
     checkpoints = checkpoint.Checkpoints(
         run.checkpoint,
@@ -68,10 +73,9 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 
     sampler = steps(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
-    warmup_steps = round(optim.warmup_epochs * sampler.steps_per_epoch)
 
-    def batches(sampler: StepSampler) -> Iterator[list[Tensor]]:
-        made = crop_batches(
+    def batches(sampler: StepSampler) -> Iterator[tuple[list[Tensor], Tensor]]:
+        return crop_batches(
             pictures,
             crops.views,
             crops.augment,
@@ -81,7 +85,6 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
             device=device(),
             on_bad=run.skip_or_stop,
         )
-        return (crops for crops, _ in made)
 
     sentinel = Sentinel(
         method.uniform_loss,
@@ -107,15 +110,17 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         checkpoints.save_if_due(done)
 
     trained = shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
+    for own in method.networks:
+        synchronized(own, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
     extra = steps(cfg.epochs + 1, num_steps)
     with autocast(cfg.precision):
-        method.begin(trained, sampler, batches(extra))
+        method.begin(trained, sampler, (crops for crops, _ in batches(extra)))
     train(
         trained,
         method,
         optimizer,
         batches(sampler),
-        lambda step: warmup_cosine(step, num_steps, warmup_steps, optim.lr, optim.final_lr, optim.warmup_start_lr),
+        lambda step: learning_rate(step, num_steps, cfg.epochs, optim),
         first_step=first_step,
         num_steps=num_steps,
         batch_size=cfg.batch_size,
@@ -145,13 +150,10 @@ def _check_machine(cfg: DictConfig) -> None:
         raise UserError("cluster.activation_checkpointing and cluster.compile_backend do not go together: take one")
 
 
-def build_network(cfg: DictConfig, num_prototypes: int | Sequence[int] = 0) -> MultiCropNet:
+def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
     """The network at its seeded initial weights, on the device."""
-    network = typed(cfg.network, Network, "network")
     torch.manual_seed(cfg.seed)
-    net = MultiCropNet(
-        network.width, network.head_hidden, network.embedding, num_prototypes, head_batchnorm=network.head_batchnorm
-    )
+    net = methods.network(typed(cfg.network, Network, "network"), method_config, num_classes)
     return net.to(device()).to(memory_format=torch.channels_last)
 
 

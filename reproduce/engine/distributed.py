@@ -132,10 +132,9 @@ def shared(net: nn.Module, num_batchnorm_ranks: int, sync_batchnorm: str = "torc
 
     `sync_batchnorm` is one of `SYNC_BATCHNORM`; `UserError` where it is not installed, or does not run here.
     """
-    check_sync_batchnorm(sync_batchnorm)
+    net = synchronized(net, num_batchnorm_ranks, sync_batchnorm)
     if not dist.is_initialized():
         return net
-    net = _sync_batchnorm(net, num_batchnorm_ranks, sync_batchnorm)
     return DistributedDataParallel(net, device_ids=[device().index] if device().type == "cuda" else None)
 
 
@@ -156,6 +155,12 @@ def check_sync_batchnorm(implementation: str) -> None:
             f"cluster.sync_batchnorm=apex: apex with its SyncBatchNorm is not installed ({error}); it is in the CUDA "
             "image (apex 25.05 was the last that had it), and cluster.sync_batchnorm=torch gives the same numbers"
         ) from error
+
+
+def synchronized(net: nn.Module, num_batchnorm_ranks: int, sync_batchnorm: str = "torch") -> nn.Module:
+    """`net`, itself changed: BatchNorm over groups of ranks. Errors as for `shared`."""
+    check_sync_batchnorm(sync_batchnorm)
+    return _sync_batchnorm(net, num_batchnorm_ranks, sync_batchnorm) if dist.is_initialized() else net
 
 
 def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Method:
     """The step at which something changes that the loss needs to get over."""
     remedies: str = ""
     """What of its config may help against a collapse."""
+    networks: Sequence[nn.Module] = ()
+    """Those of its own that see crops, too: their BatchNorm goes over the same ranks as that of the trained one."""
+    note: str = ""
+    """What a reader of the result must know of how it ran here."""
 
     def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
         """Called once before the first step, with what knows each step's pictures.
@@ -35,8 +39,12 @@ class Method:
         only if they are asked for.
         """
 
-    def before_step(self, step: int, crops: list[Tensor]) -> None:
-        """Called first in each step, with its crops."""
+    def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """Called first in each step, with its crops and the labels `(B,)` of its pictures.
+
+        Returns the crops that the network is trained on.
+        """
+        return crops
 
     def before_forward(self) -> None:
         """Called before each forward pass."""
@@ -60,7 +68,7 @@ def train(
     net: nn.Module,
     method: Method,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[list[Tensor]],
+    batches: Iterable[tuple[list[Tensor], Tensor]],
     learning_rate: Callable[[int], float],
     *,
     first_step: int,
@@ -73,7 +81,7 @@ def train(
     after_step: Callable[[int], None],
     keep_not_finite: Keep,
 ) -> None:
-    """Train from `first_step` to `num_steps`; `batches` yields each step's crops, ready on the device.
+    """Train from `first_step` to `num_steps`; `batches` yields each step's crops and labels, ready on the device.
 
     `tell(step, num_steps, **values)` gets the curves, `after_step(num_done)` is called after every step (checkpoints).
     `scaler` may be one that does nothing (`precision.loss_scaler`); LARC sees gradients without its scale.
@@ -81,16 +89,17 @@ def train(
     """
     guard = FiniteGuard(keep_not_finite)
     told, told_at, waited, loaded_at = first_step, time.perf_counter(), 0.0, time.perf_counter()
-    for step, crops in enumerate(batches, start=first_step):
+    for step, (crops, labels) in enumerate(batches, start=first_step):
         waited += time.perf_counter() - loaded_at
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
 
-        method.before_step(step, crops)
+        with autocast(precision):
+            trained_on = method.before_step(step, crops, labels)
         method.before_forward()
         with autocast(precision):
-            embeddings, scores = net(crops)
-        loss, watched = method.loss(embeddings, scores, len(crops), step)
+            embeddings, scores = net(trained_on)
+        loss, watched = method.loss(embeddings, scores, len(trained_on), step)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

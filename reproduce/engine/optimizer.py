@@ -1,4 +1,4 @@
-"""SGD under layer-wise adaptive rates (LARC), as apex had it until 25.05 (A.1; LARS in the paper's words)."""
+"""SGD, plain or under layer-wise adaptive rates (LARC) as apex had it until 25.05 (A.1; LARS in the paper's words)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.config import Optimizer
+
 EPSILON = 1e-8
+
+
+def sgd(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.SGD:
+    """What a config asks for: SGD with momentum, under LARC where there is a trust coefficient."""
+    if config.trust_coefficient is None:
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    return Larc(parameters, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
 class Larc(torch.optim.SGD):

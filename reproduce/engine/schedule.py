@@ -2,6 +2,18 @@
 
 import math
 
+from reproduce.config import Optimizer
+
+
+def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimizer) -> float:
+    """The rate of a pretraining's step: warm-up, then cosine per step, or one factor less from each milestone on."""
+    warmup_steps = round(optimizer.warmup_epochs * num_steps / num_epochs)
+    lr, final_lr, milestones = optimizer.lr, optimizer.final_lr, optimizer.milestones
+    if not milestones or step < warmup_steps:
+        return warmup_cosine(step, num_steps, warmup_steps, lr, final_lr, optimizer.warmup_start_lr)
+    factor = (final_lr / lr) ** (1 / len(milestones))
+    return steps_per_epoch(step * num_epochs // num_steps, num_epochs, lr, milestones, factor)
+
 
 def warmup_cosine(
     step: int, num_steps: int, warmup_steps: int, lr: float, final_lr: float, warmup_start_lr: float

@@ -56,7 +56,7 @@ class Sentinel:
         Raises `TrainingFailed` (or warns once, by `on_collapse`) where a whole epoch of them shows a collapse, and at
         once where scores are no cosines.
         """
-        if values["unit_length_error"] > UNIT_LENGTH:
+        if values.get("unit_length_error", 0) > UNIT_LENGTH:
             raise TrainingFailed(
                 f"embeddings or prototypes are {values['unit_length_error']:.3f} off unit length (step {step}), so "
                 "scores are no cosines: features overflow (lower optimizer.lr), or the method does not normalise both"

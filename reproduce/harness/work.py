@@ -1,5 +1,6 @@
 """What a run's price follows from, read off its config."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ def of(cfg: DictConfig) -> Work:
         return Work(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method
     trunk_out = round(2048 * network.width)
+    layers = [trunk_out, *([network.head_hidden] if network.head_hidden else []), network.embedding]
     return Work(
         method=method.name,
         epochs=cfg.epochs,
@@ -50,7 +52,7 @@ def of(cfg: DictConfig) -> Work:
         pixels=sum(view.num * view.size_px**2 for view in cfg.crops.views),
         dataset=dataset,
         width=network.width,
-        head_weights=network.head_hidden * (trunk_out + network.embedding)
+        head_weights=sum(a * b for a, b in itertools.pairwise(layers))
         + network.embedding * method.get("num_prototypes", 0),
         queue_numbers=2 * network.embedding * method.get("queue_length", 0),
     )

@@ -18,6 +18,9 @@ EXPERIMENTS = {
     "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
     "sela_v2_400ep_2x160_4x96": ("method.num_prototypes=6", "optimizer.lr=0.1", "optimizer.warmup_epochs=0"),
     "simclr_400ep_2x160_4x96": (),
+    "moco_v1_200ep": ("method.queue_length=30", "network.head_hidden=null"),
+    "moco_v2_200ep": ("method.queue_length=30",),
+    "supervised": (),
 }
 """With overrides that fit twenty pictures."""
 

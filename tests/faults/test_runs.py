@@ -419,9 +419,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path
     net = Net(2, 2)
     with pytest.raises(TrainingFailed, match=r"the loss is nan at step 3: .*what made it is in .*scores\.pt"):
         train(
-            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [[torch.ones(1, 2)]] * 20, lambda _: 0.1,
-            first_step=0, num_steps=20, batch_size=1, precision="fp32", scaler=loss_scaler("fp32"), tell=print,
-            tell_every_steps=20, after_step=print,
+            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [([torch.ones(1, 2)], torch.zeros(1))] * 20,
+            lambda _: 0.1, first_step=0, num_steps=20, batch_size=1, precision="fp32", scaler=loss_scaler("fp32"),
+            tell=print, tell_every_steps=20, after_step=print,
             keep_not_finite=lambda made: checkpoint.save(tmp_path / "scores.pt", made),
         )  # fmt: skip
     kept = checkpoint.load(tmp_path / "scores.pt")

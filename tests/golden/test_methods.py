@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from models import methods
-from models.heads import MultiCropNet
+from reproduce.config import Network, Optimizer
 from reproduce.data.loader import StepSampler
-from reproduce.engine.optimizer import Larc
+from reproduce.engine.optimizer import sgd
 
 RECORDED = Path(__file__).parent / "methods.json"
 BATCH, NUM_STEPS = 8, 10
@@ -27,7 +27,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "freeze_prototypes_epochs": 1,
     },
     "simclr": {"temperature": 0.1},
+    "moco": {"queue_length": 16, "momentum": 0.9, "temperature": 0.2},
+    "supervised": {},
 }  # fmt: skip
+NUM_CROPS = {"moco": 2, "supervised": 1}
+"""Of those that are drawn; else all four."""
 
 
 def ten_losses(name: str) -> list[float]:
@@ -35,18 +39,19 @@ def ten_losses(name: str) -> list[float]:
     rng = np.random.default_rng(0)
 
     def draw() -> list[torch.Tensor]:
-        return [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
+        drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
+        return drawn[: NUM_CROPS.get(name)]
 
     config, build = methods.find({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = MultiCropNet(0.125, 32, 16, config.prototypes, blocks=(1, 1, 1, 1))
+    net = methods.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
     method.begin(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
-    optimizer = Larc(net.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
+    optimizer = sgd(net.parameters(), Optimizer(lr=0.3))
+    labels = torch.arange(BATCH) % 4
     losses = []
     for step in range(NUM_STEPS):
-        crops = draw()
-        method.before_step(step, crops)
+        crops = method.before_step(step, draw(), labels)
         method.before_forward()
         embeddings, scores = net(crops)
         loss, _ = method.loss(embeddings, scores, len(crops), step)

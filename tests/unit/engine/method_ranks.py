@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,22 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from models import methods
 from models.heads import MultiCropNet
+from models.moco import Moco, MocoConfig
+from reproduce.config import Network, Optimizer
 from reproduce.data.loader import StepSampler
-from reproduce.engine.distributed import all_reduce_mean, is_main, process_group, rank, shared, world_size
-from reproduce.engine.optimizer import Larc
+from reproduce.engine.distributed import (
+    all_gather,
+    all_reduce_mean,
+    is_main,
+    process_group,
+    rank,
+    shared,
+    synchronized,
+    world_size,
+)
+from reproduce.engine.optimizer import sgd
 
-BATCH = 12
+BATCH, SEED, STEP = 12, 5, 3
 NUM_STEPS = 4
 CLUSTERING = {"num_prototypes": 5, "num_heads": 3, "num_banks": 2, "temperature": 0.1}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -28,36 +40,43 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "freeze_prototypes_epochs": 1,
     },
     "simclr": {"temperature": 0.1},
+    "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "supervised": {},
 }  # fmt: skip
+NUM_CROPS = {"moco": 2}
+"""Where it is not all four."""
 
 
 def steps(name: str) -> dict[str, Any]:
     """Losses of two epochs of two steps, gradients of the first, and the method's state after the last."""
     config, build = methods.find({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = MultiCropNet(0.0625, 16, 8, config.prototypes, blocks=(1, 1, 1, 1)).double()
+    net = methods.network(Network(0.0625, 16, True, 8), config, num_classes=3, blocks=(1, 1, 1, 1)).double()
     num_pictures = 2 * BATCH + 1
     method = build(config, net, num_pictures, BATCH)
     draw = torch.Generator().manual_seed(1)
     share = BATCH // world_size()
+    mine = slice(rank() * share, (rank() + 1) * share)
+    labels = torch.arange(BATCH) % 3
 
     def my_crops() -> list[Tensor]:
-        crops = [torch.randn(BATCH, 3, size, size, generator=draw).double() for size in (40, 40, 24, 24)]
-        return [crop[rank() * share : (rank() + 1) * share] for crop in crops]
+        sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
+        return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine] for size in sizes]
 
     trained = shared(net, world_size())
+    for own in method.networks:
+        synchronized(own, world_size())
     method.begin(
         trained, StepSampler(num_pictures, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
-    optimizer = Larc(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
+    optimizer = sgd(net.parameters(), Optimizer(lr=0.5))
     losses: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
     for step in range(NUM_STEPS):
-        mine = my_crops()
-        method.before_step(step, mine)
+        crops = method.before_step(step, my_crops(), labels[mine])
         method.before_forward()
-        embeddings, scores = trained(mine)
-        loss, _ = method.loss(embeddings, scores, len(mine), step)
+        embeddings, scores = trained(crops)
+        loss, _ = method.loss(embeddings, scores, len(crops), step)
         optimizer.zero_grad()
         loss.backward()
         method.after_backward(step)
@@ -70,6 +89,28 @@ def steps(name: str) -> dict[str, Any]:
     return {"loss": torch.stack(losses), "gradients": gradients, "state": state}
 
 
+def keys_of_halves() -> dict[str, Tensor]:
+    """MoCo's keys where BatchNorm sees only a share of the batch: as two ranks make them, and as they should be.
+
+    The shares are those of the shuffled order, which is drawn from seed and step alike everywhere.
+    """
+    torch.manual_seed(0)
+    net = MultiCropNet(0.0625, 16, 8, blocks=(1, 1, 1, 1)).double()
+    method = Moco(MocoConfig("moco", **CONFIGS["moco"]), net, BATCH, BATCH)
+    method.begin(net, StepSampler(BATCH, BATCH, 1, SEED, 0, rank(), world_size()), [])
+    crops = torch.randn(BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).double()
+    if world_size() == 1:
+        order = torch.from_numpy(np.random.default_rng((SEED, STEP)).permutation(BATCH))
+        shuffled = torch.cat([method.key_encoder([half])[0] for half in crops[order].chunk(2)])
+        return {"keys": shuffled[order.argsort()].detach(), "in_order": method.key_encoder([crops[: BATCH // 2]])[0]}
+    mine = crops.chunk(world_size())[rank()]
+    method.before_step(STEP, [mine, mine], torch.zeros(0))
+    method.after_backward(STEP)
+    queues = all_gather(method.queue)
+    assert_equal(queues, queues[:1].expand_as(queues))  # the same on every rank
+    return {"keys": method.queue[:BATCH]}
+
+
 def assert_equal(one: Any, other: Any) -> None:
     """Nested states, to the bit."""
     torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -78,7 +119,8 @@ def assert_equal(one: Any, other: Any) -> None:
 def main(output: str) -> None:
     torch.set_num_threads(1)
     with process_group():
-        outcome = {name: steps(name) for name in CONFIGS}
+        outcome: dict[str, Any] = {name: steps(name) for name in CONFIGS}
+        outcome["keys_of_halves"] = keys_of_halves()
         if is_main():
             torch.save(outcome, output)
 

@@ -29,3 +29,11 @@ def test_two_processes_calculate_as_one(both: tuple[dict[str, Any], dict[str, An
         # A bias in front of a BatchNorm has no gradient but rounding.
         torch.testing.assert_close(together["gradients"][key], value, rtol=1e-5, atol=1e-6 * float(value.norm()) + 1e-9)
     torch.testing.assert_close(together["state"], alone["state"], rtol=1e-5, atol=1e-6)
+
+
+def test_batchnorm_over_a_share_sees_the_keys_in_a_shuffled_order(
+    both: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    alone, together = (found["keys_of_halves"] for found in both)
+    torch.testing.assert_close(together["keys"], alone["keys"])
+    assert not torch.allclose(together["keys"][:6], alone["in_order"], atol=1e-3)

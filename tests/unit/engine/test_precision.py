@@ -33,8 +33,9 @@ def trained(scaler: torch.amp.GradScaler, precision: str, *factors: float) -> tu
     torch.manual_seed(0)
     net = Net(8, 4)
     curve: list[dict[str, float]] = []
+    batch = [torch.ones(2, 8)], torch.zeros(2)
     train(
-        net, Regression(*factors), Larc(net.parameters(), 0.5, 0.9, 1e-6, 0.001), [[torch.ones(2, 8)]] * len(factors),
+        net, Regression(*factors), Larc(net.parameters(), 0.5, 0.9, 1e-6, 0.001), [batch] * len(factors),
         lambda _: 0.5, first_step=0, num_steps=len(factors), batch_size=2, precision=precision, scaler=scaler,
         tell=lambda *_, **values: curve.append(values), tell_every_steps=1, after_step=lambda _: None,
         keep_not_finite=lambda _: pytest.fail("nothing is to be kept"),

@@ -15,6 +15,8 @@ from models.sinkhorn import sinkhorn
 from reproduce.data.loader import StepSampler
 from reproduce.errors import TrainingFailed, UserError
 
+NO_LABELS = torch.zeros(0)
+
 
 def directions(num: int, seed: int = 0, spread: float = 1.0) -> Tensor:
     """Unit vectors around four corners."""
@@ -98,7 +100,7 @@ def started(num_pictures: int, batch_size: int, **changes: object) -> tuple[Deep
 
 def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -> None:
     method, net = started(22, 10)
-    method.before_step(0, [])
+    method.before_step(0, [], NO_LABELS)
     unseen = sorted(set(range(22)) - set(method.bank.pictures.tolist()))
     assert len(unseen) == 2  # the incomplete batch of the extra epoch
     assert (method.labels[:, unseen] == clustering.UNSEEN).all()
@@ -129,7 +131,7 @@ def test_labels_change_between_epochs_only_and_sgd_moves_no_centroid() -> None:
     seen = []
     for step in range(4):
         crops = [torch.randn(10, 3, 32, 32) for _ in range(2)]
-        method.before_step(step, crops)
+        method.before_step(step, crops, NO_LABELS)
         method.before_forward()
         seen.append(([weight.clone() for weight in method.heads], method.labels.clone()))
         embeddings, scores = net(crops)
@@ -146,7 +148,7 @@ def test_labels_change_between_epochs_only_and_sgd_moves_no_centroid() -> None:
 
 def test_a_single_crop_per_image_is_enough() -> None:
     method, net = started(20, 10, num_banks=1)
-    method.before_step(0, [])
+    method.before_step(0, [], NO_LABELS)
     embeddings, scores = net([torch.randn(10, 3, 32, 32)])
     loss, _ = method.loss(embeddings, scores, 1, step=0)
     assert loss.isfinite()
@@ -160,7 +162,7 @@ def test_more_prototypes_than_pictures_are_an_error() -> None:
 
 def test_the_bank_survives_a_checkpoint() -> None:
     method, _ = started(20, 10)
-    method.before_step(0, [])
+    method.before_step(0, [], NO_LABELS)
     again, _ = started(20, 10)
     again.load_state_dict(method.state_dict())
     assert torch.equal(again.bank.embeddings, method.bank.embeddings)

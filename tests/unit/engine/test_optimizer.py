@@ -1,0 +1,40 @@
+"""What a config makes of the optimiser and of the learning rate; LARC's numbers are in tests/golden."""
+
+import pytest
+import torch
+from torch import nn
+
+from reproduce.config import Optimizer, compose, typed
+from reproduce.engine.optimizer import Larc, sgd
+from reproduce.engine.schedule import learning_rate
+
+
+def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = sgd([weight], Optimizer(lr=0.1, momentum=0.9, weight_decay=0.5, trust_coefficient=None))
+    expected, velocity = weight.detach().clone(), torch.zeros(2)
+    for gradient in (torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient + 0.5 * expected
+        expected = expected - 0.1 * velocity
+        torch.testing.assert_close(weight.detach(), expected)
+    assert isinstance(sgd([weight], Optimizer(lr=0.1)), Larc)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "rates"),
+    [
+        ("moco_v1_200ep", {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}),
+        ("moco_v2_200ep", {0: 0.03, 100: 0.015}),
+        ("moco_v2_800ep", {0: 0.03, 400: 0.015, 600: 0.03 * (1 - 0.5**0.5) / 2}),
+        ("supervised", {0: 0.1, 29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
+        ("simclr_100ep", {0: 0.6, 10: 4.8, 55: 2.4}),
+    ],
+)
+def test_the_rate_at_the_start_of_an_epoch_is_the_recipes(experiment: str, rates: dict[int, float]) -> None:
+    cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper"])
+    optimizer = typed(cfg.optimizer, Optimizer, "optimizer")
+    steps = 7
+    found = {epoch: learning_rate(steps * epoch, steps * cfg.epochs, cfg.epochs, optimizer) for epoch in rates}
+    assert found == pytest.approx(rates)
