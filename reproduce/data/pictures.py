@@ -13,6 +13,10 @@ from reproduce.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What decoding a file that is missing, cut or no picture may raise."""
+
+
 class BadImage(Exception):
     """A file that can't be decoded; `str()` names it and says why."""
 
@@ -71,5 +75,5 @@ def read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise BadImage(f"{path} ({error})") from error
