@@ -60,6 +60,8 @@ class Setting:
     num_workers: int
     num_threads: int
     on_bad: Bad
+    on_broken: Bad
+    """As `on_bad`, for annotations: a sentence for each that is wrong."""
     tell: Callable[..., None]
     forget_after: Callable[[int], None]
     counts: dict[str, int]
@@ -84,11 +86,15 @@ class Setting:
             self.quote(split, pictures)
         return train, val
 
-    def lr_scale(self, batch_size: int) -> float:
-        """By what a protocol's learning rates are multiplied for this batch: in proportion, and told in the result."""
-        scale = batch_size / self.lr_batch_size
+    def lr_scale(self, batch_size: int, lr_batch_size: int | None = None) -> float:
+        """By what a protocol's learning rates are multiplied for this batch: in proportion, and told in the result.
+
+        `lr_batch_size` is the batch that they are for, where it is not the linear evaluations'.
+        """
+        given = lr_batch_size or self.lr_batch_size
+        scale = batch_size / given
         if scale != 1:
-            note = f"learning rates x {scale:g}: batch {batch_size} in place of the protocol's {self.lr_batch_size}"
+            note = f"learning rates x {scale:g}: batch {batch_size} in place of the protocol's {given}"
             self.provenance["lr_scaled"] = note
             if is_main():
                 print(note, flush=True)

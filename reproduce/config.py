@@ -142,6 +142,8 @@ class Dataset:
     root: str = MISSING
     train: str = MISSING
     val: str = MISSING
+    also_train_root: str | None = None
+    """A second folder of the same layout, whose `train` is trained on as well."""
 
 
 @dataclass
@@ -153,6 +155,7 @@ class Catalogue:
     places205: Dataset = field(default_factory=Dataset)
     inat18: Dataset = field(default_factory=Dataset)
     voc07: Dataset = field(default_factory=Dataset)
+    voc0712: Dataset = field(default_factory=Dataset)
 
 
 @dataclass

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV, LOG, STAMP = ROOT / ".venv", ROOT / ".venv.log", ROOT / ".venv/locks.json"
 LOCKS = ("run", "dev")
 """The second pins all of the first, and more."""
+DETECTRON2 = "detectron2"
+"""A lock of its own, part of both: built from source on top of them, unless a detectron2 is there already."""
+PYTHON_ONLY = ROOT / "requirements/python_only"
 
 TORCH_INDEX = "TORCH_INDEX"
 """Environment variable: the address of a package index whose torch and torchvision (2.14.1+cpu, say) replace PyPI's
@@ -64,8 +67,8 @@ def verify(name: str) -> None:
 
 
 def digest(name: str) -> str:
-    """Hash of what a lock and the lock of its tools pin, whatever their comments."""
-    lines = [*read("build").splitlines(), *read(name).splitlines()]
+    """Hash of what a lock pins, with the locks that are part of it, whatever their comments."""
+    lines = [line for each in ("build", name, DETECTRON2) for line in read(each).splitlines()]
     return hashlib.sha256(b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))).hexdigest()
 
 
@@ -84,14 +87,17 @@ def held() -> dict[str, str]:
         return {}
 
 
-def call(arguments: list[str], failure: str, lock: int) -> None:
+def call(arguments: list[str], failure: str, lock: int, **environment: str) -> None:
     """Run a command, its output into the log, with a sign of life every 15 s. Raises `SetupError` where it fails.
 
-    The command holds `lock` as well: should this process alone be killed, the next set-up waits for the command to end.
+    `environment` is added to our own. The command holds `lock` as well: should this process alone be killed, the next
+    set-up waits for the command to end.
     """
     with open(LOG, "a+") as log:
         before, start = log.tell(), time.monotonic()
-        with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock]) as child:
+        with subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], env=os.environ | environment
+        ) as child:
             try:
                 while True:
                     try:
@@ -112,7 +118,7 @@ def call(arguments: list[str], failure: str, lock: int) -> None:
 
 def install(name: str, lock: int) -> None:
     """Bring .venv to a lock: on top of the one that it extends, else from nothing."""
-    for each in ("build", name):
+    for each in ("build", name, DETECTRON2):
         verify(each)
     extends = name != LOCKS[0] and held().get(LOCKS[0]) == digest(LOCKS[0])
     print(f"setting up .venv from requirements/{name}.txt (about 6 GB, a minute or more)", flush=True)
@@ -132,6 +138,9 @@ def install(name: str, lock: int) -> None:
             if of_torch:
                 call([*pip, "--index-url", index, *of_torch], f"{failure} ({TORCH_INDEX} is {index})", lock)
         call([*pip, "--require-hashes", "-r", str(wanted)], failure, lock)
+    if not list(VENV.glob("lib/*/site-packages/detectron2")):
+        source = [*pip, "--require-hashes", "-r", str(lock_file(DETECTRON2))]
+        call(source, f"could not install requirements/{DETECTRON2}.txt", lock, PYTHONPATH=str(PYTHON_ONLY))
     stamp = {"root": str(ROOT), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)

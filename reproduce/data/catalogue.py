@@ -26,6 +26,13 @@ def missing(cfg: DictConfig) -> list[str]:
     folders = VOC_FOLDERS if data.layout == "voc" else [data.train, data.val]
     gone = [f"folder {root / name} is not there" for name in folders if not (root / name).is_dir()]
     if data.layout == "voc":
-        lists = [root / "ImageSets" / "Main" / f"{split}.txt" for split in (data.train, data.val)]
-        gone += [f"list {path} is not there" for path in lists if not path.is_file()]
+        gone += _lists_missing(root, data.train, data.val)
+    if data.get("also_train_root"):
+        also = base / data.also_train_root
+        gone += _lists_missing(also, data.train) if also.is_dir() else [f"folder {also} is not there"]
     return gone
+
+
+def _lists_missing(root: Path, *splits: str) -> list[str]:
+    lists = [root / "ImageSets" / "Main" / f"{split}.txt" for split in splits]
+    return [f"list {path} is not there" for path in lists if not path.is_file()]

@@ -19,6 +19,10 @@ SHARDS = "shards"
 """The layout of a data set that was packed by data-shard."""
 
 
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What decoding a file that is missing, cut or no picture may raise."""
+
+
 class BadImage(Exception):
     """A file that can't be decoded; `str()` names it and says why."""
 
@@ -108,5 +112,5 @@ def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
     try:
         with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise BadImage(f"{path} ({error})") from error

@@ -45,6 +45,8 @@ DETECTION = (
     Dataset("coco17", "COCO2017", "coco", "coco", "train2017", "val2017"),
 )
 """What finetuned detectors need beside a catalogue's data sets."""
+COMBINED = ("voc0712",)
+"""Made of sets that are verified by themselves."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ def chosen(catalogue: DictConfig, names: list[str]) -> list[Dataset]:
 def of_catalogue(catalogue: DictConfig) -> list[Dataset]:
     """The data sets that a catalogue has; a person's own may lack some."""
     names = [item.name for item in fields(Catalogue) if item.name != "name"]
-    given = [name for name in names if not OmegaConf.is_missing(catalogue[name], "root")]
+    given = [name for name in names if name not in COMBINED and not OmegaConf.is_missing(catalogue[name], "root")]
     return [typed(catalogue[name], Dataset, f"data.{name}") for name in given]
 
 

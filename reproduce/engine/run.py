@@ -26,6 +26,11 @@ from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import Crashed, TrainingFailed, Unavailable, UserError, explained
 from reproduce.files import lock, read_json, write_atomic, write_json
 
+SKIPPING = (
+    "by SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the "
+    "result"
+)
+
 
 class Run:
     """What a running process tells and leaves behind. Ranks other than 0 are silent, until they fail."""
@@ -36,6 +41,7 @@ class Run:
         self.folder = run_dir(cfg)
         self.attempts = Attempts(self.folder)
         self.counts: dict[str, int] = {"num_skipped_images": 0}
+        self._told_annotations: set[str] = set()
         self.provenance: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self._tracker: Tracker | NoTracker = NoTracker()
@@ -101,14 +107,24 @@ class Run:
     def skip_or_stop(self, bad: list[str]) -> None:
         """Files that could not be decoded: count them, or stop at the first, by `on_bad_image`."""
         if bad and self.cfg.on_bad_image == "stop":
-            raise UserError(
-                f"can't decode picture {bad[0]}; mend or remove it, or go on without such files by SKIP_BAD_IMAGES=1 "
-                "(python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the result"
-            )
+            raise UserError(f"can't decode picture {bad[0]}; mend or remove it, or go on without such files {SKIPPING}")
         for name in bad:
             if name not in self._seen_bad:
                 print(f"skipped {name}", file=sys.stderr, flush=True)
         self._seen_bad.update(bad)
+
+    def drop_or_stop(self, broken: list[str]) -> None:
+        """Annotations that are wrong, a sentence each: count them, or stop naming the first, by `on_bad_image`."""
+        if broken and self.cfg.on_bad_image == "stop":
+            raise UserError(
+                f"{len(broken)} broken annotations; the first: {broken[0]}; mend them, or go on without what they "
+                f"describe {SKIPPING}"
+            )
+        for sentence in broken:
+            if sentence not in self._told_annotations:
+                print(f"left out: {sentence}", file=sys.stderr, flush=True)
+        self._told_annotations.update(broken)
+        self.counts["num_broken_annotations"] = len(self._told_annotations)
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, the sign that the run is done. A collective."""

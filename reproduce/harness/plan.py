@@ -277,9 +277,12 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
 def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
     for row, key, experiment in table.made_here():
         column = table.columns[key]
-        runs_of = maker.measurements_of if column.measurement else maker.runs_of
         made_by = column.measurement or column.eval or ""
-        measured = runs_of(experiment, made_by)
+        measured = (
+            maker.measurements_of(experiment, made_by)
+            if column.measurement
+            else maker.runs_of(experiment, made_by, column.num_runs)
+        )
         yield Cell(table.table, row.label, key, experiment, made_by, column.metric, measured)
     for row in table.drawn_here():
         assert row.pretrain
@@ -292,7 +295,7 @@ def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
         item = public_weights(table, row)
         for key, column in table.columns.items():
             if item and item.address and column.eval and table.has_cell(row, key):
-                measured = maker.released_runs_of(item, column.eval)
+                measured = maker.released_runs_of(item, column.eval, column.num_runs)
                 yield Cell(
                     table.table, row.label, key, released.PREFIX + item.name, column.eval, column.metric, measured
                 )
@@ -314,15 +317,23 @@ class _Maker:
     runs: dict[str, Run]
     around: list[str]
 
-    def runs_of(self, experiment: str, evaluation: str = "") -> dict[int, str]:
-        """By seed, the run_id of an experiment's evaluation, or of the experiment itself."""
-        return {seed: self._last_run(experiment, evaluation, seed).run_id for seed in self.request.seeds}
+    def runs_of(self, experiment: str, evaluation: str = "", num_runs: int = 1) -> dict[int, str]:
+        """By seed, the run_id of an experiment's evaluation, or of the experiment itself.
 
-    def released_runs_of(self, item: Released, evaluation: str) -> dict[int, str]:
+        An evaluation that the paper averages over `num_runs` runs of it has so many seeds of its own for each
+        pretraining: 0 to 4 on that of seed 0, 5 to 9 on that of seed 1.
+        """
+        return {
+            seed: self._last_run(experiment, evaluation, pretrained, seed).run_id
+            for pretrained in self.request.seeds
+            for seed in _own_seeds(pretrained, num_runs)
+        }
+
+    def released_runs_of(self, item: Released, evaluation: str, num_runs: int) -> dict[int, str]:
         """By seed, the run_id of an evaluation of public weights."""
         weights = [f"checkpoint='{released.PREFIX}{item.name}'", f"normalize={item.normalize}"]
         found = {}
-        for seed in self.request.seeds:
+        for seed in (seed for asked in self.request.seeds for seed in _own_seeds(asked, num_runs)):
             asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}"]
             run = self.composer.run("evaluate", asked, self.around)
             run = dataclasses.replace(run, of=f"{released.PREFIX}{item.name}")
@@ -340,15 +351,21 @@ class _Maker:
         self.runs.update((run.run_id, run) for run in runs.values())
         return {seed: run.run_id for seed, run in runs.items()}
 
-    def _last_run(self, experiment: str, evaluation: str, seed: int) -> Run:
-        common = [*self.request.overrides(), f"seed={seed}"]
-        pretraining = self.composer.run("pretrain", [f"experiment={experiment}", *common], self.around)
+    def _last_run(self, experiment: str, evaluation: str, pretrained: int, seed: int) -> Run:
+        common = self.request.overrides()
+        first = [f"experiment={experiment}", *common, f"seed={pretrained}"]
+        pretraining = self.composer.run("pretrain", first, self.around)
         self.runs.setdefault(pretraining.run_id, pretraining)
         if not evaluation:
             return pretraining
-        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common]
+        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common, f"seed={seed}"]
         run = self.composer.run("evaluate", asked, self.around, pretraining)
         return self.runs.setdefault(run.run_id, run)
+
+
+def _own_seeds(pretrained: int, num_runs: int) -> range:
+    """The seeds of an evaluation's `num_runs` runs on one network."""
+    return range(pretrained * num_runs, (pretrained + 1) * num_runs)
 
 
 def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:

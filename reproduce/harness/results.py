@@ -56,7 +56,8 @@ def beyond(plan: Plan) -> Plan | None:
     """The same plan for seeds that were not asked for and left something behind; None where there are none."""
     names = {run.name for run in plan.runs.values()}
     left = {path.parent for folder in _homes(plan) for path in folder.glob("*/*.json") if path.name in ENDINGS}
-    runs = [found for folder in left if (found := RUN_ID.fullmatch(folder.name)) and found["name"] in names]
+    strange = [folder.name for folder in left if folder.name not in plan.runs]
+    runs = [found for name in strange if (found := RUN_ID.fullmatch(name)) and found["name"] in names]
     seeds = {int(found["seed"]) for found in runs} - set(plan.request.seeds)
     return for_seeds(plan, tuple(sorted(seeds))) if seeds else None
 

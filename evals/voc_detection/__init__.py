@@ -1,0 +1,201 @@
+"""Faster R-CNN finetuned on VOC07+12, in Detectron2 (B.4, Tables 3 and 4)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evals.setting import Setting
+from evals.voc_detection.batches import GroupedSteps, Record, Testing, Training, together
+from evals.voc_detection.compatibility import (
+    CfgNode,
+    EventStorage,
+    Instances,
+    build_lr_scheduler,
+    build_optimizer,
+    precise_bn,
+)
+from evals.voc_detection.detector import build, configuration, total
+from evals.voc_detection.voc import evaluator
+from models.resnet import ResNet
+from reproduce.data import detections
+from reproduce.data.batches import loader
+from reproduce.data.detections import Box, Detected
+from reproduce.data.pictures import Pictures
+from reproduce.data.voc import CLASSES, Annotated, read_boxes
+from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.distributed import (
+    all_reduce_mean,
+    all_reduce_sum,
+    barrier,
+    device,
+    is_main,
+    rank,
+    shared,
+    world_size,
+)
+from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.engine.preemption import Preempted
+from reproduce.errors import TrainingFailed, UserError
+
+
+@dataclass
+class Protocol:
+    """conf/eval/voc_detection.yaml. `detectron2` are keys of Detectron2's config, over its defaults.
+
+    Its learning rate is for a batch of `lr_batch_size`; another `batch_size` scales it in proportion.
+    """
+
+    name: str
+    batch_size: int
+    lr_batch_size: int
+    detectron2: dict[str, Any]
+
+
+def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+    """`ap`, `ap50` and `ap75` in percent on the test split, by Detectron2's evaluator; {} on ranks other than 0.
+
+    The whole network trains, BatchNorm synced over ranks; before the test, BatchNorm's statistics are taken anew
+    (`TEST.PRECISE_BN`). Randomness comes from seed and step alone, so a resumed run is the uninterrupted one.
+    """
+    cfg = configuration(protocol.detectron2, trunk)
+    cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
+    cfg.SOLVER.BASE_LR *= setting.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    train, test = read(setting)
+    torch.manual_seed(setting.seed)
+    detector = build(cfg, trunk)
+    fit(detector, train, cfg, setting)
+    return judge(detector, test, setting, cfg)
+
+
+def read(setting: Setting) -> tuple[list[Annotated], list[Annotated]]:
+    """The training pictures that have a box, and the test pictures; what is broken is told."""
+    data = setting.dataset
+    roots = [setting.root]
+    if data.also_train_root:  # below the same DATA: `setting.root` is DATA / data.root
+        roots.append(setting.root.parents[len(Path(data.root).parts) - 1] / data.also_train_root)
+    found = [read_boxes(root, data.train) for root in roots]
+    test, broken = read_boxes(setting.root, data.val)
+    setting.on_broken([sentence for _, sentences in found for sentence in sentences] + broken)
+    train = [picture for pictures, _ in found for picture in pictures if picture.boxes]
+    if not test:
+        raise UserError(f"no picture of {data.val} in {setting.root} can be used: there is nothing to test on")
+    setting.provenance["data_manifest_sha256"] = Pictures([each.path for each in train], [0] * len(train), []).sha256()
+    setting.counts["num_train_images"] = len(train)
+    return train, test
+
+
+def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Setting) -> None:
+    """Train to the schedule's end, from the run's last checkpoint where there is one."""
+    num_steps = cfg.SOLVER.MAX_ITER
+    optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(setting.precision)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpoints = Checkpoints(
+        setting.checkpoint,
+        {"model": detector, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler},
+        setting.save_every_seconds,
+        setting.agree_every_steps,
+    )
+    first_step = checkpoints.resume()
+    setting.forget_after(first_step)
+    detector.train()
+    trained = shared(detector, world_size())
+    steps = batches(train, cfg, setting, setting.seed, first_step, num_steps)
+    for step, inputs in enumerate(steps, start=first_step):
+        torch.manual_seed(_step_seed(setting.seed, step))  # of which proposals are sampled
+        with EventStorage(step), autocast(setting.precision):
+            losses = trained(inputs)
+        loss = total(losses)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        lr = optimizer.param_groups[0]["lr"]
+        scheduler.step()
+        done = step + 1
+        if done % setting.agree_every_steps == 0 or done == num_steps:
+            values = {name: all_reduce_mean(each.detach().clone()).item() for name, each in losses.items()}
+            if not math.isfinite(sum(values.values())):
+                raise TrainingFailed(f"the detector's loss is not finite at step {done}: lower SOLVER.BASE_LR")
+            setting.tell(done, num_steps, loss=sum(values.values()), lr=lr, **values)
+        if done < num_steps and setting.preemption.asked(done):
+            checkpoints.save(done)
+            checkpoints.wait()
+            barrier()  # a rank that ends takes the others with it: not before the save is whole
+            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        checkpoints.save_if_due(done)
+    checkpoints.finish(num_steps)
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        take_statistics(trained, train, cfg, setting)
+
+
+@torch.no_grad()
+def take_statistics(trained: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Setting) -> None:
+    """BatchNorm's statistics of the trained weights, over training batches of another order than they trained on."""
+    num_steps = cfg.TEST.PRECISE_BN.NUM_ITER
+    torch.manual_seed(_step_seed(setting.seed, cfg.SOLVER.MAX_ITER))
+    with EventStorage(), autocast(setting.precision):
+        precise_bn.update_bn_stats(trained, batches(train, cfg, setting, setting.seed + 1, 0, num_steps), num_steps)
+    for buffer in trained.buffers():
+        if buffer.is_floating_point():  # ranks weigh their batches by their own numbers of boxes
+            buffer.copy_(all_reduce_mean(buffer.clone()))
+
+
+def batches(
+    train: list[Annotated], cfg: CfgNode, setting: Setting, seed: int, first_step: int, num_steps: int
+) -> Iterator[list[Record]]:
+    """Each step's pictures of this rank, augmented, as Detectron2 takes them."""
+    wide = [picture.width > picture.height for picture in train]
+    steps = GroupedSteps(wide, cfg.SOLVER.IMS_PER_BATCH, seed, first_step, num_steps, rank(), world_size())
+    data = loader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
+    for inputs, bad in data:
+        setting.on_bad(bad)
+        yield inputs
+
+
+@torch.no_grad()
+def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: CfgNode) -> dict[str, float]:
+    """Detect in every test picture, which the ranks share, and let Detectron2 judge. A collective."""
+    detector.eval()
+    mine = test[rank() :: world_size()]
+    shown = detections.chosen(len(mine))
+    drawn: list[Detected] = []
+    data = loader(Testing(mine, cfg), setting.num_workers, batch_size=None)
+    undecodable = 0
+    with evaluator(test) as ours:
+        for index, (inputs, bad) in enumerate(data):
+            setting.on_bad([bad] if bad else [])
+            if inputs is None:
+                undecodable += 1
+                continue
+            with autocast(setting.precision):
+                outputs = detector([inputs])
+            ours.process([inputs], outputs)
+            if index in shown:
+                drawn.append(_drawn(mine[index], outputs[0]["instances"]))
+            if world_size() == 1:  # shares differ in length: ranks ask each other afterwards
+                setting.stop_if_asked(index, "the trained detector is kept")
+        setting.stop_if_asked(0, "the trained detector is kept")
+        metrics = ours.metrics()
+        setting.counts["num_classes_judged"] = ours.num_classes_judged
+    lost = all_reduce_sum(torch.tensor(undecodable, device=device())).item()
+    setting.counts["num_test_images"] = len(test) - int(lost)
+    if is_main():
+        detections.write(setting.checkpoint.parent, drawn)
+    return metrics
+
+
+def _drawn(picture: Annotated, found: Instances) -> Detected:
+    found = found.to("cpu")
+    rows = zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), found.scores.tolist(), strict=True)
+    predicted = [Box(CLASSES[label], tuple(corners), score) for label, corners, score in rows]
+    return Detected(picture.path, predicted, [Box(CLASSES[box.label], box.corners) for box in picture.boxes])
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """One of its own for every rank, too: they sample other pictures' proposals."""
+    return (seed * 1_000_003 + step) * 4096 + rank()

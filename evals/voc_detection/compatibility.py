@@ -1,0 +1,79 @@
+"""Detectron2, imported: the one place that knows which build of it is installed.
+
+The CUDA image has the official build. Elsewhere it is version 0.6's Python sources alone (requirements/detectron2.txt),
+which need, before they are imported:
+
+- a module `detectron2._C`, which stands empty: ROIAlign and NMS come from torchvision; what else is compiled
+  (deformable convolution, rotated boxes, the fast COCO evaluation) is not used here;
+- `PIL.Image.LINEAR`, which is called BILINEAR today;
+- `comm.gather` without torch's storages of bytes, which are gone.
+
+Import Detectron2 from here, and nothing of it elsewhere.
+"""
+
+import importlib.util
+import sys
+import types
+import warnings
+from typing import Any
+
+import PIL.Image
+import torch.distributed as dist
+
+from reproduce.engine.distributed import CpuSyncBatchNorm, world_size
+
+
+def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
+    """The objects of all ranks, on rank `dst`; [] on the others. As Detectron2's own today."""
+    if world_size() == 1:
+        return [data]
+    found: list[Any] | None = [None] * world_size() if dist.get_rank() == dst else None
+    dist.gather_object(data, found, dst, group)
+    return found or []
+
+
+OFFICIAL = importlib.util.find_spec("detectron2._C") is not None
+if not OFFICIAL:
+    sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+    if not hasattr(PIL.Image, "LINEAR"):
+        PIL.Image.LINEAR = PIL.Image.Resampling.BILINEAR  # type: ignore[attr-defined]
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # fvcore compiles functions by torch.jit, which is deprecated
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.data import DatasetMapper, MetadataCatalog
+    from detectron2.evaluation import PascalVOCDetectionEvaluator
+    from detectron2.evaluation.pascal_voc_evaluation import voc_ap
+    from detectron2.layers import get_norm
+    from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+    from detectron2.modeling.roi_heads import Res5ROIHeads
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+    from detectron2.structures import Boxes, BoxMode, Instances
+    from detectron2.utils import comm
+    from detectron2.utils.events import EventStorage
+    from fvcore.nn import precise_bn
+
+if not OFFICIAL:
+    comm.gather = _gather
+precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
+"""fvcore's list of what has BatchNorm's statistics, with ours for several processes on a CPU."""
+
+__all__ = [
+    "ROI_HEADS_REGISTRY",
+    "BoxMode",
+    "Boxes",
+    "CfgNode",
+    "DatasetMapper",
+    "EventStorage",
+    "Instances",
+    "MetadataCatalog",
+    "PascalVOCDetectionEvaluator",
+    "Res5ROIHeads",
+    "build_lr_scheduler",
+    "build_model",
+    "build_optimizer",
+    "get_cfg",
+    "get_norm",
+    "precise_bn",
+    "voc_ap",
+]

@@ -1,0 +1,90 @@
+"""Faster R-CNN R50-C4 in Detectron2, from one of our trunks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evals.voc_detection.compatibility import (
+    ROI_HEADS_REGISTRY,
+    CfgNode,
+    Res5ROIHeads,
+    build_model,
+    get_cfg,
+    get_norm,
+)
+from models.resnet import ResNet
+from reproduce.data.voc import CLASSES
+from reproduce.engine.distributed import device
+from reproduce.errors import UserError
+
+NEW = ("proposal_generator.", "roi_heads.box_predictor.", "roi_heads.res5.norm.")
+"""What a detector has beyond the trunk: these start at random."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
+    """The C4 head, with one more BatchNorm after res5: a trunk trained without labels has no scale to rely on there."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        res5, channels = super()._build_res5_block(cfg)
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+        return res5, channels
+
+
+def configuration(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
+    """Detectron2's defaults under the protocol's `keys`, at the trunk's width; `UserError` for an unknown key."""
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_other_cfg(CfgNode(keys))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"config protocol.detectron2: {str(error).strip(chr(39))}") from error
+    base = trunk.conv1.out_channels
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = base
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 4 * base
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(CLASSES)
+    cfg.MODEL.DEVICE = str(device())
+    return cfg
+
+
+def build(cfg: CfgNode, trunk: ResNet) -> nn.Module:
+    """A detector with the trunk's weights and BatchNorm statistics; the rest as Detectron2 starts it."""
+    if type(trunk.maxpool) is not nn.MaxPool2d:
+        raise UserError("this network pads its first pooling as TensorFlow does, and Detectron2's ResNet can't")
+    detector: nn.Module = build_model(cfg)
+    missing, unexpected = detector.load_state_dict(converted(trunk), strict=False)
+    lost = [name for name in missing if not name.startswith(NEW)]
+    if lost or unexpected:
+        raise UserError(
+            f"the trunk does not fit Detectron2's ResNet-50: {len(lost)} of its tensors are missing and "
+            f"{len(unexpected)} left over, e.g. {[*lost, *unexpected][0]}"
+        )
+    return detector
+
+
+def converted(trunk: ResNet) -> dict[str, Tensor]:
+    """The trunk's tensors under Detectron2's names: layers 1 to 3 in the backbone, layer 4 in the head."""
+    return dict(_renamed(trunk.state_dict()))
+
+
+def _renamed(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights.items():
+        stage, _, rest = name.partition(".")
+        if stage in ("conv1", "bn1"):
+            yield f"backbone.stem.conv1.{'norm.' if stage == 'bn1' else ''}{rest}", value
+            continue
+        block, part, tensor = rest.split(".", 2)
+        if part == "downsample":
+            number, tensor = tensor.split(".", 1)
+            layer = "shortcut.norm" if number == "1" else "shortcut"
+        else:
+            layer = f"conv{part[-1]}.norm" if part.startswith("bn") else part
+        home = "roi_heads.res5" if stage == "layer4" else f"backbone.res{int(stage[-1]) + 1}"
+        yield f"{home}.{block}.{layer}.{tensor}", value
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """The loss: the sum of the proposals' two and the boxes' two."""
+    return torch.stack(list(losses.values())).sum()

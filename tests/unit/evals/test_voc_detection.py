@@ -1,0 +1,169 @@
+"""VOC detection: Detectron2's evaluator on known cases, the converted trunk, the order of batches, the recipe."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evals.voc_detection import Protocol
+from evals.voc_detection.batches import GroupedSteps
+from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
+from evals.voc_detection.detector import NEW, build, configuration, converted
+from evals.voc_detection.voc import evaluator
+from models.released import SamePool
+from models.resnet import ResNet
+from reproduce.config import compose, typed
+from reproduce.data.voc import CLASSES, Annotated, VocBox
+from reproduce.errors import UserError
+
+CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")
+
+
+def protocol(scale: str, *overrides: str) -> Protocol:
+    asked = ["eval=voc_detection", f"scale={scale}", "checkpoint=x", *overrides]
+    return typed(compose("evaluate", asked).protocol, Protocol, "protocol")
+
+
+def random_trunk() -> ResNet:
+    """With running statistics and BatchNorm weights that nothing starts with, in double precision."""
+    torch.manual_seed(0)
+    trunk = ResNet(0.0625).double()
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    return trunk.eval()
+
+
+@pytest.fixture(scope="module")
+def detector() -> tuple[ResNet, nn.Module, CfgNode]:
+    trunk = random_trunk()
+    cfg = configuration(protocol("smoke").detectron2, trunk)
+    return trunk, build(cfg, trunk).double().eval(), cfg
+
+
+def test_features_are_the_same_before_and_after_conversion(detector: tuple[ResNet, nn.Module, CfgNode]) -> None:
+    trunk, found, _ = detector
+    images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+    seen: dict[str, torch.Tensor] = {}
+    trunk.layer3[-1].register_forward_hook(lambda _m, _i, out: seen.update(res4=out))
+    trunk.layer4[-1].register_forward_hook(lambda _m, _i, out: seen.update(res5=out))
+    trunk(images)
+    res4 = found.backbone(images)["res4"]  # type: ignore[operator]
+    torch.testing.assert_close(res4, seen["res4"], rtol=1e-12, atol=1e-12)
+    res5 = found.roi_heads.res5  # type: ignore[union-attr]
+    torch.testing.assert_close(res5[:3](res4), seen["res5"], rtol=1e-12, atol=1e-12)  # type: ignore[index]
+    assert isinstance(res5[3], nn.SyncBatchNorm) and len(res5) == 4  # type: ignore[index, arg-type]
+
+
+def test_no_tensor_of_the_trunk_is_lost_or_frozen(detector: tuple[ResNet, nn.Module, CfgNode]) -> None:
+    trunk, found, _ = detector
+    state, names = found.state_dict(), converted(trunk)
+    assert len(names) == len(trunk.state_dict())
+    assert set(state) - set(names) == {name for name in state if name.startswith(NEW)}
+    assert all(parameter.requires_grad for parameter in found.parameters())
+    norms = [module for module in found.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 53 + 1 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+
+
+def test_a_trunk_that_pools_as_tensorflow_does_is_refused() -> None:
+    trunk = ResNet(0.0625)
+    trunk.maxpool = SamePool(kernel_size=3, stride=2)
+    with pytest.raises(UserError, match="as TensorFlow does"):
+        build(configuration(protocol("smoke").detectron2, trunk), trunk)
+
+
+def test_the_recipe_to_the_letter() -> None:
+    cfg = configuration(protocol("paper").detectron2, ResNet(1, blocks=(1, 1, 1, 1)))
+    model, rpn, solver = cfg.MODEL, cfg.MODEL.RPN, cfg.SOLVER
+    assert (model.RESNETS.NORM, model.BACKBONE.FREEZE_AT, model.RESNETS.STRIDE_IN_1X1) == ("SyncBN", 0, False)
+    assert (model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS) == (64, 256)
+    assert (model.ROI_HEADS.NAME, model.ROI_HEADS.NUM_CLASSES, model.MASK_ON) == ("Res5ROIHeadsExtraNorm", 20, False)
+    assert (model.PIXEL_MEAN, model.PIXEL_STD) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    assert cfg.INPUT.FORMAT == "RGB" and list(cfg.INPUT.MIN_SIZE_TRAIN) == list(range(480, 801, 32))
+    assert (cfg.INPUT.MIN_SIZE_TEST, rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (800, 6000, 1000)
+    assert (solver.MAX_ITER, list(solver.STEPS), solver.BASE_LR) == (24000, [18000, 22000], 0.1)
+    assert (cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER) == (True, 200)
+    assert protocol("paper").batch_size == protocol("paper").lr_batch_size == 16
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=solver.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    expected = {0: 0.0333, 500: 0.06665, 1000: 0.1, 17999: 0.1, 18000: 0.01, 21999: 0.01, 22000: 0.001, 23999: 0.001}
+    for step, lr in expected.items():
+        scheduler.last_epoch = step
+        assert scheduler.get_lr() == pytest.approx([lr])
+
+
+def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:
+    asked = protocol("smoke")
+    asked.detectron2["SOLVER"]["BASE_RATE"] = 1
+    with pytest.raises(UserError, match=r"config protocol\.detectron2: .*SOLVER\.BASE_RATE"):
+        configuration(asked.detectron2, ResNet(0.0625))
+
+
+def found(*boxes: tuple[int, float, tuple[float, float, float, float]]) -> list[dict[str, Any]]:
+    """What a detector gives for a picture: label, score, corners."""
+    instances = Instances((100, 100))
+    instances.pred_boxes = Boxes(torch.tensor([corners for _, _, corners in boxes]).reshape(-1, 4))
+    instances.scores = torch.tensor([score for _, score, _ in boxes])
+    instances.pred_classes = torch.tensor([label for label, _, _ in boxes], dtype=torch.int64)
+    return [{"instances": instances}]
+
+
+def picture(name: str, *boxes: VocBox) -> Annotated:
+    return Annotated(name, f"/{name}.jpg", 100, 100, list(boxes))
+
+
+def test_detections_with_known_precision() -> None:
+    """Cats: hit, miss, hit of three. Dogs: one found at IoU 0.6, another only difficult, which does not count."""
+    square = (10.0, 10.0, 50.0, 50.0)
+    test = [
+        picture("1", VocBox(CAT, square, False), VocBox(DOG, (0, 60, 100, 100), False)),
+        picture("2", VocBox(CAT, square, False), VocBox(DOG, square, True)),
+        picture("3", VocBox(CAT, square, False)),
+    ]
+    with evaluator(test) as ours:
+        assert ours.num_classes_judged == 2
+        ours.process([{"image_id": "1"}], found((CAT, 0.9, square), (DOG, 0.8, (0, 60, 60, 100))))
+        ours.process([{"image_id": "2"}], found((CAT, 0.7, square), (DOG, 0.9, square)))
+        ours.process([{"image_id": "3"}], found((CAT, 0.8, (60, 60, 90, 90))))
+        metrics = ours.metrics()
+    # Recall 1/3 at precision 1, 2/3 at 2/3: of the eleven points four see 1 (0 to .3), three see 2/3 (.4 to .6).
+    cats = (4 * 1 + 3 * 2 / 3) / 11 * 100
+    assert metrics["ap50"] == pytest.approx((cats + 100) / 2)
+    assert metrics["ap75"] == pytest.approx(cats / 2)
+    assert metrics["ap"] == pytest.approx((10 * cats + 2 * 100) / 10 / 2)  # dogs at thresholds .5 and .55 (IoU .6)
+
+
+def test_eleven_points_and_all_points_by_hand() -> None:
+    # Ranked: hit, miss, miss, hit of two. Recall 1/2 at precision 1, recall 1 at precision 1/2.
+    recall, precision = np.array([0.5, 0.5, 0.5, 1.0]), np.array([1, 1 / 2, 1 / 3, 1 / 2])
+    assert voc_ap(recall, precision, use_07_metric=True) == pytest.approx((6 * 1 + 5 * 1 / 2) / 11)
+    assert voc_ap(recall, precision, use_07_metric=False) == pytest.approx(1 / 2 * 1 + 1 / 2 * 1 / 2)
+
+
+def batches(wide: list[bool], first: int = 0, rank: int = 0, ranks: int = 1) -> list[list[tuple[int, int]]]:
+    return list(GroupedSteps(wide, 4, 7, first, 30, rank, ranks))
+
+
+def test_batches_are_of_pairs_of_one_orientation_and_the_same_on_any_number_of_ranks() -> None:
+    wide = [number % 3 > 0 for number in range(15)]
+    whole = batches(wide)
+    for batch in whole:
+        assert [place % 4 for place, _ in batch] == [0, 1, 2, 3]
+        assert all(wide[batch[at][1]] == wide[batch[at + 1][1]] for at in (0, 2))
+    # 120 places are 8 epochs of 15 but for the pictures that still wait for a partner.
+    seen = Counter(index for batch in whole for _, index in batch)
+    assert set(seen) == set(range(15)) and all(6 <= times <= 10 for times in seen.values())
+    shares = [batches(wide, rank=rank, ranks=2) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == whole
+    assert batches(wide, first=11) == whole[11:]
+
+
+@pytest.mark.parametrize(("batch_size", "ranks"), [(3, 1), (4, 3)])
+def test_a_batch_that_cannot_be_shared_is_a_sentence(batch_size: int, ranks: int) -> None:
+    with pytest.raises(UserError, match=f"protocol.batch_size {batch_size} must be a multiple of 2"):
+        GroupedSteps([True] * 9, batch_size, 0, 0, 1, 0, ranks)
