@@ -25,13 +25,13 @@ TINY = (
 """Overrides: three epochs of two steps."""
 
 
-def tiny_pictures(root: Path, num_train: int = 2) -> None:
+def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None = None) -> None:
     """The generated sets with few pictures of each class."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             generate, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in generate.CLASS_SETS)
         )
-        patch.setattr(generate, "VOC_SPLITS", {"trainval": 60, "test": 30})
+        patch.setattr(generate, "VOC_SPLITS", num_voc or {"trainval": 60, "test": 30})
         generate.generate(root)
 
 

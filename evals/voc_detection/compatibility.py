@@ -6,7 +6,8 @@ which need, before they are imported:
 - a module `detectron2._C`, which stands empty: ROIAlign and NMS come from torchvision; what else is compiled
   (deformable convolution, rotated boxes, the fast COCO evaluation) is not used here;
 - `PIL.Image.LINEAR`, which is called BILINEAR today;
-- `comm.gather` without torch's storages of bytes, which are gone.
+- `comm.gather` without torch's storages of bytes, which are gone;
+- silence about torch's old `meshgrid`, which does what it did.
 
 Import Detectron2 from here, and nothing of it elsewhere.
 """
@@ -55,6 +56,7 @@ with warnings.catch_warnings():
 
 if not OFFICIAL:
     comm.gather = _gather
+    warnings.filterwarnings("ignore", "torch.meshgrid")
 precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
 """fvcore's list of what has BatchNorm's statistics, with ours for several processes on a CPU."""
 

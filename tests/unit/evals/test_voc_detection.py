@@ -28,9 +28,9 @@ def protocol(scale: str, *overrides: str) -> Protocol:
 
 
 def random_trunk() -> ResNet:
-    """With running statistics and BatchNorm weights that nothing starts with, in double precision."""
+    """With running statistics and BatchNorm weights that nothing starts with."""
     torch.manual_seed(0)
-    trunk = ResNet(0.0625).double()
+    trunk = ResNet(0.0625)
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -43,7 +43,8 @@ def random_trunk() -> ResNet:
 def detector() -> tuple[ResNet, nn.Module, CfgNode]:
     trunk = random_trunk()
     cfg = configuration(protocol("smoke").detectron2, trunk)
-    return trunk, build(cfg, trunk).double().eval(), cfg
+    found = build(cfg, trunk).double().eval()
+    return trunk.double(), found, cfg
 
 
 def test_features_are_the_same_before_and_after_conversion(detector: tuple[ResNet, nn.Module, CfgNode]) -> None:
@@ -98,10 +99,8 @@ def test_the_recipe_to_the_letter() -> None:
 
 
 def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:
-    asked = protocol("smoke")
-    asked.detectron2["SOLVER"]["BASE_RATE"] = 1
     with pytest.raises(UserError, match=r"config protocol\.detectron2: .*SOLVER\.BASE_RATE"):
-        configuration(asked.detectron2, ResNet(0.0625))
+        configuration({"SOLVER": {"BASE_RATE": 1}}, ResNet(0.0625))
 
 
 def found(*boxes: tuple[int, float, tuple[float, float, float, float]]) -> list[dict[str, Any]]:
