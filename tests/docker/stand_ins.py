@@ -66,7 +66,8 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
     commits = {name: _repository(folder / name, files) for name, files in (("apex", apex), ("detectron2", detectron2))}
     with socket.create_server(("127.0.0.1", 0)) as any_free:
         port = any_free.getsockname()[1]
-    daemon = ["git", "daemon", "--export-all", "--verbose", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}"]
+    options = ["--export-all", "--verbose", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}"]
+    daemon = ["git", "daemon", *options]
     with subprocess.Popen(daemon, stderr=subprocess.PIPE, text=True, start_new_session=True) as server:
         try:
             assert server.stderr is not None

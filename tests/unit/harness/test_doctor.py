@@ -96,7 +96,7 @@ def test_no_limit_is_no_quota(tmp_path: Path, unlimited: str) -> None:
 
 def test_gpus_are_counted_by_name(command: Say) -> None:
     command("nvidia-smi", (A100 * 8).strip())
-    assert machine.gpus() == [machine.Gpu("NVIDIA A100-SXM4-80GB", pytest.approx(85.9, abs=0.01), "580.65.06")] * 8
+    assert machine.gpus() == [machine.Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9, "580.65.06")] * 8
     told = by_subject(machine.hardware())
     assert told["GPU"].words == "8 x NVIDIA A100-SXM4-80GB, 86 GB, driver 580.65.06"
     assert "driver" not in told
