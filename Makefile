@@ -17,7 +17,12 @@ CORES ?=#            number of cores to use (default all)
 STRICT ?=#           1: reproduce-* and check-* fail where any doubt is left, for CI
 CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
+FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
+BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
+TORCH_INDEX ?=#      package index of torch's small CPU wheels, for setup and for the CPU image
 PYTHON ?= $(or $(shell command -v python3.11),python3)
+
+export FLAVOUR BASE TORCH_INDEX
 
 REPRODUCE := .venv/bin/python -m reproduce
 quoted = '$(subst ','\'',$(strip $(1)))'
@@ -93,16 +98,23 @@ lint: setup-dev ## style, formatting, types, and which module may import which
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint docker/Dockerfile
 
 format: setup-dev ## mend style and formatting
 	.venv/bin/python -m ruff check --fix
 	.venv/bin/python -m ruff format
 
 test: setup-dev ## all tests
-	.venv/bin/python -m pytest --ignore=tests/benchmarks
+	.venv/bin/python -m pytest --ignore=tests/benchmarks --ignore=tests/docker
 
 bench: setup-dev ## how fast it is: tests/benchmarks
 	.venv/bin/python -m pytest tests/benchmarks
+
+docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.md)
+	docker/build.sh
+
+docker-test: setup-dev ## build both images and run them, on this machine's Docker engine; no part of CI (docs/docker.md)
+	.venv/bin/python -m pytest --verbose tests/docker
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
@@ -115,5 +127,6 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-shard data-verify fetch doctor record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-shard data-verify fetch doctor record setup setup-dev lint format test bench \
+	docker-build docker-test lock clean
 .DELETE_ON_ERROR:

@@ -25,7 +25,7 @@ def run_torch() -> None:
     """A convolution, and the operators of detection, as on the CPU."""
     from torchvision.ops import nms
 
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = False
     pictures, weights = torch.rand(2, 3, 32, 32), torch.rand(8, 3, 7, 7) / 147
     convolve = torch.nn.functional.conv2d
     close("torch", convolve(pictures.cuda(), weights.cuda()), convolve(pictures, weights))

@@ -1,19 +1,21 @@
 """The commands, the locks and their installer, and the shape of the checkout."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HOUSE = {".ci", ".git", "docker", "docs", "evals", "models", "reproduce", "requirements", "tables", "tests"}
-LOCKS = ("build", "run", "dev")
+LOCKS = ("build", "run", "nvcc", "dev")
 
 
 def make(*arguments: str) -> str:
@@ -91,7 +93,7 @@ def test_each_library_has_a_reason_and_is_locked(name: str) -> None:
         if line and not line.startswith(("#", "-")):
             requirement, reason = line.split("#")
             assert reason.strip()
-            assert requirement.split("==")[0].strip() in locked
+            assert re.split(r"==|\[", requirement)[0].strip() in locked
 
 
 @pytest.fixture
@@ -176,6 +178,48 @@ def test_a_second_set_up_waits_for_the_first_and_says_so(checkout: Path) -> None
             fcntl.flock(first, fcntl.LOCK_UN)
             assert "is damaged" in second.communicate()[1]
     assert second.returncode == 2
+
+
+def wheel(folder: Path, name: str, version: str) -> str:
+    """Write an empty wheel; give what pins it."""
+    info = f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    (folder / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+    return f"{name}=={version.removesuffix('+cpu')} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
+def test_torch_may_come_from_an_index_of_cpu_wheels(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    packages = tmp_path_factory.mktemp("packages")
+    (checkout / "requirements/build.txt").write_text(wheel(packages / "others", "tool", "1.0"))
+    of_cuda = "".join(f"{pin}==13.0 --hash=sha256:{'0' * 64}\n" for pin in ("nvidia-cublas", "cuda-toolkit", "triton"))
+    torch = [
+        wheel(packages / name, name, f"{version}+cpu") for name, version in (("torch", "2.1"), ("torchvision", "3.1"))
+    ]
+    of_pypi = [re.sub(r"[0-9a-f]{64}", "0" * 64, pin) for pin in torch]
+    (checkout / "requirements/run.txt").write_text(
+        wheel(packages / "others", "library", "2.0") + of_cuda + "".join(of_pypi)
+    )
+    indexes = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": (packages / "empty").as_uri(),
+        "PIP_FIND_LINKS": str(packages / "others"),
+        "TORCH_INDEX": packages.as_uri(),
+    }
+    command = [sys.executable, "-B", str(checkout / "requirements/install.py"), "run"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | indexes)
+    assert (done.returncode, done.stderr) == (0, "")
+    (site,) = checkout.glob(".venv/lib/*/site-packages")
+    installed = {path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")}
+    assert {name for name in installed if not name.startswith(("pip-", "setuptools-"))} == {
+        *("tool-1.0", "library-2.0"),
+        *("torch-2.1+cpu", "torchvision-3.1+cpu"),
+    }
+    assert install(checkout, "run").stdout == ""  # the lock is held
 
 
 def test_the_top_level_holds_the_house_and_nothing_else() -> None:

@@ -1,0 +1,195 @@
+"""The images, built and run by a real Docker engine: `make docker-test` (BASE=... where no registry is at hand).
+
+Source hosts are stood in for: apex and Detectron2 are two small repositories of the same shape, served by this machine,
+with extensions for both GPUs that nvcc compiles. So all of the Dockerfile is run, but not those projects' own code.
+"""
+
+import json
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker import stand_ins
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "network.width=0.0625 network.head_hidden=16 network.embedding=8 batch_size=64 epochs=1 sentinel.on_collapse=warn "
+    "logging.every_steps=1 cluster.num_threads=1"
+)
+"""A pretraining of 31 steps, with a line of metrics each."""
+IMPORTED = (
+    *("torchvision.ops", "sklearn", "wandb", "snakemake"),
+    *("apex.parallel", "apex_C", "amp_C", "syncbn", "detectron2._C", "detectron2.layers"),
+)
+READ_ONLY = ("--read-only", "--tmpfs", "/tmp")
+Done = subprocess.CompletedProcess[str]
+
+
+def docker(*arguments: str, check: bool = True) -> Done:
+    """A command of the engine's."""
+    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr[-2000:]}{done.stdout[-500:]}"
+    return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    """An engine that answers, or one sentence."""
+    try:
+        answer = docker("version", "--format", "{{.Server.Version}}", check=False)
+        reason = answer.stderr.strip()
+    except FileNotFoundError:
+        answer, reason = None, "there is no docker in PATH"
+    if answer is None or answer.returncode:
+        pytest.exit(f"docker-test needs a Docker engine that answers `docker version`: {reason}", returncode=2)
+
+
+def build(tag: str, *options: str, **environment: str) -> str:
+    """Build an image with docker/build.sh; give its tag."""
+    command = [str(ROOT / "docker/build.sh"), "--network", "host", *options, "--tag", tag]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return tag
+
+
+@pytest.fixture(scope="session")
+def cpu(engine: None) -> str:
+    return build("swav-reproduction:test-cpu", FLAVOUR="cpu")
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    yield from named_volume()
+
+
+@pytest.fixture(scope="session")
+def cache(engine: None) -> Iterator[str]:
+    """Generated pictures, once for all tests."""
+    yield from named_volume()
+
+
+def named_volume() -> Iterator[str]:
+    name = f"swav-test-{uuid.uuid4().hex[:12]}"
+    docker("volume", "create", name)
+    yield name
+    docker("volume", "rm", "--force", name)
+
+
+def run(image: str, *command: str, options: tuple[str, ...] = (), check: bool = True) -> Done:
+    return docker("run", "--rm", "--network", "host", *options, image, *command, check=check)
+
+
+def volumes(results: str, cache: str) -> tuple[str, ...]:
+    return ("-v", f"{results}:/app/results", "-v", f"{cache}:/app/.cache")
+
+
+def results(image: str, results: str) -> dict[str, dict[str, Any]]:
+    """Every result.json of a volume, by the run's name."""
+    script = "cat results/smoke/*/result.json"
+    text = run(image, "sh", "-c", script, options=("-v", f"{results}:/app/results")).stdout
+    decoder, found = json.JSONDecoder(), {}
+    while text := text.strip():
+        result, end = decoder.raw_decode(text)
+        found[result["name"]] = result
+        text = text[end:]
+    return found
+
+
+def test_it_says_what_it_runs_on_and_then_what_was_asked(cpu: str) -> None:
+    done = run(cpu, "echo", "asked")
+    assert done.stdout == "asked\n"
+    for words in ("processor", "GPU", "as pinned", "torch", "results end with this container"):
+        assert words in done.stderr
+
+
+def test_it_is_nobody_special_and_has_no_compiler(cpu: str) -> None:
+    assert run(cpu, "id", "-u").stdout == "1000\n"
+    for tool in ("cc", "g++", "nvcc", "ld"):
+        assert run(cpu, "sh", "-c", f"command -v {tool}", check=False).returncode != 0, tool
+    assert run(cpu, "sh", "-c", "touch /app/evals/new", check=False).returncode != 0
+
+
+def test_it_holds_what_is_listed_and_nothing_else(cpu: str) -> None:
+    listed = {rule[1:].strip("/") for rule in (ROOT / ".dockerignore").read_text().splitlines() if rule.startswith("!")}
+    assert set(run(cpu, "ls", "-A", "/app").stdout.split()) == listed | {".venv", ".cache", "results", "reports"}
+
+
+def test_it_is_labelled(cpu: str) -> None:
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", cpu).stdout)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == commit.stdout.strip()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", labels["swav.torch"])
+
+
+def test_nothing_is_left_to_install(cpu: str) -> None:
+    done = run(cpu, "make", "setup", options=READ_ONLY)
+    assert done.stdout == ""
+
+
+def test_a_run_that_is_stopped_goes_on_and_ends_like_one_that_was_not(cpu: str, cache: str) -> None:
+    """On a read-only root, as nobody special, in 3 GB: results stay on the volume, and so does where it was stopped."""
+    command = ("make", "pretrain-swav_800ep", f"OVERRIDES={TINY}")
+    ended = []
+    for stopped in (False, True):
+        for name in named_volume():
+            options = (*READ_ONLY, "--memory", "3g", *volumes(name, cache))
+            if stopped:
+                _stop_in_mid_run(cpu, options, command)
+                assert "result.json" not in run(cpu, "ls", "-R", "results", options=options).stdout
+            run(cpu, *command, options=options)
+            ended.append(results(cpu, name)["swav_800ep"])
+    assert ended[0]["metrics"] == ended[1]["metrics"]
+    assert [result["num_attempts"] for result in ended] == [1, 2]
+
+
+def _stop_in_mid_run(image: str, options: tuple[str, ...], command: tuple[str, ...]) -> None:
+    container = docker("run", "--detach", "--network", "host", *options, image, *command).stdout.strip()
+    try:
+        with subprocess.Popen(
+            ["docker", "logs", "--follow", container], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as log:
+            assert log.stdout is not None
+            assert any(line.startswith("step 3/") for line in log.stdout), "it ended before it could be stopped"
+            docker("stop", "--time", "60", container)
+        state = json.loads(docker("inspect", "--format", "{{json .State}}", container).stdout)
+        assert state["ExitCode"] not in (0, 137)  # ended by itself, before the engine lost its patience
+        assert "the same command continues" in docker("logs", container).stdout
+    finally:
+        docker("rm", "--force", container)
+
+
+def test_too_little_memory_is_a_sentence(cpu: str, cache: str, volume: str) -> None:
+    options = ("--memory", "250m", "--memory-swap", "250m", *volumes(volume, cache))
+    done = run(cpu, "make", "pretrain-swav_800ep", f"OVERRIDES={TINY}", options=options, check=False)
+    assert done.returncode != 0
+    failure = run(cpu, "sh", "-c", "cat results/smoke/*/failure.json", options=volumes(volume, cache)).stdout
+    assert "the machine may have run out of memory" in failure
+
+
+def test_any_user_may_run_it(cpu: str, cache: str, volume: str) -> None:
+    options = (*READ_ONLY, "--user", "4321:4321", *volumes(volume, cache))
+    run(cpu, "make", "pretrain-random", "OVERRIDES=network.width=0.0625", options=options)
+    (name,) = results(cpu, volume)
+    assert name == "random"
+
+
+def test_the_whole_cuda_image_on_stand_ins_for_its_sources(engine: None, tmp_path: Path) -> None:
+    with stand_ins.served(tmp_path) as sources:
+        options = [word for name, value in sources.items() for word in ("--build-arg", f"{name}={value}")]
+        image = build("swav-reproduction:test-cuda", *options, FLAVOUR="cuda")
+    assert run(image, ".venv/bin/python", "docker/selftest.py", "cuda").stdout.splitlines() == [
+        f"imported: {', '.join(IMPORTED)}",
+        "no GPU here: nothing was run on one",
+    ]
+    for tool in ("cc", "g++", "nvcc", "ld"):
+        assert run(image, "sh", "-c", f"command -v {tool}", check=False).returncode != 0, tool
+    symbols = "import syncbn, sys; sys.exit(b'.symtab' in open(syncbn.__file__, 'rb').read())"
+    run(image, ".venv/bin/python", "-c", symbols)
+    gpus = "import syncbn; code = open(syncbn.__file__, 'rb').read(); print(b'sm_80' in code, b'sm_90' in code)"
+    assert run(image, ".venv/bin/python", "-c", gpus).stdout == "True True\n"

@@ -1,0 +1,97 @@
+"""docker/: every pin stands in docker/versions.env, and Dockerfile, locks and docs say the same."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from reproduce.harness import machine
+from tests.unit.test_tooling import ROOT, pins
+
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+ASKED_FOR = {"FLAVOUR", "GIT_COMMIT", "TORCH_INDEX"}
+"""Arguments of a build that are no pins."""
+NEVER_IN_AN_IMAGE = (".git", ".venv", ".netrc", ".env", "results", "reports", "data", ".cache", "wandb", "tests")
+
+
+def versions() -> dict[str, str]:
+    lines = (ROOT / "docker/versions.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def locked(lock: str) -> dict[str, str]:
+    """Library -> version."""
+    return dict(requirement.split("==") for requirement in pins(ROOT / f"requirements/{lock}.txt"))
+
+
+def test_the_dockerfile_takes_every_version_from_outside() -> None:
+    arguments = re.findall(r"^ARG (\w+)(=\S+)?", DOCKERFILE, re.MULTILINE)
+    assert {name for name, default in arguments if not default} <= versions().keys() | ASKED_FOR
+    assert {name for name, default in arguments if default} == {"FLAVOUR"}
+    for name, value in versions().items():
+        assert value not in DOCKERFILE, f"the Dockerfile repeats {name}"
+    assert not re.search(r"[0-9a-f]{40}|==\d|^FROM [\w./]+:", DOCKERFILE, re.MULTILINE)
+
+
+def test_commits_are_whole_and_versions_are_exact() -> None:
+    of = versions()
+    for name in ("APEX_COMMIT", "DETECTRON2_COMMIT"):
+        assert re.fullmatch(r"[0-9a-f]{40}", of[name])
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm(@sha256:[0-9a-f]{64})?", of["BASE"])
+
+
+def test_the_locks_hold_the_same_torch_and_a_compiler_of_its_cuda() -> None:
+    run, compiler = locked("run"), locked("nvcc")
+    assert run["torch"] == versions()["TORCH"]
+    for lock in (run, compiler):
+        assert re.fullmatch(re.escape(versions()["CUDA_TOOLKIT"]) + r"(\.0)?", lock["cuda-toolkit"])
+    shared = run.keys() & compiler.keys()
+    assert {name: run[name] for name in shared} == {name: compiler[name] for name in shared}
+    assert {"nvidia-cuda-nvcc", "nvidia-cuda-cccl", "ninja"} <= compiler.keys()
+
+
+def test_the_docs_and_the_doctor_say_the_same() -> None:
+    docs = (ROOT / "docs/docker.md").read_text()
+    for name, value in versions().items():
+        assert value.removesuffix(".git") in docs, f"docs/docker.md does not say {name}"
+        assert machine.pin(name) == value
+
+
+def test_what_goes_into_an_image_is_listed() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert rules[0] == "*"
+    listed = [rule[1:].strip("/") for rule in rules if rule.startswith("!")]
+    assert not set(listed) & set(NEVER_IN_AN_IMAGE)
+    assert all((ROOT / name).exists() for name in listed)
+
+
+def test_compose_keeps_what_runs_leave_and_writes_nowhere_else() -> None:
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    for flavour in ("cpu", "cuda"):
+        service = compose["services"][flavour]
+        assert service["image"] == f"swav-reproduction:{flavour}"
+        assert service["read_only"] is True
+        inside = {volume.split(":")[-1 if volume.count(":") == 1 else -2] for volume in service["volumes"][1:]}
+        assert inside == {"/app/results", "/app/reports", "/app/.cache"}
+        assert all("=" not in variable for variable in service["environment"])
+    folders = re.search(r"mkdir -m 1777 ([^\\\n]+)$", DOCKERFILE, re.MULTILINE)
+    assert folders
+    assert {f"/app/{name}" for name in folders[1].split()} == inside
+
+
+def test_every_script_of_the_images_can_be_run() -> None:
+    for script in (ROOT / "docker").glob("*.sh"):
+        assert script.stat().st_mode & 0o111, script
+        assert script.read_text().startswith("#!/bin/sh\n"), script
+
+
+def test_the_workflows_call_targets_that_there_are() -> None:
+    targets = set(re.findall(r"^([a-z][a-z%-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    workflows = list(Path(ROOT / "docs/ci").glob("*.yml"))
+    assert workflows
+    for workflow in workflows:
+        content = yaml.safe_load(workflow.read_text())
+        for job in content["jobs"].values():
+            for step in job["steps"]:
+                for target in re.findall(r"\bmake ([a-z][\w-]*)", step.get("run", "")):
+                    assert target in targets or re.sub(r"-.*", "-%", target) in targets, (workflow.name, target)
