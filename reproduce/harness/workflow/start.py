@@ -145,7 +145,7 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
             if is_final(folder / "failure.json"):  # one machine said why; the others were only asked to end
                 return int(json.loads((folder / "failure.json").read_text())["exit_status"])
             ending = stopping()
-            log.write(f"=== preempted; {'the same command continues' if ending else 'started again'}\n".encode())
+            log.write(f"=== preempted; {'the same command continues' if ending else 'to be started again'}\n".encode())
             return STOPPED if ending else REQUEUE
     if status < 0:
         name = signal.Signals(-status).name
@@ -179,6 +179,17 @@ def supervised() -> bool:
         return True
     process_id, _, lock_file = supervisor.partition(":")
     return is_held(Path(lock_file)) and Path(lock_file).read_text().strip() == process_id
+
+
+def end_with_supervisor() -> None:
+    """Watch, beside what this process does, for the end of the harness; then interrupt this process, too."""
+
+    def watch() -> None:
+        while supervised():
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)  # SIGTERM would let Snakemake wait for its jobs
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_held(lock_file: Path) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,8 @@ def carry_out(
                 _watch(workflow, news, progress, screen)
             except KeyboardInterrupt as interrupt:
                 screen.line(f"stopping ({interrupt}) ...")
+                if in_slurm:
+                    _end_with_jobs(workflow)
                 _end(workflow)
                 _tell(news, progress, screen)
                 screen.line("stopped; what was done is kept, and the same command continues from there")
@@ -113,6 +116,7 @@ def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:
     """Snakemake's argument vector. A result.json is whole or not there, so none is ever held for incomplete."""
     state = STATE.resolve()
     state.mkdir(exist_ok=True)
+    shutil.rmtree(state / "sources", ignore_errors=True)  # Snakemake takes its copy of the Snakefile, however old
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(state)),
         *("--config", f"plan={plan_file}", f"root={Path.cwd()}", f"retries={retries}"),
@@ -165,6 +169,16 @@ def _say_endings(plan: Plan) -> None:
         if job and not run.result.exists():
             log = slurm.logs(STATE) / f"{slurm.RULE}{run.run_id}" / f"{job.number}.log"
             say_failure(Path(run.folder), 1, f"its SLURM job {job.number} ended as {job.state}; its own log: {log}")
+
+
+def _end_with_jobs(workflow: subprocess.Popen[Any]) -> None:
+    """Have Snakemake cancel its jobs, as it does at SIGINT (at SIGTERM it would wait for them), and what it missed."""
+    workflow.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        workflow.wait(timeout=GRACE_SECONDS)
+    workflow.kill()  # or it would submit more
+    if left := slurm.jobs(STATE.resolve()):
+        slurm.cancel(left)
 
 
 @contextmanager
