@@ -44,6 +44,9 @@ reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 plan-%: setup ## show the runs that a table needs
 	$(REPRODUCE) plan $(call quoted,$*) $(PICTURES) $(RUNS)
 
+render-%: setup ## write the Kubernetes manifests of the runs that a table needs (CLUSTER=kubernetes)
+	$(REPRODUCE) render $(call quoted,$*) $(PICTURES) $(RUNS)
+
 check-%: setup ## judge the cells of a table by what its runs gave
 	$(REPRODUCE) check $(call quoted,$*) $(PICTURES) $(RUNS)
 
@@ -87,10 +90,13 @@ format: setup-dev ## mend style and formatting
 	.venv/bin/python -m ruff format
 
 test: setup-dev ## all tests
-	.venv/bin/python -m pytest --ignore=tests/benchmarks
+	.venv/bin/python -m pytest --ignore=tests/benchmarks --ignore=tests/cluster
 
 bench: setup-dev ## how fast it is: tests/benchmarks
 	.venv/bin/python -m pytest tests/benchmarks
+
+cluster-test: setup-dev ## tests on a real SLURM, where this machine has one: tests/cluster
+	.venv/bin/python -m pytest tests/cluster
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
@@ -103,5 +109,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench lock clean
+.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench cluster-test lock clean
 .DELETE_ON_ERROR:

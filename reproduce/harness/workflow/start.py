@@ -54,15 +54,20 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
     if (folder / "result.json").exists():  # the other process has done it
         tell(events, run_id, event="end", attempt=attempt, exit_status=0)
         return 0
-    cluster = plan["cluster"]
-    in_slurm = cluster["executor"] == "slurm"
+    executor = plan["cluster"]["executor"]
+    in_slurm = executor == "slurm"
+    command = run["command"]
+    if in_slurm:
+        command = slurm.command(run, plan["cluster"])
+    elif executor == "kubernetes":
+        command = [sys.executable, "-m", "reproduce.harness.workflow.kubernetes", plan_file, run_id]
 
     def again() -> bool:
         tell(events, run_id, event="requeue")
         return not (in_slurm and slurm.requeue())
 
     status = execute(
-        slurm.command(run, cluster) if in_slurm else run["command"],
+        command,
         folder,
         attempt,
         keep_on=supervised,

@@ -19,7 +19,7 @@ from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
 from reproduce.harness.plan import CACHE, CODE, Plan
-from reproduce.harness.workflow import slurm
+from reproduce.harness.workflow import kubernetes, slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
 
@@ -52,11 +52,14 @@ def carry_out(
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
-        in_slurm = plan.cluster["executor"] == "slurm"
+        executor = plan.cluster["executor"]
+        in_slurm = executor == "slurm"
         if in_slurm:
             slurm.check()
             _end_jobs(screen)
-        where = "as jobs of SLURM" if in_slurm else f"on {cores} cores"
+        elif executor == "kubernetes":
+            kubernetes.check(plan.cluster)
+        where = f"on {cores} cores" if executor == "local" else f"as jobs of {executor}"
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
@@ -109,7 +112,7 @@ def carry_out(
 def _executor(plan: Plan, cores: int) -> list[str]:
     if plan.cluster["executor"] == "slurm":
         return slurm.arguments(plan.cluster, STATE.resolve())
-    return ["--cores", str(cores)]
+    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["num_jobs"])]
 
 
 def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:
