@@ -53,6 +53,9 @@ reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 plan-%: setup ## show the runs that a table needs
 	$(REPRODUCE) plan $(call quoted,$*) $(PICTURES) $(RUNS)
 
+render-%: setup ## write the Kubernetes manifests of the runs that a table needs (CLUSTER=kubernetes)
+	$(REPRODUCE) render $(call quoted,$*) $(PICTURES) $(RUNS)
+
 check-%: setup ## judge the cells of a table by what its runs gave
 	$(REPRODUCE) check $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED)
 
@@ -105,7 +108,7 @@ format: setup-dev ## mend style and formatting
 	.venv/bin/python -m ruff format
 
 test: setup-dev ## all tests
-	.venv/bin/python -m pytest --ignore=tests/benchmarks --ignore=tests/docker
+	.venv/bin/python -m pytest --ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
 
 bench: setup-dev ## how fast it is: tests/benchmarks
 	.venv/bin/python -m pytest tests/benchmarks
@@ -115,6 +118,9 @@ docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.m
 
 docker-test: setup-dev ## build both images and run them, on this machine's Docker engine; no part of CI (docs/docker.md)
 	.venv/bin/python -m pytest --verbose tests/docker
+
+cluster-test: setup-dev ## tests on a real SLURM, where this machine has one; no part of CI (docs/clusters.md)
+	.venv/bin/python -m pytest --verbose tests/cluster
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
@@ -128,5 +134,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke data-prepare data-shard data-verify fetch doctor record setup setup-dev lint format test bench \
-	docker-build docker-test lock clean
+	docker-build docker-test cluster-test lock clean
 .DELETE_ON_ERROR:

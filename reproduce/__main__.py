@@ -52,6 +52,20 @@ def _plan_only(options: argparse.Namespace) -> int:
     return 0
 
 
+def _render(options: argparse.Namespace) -> int:
+    from reproduce.files import read_json
+    from reproduce.harness.workflow import kubernetes
+
+    plan = _plan(options)
+    if plan.cluster["executor"] != "kubernetes":
+        raise UserError(
+            "render writes manifests of Kubernetes: give it --cluster kubernetes (make: CLUSTER=kubernetes)"
+        )
+    written = kubernetes.render(read_json(plan.write()), plan.reports / "kubernetes")
+    print("\n".join(map(str, written)))
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     from reproduce.harness.check import AGREES, INCOMPLETE
 
@@ -209,7 +223,7 @@ def _cluster_options(given: str) -> tuple[str, ...]:
         raise UserError(f"--cluster-options {given}: {error}") from error
     if wrong := [key for key, equals, _ in pairs if not key or not equals]:
         raise UserError(f"--cluster-options takes KEY=VALUE KEY=VALUE, as slurm.partition=gpu; {wrong[0]!r} is none")
-    return tuple(f"{key}={value if value[:1] in ('{', '[') else planning.quoted(value)}" for key, _, value in pairs)
+    return tuple(f"{key}={planning.quoted(value)}" for key, _, value in pairs)
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
@@ -354,6 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, text in (
         ("reproduce", _reproduce, "plan, run, check and report"),
         ("plan", _plan_only, "show the runs that tables need"),
+        ("render", _render, "write the manifests of the runs, for Kubernetes"),
         ("run", _run, "do the runs that are not done"),
         ("check", _check_only, "judge what came out"),
         ("report", _report_only, "make the page of what was checked"),

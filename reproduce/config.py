@@ -73,6 +73,8 @@ class Kubernetes:
 
     namespace: str = "default"
     image: str = ""
+    folder: str = "/app"
+    """Where the image has the checkout."""
     data_claim: str = ""
     """The PersistentVolumeClaim with the pictures, mounted read-only at DATA."""
     results_claim: str = ""
@@ -84,7 +86,8 @@ class Kubernetes:
     memory_gb: float = 0.0
     shared_memory_gb: float = 8.0
     """Size of /dev/shm, through which data-loader workers hand over batches."""
-    node_selector: dict[str, str] = field(default_factory=dict)
+    node_selector: str = ""
+    """Labels of machines, as `gpu-model=a100,zone=b`."""
     priority_class: str = ""
 
 
@@ -102,6 +105,8 @@ class Cluster:
     """What is asked of a scheduler: 1 or none. (A process by itself takes the GPU that it finds.)"""
     num_threads: int = 2
     num_workers: int = 1
+    image_python: str = "/app/.venv/bin/python"
+    """The Python of the image, where runs are started in one."""
     num_jobs: int = 100
     """Jobs that wait or run in a cluster at once."""
     sync_batchnorm: str = "torch"

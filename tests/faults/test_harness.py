@@ -206,7 +206,7 @@ def test_a_preempted_run_is_started_again_and_has_not_failed() -> None:
     assert "failed" not in out.replace("0 failed", "")
     for name in names:
         log = (Path(plan().runs[name].folder) / "log.txt").read_text()
-        assert "=== preempted; started again" in log
+        assert "=== preempted; to be started again" in log
         assert log.count("attempt 1:") == 2 and "attempt 2:" not in log
 
 

@@ -91,7 +91,7 @@ def command(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
     if nodes > 1:
         step += [f"--export=ALL,MASTER_ADDR={socket.gethostname()},MASTER_PORT={_free_port()}"]
     program, *rest = run["command"]
-    return [*step, *container, "python" if container else program, *rest]
+    return [*step, *container, cluster["image_python"] if container else program, *rest]
 
 
 def place(run_id: str, state: Path) -> str:

@@ -54,15 +54,20 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
     if (folder / "result.json").exists():  # the other process has done it
         tell(events, run_id, event="end", attempt=attempt, exit_status=0)
         return 0
-    cluster = plan["cluster"]
-    in_slurm = cluster["executor"] == "slurm"
+    executor = plan["cluster"]["executor"]
+    in_slurm = executor == "slurm"
+    command = run["command"]
+    if in_slurm:
+        command = slurm.command(run, plan["cluster"])
+    elif executor == "kubernetes":
+        command = [sys.executable, "-m", "reproduce.harness.workflow.kubernetes", plan_file, run_id]
 
     def again() -> bool:
         tell(events, run_id, event="requeue")
         return not (in_slurm and slurm.requeue())
 
     status = execute(
-        slurm.command(run, cluster) if in_slurm else run["command"],
+        command,
         folder,
         attempt,
         keep_on=supervised,
@@ -145,7 +150,7 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
             if is_final(folder / "failure.json"):  # one machine said why; the others were only asked to end
                 return int(json.loads((folder / "failure.json").read_text())["exit_status"])
             ending = stopping()
-            log.write(f"=== preempted; {'the same command continues' if ending else 'started again'}\n".encode())
+            log.write(f"=== preempted; {'the same command continues' if ending else 'to be started again'}\n".encode())
             return STOPPED if ending else REQUEUE
     if status < 0:
         name = signal.Signals(-status).name
@@ -179,6 +184,17 @@ def supervised() -> bool:
         return True
     process_id, _, lock_file = supervisor.partition(":")
     return is_held(Path(lock_file)) and Path(lock_file).read_text().strip() == process_id
+
+
+def end_with_supervisor() -> None:
+    """Watch, beside what this process does, for the end of the harness; then interrupt this process, too."""
+
+    def watch() -> None:
+        while supervised():
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)  # SIGTERM would let Snakemake wait for its jobs
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_held(lock_file: Path) -> bool:

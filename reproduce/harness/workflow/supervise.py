@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
 from reproduce.harness.plan import CACHE, CODE, Plan
-from reproduce.harness.workflow import slurm
+from reproduce.harness.workflow import kubernetes, slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
 
@@ -51,11 +52,14 @@ def carry_out(
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
-        in_slurm = plan.cluster["executor"] == "slurm"
+        executor = plan.cluster["executor"]
+        in_slurm = executor == "slurm"
         if in_slurm:
             slurm.check()
             _end_jobs(screen)
-        where = "as jobs of SLURM" if in_slurm else f"on {cores} cores"
+        elif executor == "kubernetes":
+            kubernetes.check(plan.cluster)
+        where = f"on {cores} cores" if executor == "local" else f"as jobs of {executor}"
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
@@ -83,6 +87,8 @@ def carry_out(
                 _watch(workflow, news, progress, screen)
             except KeyboardInterrupt as interrupt:
                 screen.line(f"stopping ({interrupt}) ...")
+                if in_slurm:
+                    _end_with_jobs(workflow)
                 _end(workflow)
                 _tell(news, progress, screen)
                 screen.line("stopped; what was done is kept, and the same command continues from there")
@@ -106,13 +112,14 @@ def carry_out(
 def _executor(plan: Plan, cores: int) -> list[str]:
     if plan.cluster["executor"] == "slurm":
         return slurm.arguments(plan.cluster, STATE.resolve())
-    return ["--cores", str(cores)]
+    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["num_jobs"])]
 
 
 def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:
     """Snakemake's argument vector. A result.json is whole or not there, so none is ever held for incomplete."""
     state = STATE.resolve()
     state.mkdir(exist_ok=True)
+    shutil.rmtree(state / "sources", ignore_errors=True)  # Snakemake takes its copy of the Snakefile, however old
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(state)),
         *("--config", f"plan={plan_file}", f"root={Path.cwd()}", f"retries={retries}"),
@@ -165,6 +172,16 @@ def _say_endings(plan: Plan) -> None:
         if job and not run.result.exists():
             log = slurm.logs(STATE) / f"{slurm.RULE}{run.run_id}" / f"{job.number}.log"
             say_failure(Path(run.folder), 1, f"its SLURM job {job.number} ended as {job.state}; its own log: {log}")
+
+
+def _end_with_jobs(workflow: subprocess.Popen[Any]) -> None:
+    """Have Snakemake cancel its jobs, as it does at SIGINT (at SIGTERM it would wait for them), and what it missed."""
+    workflow.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        workflow.wait(timeout=GRACE_SECONDS)
+    workflow.kill()  # or it would submit more
+    if left := slurm.jobs(STATE.resolve()):
+        slurm.cancel(left)
 
 
 @contextmanager
