@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from reproduce import evaluate, pretrain
+from reproduce.config import Dataset, compose, typed
+from reproduce.data import pack
 from reproduce.engine import checkpoint, features
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.errors import REQUEUE
@@ -183,3 +187,98 @@ def test_another_batch_scales_the_learning_rates_and_says_so(
     result, _, _ = outcome(tmp_path)
     said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's 32"
     assert result["provenance"]["lr_scaled"] == said
+
+
+def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
+    common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks, each with a class judged and one that never ends: all stop, and what was kept is not fitted again."""
+    asked = ("eval=voc07_svm", *common, "logging.wandb=false")
+    process = subprocess.Popen(
+        command("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2), cwd=CHECKOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step "):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == REQUEUE, said
+    assert "asked to stop; the classes that are judged are kept" in said
+    assert not list(tmp_path.glob("smoke/*/failure.json"))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke/*/classes/*.json")}
+    assert 1 <= len(kept) <= 2
+    metrics = []
+    for folder in (tmp_path, tmp_path / "whole"):
+        status, said = call(evaluate.main, monkeypatch, *asked, f"paths.results={folder}")
+        assert status == 0, said
+        metrics.append(json.loads(next(folder.glob("smoke/*/result.json")).read_text())["metrics"])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert metrics[0] == pytest.approx(metrics[1])
+
+
+def test_sigterm_during_the_search_for_neighbours_is_noticed_within_it(
+    common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signalled as the first block of the bank is compared; the next attempt finds the features."""
+    asked = ("eval=knn", *common, "logging.wandb=false", f"paths.results={tmp_path}")
+    compared: list[int] = []
+    product = torch.mm
+
+    def signalled(*arguments: Any, **options: Any) -> torch.Tensor:
+        compared.append(1)
+        signal.raise_signal(signal.SIGTERM)
+        return product(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "mm", signalled)
+        patch.setattr("evals.knn.BANK_BLOCK_BYTES", 4 * 128 * 5)
+        status, said = call(evaluate.main, patch, *asked)
+    assert status == REQUEUE
+    assert said == "asked to stop; the features are kept\n"
+    assert len(compared) == 1
+    monkeypatch.setattr(features.FeatureStore, "write", None)
+    assert call(evaluate.main, monkeypatch, *asked)[0] == 0
+
+
+def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, data: Path, tmp_path: Path) -> None:
+    """One in the first rank's half of the bank, one in the second's."""
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    train = sorted((mine / "imagenet" / "train").rglob("*.jpg"))
+    for path in (train[0], train[-1]):
+        path.write_bytes(b"no picture")
+    done = run(
+        "reproduce.evaluate", "eval=knn", f"checkpoint={trunk}", f"paths.data={mine}", *WITHOUT_WORKERS,
+        "logging.wandb=false", "on_bad_image=skip", f"paths.results={tmp_path}", processes=2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("smoke/*/result.json")
+    assert json.loads(path.read_text())["counts"]["num_skipped_images"] == 2
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn", "voc07_svm"])
+def test_shards_give_what_folders_give(
+    kind: str, common: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the order of training does not matter, to the bit; and the same pictures are quoted."""
+    catalogue = compose("pretrain", ["data=generated"]).data
+    for name in ("imagenet", "voc07"):
+        dataset = typed(catalogue[name], Dataset, name)
+        pack.pack(data, tmp_path / "shards", dataset, lambda _: None)
+    own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
+    OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
+    results = []
+    for where in (f"paths.data={data}", f"paths.data={tmp_path / 'shards'}"):
+        folder = tmp_path / str(len(results))
+        asked = (*TRAINED.get(kind, (f"eval={kind}", "logging.wandb=false")), *common, where)
+        layout = (f"data={tmp_path / 'own.yaml'}",) if results else ()
+        status, said = call(evaluate.main, monkeypatch, *asked, *layout, f"paths.results={folder}")
+        assert status == 0, said
+        results.append(json.loads(next(folder.glob("smoke/*/result.json")).read_text()))
+    quoted = [result["provenance"]["data_manifest_sha256"] for result in results]
+    assert len(quoted[0]) == 2
+    assert quoted[1] == quoted[0]
+    assert results[1]["counts"] == results[0]["counts"]
+    if kind != "linear":
+        assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], abs=1e-4)

@@ -1,0 +1,87 @@
+"""What a result quotes of its pictures: the same wherever the files lie, another where one is missing or changed."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reproduce.config import Dataset
+from reproduce.data import manifest, pack, verify
+from reproduce.data.pictures import Pictures, read_pictures
+from tests.runs import tiny_pictures
+
+IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    tiny_pictures(root)
+    return root
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def quoted(data: Path, split: str = "val", dataset: Dataset = IMAGENET) -> dict[str, object]:
+    pictures = read_pictures(data / "imagenet", dataset, split)
+    return manifest.of_split(data, dataset, split, pictures, data / "cache")
+
+
+def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> None:
+    files = sorted((data / "imagenet" / "val").rglob("*.jpg"))
+    lines = [f"{path.stat().st_size} {path.relative_to(data / 'imagenet')}" for path in files]
+    found = quoted(data)
+    assert found["sha256"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert (found["pictures"], found["bytes"]) == (20, sum(path.stat().st_size for path in files))
+    assert quoted(data, "train")["sha256"] != found["sha256"]
+
+
+def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, made: Path, tmp_path: Path) -> None:
+    plain = quoted(data)
+    pack.pack(data, tmp_path / "shards", IMAGENET, lambda _: None)
+    sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
+    assert quoted(tmp_path / "shards", dataset=sharded) == plain
+    pictures = read_pictures(made / "imagenet", IMAGENET, "val")
+    assert manifest.of_split(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
+    assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
+    verified = quoted(data)
+    assert len(str(verified.pop("verified"))) == len("2026-11-23")
+    assert verified == plain
+
+
+def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None:
+    assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
+    before = quoted(data)
+    min((data / "imagenet" / "val").rglob("*.jpg")).unlink()
+    after = quoted(data)
+    assert after["pictures"] == 19
+    assert "verified" not in after
+    assert after["sha256"] != before["sha256"]
+
+
+def test_files_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def sizes(paths: list[str]) -> list[int]:
+        looked.append(len(paths))
+        return [1] * len(paths)
+
+    monkeypatch.setattr(manifest, "sizes", sizes)
+    assert quoted(data) == quoted(data)
+    assert looked == [20]
+    shutil.rmtree(data / "cache")
+    (data / "cache").write_text("in the way")
+    picture = Pictures([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
+    monkeypatch.setattr(manifest, "write_json", _full)
+    assert manifest.of_split(data, IMAGENET, "val", picture, data / "other")["pictures"] == 1
+
+
+def _full(*_: object) -> None:
+    from reproduce.errors import UserError
+
+    raise UserError("the disk is full")
