@@ -97,6 +97,7 @@ class Catalogue:
     places205: Dataset = field(default_factory=Dataset)
     inat18: Dataset = field(default_factory=Dataset)
     voc07: Dataset = field(default_factory=Dataset)
+    coco17: Dataset = field(default_factory=Dataset)
 
 
 @dataclass

@@ -44,6 +44,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         num_workers=cfg.cluster.num_workers,
         num_threads=cfg.cluster.num_threads,
         on_bad=run.skip_or_stop,
+        on_bad_annotation=run.skip_or_stop_annotations,
         tell=run.tell,
         forget_after=run.forget_after,
         counts=run.counts,

@@ -32,6 +32,7 @@ def tiny_pictures(root: Path, num_train: int = 2) -> None:
             generate, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in generate.CLASS_SETS)
         )
         patch.setattr(generate, "VOC_SPLITS", {"trainval": 60, "test": 30})
+        patch.setattr(generate, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
         generate.generate(root)
 
 

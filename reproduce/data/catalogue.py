@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from reproduce.errors import nearest
 
-LAYOUTS = ("folders", "voc")
+LAYOUTS = ("folders", "voc", "coco")
 VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
@@ -23,9 +23,12 @@ def missing(cfg: DictConfig) -> list[str]:
     root = base / data.root
     if not root.is_dir():
         return [f"folder {root} is not there ({data.name} of data config {cfg.data.name!r})"]
-    folders = [data.train, data.val] if data.layout == "folders" else VOC_FOLDERS
+    folders = VOC_FOLDERS if data.layout == "voc" else [data.train, data.val]
     gone = [f"folder {root / name} is not there" for name in folders if not (root / name).is_dir()]
     if data.layout == "voc":
         lists = [root / "ImageSets" / "Main" / f"{split}.txt" for split in (data.train, data.val)]
         gone += [f"list {path} is not there" for path in lists if not path.is_file()]
+    if data.layout == "coco":
+        files = [root / "annotations" / f"instances_{split}.json" for split in (data.train, data.val)]
+        gone += [f"annotation {path} is not there" for path in files if not path.is_file()]
     return gone

@@ -88,16 +88,26 @@ class Run:
 
     def skip_or_stop(self, bad: list[str]) -> None:
         """Files that could not be decoded: count them, or stop at the first, by `on_bad_image`."""
-        if bad and self.cfg.on_bad_image == "stop":
-            raise UserError(
-                f"can't decode picture {bad[0]}; mend or remove it, or go on without such files by SKIP_BAD_IMAGES=1 "
-                "(python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the result"
-            )
-        for name in bad:
-            if name not in self._seen_bad:
-                print(f"skipped {name}", file=sys.stderr, flush=True)
+        if bad:
+            self._stop_or_name(f"can't decode picture {bad[0]}", set(bad) - self._seen_bad, "files")
         self._seen_bad.update(bad)
         self.counts["num_skipped_images"] = len(self._seen_bad)
+
+    def skip_or_stop_annotations(self, bad: list[str]) -> None:
+        """What is broken in annotations, a phrase each: count it, or stop and say how much there is."""
+        if bad:
+            more = f" (and {len(bad) - 1} more such)" if len(bad) > 1 else ""
+            self._stop_or_name(f"{bad[0]}{more}", set(bad), "pictures and boxes")
+        self.counts["num_skipped_annotations"] = self.counts.get("num_skipped_annotations", 0) + len(bad)
+
+    def _stop_or_name(self, wrong: str, bad: set[str], what: str) -> None:
+        if self.cfg.on_bad_image == "stop":
+            raise UserError(
+                f"{wrong}; mend or remove it, or go on without such {what} by SKIP_BAD_IMAGES=1 "
+                "(python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the result"
+            )
+        for name in sorted(bad):
+            print(f"skipped {name}", file=sys.stderr, flush=True)
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, the sign that the run is done."""
