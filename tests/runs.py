@@ -33,6 +33,7 @@ def tiny_pictures(root: Path, num_train: int = 2) -> None:
         )
         patch.setattr(generate, "VOC_SPLITS", {"trainval": 60, "test": 30})
         patch.setattr(generate, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
+        patch.setattr(generate, "COCO_SCENES", replace(generate.COCO_SCENES, size_px=(128, 128)))
         generate.generate(root)
 
 

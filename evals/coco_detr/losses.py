@@ -70,6 +70,7 @@ def losses(logits: Tensor, boxes: Tensor, targets: list[Target], weights: Weight
     per_class = logits.new_ones(logits.shape[-1])
     per_class[-1] = weights.no_object
     num_objects = all_reduce_mean(logits.new_tensor(float(sum(len(target.labels) for target in targets)))).clamp(min=1)
+    targets = [Target(target.labels, target.boxes.to(boxes.dtype)) for target in targets]
     every = []
     for of_layer, predicted in zip(logits, boxes, strict=True):
         matches = match(of_layer, predicted, targets, weights)

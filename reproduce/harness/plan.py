@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,16 @@ class Cell:
     eval: str
     metric: str
     runs: dict[int, str]
+    """Where there are `settings`, those of the first."""
+    settings: dict[str, dict[int, str]] = field(default_factory=dict)
+    """By setting, the runs that the best is chosen from."""
+    best_by: str = ""
+    """The metric that chooses."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs behind the number."""
+        return [name for runs in (self.settings.values() or [self.runs]) for name in runs.values()]
 
     @property
     def place(self) -> str:
@@ -146,24 +157,24 @@ class Plan:
 
     def runs_of(self, table: str) -> list[Run]:
         """The runs behind one table, parents first."""
-        last = {name for cell in self.cells if cell.table == table for name in cell.runs.values()}
+        last = {name for cell in self.cells if cell.table == table for name in cell.run_ids}
         serving = last | {parent for name in last for parent in self.runs[name].parents}
         return [run for run in self.runs.values() if run.run_id in serving]
 
     def cells_of(self, run_id: str) -> int:
         """How many cells a run serves, by itself or through the runs that build on it."""
         heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
-        return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
+        return sum(bool(heirs & set(cell.run_ids)) for cell in self.cells)
 
     def without_pictures(self) -> "Plan":
         """The part of the plan that reads none: measurements."""
         runs = {run_id: run for run_id, run in self.runs.items() if run.kind == "measure"}
-        cells = [cell for cell in self.cells if runs.keys() >= set(cell.runs.values())]
+        cells = [cell for cell in self.cells if runs.keys() >= set(cell.run_ids)]
         return dataclasses.replace(self, runs=runs, cells=cells)
 
     def should_fail(self, run: Run) -> bool:
         """Whether the paper says, of every number that a run serves, that the training behind it fails."""
-        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.runs.values())]
+        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.run_ids)]
         return bool(served) and all(map(self._prints_failure, served))
 
     def _behind(self, run_id: str) -> tuple[str, ...]:
@@ -201,7 +212,7 @@ class Plan:
         """Keep the margins that the runs to do will be judged by, before there is a result to fit them to."""
         to_do: dict[Path, dict[str, dict[str, float]]] = {}
         for cell in self.cells:
-            for run in (self.runs[name] for name in cell.runs.values()):
+            for run in (self.runs[name] for name in cell.run_ids):
                 margin = self.margin(cell)
                 if margin and not run.result.exists():
                     of_scale = to_do.setdefault(margins.path(run.folder), {})
@@ -258,10 +269,12 @@ def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
     for row, key in table.made_here():
         column = table.columns[key]
         assert row.pretrain
-        runs_of = maker.measurements_of if column.measurement else maker.runs_of
-        made_by = column.measurement or column.eval or ""
-        measured = runs_of(row.pretrain, made_by)
-        yield Cell(table.table, row.label, key, row.pretrain, made_by, column.metric, measured)
+        if column.measurement:
+            measured = maker.measurements_of(row.pretrain, column.measurement)
+            yield Cell(table.table, row.label, key, row.pretrain, column.measurement, column.metric, measured)
+        else:
+            runs_of = partial(maker.runs_of, row.pretrain, column.eval or "")
+            yield _evaluated(table, row, key, row.pretrain, runs_of)
     for row in table.drawn_here():
         assert row.pretrain
         yield Cell(table.table, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain))
@@ -273,10 +286,19 @@ def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
         item = public_weights(table, row)
         for key, column in table.columns.items():
             if item and item.address and column.eval and table.has_cell(row, key):
-                measured = maker.released_runs_of(item, column.eval)
-                yield Cell(
-                    table.table, row.label, key, released.PREFIX + item.name, column.eval, column.metric, measured
-                )
+                runs_of = partial(maker.released_runs_of, item, column.eval)
+                yield _evaluated(table, row, key, released.PREFIX + item.name, runs_of)
+
+
+def _evaluated(table: Table, row: Row, key: str, pretrain: str, runs_of: Callable[..., dict[int, str]]) -> Cell:
+    """The cell of an evaluation, in each of the settings that its best is chosen from."""
+    column = table.columns[key]
+    cell = partial(Cell, table.table, row.label, key, pretrain, column.eval or "", column.metric)
+    if column.best_of is None:
+        return cell(runs_of())
+    settings = [f"{column.best_of.key}={value:g}" for value in column.best_of.values]
+    of_settings = {setting: runs_of(setting) for setting in settings}
+    return cell(of_settings[settings[0]], of_settings, column.best_of.metric)
 
 
 def public_weights(table: Table, row: Row) -> Released | None:
@@ -295,18 +317,21 @@ class _Maker:
     runs: dict[str, Run]
     around: list[str]
 
-    def runs_of(self, experiment: str, evaluation: str = "") -> dict[int, str]:
-        """By seed, the run_id of an experiment's evaluation, or of the experiment itself."""
-        return {seed: self._last_run(experiment, evaluation, seed).run_id for seed in self.request.seeds}
+    def runs_of(self, experiment: str, evaluation: str = "", setting: str = "") -> dict[int, str]:
+        """By seed, the run_id of an experiment's evaluation, or of the experiment itself.
 
-    def released_runs_of(self, item: Released, evaluation: str) -> dict[int, str]:
+        `setting` is an override of the evaluation's config.
+        """
+        return {seed: self._last_run(experiment, evaluation, setting, seed).run_id for seed in self.request.seeds}
+
+    def released_runs_of(self, item: Released, evaluation: str, setting: str = "") -> dict[int, str]:
         """By seed, the run_id of an evaluation of public weights."""
         weights = [f"checkpoint='{released.PREFIX}{item.name}'", f"normalize={item.normalize}"]
         found = {}
         for seed in self.request.seeds:
-            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}"]
+            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}", *_given(setting)]
             run = self.composer.run("evaluate", asked, self.around)
-            run = dataclasses.replace(run, of=f"{released.PREFIX}{item.name}")
+            run = dataclasses.replace(run, of=", ".join([f"{released.PREFIX}{item.name}", *_given(setting)]))
             found[seed] = self.runs.setdefault(run.run_id, run).run_id
         return found
 
@@ -321,15 +346,20 @@ class _Maker:
         self.runs.update((run.run_id, run) for run in runs.values())
         return {seed: run.run_id for seed, run in runs.items()}
 
-    def _last_run(self, experiment: str, evaluation: str, seed: int) -> Run:
+    def _last_run(self, experiment: str, evaluation: str, setting: str, seed: int) -> Run:
         common = [*self.request.overrides(), f"seed={seed}"]
         pretraining = self.composer.run("pretrain", [f"experiment={experiment}", *common], self.around)
         self.runs.setdefault(pretraining.run_id, pretraining)
         if not evaluation:
             return pretraining
-        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common]
+        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common, *_given(setting)]
         run = self.composer.run("evaluate", asked, self.around, pretraining)
+        run = dataclasses.replace(run, of=", ".join([run.of, *_given(setting)]))
         return self.runs.setdefault(run.run_id, run)
+
+
+def _given(setting: str) -> list[str]:
+    return [setting] if setting else []
 
 
 def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:
