@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reproduce.config import Augment, Dataset, Normalize, View
 from reproduce.data.batches import Bad, centre_batches, crop_batches
-from reproduce.data.loader import StepSampler, order_of
+from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
 from reproduce.data.pictures import Pictures, read_splits
 from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed import (
@@ -38,6 +38,7 @@ CROP_AREA = [0.08, 1.0]
 """RandomResizedCrop's default share of the picture."""
 FLIP_ONLY = Augment(0.5, [0.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0, [0.0, 0.0])
 SCORES = ("top1", "top5")
+Batch = TypeVar("Batch")
 
 
 @dataclass
@@ -197,61 +198,109 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train `net` (images to logits) on random crops and flips, judge it on centre crops after every epoch.
 
-    `learning_rates(epoch)` has one for each of the optimiser's groups; `kept` are the parts of `net` that training
-    changes. BatchNorm that trains is synced over ranks. Goes on from the run's last checkpoint.
+    `kept` are the parts of `net` that training changes. BatchNorm that trains is synced over ranks. The rest is as
+    `train_network` says.
     Returns `top1` and `top5` of the last epoch in percent, and as `top1_best` and `top5_best` those of the epoch with
     the best top-1 on the validation set, which is what the released code reports.
     """
-    scores, scaler = _Scores(), loss_scaler(setting.precision)
+    scores = _Scores()
+
+    def batches(sampler: StepSampler) -> Iterator[tuple[list[Tensor], Tensor]]:
+        return crop_batches(
+            train,
+            [View(1, pixels.crop_px, CROP_AREA)],
+            FLIP_ONLY,
+            setting.normalize,
+            sampler,
+            num_workers=setting.num_workers,
+            device=device(),
+            on_bad=setting.on_bad,
+        )
+
+    def loss(trained: nn.Module, batch: tuple[list[Tensor], Tensor], _: int) -> Tensor:
+        (images,), labels = batch
+        return F.cross_entropy(trained(images), labels)
+
+    def judge(_: int) -> dict[str, float]:
+        scores.take(accuracy(net, val, pixels, setting))
+        return scores.last
+
+    train_network(
+        net,
+        {**kept, "scores": scores},
+        optimizer,
+        learning_rates,
+        batches,
+        loss,
+        judge,
+        num_pictures=len(train),
+        epochs=epochs,
+        batch_size=batch_size,
+        setting=setting,
+        order=order_of(train, batch_size),
+    )
+    return scores.last | {f"{name}_best": value for name, value in scores.best.items()}
+
+
+def train_network(
+    net: nn.Module,
+    kept: Mapping[str, Part],
+    optimizer: torch.optim.Optimizer,
+    learning_rates: Callable[[int], list[float]],
+    batches: Callable[[StepSampler], Iterator[Batch]],
+    loss_of: Callable[[nn.Module, Batch, int], Tensor],
+    judge: Callable[[int], dict[str, float]],
+    *,
+    num_pictures: int,
+    epochs: int,
+    batch_size: int,
+    setting: Setting,
+    order: Order = order_of_epoch,
+    clip_norm: float = math.inf,
+) -> None:
+    """Train `net` as all ranks share it: `loss_of(net, batch, step)` on each of the sampler's `batches`.
+
+    `learning_rates(epoch)` has one for each of the optimiser's groups; gradients longer than `clip_norm`, all together,
+    are shortened to it. `judge(epoch)`, with the number of epochs done, gives numbers for the curves, and may leave
+    `net` in eval mode. Goes on from the run's last checkpoint, which holds `kept` and the optimiser. Raises
+    `TrainingFailed` where the loss is not finite at the end of an epoch, `Preempted` where the run was asked to stop.
+    """
+    scaler = loss_scaler(setting.precision)
     checkpoints = Checkpoints(
         setting.checkpoint,
-        {**kept, "optimizer": optimizer, "scaler": scaler, "scores": scores},
+        {**kept, "optimizer": optimizer, "scaler": scaler},
         setting.save_every_seconds,
         setting.agree_every_steps,
     )
     first_step = checkpoints.resume()
     sampler = StepSampler(
-        len(train),
-        batch_size,
-        epochs,
-        setting.seed,
-        first_step,
-        rank(),
-        world_size(),
-        order=order_of(train, batch_size),
+        num_pictures, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order
     )
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
-    views = [View(1, pixels.crop_px, CROP_AREA)]
-    batches = crop_batches(
-        train,
-        views,
-        FLIP_ONLY,
-        setting.normalize,
-        sampler,
-        num_workers=setting.num_workers,
-        device=device(),
-        on_bad=setting.on_bad,
-    )
     trained = shared(net, world_size())
     trained.train()
-    for step, ((images,), labels) in enumerate(batches, start=first_step):
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step, batch in enumerate(batches(sampler), start=first_step):
         for group, lr in zip(optimizer.param_groups, learning_rates(step // sampler.steps_per_epoch), strict=True):
             group["lr"] = lr
         with autocast(setting.precision):
-            loss = F.cross_entropy(trained(images), labels)
+            loss = loss_of(trained, batch, step)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
+        if clip_norm < math.inf:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
         scaler.step(optimizer)
         scaler.update()
         done = step + 1
         if done % sampler.steps_per_epoch == 0:
             epoch, mean_loss = done // sampler.steps_per_epoch, all_reduce_mean(loss.detach().clone()).item()
             if not math.isfinite(mean_loss):
-                raise TrainingFailed(f"the classifier's loss is {mean_loss} after epoch {epoch}: lower protocol.lr")
-            scores.take(accuracy(net, val, pixels, setting))
+                raise TrainingFailed(f"the loss is {mean_loss} after epoch {epoch}: lower protocol.lr")
+            values = judge(epoch)
             trained.train()
-            setting.tell(epoch, epochs, loss=mean_loss, **scores.last)
+            setting.tell(epoch, epochs, loss=mean_loss, **values)
             if done < num_steps:
                 checkpoints.save(done)
         if done < num_steps and setting.preemption.asked(done if done % sampler.steps_per_epoch else 0):
@@ -261,7 +310,6 @@ def train_classifier(
             raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
-    return scores.last | {f"{name}_best": value for name, value in scores.best.items()}
 
 
 @torch.no_grad()

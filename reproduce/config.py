@@ -161,6 +161,7 @@ class Catalogue:
     inat18: Dataset = field(default_factory=Dataset)
     voc07: Dataset = field(default_factory=Dataset)
     voc0712: Dataset = field(default_factory=Dataset)
+    coco17: Dataset = field(default_factory=Dataset)
 
 
 @dataclass

@@ -32,6 +32,8 @@ def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None
             generate, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in generate.CLASS_SETS)
         )
         patch.setattr(generate, "VOC_SPLITS", num_voc or {"trainval": 60, "test": 30})
+        patch.setattr(generate, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
+        patch.setattr(generate, "COCO_SCENES", replace(generate.COCO_SCENES, size_px=(128, 128)))
         generate.generate(root)
 
 

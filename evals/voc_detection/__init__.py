@@ -23,7 +23,7 @@ from evals.voc_detection.detector import build, configuration, total
 from evals.voc_detection.voc import evaluator
 from models.resnet import ResNet
 from reproduce.data import detections
-from reproduce.data.batches import loader
+from reproduce.data.batches import data_loader
 from reproduce.data.detections import Box, Detected
 from reproduce.data.pictures import Pictures
 from reproduce.data.voc import CLASSES, Annotated, read_boxes
@@ -84,7 +84,8 @@ def read(setting: Setting) -> tuple[list[Annotated], list[Annotated]]:
     train = [picture for pictures, _ in found for picture in pictures if picture.boxes]
     if not test:
         raise UserError(f"no picture of {data.val} in {setting.root} can be used: there is nothing to test on")
-    setting.provenance["data_manifest_sha256"] = Pictures([each.path for each in train], [0] * len(train), []).sha256()
+    for split, pictures in ((data.train, train), (data.val, test)):
+        setting.quote(split, Pictures([each.path for each in pictures], [0] * len(pictures), []))
     setting.counts["num_train_images"] = len(train)
     return train, test
 
@@ -151,7 +152,7 @@ def batches(
     """Each step's pictures of this rank, augmented, as Detectron2 takes them."""
     wide = [picture.width > picture.height for picture in train]
     steps = GroupedSteps(wide, cfg.SOLVER.IMS_PER_BATCH, seed, first_step, num_steps, rank(), world_size())
-    data = loader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
+    data = data_loader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
     for inputs, bad in data:
         setting.on_bad(bad)
         yield inputs
@@ -164,7 +165,7 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
     mine = test[rank() :: world_size()]
     shown = detections.chosen(len(mine))
     drawn: list[Detected] = []
-    data = loader(Testing(mine, cfg), setting.num_workers, batch_size=None)
+    data = data_loader(Testing(mine, cfg), setting.num_workers, batch_size=None)
     undecodable = 0
     with evaluator(test) as ours:
         for index, (inputs, bad) in enumerate(data):

@@ -38,8 +38,8 @@ def crop_batches(
     """
     mean, std = (torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std))
     dataset = MultiCropDataset(pictures, views, augmentation, sampler.seed)
-    batches = loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
-    for batch in batches:
+    loader = data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
+    for batch in loader:
         on_bad(batch.bad)
         crops: list[Tensor] = []
         for pixels, parameters, view in zip(batch.crops, batch.parameters, views, strict=True):
@@ -85,8 +85,8 @@ def centre_batches(
     """Each picture once, in order: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
     mean, std = (torch.tensor(list(values), device=device).view(3, 1, 1) for values in (normalize.mean, normalize.std))
     dataset = CentreCrops(pictures, resize_px, crop_px)
-    batches = loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
-    for indices, pixels, bad in batches:
+    loader = data_loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
+    for indices, pixels, bad in loader:
         on_bad(bad)
         if len(indices):
             x = (pixels.to(device, non_blocking=True).float() / 255 - mean) / std
@@ -99,8 +99,8 @@ def _collate_centres(samples: list[Centre]) -> tuple[Tensor, Tensor, list[str]]:
     return torch.tensor([index for index, _ in good]), pixels, [bad for _, _, bad in samples if bad]
 
 
-def loader(dataset: Dataset[Any], num_workers: int, **arguments: Any) -> DataLoader[Any]:
-    """Torch's loader with workers that leave stopping to this process; `arguments` are torch's."""
+def data_loader(dataset: Dataset[Any], num_workers: int, **arguments: Any) -> DataLoader[Any]:
+    """A loader whose workers leave signals to the run itself; `arguments` are torch's own."""
     return DataLoader(
         dataset,
         num_workers=num_workers,

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from reproduce.errors import nearest
 
-LAYOUTS = ("folders", "voc", "shards")
+LAYOUTS = ("folders", "voc", "coco", "shards")
 VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
@@ -30,6 +30,9 @@ def missing(cfg: DictConfig) -> list[str]:
     if data.get("also_train_root"):
         also = base / data.also_train_root
         gone += _lists_missing(also, data.train) if also.is_dir() else [f"folder {also} is not there"]
+    if data.layout == "coco":
+        files = [root / "annotations" / f"instances_{split}.json" for split in (data.train, data.val)]
+        gone += [f"annotation {path} is not there" for path in files if not path.is_file()]
     return gone
 
 

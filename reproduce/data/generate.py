@@ -1,16 +1,19 @@
 """Generated picture sets in the layouts of the real ones: `python -m reproduce.data.generate --root DIR`.
 
 `imagenet/`, `places205/` and `inat18/` (class folders), `VOCdevkit/VOC2007` (XML boxes, several objects a picture,
-`difficult` flags) and `coco/` (the VOC pictures, their boxes as COCO JSON). JPEG files, the same from the same seed.
+`difficult` flags) and `coco/` (JSON boxes of small, medium and large objects). JPEG files, the same from the same seed.
 `manifest.json` is written last: with it, the set is whole.
 """
 
 import argparse
 import hashlib
+import json
 import math
 import os
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ from reproduce.files import lock, read_json, write_json
 
 VERSION = "generated-1"
 """Changes whenever the pictures do; `source` in conf/data/generated.yaml names it."""
+COCO_VERSION = "generated-coco-1"
+"""The same, of the COCO set, which came later."""
 JPEG_QUALITY = 90
 
 DIRECTIONS = {
@@ -89,9 +94,21 @@ VOC_TEXTURES = list(
 )
 """One texture per VOC class, in the classes' order."""
 VOC_SPLITS = {"trainval": 300, "test": 300}
-VOC_SIZE_PX = (96, 128)
 OBJECT_SHARE = (0.35, 0.7)
 """Side of an object as a share of the picture's."""
+
+COCO_CATEGORIES = {
+    1: ("stripe", Texture("stripes", "sine", DIRECTIONS["upright"])),
+    2: ("layer", Texture("stripes", "sine", DIRECTIONS["level"])),
+    4: ("net", Texture("grid", "thin", DIRECTIONS["upright"])),
+    7: ("board", Texture("checker", "sine", DIRECTIONS["slanted"])),
+}
+"""By id; ids have gaps, as COCO's have."""
+COCO_SPLITS = {"train2017": 400, "val2017": 200}
+OBJECT_PX = ((20, 30), (36, 80), (100, 125))
+"""Sides of small, medium and large objects, in COCO's sense: divided at areas of 32 x 32 and 96 x 96."""
+OBJECT_SIZES = (0.2, 0.5, 0.3)
+"""How often each is tried; a large one often leaves no room for others."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +123,35 @@ class Box:
     difficult: bool
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Pictures of a detection set: bounds of their sides in pixels, and one texture for each label."""
+
+    size_px: tuple[int, int]
+    textures: list[Texture]
+    draw_sides: Callable[[np.random.Generator, int, int], tuple[int, int]]
+    """Width and height of an object, in a picture of this width and height."""
+
+
+def _shares(rng: np.random.Generator, width: int, height: int) -> tuple[int, int]:
+    w, h = (int(side * rng.uniform(*OBJECT_SHARE)) for side in (width, height))
+    return w, h
+
+
+def _sizes(rng: np.random.Generator, width: int, height: int) -> tuple[int, int]:
+    low, high = OBJECT_PX[rng.choice(len(OBJECT_PX), p=OBJECT_SIZES)]
+    w, h = (min(int(rng.integers(low, high + 1)), side) for side in (width, height))
+    return w, h
+
+
+VOC_SCENES = Scenes((96, 128), VOC_TEXTURES, _shares)
+COCO_SCENES = Scenes((128, 160), [texture for _, texture in COCO_CATEGORIES.values()], _sizes)
+
+
 def generate(root: Path, seed: int = 0) -> None:
     """Write all sets below `root`, on all cores; nothing is done where the manifest of this version is there."""
     manifest = root / "manifest.json"
-    wanted = {"version": VERSION, "seed": seed}
+    wanted = {"version": VERSION, "coco": COCO_VERSION, "seed": seed}
     with lock(root / ".lock", "the picture generator"):
         if manifest.exists() and read_json(manifest).items() >= wanted.items():
             return
@@ -118,7 +160,8 @@ def generate(root: Path, seed: int = 0) -> None:
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             class_sets = pool.map(_write_class_split, jobs)
             voc = pool.map(_write_voc_split, [(root, seed, split) for split in VOC_SPLITS])
-            hashes = dict([*class_sets, *voc])
+            coco = pool.map(_write_coco_split, [(root, seed, split) for split in COCO_SPLITS])
+            hashes = dict([*class_sets, *voc, *coco])
         write_json(manifest, {**wanted, "sha256": hashes})
         print(f"generated pictures in {root}")
 
@@ -150,47 +193,57 @@ def _write_class_split(job: tuple[Path, int, ClassSet, str]) -> tuple[str, str]:
 def _write_voc_split(job: tuple[Path, int, str]) -> tuple[str, str]:
     root, seed, split = job
     voc = root / "VOCdevkit" / "VOC2007"
-    coco_split = {"trainval": "train2017", "test": "val2017"}[split]
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
-    (root / "coco" / coco_split).mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    names, images, annotations = [], [], []
+    names = []
     for number in range(VOC_SPLITS[split]):
-        rng = _rng(seed, "voc", split, number)
-        grey, boxes = _scene(rng)
+        grey, boxes = _scene(_rng(seed, "voc", split, number), VOC_SCENES)
         height, width = grey.shape
-        image_id = number + (0 if split == "trainval" else VOC_SPLITS["trainval"])
-        name = f"{image_id:06d}"
+        name = f"{number + (0 if split == 'trainval' else VOC_SPLITS['trainval']):06d}"
         digest.update(_save(voc / "JPEGImages" / f"{name}.jpg", grey))
         (voc / "Annotations" / f"{name}.xml").write_bytes(_voc_xml(name, width, height, boxes))
-        copy = root / "coco" / coco_split / f"{name}.jpg"
-        copy.unlink(missing_ok=True)
-        os.link(voc / "JPEGImages" / f"{name}.jpg", copy)
         names.append(name)
-        images.append({"id": image_id, "file_name": f"{name}.jpg", "width": width, "height": height})
-        annotations += [_coco_box(box, image_id) for box in boxes]
     (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
-    for box_id, annotation in enumerate(annotations, start=1):
-        annotation["id"] = box_id
-    categories = [{"id": number, "name": name} for number, name in enumerate(VOC_CLASSES, start=1)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    write_json(root / "coco" / "annotations" / f"instances_{coco_split}.json", content)
     return f"VOC2007/{split}", digest.hexdigest()
 
 
-def _scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Box]]:
+def _write_coco_split(job: tuple[Path, int, str]) -> tuple[str, str]:
+    root, seed, split = job
+    folder = root / "coco" / split
+    if folder.is_dir():  # of another version
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    digest = hashlib.sha256()
+    images, annotations = [], []
+    for number in range(COCO_SPLITS[split]):
+        grey, boxes = _scene(_rng(seed, "coco", split, number), COCO_SCENES)
+        height, width = grey.shape
+        name = f"{number:012d}.jpg"
+        digest.update(_save(folder / name, grey))
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        annotations += [_coco_box(box, number) for box in boxes]
+    for box_id, annotation in enumerate(annotations, start=1):
+        annotation["id"] = box_id
+    categories = [{"id": number, "name": name} for number, (name, _) in COCO_CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(root / "coco" / "annotations" / f"instances_{split}.json", content)
+    digest.update(json.dumps(content).encode())
+    return f"coco/{split}", digest.hexdigest()
+
+
+def _scene(rng: np.random.Generator, kind: Scenes) -> tuple[np.ndarray, list[Box]]:
     """A smooth, noisy ground with one to three textured rectangles that overlap little; about one in ten is faint."""
-    width, height = (int(side) for side in rng.integers(VOC_SIZE_PX[0], VOC_SIZE_PX[1] + 1, 2))
+    width, height = (int(side) for side in rng.integers(kind.size_px[0], kind.size_px[1] + 1, 2))
     ground = rng.normal(128, 8, (height, width)) + rng.uniform(-40, 40)
     boxes: list[Box] = []
     for _ in range(int(rng.integers(1, 4))):
-        w, h = (int(side * rng.uniform(*OBJECT_SHARE)) for side in (width, height))
+        w, h = kind.draw_sides(rng, width, height)
         left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-        box = Box(int(rng.integers(len(VOC_CLASSES))), left, top, left + w, top + h, bool(rng.random() < 0.1))
+        box = Box(int(rng.integers(len(kind.textures))), left, top, left + w, top + h, bool(rng.random() < 0.1))
         if any(_overlap(box, other) > 0.2 for other in boxes):
             continue
-        texture = picture(rng, VOC_TEXTURES[box.label], h, w).astype(float)
+        texture = picture(rng, kind.textures[box.label], h, w).astype(float)
         part = ground[top : top + h, left : left + w]
         part += (texture - part) * (0.3 if box.difficult else 1.0)
         boxes.append(box)
@@ -226,7 +279,7 @@ def _coco_box(box: Box, image_id: int) -> dict[str, object]:
     width, height = box.right - box.left, box.bottom - box.top
     return {
         "image_id": image_id,
-        "category_id": box.label + 1,
+        "category_id": list(COCO_CATEGORIES)[box.label],
         "bbox": [box.left, box.top, width, height],
         "area": width * height,
         "iscrowd": int(box.difficult),

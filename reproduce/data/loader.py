@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -97,18 +98,26 @@ class MultiCropDataset(Dataset[Sample]):
     def __getitem__(self, at: tuple[int, int]) -> Sample:
         """The views of picture `index` in `epoch`, its label, and the files that were passed over to get them."""
         epoch, index = at
-        bad: list[str] = []
-        for shift in range(len(self.pictures)):
-            # A picture that can't be read is replaced by the next one, so that the batch keeps its size.
-            instead = (index + shift) % len(self.pictures)
-            try:
-                image = read_image(self.pictures.paths[instead], self.pictures.encoded(instead))
-            except BadImage as error:
-                bad.append(str(error))
-                continue
-            views = multi_crop(image, self.views, self.augment, generator(self.seed, epoch, index))
-            return views, self.pictures.labels[instead], bad
-        raise UserError(f"none of the {len(self.pictures)} pictures can be read; the first: {bad[0]}")
+        pictures = self.pictures
+        instead, image, bad = read_or_next(
+            len(pictures), index, lambda number: read_image(pictures.paths[number], pictures.encoded(number))
+        )
+        views = multi_crop(image, self.views, self.augment, generator(self.seed, epoch, index))
+        return views, pictures.labels[instead], bad
+
+
+def read_or_next(
+    num_pictures: int, index: int, read: Callable[[int], Image.Image]
+) -> tuple[int, Image.Image, list[str]]:
+    """Picture `index`, or the next that can be read, so that a batch keeps its size: its number, it, what was bad."""
+    bad: list[str] = []
+    for shift in range(num_pictures):
+        instead = (index + shift) % num_pictures
+        try:
+            return instead, read(instead), bad
+        except BadImage as error:
+            bad.append(str(error))
+    raise UserError(f"none of the {num_pictures} pictures can be read; the first: {bad[0]}")
 
 
 def collate_crops(samples: list[Sample]) -> CropBatch:

@@ -40,10 +40,7 @@ SAMPLE_SHARDS = 20
 BLOCK = 10_000
 """Pictures handed to the threads at once: a million of them would fill the memory with what is still to do."""
 
-DETECTION = (
-    Dataset("voc12", "VOC2012", "voc", "VOCdevkit/VOC2012", "trainval", "trainval"),
-    Dataset("coco17", "COCO2017", "coco", "coco", "train2017", "val2017"),
-)
+DETECTION = (Dataset("voc12", "VOC2012", "voc", "VOCdevkit/VOC2012", "trainval", "trainval"),)
 """What finetuned detectors need beside a catalogue's data sets."""
 COMBINED = ("voc0712",)
 """Made of sets that are verified by themselves."""

@@ -359,7 +359,7 @@ def _sums(plan: Plan, prices: Price) -> Iterable[str]:
             yield f"  not in the sums: {len(left_out)} runs of unknown cost, or on GPUs that no factor is known for"
         cheap = released(plan)
         if cheap:
-            num_cells = sum(bool(set(cell.runs.values()) & set(cheap)) for cell in plan.cells)
+            num_cells = sum(bool(set(cell.run_ids) & set(cheap)) for cell in plan.cells)
             yield _wrapped(
                 f"cheapest honest subset, FROM=released: {len(cheap)} evaluations of published weights,"
                 f" {num_cells} cells, {_amount(prices.gpu_hours(PAPERS, cheap))} GPU-hours on {PAPERS}"

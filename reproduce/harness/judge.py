@@ -60,6 +60,10 @@ class Outcome:
     unavailable: dict[int, str] = field(default_factory=dict)
     """Of public weights that are no longer where they were."""
     num_test_images: int | None = None
+    run_ids: list[str] = field(default_factory=list)
+    """Of these values; where the best of several settings counts, of that setting."""
+    choice: str = ""
+    """How it was chosen, a sentence."""
 
     @property
     def test_set_error(self) -> float:
@@ -109,19 +113,37 @@ def _cell(plan: Plan, place: str) -> Cell | None:
 
 
 def outcome(plan: Plan, cell: Cell) -> Outcome:
-    """Read what a cell's runs left. Raises `UserError` for a result that is cut short or lacks the metric."""
+    """Read what a cell's runs left: of several settings, those with the highest mean of the metric that chooses.
+
+    A setting that lacks a result leaves nothing to choose by. Raises `UserError` for a result that is cut short or
+    lacks the metric.
+    """
+    if not cell.settings:
+        return _outcome(plan, cell.runs, cell.metric)
+    found = {setting: _outcome(plan, runs, cell.best_by) for setting, runs in cell.settings.items()}
+    lacking = [each for each in found.values() if len(each.values) < len(each.run_ids)]
+    if lacking:
+        return min(lacking, key=lambda each: len(each.missing))  # a failure before what is only missing
+    means = {setting: statistics.mean(list(each.values.values())) for setting, each in found.items()}
+    best = max(means, key=lambda setting: means[setting])
+    others = ", ".join(f"{setting} ({mean:.2f})" for setting, mean in means.items())
+    choice = f"Of {others} the best by {cell.best_by}, as the authors chose it: {best}."
+    return replace(_outcome(plan, cell.settings[best], cell.metric), choice=choice)
+
+
+def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
     values: dict[int, float] = {}
     bad: dict[str, dict[int, str]] = {"collapsed": {}, "failed": {}, "unavailable": {}}
     missing: dict[int, str] = {}
     num_test_images = None
-    for seed, run in ((seed, plan.runs[name]) for seed, name in cell.runs.items()):
+    for seed, run in ((seed, plan.runs[name]) for seed, name in runs.items()):
         if failure := _failure(plan, run):
             status, sentence = failure
             bad[status if status in bad else "failed"][seed] = sentence
         elif (result := results.read(run)) is None:
             missing[seed] = run.label
         else:
-            values[seed] = _metric(run, result, cell.metric)
+            values[seed] = _metric(run, result, metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
     return Outcome(
         values,
@@ -130,6 +152,7 @@ def outcome(plan: Plan, cell: Cell) -> Outcome:
         missing,
         unavailable=bad["unavailable"],
         num_test_images=num_test_images,
+        run_ids=list(runs.values()),
     )
 
 
@@ -160,7 +183,7 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         released = evidence.plan.request.source == "released" and column.eval
         return _not_released(table, row, printed) if released else _not_ours(row, column, printed)
     found = evidence.outcome(cell)
-    blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=list(cell.runs.values()))
+    blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=found.run_ids)
     if printed == FAILS:
         return _against_failure(replace(found, values=found.values | found.unasked), blank)
     if bad := found.collapsed | found.failed:  # a seed that failed counts; the others' mean would look too good
@@ -171,7 +194,7 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         return replace(blank, reason=_no_result(found))
     ours = _measured(found, blank)
     if table.expected == "recorded":
-        return _told_of_others(found, _against_recorded(evidence, cell, ours))
+        return _told_of_others(found, _told_of_choice(found, _against_recorded(evidence, cell, ours)))
     expected = row.errata[key].value if key in row.errata else tables.number(printed)
     margin = table.margin(row, key)
     assert expected is not None and margin is not None
@@ -183,7 +206,11 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         judged = replace(judged, verdict=TURNED.get(judged.verdict, judged.verdict))
     if judged.margin:
         judged = _told_of_runs(column, _told_of_margin(evidence.plan, cell, judged))
-    return _told_of_others(found, judged)
+    return _told_of_others(found, _told_of_choice(found, judged))
+
+
+def _told_of_choice(found: Outcome, judged: Judged) -> Judged:
+    return replace(judged, reason=f"{judged.reason} {found.choice}") if found.choice else judged
 
 
 def _as_share(
@@ -318,7 +345,7 @@ def _told_of_margin(plan: Plan, cell: Cell, judged: Judged) -> Judged:
 
 
 def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:
-    for run in (plan.runs[name] for name in cell.runs.values()):
+    for run in (plan.runs[name] for name in cell.run_ids):
         yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.place)
 
 
@@ -350,7 +377,7 @@ def _against_recorded(evidence: Evidence, cell: Cell, ours: Judged) -> Judged:
     welch = statistics.difference(values, known.values)
     if welch.p_value is not None:
         reason += f" Welch's test of equal means: p = {welch.p_value:.3f}."
-    if recorded.header["seeds"][0] in plan.request.seeds and known.run_id not in cell.runs.values():
+    if recorded.header["seeds"][0] in plan.request.seeds and known.run_id not in cell.run_ids:
         reason += " The config has changed since the recording."
     return replace(
         ours,

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,16 @@ class Cell:
     eval: str
     metric: str
     runs: dict[int, str]
+    """Where there are `settings`, those of the first."""
+    settings: dict[str, dict[int, str]] = field(default_factory=dict)
+    """By setting, the runs that the best is chosen from."""
+    best_by: str = ""
+    """The metric that chooses."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs behind the number."""
+        return [name for runs in (self.settings.values() or [self.runs]) for name in runs.values()]
 
     @property
     def place(self) -> str:
@@ -165,24 +176,24 @@ class Plan:
 
     def runs_of(self, table: str) -> list[Run]:
         """The runs behind one table, parents first."""
-        last = {name for cell in self.cells if cell.table == table for name in cell.runs.values()}
+        last = {name for cell in self.cells if cell.table == table for name in cell.run_ids}
         serving = last | {parent for name in last for parent in self.runs[name].parents}
         return [run for run in self.runs.values() if run.run_id in serving]
 
     def cells_of(self, run_id: str) -> int:
         """How many cells a run serves, by itself or through the runs that build on it."""
         heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
-        return sum(bool(heirs & set(cell.runs.values())) for cell in self.cells)
+        return sum(bool(heirs & set(cell.run_ids)) for cell in self.cells)
 
     def without_pictures(self) -> "Plan":
         """The part of the plan that reads none: measurements."""
         runs = {run_id: run for run_id, run in self.runs.items() if run.kind == "measure"}
-        cells = [cell for cell in self.cells if runs.keys() >= set(cell.runs.values())]
+        cells = [cell for cell in self.cells if runs.keys() >= set(cell.run_ids)]
         return dataclasses.replace(self, runs=runs, cells=cells)
 
     def should_fail(self, run: Run) -> bool:
         """Whether the paper says, of every number that a run serves, that the training behind it fails."""
-        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.runs.values())]
+        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.run_ids)]
         return bool(served) and all(map(self._prints_failure, served))
 
     def _behind(self, run_id: str) -> tuple[str, ...]:
@@ -220,7 +231,7 @@ class Plan:
         """Keep the margins that the runs to do will be judged by, before there is a result to fit them to."""
         to_do: dict[Path, dict[str, dict[str, float]]] = {}
         for cell in self.cells:
-            for run in (self.runs[name] for name in cell.runs.values()):
+            for run in (self.runs[name] for name in cell.run_ids):
                 margin = self.margin(cell)
                 if margin and not run.result.exists():
                     of_scale = to_do.setdefault(margins.path(run.folder), {})
@@ -277,13 +288,12 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
 def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
     for row, key, experiment in table.made_here():
         column = table.columns[key]
-        made_by = column.measurement or column.eval or ""
-        measured = (
-            maker.measurements_of(experiment, made_by)
-            if column.measurement
-            else maker.runs_of(experiment, made_by, column.num_runs)
-        )
-        yield Cell(table.table, row.label, key, experiment, made_by, column.metric, measured)
+        if column.measurement:
+            measured = maker.measurements_of(experiment, column.measurement)
+            yield Cell(table.table, row.label, key, experiment, column.measurement, column.metric, measured)
+        else:
+            runs_of = partial(maker.runs_of, experiment, column.eval or "", column.num_runs)
+            yield _evaluated(table, row, key, experiment, runs_of)
     for row in table.drawn_here():
         assert row.pretrain
         yield Cell(table.table, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain))
@@ -295,10 +305,19 @@ def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
         item = public_weights(table, row)
         for key, column in table.columns.items():
             if item and item.address and column.eval and table.has_cell(row, key):
-                measured = maker.released_runs_of(item, column.eval, column.num_runs)
-                yield Cell(
-                    table.table, row.label, key, released.PREFIX + item.name, column.eval, column.metric, measured
-                )
+                runs_of = partial(maker.released_runs_of, item, column.eval, column.num_runs)
+                yield _evaluated(table, row, key, released.PREFIX + item.name, runs_of)
+
+
+def _evaluated(table: Table, row: Row, key: str, pretrain: str, runs_of: Callable[..., dict[int, str]]) -> Cell:
+    """The cell of an evaluation, in each of the settings that its best is chosen from."""
+    column = table.columns[key]
+    cell = partial(Cell, table.table, row.label, key, pretrain, column.eval or "", column.metric)
+    if column.best_of is None:
+        return cell(runs_of())
+    settings = [f"{column.best_of.key}={value:g}" for value in column.best_of.values]
+    of_settings = {setting: runs_of(setting) for setting in settings}
+    return cell(of_settings[settings[0]], of_settings, column.best_of.metric)
 
 
 def public_weights(table: Table, row: Row) -> Released | None:
@@ -317,26 +336,28 @@ class _Maker:
     runs: dict[str, Run]
     around: list[str]
 
-    def runs_of(self, experiment: str, evaluation: str = "", num_runs: int = 1) -> dict[int, str]:
+    def runs_of(
+        self, experiment: str, evaluation: str = "", num_runs: int = 1, setting: str = ""
+    ) -> dict[int, str]:
         """By seed, the run_id of an experiment's evaluation, or of the experiment itself.
 
         An evaluation that the paper averages over `num_runs` runs of it has so many seeds of its own for each
-        pretraining: 0 to 4 on that of seed 0, 5 to 9 on that of seed 1.
+        pretraining: 0 to 4 on that of seed 0, 5 to 9 on that of seed 1. `setting` is an override of its config.
         """
         return {
-            seed: self._last_run(experiment, evaluation, pretrained, seed).run_id
+            seed: self._last_run(experiment, evaluation, setting, pretrained, seed).run_id
             for pretrained in self.request.seeds
             for seed in _own_seeds(pretrained, num_runs)
         }
 
-    def released_runs_of(self, item: Released, evaluation: str, num_runs: int) -> dict[int, str]:
+    def released_runs_of(self, item: Released, evaluation: str, num_runs: int, setting: str = "") -> dict[int, str]:
         """By seed, the run_id of an evaluation of public weights."""
         weights = [f"checkpoint='{released.PREFIX}{item.name}'", f"normalize={item.normalize}"]
         found = {}
         for seed in (seed for asked in self.request.seeds for seed in _own_seeds(asked, num_runs)):
-            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}"]
+            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}", *_given(setting)]
             run = self.composer.run("evaluate", asked, self.around)
-            run = dataclasses.replace(run, of=f"{released.PREFIX}{item.name}")
+            run = dataclasses.replace(run, of=", ".join([f"{released.PREFIX}{item.name}", *_given(setting)]))
             found[seed] = self.runs.setdefault(run.run_id, run).run_id
         return found
 
@@ -351,21 +372,26 @@ class _Maker:
         self.runs.update((run.run_id, run) for run in runs.values())
         return {seed: run.run_id for seed, run in runs.items()}
 
-    def _last_run(self, experiment: str, evaluation: str, pretrained: int, seed: int) -> Run:
+    def _last_run(self, experiment: str, evaluation: str, setting: str, pretrained: int, seed: int) -> Run:
         common = self.request.overrides()
         first = [f"experiment={experiment}", *common, f"seed={pretrained}"]
         pretraining = self.composer.run("pretrain", first, self.around)
         self.runs.setdefault(pretraining.run_id, pretraining)
         if not evaluation:
             return pretraining
-        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common, f"seed={seed}"]
+        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common, f"seed={seed}", *_given(setting)]
         run = self.composer.run("evaluate", asked, self.around, pretraining)
+        run = dataclasses.replace(run, of=", ".join([run.of, *_given(setting)]))
         return self.runs.setdefault(run.run_id, run)
 
 
 def _own_seeds(pretrained: int, num_runs: int) -> range:
     """The seeds of an evaluation's `num_runs` runs on one network."""
     return range(pretrained * num_runs, (pretrained + 1) * num_runs)
+
+
+def _given(setting: str) -> list[str]:
+    return [setting] if setting else []
 
 
 def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()) -> Plan:

@@ -52,6 +52,17 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class BestOf:
+    """Settings of an evaluation of which the authors took the best for each method."""
+
+    key: str
+    """Of the evaluation's config."""
+    values: list[float]
+    metric: str
+    """What chooses, whichever metric the column shows; the highest is best."""
+
+
+@dataclass(frozen=True)
 class Column:
     """One column: the evaluation and metric that make its numbers, or why nothing does."""
 
@@ -60,6 +71,7 @@ class Column:
     decimals: int
     eval: str | None
     metric: str = ""
+    best_of: BestOf | None = None
     measurement: str = ""
     """In place of an evaluation, what is measured of the network itself, without pictures (conf/measurement)."""
     relative_to: str = ""
@@ -253,6 +265,8 @@ def _check_column(table: Table, column: Column, where: str) -> None:
         raise UserError(f"{where} needs either an eval or a reason under not_run")
     if not column.not_run and not column.metric:
         raise UserError(f"{where} names an eval; it needs a metric too")
+    if column.best_of and not (column.eval and column.best_of.values):
+        raise UserError(f"{where}: best_of needs an eval, and values to choose from")
     if table.expected == "printed" and column.margin is None:
         raise UserError(f"{where} needs a margin with its source, to judge printed numbers by")
     labels = [row.label for row in table.rows]

@@ -17,7 +17,7 @@ checkpoint_trunk = evaluate.checkpoint_trunk
 def in_double(cfg: DictConfig) -> tuple[Path, ResNet]:
     """The trunk in double precision, whatever its pictures come in."""
     path, trunk = checkpoint_trunk(cfg)
-    trunk.register_forward_pre_hook(lambda _, images: tuple(x.double() for x in images))
+    trunk.conv1.register_forward_pre_hook(lambda _, images: tuple(x.double() for x in images))
     return path, trunk
 
 

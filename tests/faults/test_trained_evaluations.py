@@ -24,7 +24,11 @@ FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "log
 TRAINED = {
     "linear": ("eval=linear_imagenet", *FEW),
     "finetune": ("eval=lowshot_13", "protocol.subset.images_per_class=2", *FEW),
-}
+    "coco_detr": (
+        "eval=coco_detr", *FEW, "protocol.batch_size=30", "protocol.judge_every_epochs=2", "protocol.detector.layers=1",
+        "protocol.detector.channels=16", "protocol.views.scales_px=[32,40]", "protocol.views.test_px=32",
+    ),
+}  # fmt: skip
 WITHOUT_WORKERS = ("cluster.num_workers=0", "cluster.num_threads=1")
 
 
@@ -93,6 +97,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
     # At its own learning rates a random network does not settle in six steps: any difference grows tenfold in each.
     lower = ("protocol.lr_trunk=0.0002", "protocol.lr_head=0.01") if kind == "finetune" else ()
+    if kind == "coco_detr":  # each rank draws its own dropout, and pads its pictures only to the largest of its own
+        lower = ("protocol.detector.dropout=0", "protocol.views.crop_probability=0", "protocol.views.scales_px=[32]")
     outcomes = []
     for processes in (1, 2):
         results = tmp_path / str(processes)
@@ -282,3 +288,28 @@ def test_shards_give_what_folders_give(
     assert results[1]["counts"] == results[0]["counts"]
     if kind != "linear":
         assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], abs=1e-4)
+def test_broken_annotations_stop_a_run_or_are_counted(
+    data: Path, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data / "coco", tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["category_id"] = 3
+    path.write_text(json.dumps(content))
+    (tmp_path / "coco" / "val2017" / f"{7:012d}.jpg").unlink()
+    asked = (*TRAINED["coco_detr"], *common, f"paths.data={tmp_path}", f"paths.results={tmp_path}", "protocol.epochs=1")
+    status, said = call(evaluate.main, monkeypatch, *asked)
+    assert status == 2
+    assert said.startswith(f"error: annotation 1 of {path} has a box without area: [")
+    assert "(and 1 more such); mend or remove it, or go on without such pictures and boxes by SKIP_BAD_IMAGES=1" in said
+    assert said.count("\n") == 1
+    status, said = call(evaluate.main, monkeypatch, *asked, "on_bad_image=skip")
+    assert status == 0, said
+    assert f"skipped annotation 2 of {path} is of category 3, which the file does not list\n" in said
+    result, _, _ = outcome(tmp_path)
+    assert result["counts"] == {
+        "num_skipped_images": 0, "num_skipped_annotations": 3, "num_train_images": 60, "num_test_images": 29,
+    }  # fmt: skip
+    (examples,) = tmp_path.glob("smoke/*/detections.json")
+    assert len(json.loads(examples.read_text())["examples"]) == 6

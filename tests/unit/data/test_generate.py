@@ -8,8 +8,10 @@ import pytest
 
 from reproduce.config import Dataset
 from reproduce.data import generate
+from reproduce.data.coco import read_split as read_coco
 from reproduce.data.pictures import read_folders, read_image
-from reproduce.data.voc import CLASSES, VocObject, read_objects, read_split
+from reproduce.data.voc import CLASSES, read_objects
+from reproduce.data.voc import read_split as read_voc
 from reproduce.errors import UserError
 
 VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "test")
@@ -21,6 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = tuple(replace(item, num_train=2, num_val=1) for item in generate.CLASS_SETS)
     monkeypatch.setattr(generate, "CLASS_SETS", sets)
     monkeypatch.setattr(generate, "VOC_SPLITS", {"trainval": 12, "test": 6})
+    monkeypatch.setattr(generate, "COCO_SPLITS", {"train2017": 30, "val2017": 10})
 
 
 @pytest.fixture
@@ -51,24 +54,35 @@ def test_class_folders(root: Path) -> None:
         assert read_image(train.paths[0]).size == (item.size_px, item.size_px)
 
 
-def test_voc_and_coco_say_the_same(root: Path) -> None:
+def test_voc_pictures_have_their_annotations(root: Path) -> None:
     voc = root / "VOCdevkit" / "VOC2007"
-    pictures, labels = read_split(voc, VOC, "trainval")
+    pictures, labels = read_voc(voc, VOC, "trainval")
     assert len(pictures) == 12
     assert {len(row) for row in labels} == {20}
-    coco = json.loads((root / "coco" / "annotations" / "instances_train2017.json").read_text())
-    assert [image["file_name"] for image in coco["images"]] == [Path(path).name for path in pictures.paths]
-    for image in coco["images"]:
-        boxes = [box for box in coco["annotations"] if box["image_id"] == image["id"]]
-        objects = read_objects(voc / "Annotations" / image["file_name"].replace("jpg", "xml"))
-        assert objects == [VocObject(CLASSES[box["category_id"] - 1], bool(box["iscrowd"])) for box in boxes]
-        picture = read_image(str(root / "coco" / "train2017" / image["file_name"]))
-        assert picture.size == (image["width"], image["height"])
-        for left, top, width, height in (box["bbox"] for box in boxes):
-            assert left >= 0
-            assert top >= 0
-            assert left + width <= image["width"]
-            assert top + height <= image["height"]
+    for path in pictures.paths:
+        assert read_objects(voc / "Annotations" / f"{Path(path).stem}.xml")
+
+
+def test_coco_is_whole_and_has_objects_of_every_size(root: Path) -> None:
+    bad: list[str] = []
+    train, val = (read_coco(root / "coco", split, "generated", bad.extend) for split in ("train2017", "val2017"))
+    assert not bad
+    assert (len(train.pictures), len(val.pictures)) == (30, 10)
+    assert train.names == val.names == {1: "stripe", 2: "layer", 4: "net", 7: "board"}
+    areas = [annotation["area"] for annotation in train.truth["annotations"]]
+    assert {(area > 32**2) + (area > 96**2) for area in areas} == {0, 1, 2}
+    for picture in train.pictures:
+        assert picture.read().size == (picture.width, picture.height)
+
+
+def test_a_set_from_before_coco_had_pictures_of_its_own_is_made_anew(root: Path) -> None:
+    manifest = root / "manifest.json"
+    before = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: value for key, value in before.items() if key != "coco"}))
+    (root / "coco" / "train2017" / "000005.jpg").write_bytes(b"of that time")
+    generate.generate(root)
+    assert json.loads(manifest.read_text()) == before
+    assert not (root / "coco" / "train2017" / "000005.jpg").exists()
 
 
 @pytest.mark.parametrize(
@@ -90,5 +104,5 @@ def test_a_class_that_is_only_difficult_is_neither_present_nor_absent(tmp_path: 
         for name, difficult in (("cat", 1), ("dog", 1), ("dog", 0))
     )
     (tmp_path / "Annotations" / "1.xml").write_text(f"<annotation>{objects}</annotation>")
-    _, (row,) = read_split(tmp_path, VOC, "test")
+    _, (row,) = read_voc(tmp_path, VOC, "test")
     assert (row[CLASSES.index("cat")], row[CLASSES.index("dog")], row[CLASSES.index("cow")]) == (0, 1, -1)

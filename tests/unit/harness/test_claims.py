@@ -199,7 +199,7 @@ def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
     ("before", "after", "says"),
     [
         ("    sooner: {first: swav_400ep_hard, then: swav_400ep_2x160_4x96}\n", "", "needs exactly one of"),
-        ("column: coco_ap, ", "", "needs an eval, or a column with a reason"),
+        ("eval: coco_detr, metric: ap, ", "", "needs an eval, or a column with a reason"),
         ("at_most", "at_moost", "no key 'at_moost' in claims\\[4\\].spread: did you mean 'at_most'"),
     ],
 )

@@ -1,0 +1,265 @@
+"""The detector against the general library's DETR and closed forms; matching and losses against brute force."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+from evals.coco_detr import Protocol, detected, learning_rates, loss, optimizer
+from evals.coco_detr.detector import Detr, Size, sine_positions
+from evals.coco_detr.losses import Target, Weights, corners, losses, match
+from models.resnet import ResNet
+from reproduce.config import compose, typed
+from reproduce.errors import TrainingFailed
+
+WIDTH = 0.25
+SIZE = Size(layers=2, channels=32, heads=4, hidden=48, queries=7, dropout=0.1)
+WEIGHTS = Weights(classes=1, l1=5, giou=2, no_object=0.1)
+STAGE = "model.backbone.model.encoder.stages"
+NAMES = {
+    r"backbone\.trunk\.conv1": "model.backbone.model.embedder.embedder.convolution",
+    r"backbone\.trunk\.bn1": "model.backbone.model.embedder.embedder.normalization",
+    r"backbone\.trunk\.layer([1-4])\.(\d)\.conv([1-3])": STAGE + ".{0}.layers.{1}.layer.{2}.convolution",
+    r"backbone\.trunk\.layer([1-4])\.(\d)\.bn([1-3])": STAGE + ".{0}.layers.{1}.layer.{2}.normalization",
+    r"backbone\.trunk\.layer([1-4])\.(\d)\.downsample\.0": STAGE + ".{0}.layers.{1}.shortcut.convolution",
+    r"backbone\.trunk\.layer([1-4])\.(\d)\.downsample\.1": STAGE + ".{0}.layers.{1}.shortcut.normalization",
+    r"input_proj": "model.input_projection",
+    r"query_embed": "model.query_position_embeddings",
+    r"transformer\.(?=(en|de)coder)": "model.",
+    r"self_attn\.out_proj": "self_attn.o_proj",
+    r"multihead_attn\.out_proj": "encoder_attn.o_proj",
+    r"multihead_attn": "encoder_attn",
+    r"linear([12])": "mlp.fc{0}",
+    r"norm1": "self_attn_layer_norm",
+    r"(?<=encoder\.layers\.\d\.)norm2|norm3": "final_layer_norm",
+    r"norm2": "encoder_attn_layer_norm",
+    r"decoder\.norm": "decoder.layernorm",
+    r"class_embed": "class_labels_classifier",
+    r"bbox_embed": "bbox_predictor",
+}
+"""From our names of weights to the library's; numbers of stages and layers within a block count from 0 there."""
+
+
+def theirs(name: str) -> str:
+    for pattern, there in NAMES.items():
+
+        def filled(found: re.Match[str], there: str = there) -> str:
+            groups = list(found.groups())
+            if "stages" in there:
+                groups = [str(int(groups[0]) - 1), groups[1], *(str(int(number) - 1) for number in groups[2:])]
+            return there.format(*groups)
+
+        name = re.sub(pattern, filled, name)
+    return name
+
+
+def mapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for name, value in weights.items():
+        if "in_proj" in name:  # one matrix here, three there
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                out[theirs(name.replace("in_proj_", f"{part}_proj."))] = rows
+        else:
+            out[theirs(name)] = value
+    return out
+
+
+@pytest.fixture(scope="module")
+def ours() -> Detr:
+    torch.manual_seed(0)
+    net = Detr(ResNet(WIDTH), SIZE, num_classes=5)
+    for module in net.modules():
+        if isinstance(module, FrozenBatchNorm2d):  # statistics of a trained network are none of 0 and 1
+            for buffer in (module.weight, module.running_var):
+                buffer.uniform_(0.5, 1.5)
+            for buffer in (module.bias, module.running_mean):
+                buffer.uniform_(-0.2, 0.2)
+        if isinstance(module, nn.MultiheadAttention):  # they start at 0
+            nn.init.normal_(module.in_proj_bias, std=0.1)
+            nn.init.normal_(module.out_proj.bias, std=0.1)
+            module.in_proj_weight.data *= 4  # sharp enough for the queries to differ
+    return net.eval()
+
+
+def test_inference_equals_the_librarys(ours: Detr) -> None:
+    channels = [round(side * WIDTH) for side in (256, 512, 1024, 2048)]
+    trunk = ResNetConfig(
+        embedding_size=channels[0] // 4, hidden_sizes=channels, depths=[3, 4, 6, 3], out_features=["stage4"]
+    )
+    config = DetrConfig(
+        backbone_config=trunk, d_model=SIZE.channels, encoder_layers=SIZE.layers, decoder_layers=SIZE.layers,
+        encoder_attention_heads=SIZE.heads, decoder_attention_heads=SIZE.heads, encoder_ffn_dim=SIZE.hidden,
+        decoder_ffn_dim=SIZE.hidden, num_queries=SIZE.queries, num_labels=5,
+    )  # fmt: skip
+    oracle = DetrForObjectDetection(config).eval()
+    oracle.load_state_dict(mapped(ours.state_dict()))
+    torch.manual_seed(1)
+    images, padding = torch.randn(2, 3, 130, 161), torch.zeros(2, 130, 161, dtype=torch.bool)
+    padding[0, 97:] = padding[0, :, 65:] = True
+    images = images.masked_fill(padding[:, None], 0)
+    with torch.no_grad():
+        logits, boxes = ours(images, padding)
+        expected = oracle(pixel_values=images, pixel_mask=(~padding).long())
+    torch.testing.assert_close(logits[-1], expected.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(boxes[-1], expected.pred_boxes, rtol=0, atol=1e-4)
+    assert logits[-1].std(dim=1).min() > 1e-2  # the queries differ: equality says something
+
+
+def test_position_codes_are_sines_and_cosines_of_the_place_among_real_pixels() -> None:
+    padding = torch.zeros(1, 4, 6, dtype=torch.bool)
+    padding[0, 3:] = padding[0, :, 5:] = True  # 3 x 5 places are real
+    code = sine_positions(padding, channels=8)[0]
+    for y, x in itertools.product(range(3), range(5)):
+        places = (2 * math.pi * (y + 1) / 3, 2 * math.pi * (x + 1) / 5)
+        expected = [f(at / 10_000 ** (k / 2)) for at in places for k in range(2) for f in (math.sin, math.cos)]
+        assert code[:, y, x].tolist() == pytest.approx(expected, abs=1e-5)  # 1e-6 under the division
+
+
+def test_what_trains_and_at_which_rate(ours: Detr) -> None:
+    frozen = {name.split(".")[2] for name, value in ours.named_parameters() if not value.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert not [name for name, _ in ours.named_parameters() if ".bn" in name or "downsample.1" in name]
+    protocol = typed(
+        compose("evaluate", ["eval=coco_detr", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol"
+    )
+    groups = optimizer(ours, protocol).param_groups
+    trained = [value for value in ours.parameters() if value.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    assert groups[1]["params"][0] is ours.backbone.trunk.layer2[0].conv1.weight
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    assert [learning_rates(protocol, epoch) for epoch in (0, 199)] == [[1e-4, 5e-5]] * 2
+    assert [learning_rates(protocol, epoch) for epoch in (200, 299)] == [pytest.approx([1e-5, 5e-6])] * 2
+    assert (protocol.epochs, protocol.batch_size, protocol.clip_norm) == (300, 64, 0.1)
+    assert protocol.detector == Size(layers=6, channels=256, heads=8, hidden=2048, queries=100, dropout=0.1)
+    assert protocol.weights == WEIGHTS
+
+
+def test_the_transformer_starts_as_the_original_does() -> None:
+    torch.manual_seed(0)
+    net = Detr(ResNet(WIDTH), Size(1, 64, 4, 128, 100, 0.1), num_classes=5)
+    layer = net.transformer.decoder.layers[0]
+    for matrix in (layer.linear1.weight, layer.self_attn.in_proj_weight, layer.multihead_attn.out_proj.weight):
+        bound = math.sqrt(6 / sum(matrix.shape))
+        assert matrix.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert net.query_embed.weight.std().item() == pytest.approx(1, rel=0.05)
+    heads = (net.class_embed.weight, net.bbox_embed.layers[0].weight, net.input_proj.weight)
+    for matrix in heads:
+        assert matrix.abs().max().item() == pytest.approx(1 / math.sqrt(matrix[0].numel()), rel=0.02)
+
+
+def giou_by_hand(a: list[float], b: list[float]) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    area_a, area_b = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    union = area_a + area_b - width * height
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return width * height / union - (hull - union) / hull
+
+
+def some_boxes(rng: np.random.Generator, *shape: int) -> Tensor:
+    """Centre, width and height, of boxes that overlap, touch nothing, or hold each other."""
+    return torch.from_numpy(
+        np.concatenate([rng.uniform(0.2, 0.8, (*shape, 2)), rng.uniform(0.05, 0.6, (*shape, 2))], -1)
+    )
+
+
+def test_giou_by_hand() -> None:
+    # Two unit squares side by side with a gap of one: no overlap, and a third of their hull is empty.
+    assert giou_by_hand([0, 0, 1, 1], [2, 0, 3, 1]) == pytest.approx(-1 / 3)
+    assert giou_by_hand([0, 0, 2, 2], [0, 0, 1, 1]) == pytest.approx(1 / 4)
+    rng = np.random.default_rng(0)
+    a, b = (corners(some_boxes(rng, 30)) for _ in range(2))
+    expected = [[giou_by_hand(one, other) for other in b.tolist()] for one in a.tolist()]
+    torch.testing.assert_close(generalized_box_iou(a, b), torch.tensor(expected, dtype=torch.float64))
+
+
+def a_case(seed: int, num_objects: list[int], layers: int = 1) -> tuple[Tensor, Tensor, list[Target]]:
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(size=(layers, len(num_objects), 5, 4)))
+    boxes = some_boxes(rng, layers, len(num_objects), 5)
+    return logits, boxes, [Target(torch.from_numpy(rng.integers(3, size=n)), some_boxes(rng, n)) for n in num_objects]
+
+
+def cost_by_hand(logits: Tensor, box: list[float], label: int, target: list[float]) -> float:
+    exponentials = [math.exp(value) for value in logits.tolist()]
+    probability = exponentials[label] / sum(exponentials)
+    l1 = sum(abs(p - t) for p, t in zip(box, target, strict=True))
+    one, other = (corners(torch.tensor(each, dtype=torch.float64)).tolist() for each in (box, target))
+    return -WEIGHTS.classes * probability + WEIGHTS.l1 * l1 - WEIGHTS.giou * giou_by_hand(one, other)
+
+
+def best_by_hand(logits: Tensor, boxes: Tensor, target: Target) -> tuple[int, ...]:
+    """The query of each object: the cheapest of all ways to give each one of its own."""
+    labels, theirs = target.labels.tolist(), target.boxes.tolist()
+
+    def cost(queries: tuple[int, ...]) -> float:
+        pairs = zip(queries, labels, theirs, strict=True)
+        return sum(cost_by_hand(logits[q], boxes[q].tolist(), label, box) for q, label, box in pairs)
+
+    return min(itertools.permutations(range(len(boxes)), len(labels)), key=cost)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_matching_equals_brute_force(seed: int) -> None:
+    logits, boxes, targets = a_case(seed, [3, 0, 5, 1])
+    for number, (queries, objects) in enumerate(match(logits[0], boxes[0], targets, WEIGHTS)):
+        found = dict(zip(objects.tolist(), queries.tolist(), strict=True))
+        assert tuple(found[key] for key in sorted(found)) == best_by_hand(
+            logits[0, number], boxes[0, number], targets[number]
+        )
+
+
+@pytest.mark.parametrize("num_objects", [[3, 0, 5, 1], [0, 0]])
+def test_losses_equal_brute_force(num_objects: list[int]) -> None:
+    """Each layer under a matching of its own."""
+    logits, boxes, targets = a_case(1, num_objects, layers=3)
+    found = losses(logits, boxes, targets, WEIGHTS)
+    for layer in range(3):
+        entropy = weight = l1 = giou = 0.0
+        for number, target in enumerate(targets):
+            of = best_by_hand(logits[layer, number], boxes[layer, number], target)
+            for query in range(5):
+                label = int(target.labels[of.index(query)]) if query in of else 3
+                share = 0.1 if label == 3 else 1.0
+                entropy -= share * math.log(F.softmax(logits[layer, number, query], 0)[label])
+                weight += share
+            for query, box in zip(of, target.boxes.tolist(), strict=True):
+                ours = boxes[layer, number, query]
+                l1 += sum(abs(p - t) for p, t in zip(ours.tolist(), box, strict=True))
+                giou += 1 - giou_by_hand(
+                    corners(ours).tolist(), corners(torch.tensor(box, dtype=torch.float64)).tolist()
+                )
+        total = max(1, sum(num_objects))
+        assert found[layer].tolist() == pytest.approx([entropy / weight, 5 * l1 / total, 2 * giou / total], rel=1e-5)
+
+
+def test_boxes_that_are_not_finite_end_the_training_with_a_sentence() -> None:
+    logits, boxes, targets = a_case(0, [2])
+    boxes[0, 0, 1] = math.nan
+    with pytest.raises(TrainingFailed, match=r"no longer finite: lower protocol\.lr"):
+        losses(logits, boxes, targets, WEIGHTS)
+
+
+def test_every_layer_and_every_trained_parameter_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    net = Detr(ResNet(0.0625), SIZE, num_classes=5)
+    batch = (torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool), a_case(0, [2])[2])
+    batch = (*batch[:2], [Target(target.labels, target.boxes.float()) for target in batch[2]])
+    first, again, other = (loss(net, batch, WEIGHTS, (0, step)) for step in (3, 3, 4))
+    assert first == again != other  # dropout is the step's
+    first.backward()
+    for name, value in net.named_parameters():
+        assert (value.grad is not None) == value.requires_grad, name
+
+
+def test_what_is_detected_is_in_pixels_and_no_object_is_no_class() -> None:
+    logits = torch.tensor([[0.0, math.log(2), math.log(7)]])  # probabilities .1, .2, .7: no object is likeliest
+    (row,) = detected(logits, torch.tensor([[0.5, 0.25, 0.2, 0.5]]), width=200, height=100).tolist()
+    assert row == pytest.approx([80, 0, 40, 50, 0.2, 1], abs=1e-5)

@@ -1,0 +1,94 @@
+"""A cell that is the best of several settings: all of them are planned, one metric chooses, and the verdict says so."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.errors import UserError
+from reproduce.harness import check, tables
+from reproduce.harness import plan as planning
+from reproduce.harness.judge import Judged
+from reproduce.harness.plan import Plan, Request, Run
+
+RATES = {1e-5: "1e-05", 5e-5: "5e-05", 1e-4: "0.0001"}
+
+
+@pytest.fixture
+def table5(checkout: Path) -> Plan:
+    return planning.make(Request(("table5",), "paper"))
+
+
+def rate(run: Run) -> float:
+    return float(next(item for item in run.overrides if "lr_backbone" in item).partition("=")[2])
+
+
+def swav(plan: Plan) -> dict[str, Judged]:
+    (table,) = check.check(plan)
+    return {key: judged for row, key, judged in table.judged() if row.label == "SwAV"}
+
+
+def done(plan: Plan, finish: Callable[..., None], ap: dict[float, float]) -> None:
+    """Runs of these learning rates gave this AP, and another metric that would choose otherwise."""
+    for run in plan.runs.values():
+        if run.kind == "pretrain":
+            finish(run)
+        elif rate(run) in ap:
+            finish(run, metrics={"ap": ap[rate(run)], "ap50": 100 - ap[rate(run)], "ap75": 44.5, **small})
+
+
+small = {"ap_s": 19.7, "ap_m": 46.3, "ap_l": 60.9}
+
+
+def test_every_setting_is_a_run_and_all_columns_share_them(table5: Plan) -> None:
+    runs = [run for run in table5.runs.values() if run.kind == "evaluate"]
+    assert sorted(map(rate, runs)) == sorted(RATES)
+    assert len({run.run_id for run in runs}) == len({run.label for run in runs}) == 3
+    assert len(table5.runs_of("table5")) == 4
+    for cell in table5.cells:
+        assert set(cell.run_ids) == {run.run_id for run in runs}
+
+
+def test_the_best_by_ap_counts_for_every_metric_and_is_said(table5: Plan, finish: Callable[..., None]) -> None:
+    done(table5, finish, {1e-5: 40.9, 5e-5: 42.2, 1e-4: 41.5})
+    found = swav(table5)
+    assert (found["ap"].mean, found["ap50"].mean) == (42.2, pytest.approx(57.8))
+    assert (str(found["ap"].verdict), str(found["ap50"].verdict)) == ("within", "worse")
+    said = ", ".join(
+        f"protocol.lr_backbone={RATES[lr]} ({ap:.2f})" for lr, ap in {1e-5: 40.9, 5e-5: 42.2, 1e-4: 41.5}.items()
+    )
+    assert f"Of {said} the best by ap, as the authors chose it: protocol.lr_backbone=5e-05." in found["ap50"].reason
+    (chosen,) = found["ap"].run_ids
+    assert rate(table5.runs[chosen]) == 5e-5
+
+
+def test_nothing_is_chosen_before_all_settings_are_done(table5: Plan, finish: Callable[..., None]) -> None:
+    done(table5, finish, {1e-5: 40.9, 5e-5: 42.2})
+    judged = swav(table5)["ap"]
+    assert (str(judged.verdict), judged.mean) == ("not run", None)
+    assert judged.reason == "No result yet: coco_detr of swav_800ep, protocol.lr_backbone=0.0001, seed 0."
+
+
+def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[..., None]) -> None:
+    done(table5, finish, {1e-5: 40.9})
+    (failed,) = [run for run in table5.runs.values() if run.kind == "evaluate" and rate(run) == 1e-4]
+    failed.failure.parent.mkdir(parents=True)
+    failed.failure.write_text('{"status": "failed", "message": "no disk"}')
+    judged = swav(table5)["ap"]
+    assert str(judged.verdict) == "failed" and judged.reason.endswith("no disk")
+
+
+def test_seeds_choose_together(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("table5",), "paper", (0, 1)))
+    for run in plan.runs.values():
+        high_once = 43.0 if run.seed else 39.0
+        ap = 0.0 if run.kind == "pretrain" else {1e-5: 41.5, 5e-5: high_once, 1e-4: 40.0}[rate(run)]
+        finish(run, metrics={"ap": ap, "ap50": 0.0, "ap75": 0.0, **small})
+    assert swav(plan)["ap"].values == {0: 41.5, 1: 41.5}
+
+
+def test_a_choice_without_an_evaluation_is_refused(checkout: Path) -> None:
+    path = checkout / "tables" / "paper" / "table5.yaml"
+    path.write_text(path.read_text().replace("values: [1.0e-5, 5.0e-5, 1.0e-4]", "values: []"))
+    with pytest.raises(UserError, match=r"columns\.ap: best_of needs an eval, and values to choose from"):
+        tables.load("table5", "paper")
