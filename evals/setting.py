@@ -273,9 +273,7 @@ def train_network(
         setting.agree_every_steps,
     )
     first_step = checkpoints.resume()
-    sampler = StepSampler(
-        num_pictures, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order
-    )
+    sampler = StepSampler(num_pictures, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order)
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
     trained = shared(net, world_size())

@@ -56,6 +56,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
     for split, found in ((setting.dataset.train, train), (setting.dataset.val, val)):
         setting.quote(split, Pictures([picture.path for picture in found.pictures], [0] * len(found.pictures), []))
+    setting.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
     setting.counts["num_train_images"] = len(train.pictures)
     torch.manual_seed(setting.seed)
     net = Detr(trunk, protocol.detector, train.num_classes).to(device())

@@ -336,9 +336,7 @@ class _Maker:
     runs: dict[str, Run]
     around: list[str]
 
-    def runs_of(
-        self, experiment: str, evaluation: str = "", num_runs: int = 1, setting: str = ""
-    ) -> dict[int, str]:
+    def runs_of(self, experiment: str, evaluation: str = "", num_runs: int = 1, setting: str = "") -> dict[int, str]:
         """By seed, the run_id of an experiment's evaluation, or of the experiment itself.
 
         An evaluation that the paper averages over `num_runs` runs of it has so many seeds of its own for each

@@ -288,6 +288,8 @@ def test_shards_give_what_folders_give(
     assert results[1]["counts"] == results[0]["counts"]
     if kind != "linear":
         assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], abs=1e-4)
+
+
 def test_broken_annotations_stop_a_run_or_are_counted(
     data: Path, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,15 +303,15 @@ def test_broken_annotations_stop_a_run_or_are_counted(
     asked = (*TRAINED["coco_detr"], *common, f"paths.data={tmp_path}", f"paths.results={tmp_path}", "protocol.epochs=1")
     status, said = call(evaluate.main, monkeypatch, *asked)
     assert status == 2
-    assert said.startswith(f"error: annotation 1 of {path} has a box without area: [")
-    assert "(and 1 more such); mend or remove it, or go on without such pictures and boxes by SKIP_BAD_IMAGES=1" in said
+    assert said.startswith(f"error: 3 broken annotations; the first: annotation 1 of {path} has a box without area: [")
+    assert "mend them, or go on without what they describe by SKIP_BAD_IMAGES=1" in said
     assert said.count("\n") == 1
     status, said = call(evaluate.main, monkeypatch, *asked, "on_bad_image=skip")
     assert status == 0, said
-    assert f"skipped annotation 2 of {path} is of category 3, which the file does not list\n" in said
+    assert f"left out: annotation 2 of {path} is of category 3, which the file does not list\n" in said
     result, _, _ = outcome(tmp_path)
     assert result["counts"] == {
-        "num_skipped_images": 0, "num_skipped_annotations": 3, "num_train_images": 60, "num_test_images": 29,
+        "num_skipped_images": 0, "num_broken_annotations": 3, "num_train_images": 60, "num_test_images": 29,
     }  # fmt: skip
-    (examples,) = tmp_path.glob("smoke/*/detections.json")
-    assert len(json.loads(examples.read_text())["examples"]) == 6
+    (drawn,) = tmp_path.glob("smoke/*/detections.json")
+    assert len(json.loads(drawn.read_text())) == 6

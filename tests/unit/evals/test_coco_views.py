@@ -1,7 +1,5 @@
 """Boxes go with their pictures; COCO's average precision of hand-made detections is the known one."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from evals.coco_detr.views import (
     training_view,
 )
 from reproduce.config import Normalize
-from reproduce.data.detections import Box, Detected
 from reproduce.data.coco import Boxed, Split
+from reproduce.data.detections import Box, Detected
 
 VIEWS = Views([48, 64], 64, 100, 0.5, [60, 80], [40, 60])
 
