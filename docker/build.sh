@@ -1,10 +1,24 @@
 #!/bin/sh
 # Builds an image (FLAVOUR=cpu|cuda) with the pins of versions.env. BASE and TORCH_INDEX, where set, replace its own;
-# more options of `docker build` may follow: docker/build.sh --target toolkit --tag mine
+# more options of `docker build` may follow, another --tag among them: docker/build.sh --target toolkit --tag mine
 set -eu
 cd "$(dirname "$0")/.."
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+case ${FLAVOUR:=cpu} in
+cpu) ;;
+cuda) [ -z "${TORCH_INDEX:-}" ] || fail "TORCH_INDEX is for FLAVOUR=cpu: the CUDA image needs PyPI's torch" ;;
+*) fail "there is no image FLAVOUR=$FLAVOUR: say cpu or cuda" ;;
+esac
+command -v docker > /dev/null || fail "no docker is in PATH: install Docker Engine 20.10 or newer"
 commit=$(git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null || true)
-set -- --build-arg "FLAVOUR=${FLAVOUR:=cpu}" --build-arg "GIT_COMMIT=$commit" --tag "swav-reproduction:$FLAVOUR" "$@"
+case " $* " in
+*" --tag "*) ;;
+*) set -- "$@" --tag "swav-reproduction:$FLAVOUR" ;;
+esac
+set -- --build-arg "FLAVOUR=$FLAVOUR" --build-arg "GIT_COMMIT=$commit" "$@"
 while IFS= read -r pin; do
     case $pin in
     '' | '#'*) ;;

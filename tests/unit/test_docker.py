@@ -1,8 +1,11 @@
 """docker/: every pin stands in docker/versions.env, and Dockerfile, locks and docs say the same."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from reproduce.harness import machine
@@ -77,6 +80,38 @@ def test_compose_keeps_what_runs_leave_and_writes_nowhere_else() -> None:
     folders = re.search(r"mkdir -m 1777 ([^\\\n]+)$", DOCKERFILE, re.MULTILINE)
     assert folders
     assert {f"/app/{name}" for name in folders[1].split()} == inside
+
+
+def build(tmp_path: Path, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run docker/build.sh on an engine that only repeats what it is told, a word a line."""
+    (tmp_path / "docker").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    set_here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLAVOUR": "", "BASE": "", "TORCH_INDEX": ""}
+    command = [str(ROOT / "docker/build.sh"), *options]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | set_here | environment)
+
+
+def test_a_build_is_given_the_pins_and_what_the_caller_puts_in_their_place(tmp_path: Path) -> None:
+    told = build(tmp_path, "--network", "host").stdout.splitlines()
+    given = {told[at + 1] for at, word in enumerate(told) if word == "--build-arg"}
+    assert {f"{name}={value}" for name, value in versions().items()} | {"FLAVOUR=cpu"} <= given
+    assert told[told.index("--tag") + 1] == "swav-reproduction:cpu" and "--network" in told
+    told = build(tmp_path, "--tag", "mine", FLAVOUR="cuda", BASE="my/base:1").stdout.splitlines()
+    assert told.index("BASE=my/base:1") > told.index(f"BASE={versions()['BASE']}")  # the last one counts
+    assert "FLAVOUR=cuda" in told and "mine" in told and "swav-reproduction:cuda" not in told
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"FLAVOUR": "gpu"}, "there is no image FLAVOUR=gpu: say cpu or cuda"),
+        ({"FLAVOUR": "cuda", "TORCH_INDEX": "https://localhost/cpu"}, "TORCH_INDEX is for FLAVOUR=cpu"),
+    ],
+)
+def test_a_wrong_build_is_one_sentence(tmp_path: Path, environment: dict[str, str], says: str) -> None:
+    done = build(tmp_path, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {says}") and done.stderr.count("\n") == 1
 
 
 def test_every_script_of_the_images_can_be_run() -> None:
