@@ -18,6 +18,7 @@ AUTHORS = "swav_800ep_pretrain.pth.tar"
 METRICS = {
     "knn": ("knn20", "knn200"),
     "voc07_svm": ("map",),
+    "voc_detection": ("ap", "ap50", "ap75"),
     "evaluate": ("top1", "top5", "top1_best"),
     "measure": ("params_millions", "hours", "peak_memory_gb"),
 }
