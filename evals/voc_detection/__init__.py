@@ -12,6 +12,7 @@ from torch import nn
 from evals.setting import Setting
 from evals.voc_detection.batches import GroupedSteps, Record, Testing, Training, together
 from evals.voc_detection.compatibility import (
+    BUILD,
     CfgNode,
     EventStorage,
     Instances,
@@ -65,6 +66,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     cfg = configuration(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
     cfg.SOLVER.BASE_LR *= setting.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    setting.provenance["detectron2"] = BUILD
     train, test = read(setting)
     torch.manual_seed(setting.seed)
     detector = build(cfg, trunk)

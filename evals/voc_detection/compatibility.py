@@ -33,7 +33,7 @@ def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     return found or []
 
 
-OFFICIAL = importlib.util.find_spec("detectron2._C") is not None
+OFFICIAL: bool = importlib.util.find_spec("detectron2._C") is not None
 if not OFFICIAL:
     sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
     if not hasattr(PIL.Image, "LINEAR"):
@@ -41,6 +41,7 @@ if not OFFICIAL:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore compiles functions by torch.jit, which is deprecated
+    from detectron2 import __version__
     from detectron2.config import CfgNode, get_cfg
     from detectron2.data import DatasetMapper, MetadataCatalog
     from detectron2.evaluation import PascalVOCDetectionEvaluator
@@ -54,6 +55,8 @@ with warnings.catch_warnings():
     from detectron2.utils.events import EventStorage
     from fvcore.nn import precise_bn
 
+BUILD = f"{__version__}, {'official build' if OFFICIAL else 'Python sources only'}"
+
 if not OFFICIAL:
     comm.gather = _gather
     warnings.filterwarnings("ignore", "torch.meshgrid")
@@ -61,6 +64,7 @@ precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
 """fvcore's list of what has BatchNorm's statistics, with ours for several processes on a CPU."""
 
 __all__ = [
+    "BUILD",
     "ROI_HEADS_REGISTRY",
     "BoxMode",
     "Boxes",

@@ -135,9 +135,10 @@ def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> li
                 continue
             if ours.mean is None or control.mean is None:
                 continue
-            ahead = ours.mean - control.mean
-            if ahead <= row.beats_by_points:
-                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {row.beats_by_points:g}."
+            ahead, own = ours.mean - control.mean, table.columns[key].beats_by_points
+            least = row.beats_by_points if own is None else own
+            if ahead <= least:
+                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {least:g}."
                 judged[key] = replace(ours, verdict=Verdict.WORSE, reason=reason)
     return cells
 

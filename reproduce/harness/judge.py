@@ -242,10 +242,7 @@ def _told_of_runs(column: Column, judged: Judged) -> Judged:
     if column.num_runs == 1:
         return judged
     ours = len(judged.values)
-    like = "" if ours >= column.num_runs else f"; --seeds {column.num_runs} compares like with like"
-    return replace(
-        judged, reason=f"{judged.reason} Printed is a mean of {column.num_runs} runs, ours is of {ours}{like}."
-    )
+    return replace(judged, reason=f"{judged.reason} Printed is a mean of {column.num_runs} runs, ours is of {ours}.")
 
 
 def _told_of_others(found: Outcome, judged: Judged) -> Judged:

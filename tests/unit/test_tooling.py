@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSE = {".ci", ".git", "docker", "docs", "evals", "models", "reproduce", "requirements", "tables", "tests"}
 LOCKS = ("build", "run", "nvcc", "dev")
+BY_HAND = "detectron2"
 
 
 def make(*arguments: str) -> str:
@@ -70,7 +71,7 @@ def test_variables_reach_the_command_line_whole() -> None:
     assert words.splitlines() == ["-m", "reproduce", "plan", "table3", *picked]
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, BY_HAND])
 def test_a_lock_pins_versions_with_hashes_and_names_no_host_and_no_path(name: str) -> None:
     lock = ROOT / "requirements" / f"{name}.txt"
     assert pins(lock)
@@ -156,6 +157,14 @@ def test_a_damaged_lock_is_one_sentence_and_leaves_no_stamp(checkout: Path) -> N
     assert done.returncode == 2
     assert re.fullmatch(r"error: requirements/run.txt is damaged at '.+': restore it from git\n", done.stderr)
     assert not (checkout / ".venv/locks.json").exists()
+
+
+def test_another_pin_of_detectron2_makes_the_set_up_anew(checkout: Path) -> None:
+    pretend_installed(checkout, "dev")
+    damage(checkout, BY_HAND)
+    done = install(checkout, "dev")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: requirements/detectron2.txt is damaged at 'pb1-detectron2==0.6")
 
 
 def test_a_missing_lock_and_a_wrong_word_are_one_sentence(checkout: Path) -> None:

@@ -19,6 +19,7 @@ METRICS = {
     "knn": ("knn20", "knn200"),
     "voc07_svm": ("map",),
     "coco_detr": ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l"),
+    "voc_detection": ("ap", "ap50", "ap75"),
     "evaluate": ("top1", "top5", "top1_best"),
     "measure": ("params_millions", "hours", "peak_memory_gb"),
 }

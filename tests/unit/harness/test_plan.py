@@ -14,7 +14,7 @@ from reproduce import config
 from reproduce.errors import UserError
 from reproduce.harness import plan as planning
 from reproduce.harness import results
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness.plan import Plan, Request, Source
 from reproduce.harness.results import State
 
 Finish = Callable[..., None]
@@ -27,11 +27,12 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
         ("evaluate", "linear_places205"): 2,
         ("evaluate", "voc07_svm"): 2,
         ("evaluate", "linear_inat18"): 2,
+        ("evaluate", "voc_detection"): 2,
         ("evaluate", "knn"): 2,
     }
-    assert len(smoke.cells) == 10
+    assert len(smoke.cells) == 12
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
-    assert smoke.cells_of(swav.run_id) == 5
+    assert smoke.cells_of(swav.run_id) == 6
     knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.of == "swav_800ep")
     assert smoke.cells_of(knn.run_id) == 2  # both columns of Table 7
     assert knn.parents == [swav.run_id]
@@ -50,10 +51,26 @@ def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
     assert all(plan.runs[run.parents[0]].seed == run.seed for run in plan.runs.values() if run.parents)
 
 
+@pytest.mark.parametrize("source", ["scratch", "released"])
+def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(checkout: Path, source: Source) -> None:
+    plan = planning.make(Request(("table3",), "paper", seeds=(0, 1), source=source))
+    (cell,) = [cell for cell in plan.cells if cell.column == "voc0712_ap50" and cell.row == "SwAV"]
+    runs = [plan.runs[name] for name in cell.runs.values()]
+    assert list(cell.runs) == [run.seed for run in runs] == list(range(10))
+    networks = [plan.runs[run.parents[0]].seed for run in runs if run.parents]
+    assert networks == ([0] * 5 + [1] * 5 if source == "scratch" else [])
+    other = next(cell for cell in plan.cells if cell.column == "voc07")
+    assert list(other.runs) == [0, 1]
+    for run in runs:
+        run.result.parent.mkdir(parents=True)
+        run.result.write_text("{}")
+    assert results.beyond(plan) is None
+
+
 def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
     plan = planning.make(Request(("table3",), "paper"))
     assert {(cell.row, cell.column) for cell in plan.cells} == {
-        ("SwAV", key) for key in ("places205", "voc07", "inat18")
+        ("SwAV", key) for key in ("places205", "voc07", "inat18", "voc0712_ap50")
     }
     assert plan.data == ""  # not said yet, and planning does not need it
 
@@ -92,7 +109,7 @@ def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
             "experiment/swav_800ep.yaml",
             "name: swav_800ep",
             "name: swav_800ep\nprecision: bf16",
-            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm"},
+            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection"},
         ),
         ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
     ],
@@ -128,7 +145,7 @@ def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> Non
     assert {smoke.runs[name].of for name, state in states.items() if state == State.TO_DO} == {"swav_800ep"}
     finish(swav)  # now it is newer than what was measured on its forerunner
     os.utime(swav.result, (2**31, 2**31))
-    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 4
+    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from reproduce.data import detections
+from reproduce.data.detections import Box, Detected
 from reproduce.errors import UserError
 from reproduce.harness import baseline, check, judge_claims, report, results, tables
 from reproduce.harness import plan as planning
@@ -73,7 +77,7 @@ def test_the_page_shows_and_links_every_run(done: Plan) -> None:
     for link in page.links:
         if not link.startswith(("data:", "#")):
             assert (done.reports / link).is_file(), link
-    assert len([link for link in page.links if link.endswith("result.json")]) == 10
+    assert len([link for link in page.links if link.endswith("result.json")]) == 12
     assert set(done.runs) <= set(page.ids)
     assert "table7-random-trunk-knn200" in page.ids
     assert len(page.ids) == len(set(page.ids))
@@ -125,7 +129,24 @@ def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..
 def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
     text, _ = page_of(done)
-    assert "10 of 10 results were made by other code" in text
+    assert "12 of 12 results were made by other code" in text
+
+
+def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:
+    Image.new("RGB", (480, 360), "white").save(tmp_path / "scene.png")
+    run = next(run for run in done.runs.values() if run.name == "voc_detection")
+    predicted = [Box("dog", (10, 20, 110, 220), score / 10) for score in range(10)]
+    true = [Box("cat", (5, 5, 100, 355))]
+    detections.write(run.result.parent, [Detected(str(tmp_path / "scene.png"), predicted, true)])
+    text, _ = page_of(done)
+    (drawn,) = re.findall(r'<svg class="boxes".*?</svg>', text, re.DOTALL)
+    assert 'viewBox="0 0 480 360"' in drawn and len(drawn) < 5000
+    assert '<rect class="true" x="5.0" y="5.0" width="95.0" height="350.0"/>' in drawn
+    assert drawn.count('<rect class="predicted" x="10.0" y="20.0" width="100.0" height="200.0"/>') == 6
+    assert re.findall(r"dog (0\.\d\d)<", drawn) == ["0.90", "0.80", "0.70", "0.60", "0.50", "0.40"]
+    jpeg = re.search(r'href="data:image/jpeg;base64,([^"]+)"', drawn)
+    assert jpeg and Image.open(io.BytesIO(base64.b64decode(jpeg[1]))).size == (240, 180)
+    assert detections.chosen(600) == [0, 100, 200, 300, 400, 500] and detections.chosen(2) == [0, 1]
 
 
 def test_nothing_checked_is_refused(checkout: Path) -> None:
