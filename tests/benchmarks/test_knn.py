@@ -12,13 +12,9 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from evals.knn import BANK_BLOCK_BYTES, neighbors
+from tests.benchmarks.share import told
 
 NUM_QUERIES, NUM_FEATURES, NUM_NEIGHBORS = 2048, 2048, 200
-
-
-@pytest.fixture
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.benchmark(timer=time.process_time)
@@ -36,10 +32,6 @@ def test_speed_against_a_plain_product(benchmark: BenchmarkFixture) -> None:
         torch.mm(queries, bank.T)
         product_seconds.append(time.process_time() - started)
 
-    # The machine may be shared: seconds are those of the processor, the fastest of each count.
     found, _ = benchmark.pedantic(neighbors, args=(queries, rows, NUM_NEIGHBORS), setup=product, rounds=3)  # type: ignore[no-untyped-call]
     assert found.shape == (NUM_QUERIES, NUM_NEIGHBORS)
-    if benchmark.stats is not None:  # --benchmark-disable
-        share = min(product_seconds) / benchmark.stats.stats.min
-        benchmark.extra_info["share_of_matrix_product_speed"] = round(share, 3)
-        print(f"kNN runs at {share:.0%} of the speed of a plain matrix product")
+    told(benchmark, product_seconds, "kNN runs")

@@ -130,7 +130,7 @@ def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, 
     for name in ("table3", "table7"):
         plan = planning.make(Request((name,), "paper"))
         for run in plan.runs.values():
-            if run.name != "linear_inat18":
+            if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.of):
                 finish(run, 56.7)
         check.write(plan, check.check(plan))
     text = Path("reports/paper/summary.md").read_text()
