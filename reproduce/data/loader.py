@@ -11,10 +11,11 @@ from torch.utils.data import Dataset, Sampler
 
 from reproduce.config import Augment, View
 from reproduce.data.crops import generator, multi_crop
-from reproduce.data.pictures import BadImage, Pictures, read_image
+from reproduce.data.decode import decode
+from reproduce.data.pictures import BadImage, Pictures
 from reproduce.errors import UserError
 
-Sample = tuple[list[tuple[np.ndarray, np.ndarray]], int, list[str]]
+Sample = tuple[list[tuple[Tensor, Tensor]], int, list[str]]
 """Per view its crops and parameters; the label; names of files that could not be read."""
 
 
@@ -91,7 +92,7 @@ class MultiCropDataset(Dataset[Sample]):
             # A picture that can't be read is replaced by the next one, so that the batch keeps its size.
             instead = (index + shift) % len(self.pictures)
             try:
-                image = read_image(self.pictures.paths[instead])
+                image = decode(self.pictures.encoded(instead), self.pictures.paths[instead])
             except BadImage as error:
                 bad.append(str(error))
                 continue
@@ -103,7 +104,7 @@ class MultiCropDataset(Dataset[Sample]):
 def collate_crops(samples: list[Sample]) -> CropBatch:
     """Stack pictures crop by crop: `(num * B, ...)`, crop 0 of all pictures first."""
     views = list(zip(*(views for views, _, _ in samples), strict=True))
-    crops = [torch.from_numpy(np.stack([crops for crops, _ in view], axis=1)).flatten(0, 1) for view in views]
-    rows = [torch.from_numpy(np.stack([rows for _, rows in view], axis=1)).flatten(0, 1) for view in views]
+    crops = [torch.stack([crops for crops, _ in view], dim=1).flatten(0, 1) for view in views]
+    rows = [torch.stack([rows for _, rows in view], dim=1).flatten(0, 1) for view in views]
     labels = torch.tensor([label for _, label, _ in samples])
     return CropBatch(crops, rows, labels, [bad for _, _, names in samples for bad in names])

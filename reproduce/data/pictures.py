@@ -1,6 +1,7 @@
 """Lists of pictures on disk, and reading one."""
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def encoded(self, index: int) -> bytes:
+        """One picture as it is stored; raises `BadImage` where it can't be had."""
+        path = self.paths[index]
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise BadImage(f"{path} ({error})") from error
 
     def taken(self, indices: Sequence[int]) -> "Pictures":
         """Only these, in this order; the classes stay."""
@@ -66,10 +75,13 @@ def read_splits(root: Path, train: str, val: str) -> tuple[Pictures, Pictures]:
     return first, second
 
 
-def read_image(path: str) -> Image.Image:
-    """Decode a file to an RGB picture; raises `BadImage` naming the file where it is missing, cut or no picture."""
+def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
+    """Decode a file, or what it holds, to an RGB picture.
+
+    Raises `BadImage` naming the file where it is missing, cut or no picture.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImage(f"{path} ({error})") from error
