@@ -20,5 +20,6 @@ def decode(encoded: bytes, path: str) -> Tensor:
     """
     if encoded.startswith(JPEG):
         with contextlib.suppress(RuntimeError):  # of a damaged file, PIL says better what is wrong with it
-            return decode_jpeg(encoded, mode="RGB")
+            pixels: Tensor = decode_jpeg(encoded, mode="RGB")
+            return pixels
     return torch.from_numpy(np.array(read_image(path, encoded))).permute(2, 0, 1)

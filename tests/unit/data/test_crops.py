@@ -207,7 +207,7 @@ def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytes
 def test_augmentation_never_waits_for_the_device() -> None:
     crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
     rows = torch.from_numpy(np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(24)]))
-    with NoHostSync():
+    with NoHostSync():  # type: ignore[no-untyped-call]
         augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2))
 
 
