@@ -43,8 +43,7 @@ def crop_batches(
         on_bad(batch.bad)
         crops: list[Tensor] = []
         for pixels, parameters, view in zip(batch.crops, batch.parameters, views, strict=True):
-            x = augment(pixels.to(device, non_blocking=True), parameters.to(device, non_blocking=True), mean, std)
-            crops += [crop.contiguous(memory_format=torch.channels_last) for crop in x.chunk(view.num)]
+            crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
         yield crops, batch.labels.to(device, non_blocking=True)
 
 

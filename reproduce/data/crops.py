@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from reproduce.config import Augment, View
 
@@ -55,10 +57,14 @@ def random_box(rng: np.random.Generator, width: int, height: int, area: Sequence
     return left, top, left + w, top + h
 
 
-def resized(image: Image.Image, box: tuple[int, int, int, int], size_px: int) -> np.ndarray:
-    """Cut `box` out, then resize it (bilinear, antialiased): `(3, size_px, size_px)` uint8."""
-    pixels = image.crop(box).resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(pixels).transpose(2, 0, 1)
+def resized(image: Tensor, box: tuple[int, int, int, int], size_px: int) -> Tensor:
+    """Cut `box` out of a picture `(3, H, W)` uint8, then resize it: `(3, size_px, size_px)` uint8.
+
+    Bilinear and antialiased, as torchvision does it to a PIL picture (to a rounding, 1/255).
+    """
+    left, top, right, bottom = box
+    cut = image[None, :, top:bottom, left:right]
+    return functional.interpolate(cut, (size_px, size_px), mode="bilinear", antialias=True)[0]
 
 
 def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
@@ -78,12 +84,16 @@ def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
 
 
 def multi_crop(
-    image: Image.Image, views: Sequence[View], augment: Augment, rng: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per view its crops `(num, 3, S, S)` uint8 and their colour parameters `(num, len(PARAMETERS))` float32."""
+    image: Tensor, views: Sequence[View], augment: Augment, rng: np.random.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """Of a picture `(3, H, W)` uint8, per view its crops and their colour parameters.
+
+    These are `(num, 3, S, S)` uint8 and `(num, len(PARAMETERS))` float32.
+    """
+    height, width = image.shape[1:]
     out = []
     for view in views:
-        boxes = [random_box(rng, image.width, image.height, view.area) for _ in range(view.num)]
-        crops = np.stack([resized(image, box, view.size_px) for box in boxes])
-        out.append((crops, np.stack([colour_parameters(rng, augment) for _ in boxes])))
+        boxes = [random_box(rng, width, height, view.area) for _ in range(view.num)]
+        crops = torch.stack([resized(image, box, view.size_px) for box in boxes])
+        out.append((crops, torch.from_numpy(np.stack([colour_parameters(rng, augment) for _ in boxes]))))
     return out

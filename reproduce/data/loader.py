@@ -3,20 +3,23 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from reproduce.config import Augment, View
 from reproduce.data.crops import generator, multi_crop
-from reproduce.data.pictures import BadImage, Pictures, read_image
+from reproduce.data.decode import decode
+from reproduce.data.pictures import BadImage, Pictures
 from reproduce.data.shards import ShardOrder
 from reproduce.errors import UserError
 
-Sample = tuple[list[tuple[np.ndarray, np.ndarray]], int, list[str]]
+Read = TypeVar("Read")
+
+Sample = tuple[list[tuple[Tensor, Tensor]], int, list[str]]
 """Per view its crops and parameters; the label; names of files that could not be read."""
 
 
@@ -100,15 +103,13 @@ class MultiCropDataset(Dataset[Sample]):
         epoch, index = at
         pictures = self.pictures
         instead, image, bad = read_or_next(
-            len(pictures), index, lambda number: read_image(pictures.paths[number], pictures.encoded(number))
+            len(pictures), index, lambda number: decode(pictures.encoded(number), pictures.paths[number])
         )
         views = multi_crop(image, self.views, self.augment, generator(self.seed, epoch, index))
         return views, pictures.labels[instead], bad
 
 
-def read_or_next(
-    num_pictures: int, index: int, read: Callable[[int], Image.Image]
-) -> tuple[int, Image.Image, list[str]]:
+def read_or_next(num_pictures: int, index: int, read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
     """Picture `index`, or the next that can be read, so that a batch keeps its size: its number, it, what was bad."""
     bad: list[str] = []
     for shift in range(num_pictures):
@@ -123,7 +124,7 @@ def read_or_next(
 def collate_crops(samples: list[Sample]) -> CropBatch:
     """Stack pictures crop by crop: `(num * B, ...)`, crop 0 of all pictures first."""
     views = list(zip(*(views for views, _, _ in samples), strict=True))
-    crops = [torch.from_numpy(np.stack([crops for crops, _ in view], axis=1)).flatten(0, 1) for view in views]
-    rows = [torch.from_numpy(np.stack([rows for _, rows in view], axis=1)).flatten(0, 1) for view in views]
+    crops = [torch.stack([crops for crops, _ in view], dim=1).flatten(0, 1) for view in views]
+    rows = [torch.stack([rows for _, rows in view], dim=1).flatten(0, 1) for view in views]
     labels = torch.tensor([label for _, label, _ in samples])
     return CropBatch(crops, rows, labels, [bad for _, _, names in samples for bad in names])

@@ -1,21 +1,25 @@
 """The multi-crop pipeline against torchvision, and its independence of workers and processes."""
 
+import math
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from reproduce.config import Augment, View
+from reproduce.config import Augment, Normalize, View
 from reproduce.data import augment
-from reproduce.data.batches import CentreCrops
+from reproduce.data.batches import CentreCrops, crop_batches
 from reproduce.data.crops import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
+from reproduce.data.decode import decode
 from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
 from reproduce.data.pictures import BadImage, Pictures, read_folders, read_image
 from reproduce.errors import UserError
+from tests.host_sync import NoHostSync
 
 BYTE = 1 / 255
 FULL = Augment(0.5, [0.8, 0.8, 0.8, 0.2], 0.8, 0.2, 0.5, [0.1, 2.0])
@@ -43,34 +47,35 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("ours", "theirs", "factor"),
     [
-        (augment.adjust_brightness, reference.adjust_brightness, 1.6),
-        (augment.adjust_brightness, reference.adjust_brightness, 0.3),
-        (augment.adjust_contrast, reference.adjust_contrast, 1.7),
-        (augment.adjust_contrast, reference.adjust_contrast, 0.2),
-        (augment.adjust_saturation, reference.adjust_saturation, 1.8),
-        (augment.adjust_saturation, reference.adjust_saturation, 0.4),
-        (augment.adjust_hue, reference.adjust_hue, 0.17),
-        (augment.adjust_hue, reference.adjust_hue, -0.2),
+        (augment.adjust_brightness_, reference.adjust_brightness, 1.6),
+        (augment.adjust_brightness_, reference.adjust_brightness, 0.3),
+        (augment.adjust_contrast_, reference.adjust_contrast, 1.7),
+        (augment.adjust_contrast_, reference.adjust_contrast, 0.2),
+        (augment.adjust_saturation_, reference.adjust_saturation, 1.8),
+        (augment.adjust_saturation_, reference.adjust_saturation, 0.4),
+        (augment.adjust_hue_, reference.adjust_hue, 0.17),
+        (augment.adjust_hue_, reference.adjust_hue, -0.2),
     ],
 )
 def test_each_operation_equals_torchvisions(ours, theirs, factor: float) -> None:  # type: ignore[no-untyped-def]
     x = torch.stack([as_tensor(picture(seed)) for seed in range(3)]).float() / 255
     expected = torch.stack([theirs(image, factor) for image in x])
-    assert (ours(x, torch.full((3,), factor)) - expected).abs().max() <= BYTE
+    ours(x, torch.full((3,), factor))
+    assert (x - expected).abs().max() <= BYTE
 
 
+@pytest.mark.parametrize("size", [40, 130])
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: float) -> None:
-    x = torch.stack([as_tensor(picture(seed, 40, 40)) for seed in range(2)]).float() / 255
-    ours = augment.gaussian_blur(x, torch.tensor([sigma, 0.0]))
-    reach = int(np.ceil(3 * sigma))
-    expected = reference.gaussian_blur(x[:1], [2 * reach + 1] * 2, [sigma, sigma])
-    inside = slice(reach, 40 - reach)
-    assert (ours[:1] - expected)[..., inside, inside].abs().max() <= BYTE
-    torch.testing.assert_close(ours[1], x[1], rtol=0, atol=0)
-    torch.testing.assert_close(
-        augment.gaussian_blur(torch.ones(1, 3, 8, 8), torch.tensor([sigma])), torch.ones(1, 3, 8, 8)
-    )
+def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: float, size: int) -> None:
+    x = torch.stack([as_tensor(picture(seed, size, size)) for seed in range(2)]).float() / 255
+    reach = math.ceil(3 * sigma)
+    expected = reference.gaussian_blur(x, [2 * reach + 1] * 2, [sigma, sigma])
+    inside = slice(reach, size - reach)
+    augment.gaussian_blur_(x, torch.full((2,), sigma), reach)
+    assert (x - expected)[..., inside, inside].abs().max() <= BYTE
+    flat = torch.ones(1, 3, size, size)
+    augment.gaussian_blur_(flat, torch.tensor([sigma]))
+    torch.testing.assert_close(flat, torch.ones(1, 3, size, size))
 
 
 def test_whole_augmentation_equals_torchvisions_in_each_pictures_own_order() -> None:
@@ -106,9 +111,28 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
 
 def test_a_crop_equals_torchvisions_resized_crop() -> None:
     image = picture(3)
-    ours = torch.from_numpy(resized(image, (7, 5, 41, 33), 24).copy())
-    expected = as_tensor(reference.resized_crop(image, 5, 7, 28, 34, [24, 24]))
-    assert torch.equal(ours, expected)
+    for size_px in (24, 50):
+        ours = resized(as_tensor(image), (7, 5, 41, 33), size_px)
+        expected = as_tensor(reference.resized_crop(image, 5, 7, 28, 34, [size_px, size_px]))
+        assert (ours.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG")]
+)
+def test_pictures_are_decoded_to_pils_bits(mode: str, file_format: str) -> None:
+    stored = BytesIO()
+    picture(1).convert(mode).save(stored, file_format)
+    expected = as_tensor(Image.open(stored).convert("RGB"))
+    assert torch.equal(decode(stored.getvalue(), "there"), expected)
+
+
+def test_a_picture_cut_short_is_bad() -> None:
+    stored = BytesIO()
+    picture(1).save(stored, "JPEG")
+    for length in (0, 10, 500, len(stored.getvalue()) // 2):
+        with pytest.raises(BadImage, match="there"):
+            decode(stored.getvalue()[:length], "there")
 
 
 def test_centre_crops_equal_torchvisions(pictures: Pictures) -> None:
@@ -132,9 +156,64 @@ def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
     assert {tuple(order) for order in rows[:, 5:9].astype(int)} >= {(3, 2, 1, 0), (0, 1, 2, 3), (1, 3, 0, 2)}
 
 
+def test_colours_are_drawn_as_torchvision_draws_them() -> None:
+    from scipy.stats import ks_2samp
+
+    torch.manual_seed(0)
+    jitter = ColorJitter(*FULL.jitter)
+    drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(4000)]
+    theirs = np.array([factors for _, *factors in drawn])
+    rows = np.stack([colour_parameters(generator(2, 0, index), FULL) for index in range(5000)])
+    ours = rows[rows[:, 1] != 1]
+    for column in range(4):
+        assert ks_2samp(ours[:, 1 + column], theirs[:, column]).pvalue > 1e-3
+    blurred = rows[rows[:, 10] > 0, 10]
+    assert ks_2samp(blurred, np.linspace(0.1, 2.0, 4000)).pvalue > 1e-3
+    _, counts = np.unique(ours[:, 5:9], axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert counts.std() / counts.mean() < 0.15  # orders are alike in number: a share of 1 / sqrt(170), give or take
+
+
+def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures: Pictures) -> None:
+    def batches(num_workers: int, first_step: int = 0) -> list[list[torch.Tensor]]:
+        sampler = StepSampler(len(pictures), 4, epochs=2, seed=5, first_step=first_step)
+        made = crop_batches(
+            pictures, VIEWS, FULL, Normalize([0.5] * 3, [0.2] * 3), sampler,
+            num_workers=num_workers, device=torch.device("cpu"), on_bad=lambda _: None,
+        )  # fmt: skip
+        return [crops for crops, _ in made]
+
+    alone = batches(0)
+    assert [tuple(crop.shape) for crop in alone[0]] == 2 * [(4, 3, 32, 32)] + 3 * [(4, 3, 16, 16)]
+    assert all(crop.is_contiguous(memory_format=torch.channels_last) for crop in alone[0])
+    for others, expected in ((batches(2), alone), (batches(1, first_step=4), alone[4:])):
+        for other, crops in zip(others, expected, strict=True):
+            torch.testing.assert_close(other, crops, rtol=0, atol=0)
+
+
+def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
+    before = crops.clone()
+    rows = torch.from_numpy(np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(24)]))
+    made = []
+    for pixels in (1, 5 * 32 * 32, 2**20):
+        monkeypatch.setitem(augment.BLOCK_PIXELS, "cpu", pixels)
+        made.append(augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2)))
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[2], made[0], rtol=0, atol=1e-5)
+    assert torch.equal(crops, before)
+
+
+def test_augmentation_never_waits_for_the_device() -> None:
+    crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
+    rows = torch.from_numpy(np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(24)]))
+    with NoHostSync():  # type: ignore[no-untyped-call]
+        augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2))
+
+
 def test_a_pictures_crops_depend_on_seed_epoch_and_index_only() -> None:
     def drawn(*key: int) -> bytes:
-        return multi_crop(picture(0), VIEWS, FULL, generator(*key))[0][0].tobytes()
+        return multi_crop(as_tensor(picture(0)), VIEWS, FULL, generator(*key))[0][0].numpy().tobytes()
 
     assert drawn(0, 1, 2) == drawn(0, 1, 2)
     assert len({drawn(0, 1, 2), drawn(1, 1, 2), drawn(0, 2, 2), drawn(0, 1, 3)}) == 4
@@ -162,7 +241,7 @@ def test_batches_are_ordered_crop_by_crop(pictures: Pictures) -> None:
     samples = [dataset[(0, index)] for index in (4, 9)]
     batch = collate_crops(samples)
     assert [tuple(crops.shape) for crops in batch.crops] == [(4, 3, 32, 32), (6, 3, 16, 16)]
-    assert torch.equal(batch.crops[0][2], torch.from_numpy(samples[0][0][0][0][1]))  # crop 1 of the first picture
+    assert torch.equal(batch.crops[0][2], samples[0][0][0][0][1])  # crop 1 of the first picture
     assert batch.labels.tolist() == [pictures.labels[4], pictures.labels[9]]
 
 
