@@ -106,6 +106,17 @@ class Setting:
         if self.preemption.asked(step):
             raise Preempted(f"asked to stop; {kept}")
 
+    def save_and_stop_if_asked(self, checkpoints: Checkpoints, done: int, num_steps: int, at_once: bool) -> None:
+        """Save and raise `Preempted` where any rank was asked to stop during a training, unless all steps are done.
+
+        Ranks ask each other every few steps, or `at_once`.
+        """
+        if done < num_steps and self.preemption.asked(0 if at_once else done):
+            checkpoints.save(done)
+            checkpoints.wait()
+            barrier()  # a rank that ends takes the others with it: not before the save is whole
+            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+
 
 def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting) -> Features:
     """Pooled features of the centre crops, from the disk where they lie there, else shared by all ranks and kept.
@@ -301,11 +312,7 @@ def train_network(
             setting.tell(epoch, epochs, loss=mean_loss, **values)
             if done < num_steps:
                 checkpoints.save(done)
-        if done < num_steps and setting.preemption.asked(done if done % sampler.steps_per_epoch else 0):
-            checkpoints.save(done)
-            checkpoints.wait()
-            barrier()  # a rank that ends takes the others with it: not before the save is whole
-            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        setting.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=done % sampler.steps_per_epoch == 0)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
 

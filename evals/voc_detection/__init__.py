@@ -32,7 +32,6 @@ from reproduce.engine.checkpoint import Checkpoints
 from reproduce.engine.distributed import (
     all_reduce_mean,
     all_reduce_sum,
-    barrier,
     device,
     is_main,
     rank,
@@ -40,7 +39,6 @@ from reproduce.engine.distributed import (
     world_size,
 )
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import Preempted
 from reproduce.errors import TrainingFailed, UserError
 
 
@@ -125,11 +123,7 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
             if not math.isfinite(sum(values.values())):
                 raise TrainingFailed(f"the detector's loss is not finite at step {done}: lower SOLVER.BASE_LR")
             setting.tell(done, num_steps, loss=sum(values.values()), lr=lr, **values)
-        if done < num_steps and setting.preemption.asked(done):
-            checkpoints.save(done)
-            checkpoints.wait()
-            barrier()  # a rank that ends takes the others with it: not before the save is whole
-            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        setting.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=False)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
     if cfg.TEST.PRECISE_BN.ENABLED:
