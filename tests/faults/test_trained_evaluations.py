@@ -297,7 +297,7 @@ def test_broken_annotations_stop_a_run_or_are_counted(
     path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][2] = 0
-    content["annotations"][1]["category_id"] = 3
+    content["annotations"][1]["category_id"] = 2
     path.write_text(json.dumps(content))
     (tmp_path / "coco" / "val2017" / f"{7:012d}.jpg").unlink()
     asked = (*TRAINED["coco_detr"], *common, f"paths.data={tmp_path}", f"paths.results={tmp_path}", "protocol.epochs=1")
@@ -308,7 +308,7 @@ def test_broken_annotations_stop_a_run_or_are_counted(
     assert said.count("\n") == 1
     status, said = call(evaluate.main, monkeypatch, *asked, "on_bad_image=skip")
     assert status == 0, said
-    assert f"left out: annotation 2 of {path} is of category 3, which the file does not list\n" in said
+    assert f"left out: annotation 2 of {path} is of category 2, which the file does not list\n" in said
     result, _, _ = outcome(tmp_path)
     assert result["counts"] == {
         "num_skipped_images": 0, "num_broken_annotations": 3, "num_train_images": 60, "num_test_images": 29,

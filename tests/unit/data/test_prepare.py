@@ -14,12 +14,12 @@ from scipy.io import savemat
 from reproduce.config import Dataset
 from reproduce.data.official import OFFICIAL
 from reproduce.data.prepare import prepare
-from reproduce.data.verify import DETECTION
 from reproduce.errors import UserError
 
 IMAGENET = Dataset("imagenet", "ILSVRC2012", "folders", "imagenet", "train", "val")
 PLACES = Dataset("places205", "Places205", "folders", "places205", "train", "val")
 INAT = Dataset("inat18", "iNaturalist2018", "folders", "inat18", "train", "val")
+COCO = Dataset("coco17", "COCO2017", "coco", "coco", "train2017", "val2017")
 VOC = Dataset("voc07", "VOC2007", "voc", "VOCdevkit/VOC2007", "trainval", "test")
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
     zipfile.ZipFile(empty, "w").close()
     coco = {"train2017.zip": zipped.getvalue(), "val2017.zip": empty.getvalue()}
     with pytest.raises(UserError, match="names a file outside its folder"):
-        run(tmp_path, DETECTION[1], coco | {"annotations_trainval2017.zip": empty.getvalue()})
+        run(tmp_path, COCO, coco | {"annotations_trainval2017.zip": empty.getvalue()})
     assert not list(tmp_path.rglob("outside*"))
 
 
@@ -189,4 +189,4 @@ def test_coco_is_unpacked_as_it_is(tmp_path: Path) -> None:
     archives = dict(
         zip(("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"), map(zipped, names), strict=True)
     )
-    assert run(tmp_path, DETECTION[1], archives) == {f"coco/{name}": name.encode() for name in names}
+    assert run(tmp_path, COCO, archives) == {f"coco/{name}": name.encode() for name in names}

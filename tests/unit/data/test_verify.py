@@ -18,7 +18,7 @@ COCO = Dataset("coco17", "tiny", "coco", "coco", "train2017", "val2017")
 VOC = Dataset("voc07", "tiny", "voc", "VOCdevkit/VOC2007", "trainval", "test")
 TINY = Official("tiny", "nowhere", 10, {"train": Split(20), "val": Split(20, per_class=2)})
 TINY_VOC = Official("tiny", "nowhere", 20, {"trainval": Split(60), "test": Split(30)})
-TINY_COCO = Official("tiny", "nowhere", 4, {"train2017": Split(60), "val2017": Split(30)})
+TINY_COCO = Official("tiny", "nowhere", 2, {"train2017": Split(60), "val2017": Split(30)})
 
 
 @pytest.fixture(scope="module")
