@@ -25,5 +25,5 @@ def started(_: Any, arguments: Mapping[int, tuple[Any, ...]], *rest: Any) -> Ite
 
 
 if __name__ == "__main__":
-    voc07_svm.in_processes = started  # type: ignore[assignment]
+    vars(voc07_svm)["in_processes"] = started
     sys.exit(exit_status(evaluate.main))

@@ -274,7 +274,7 @@ def test_shards_give_what_folders_give(
         pack.pack(data, tmp_path / "shards", dataset, lambda _: None)
     own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
-    results = []
+    results: list[dict[str, Any]] = []
     for where in (f"paths.data={data}", f"paths.data={tmp_path / 'shards'}"):
         folder = tmp_path / str(len(results))
         asked = (*TRAINED.get(kind, (f"eval={kind}", "logging.wandb=false")), *common, where)

@@ -78,7 +78,7 @@ def test_a_done_run_is_not_done_again(
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "tables at scale smoke: table3, table7" in out
+    assert "tables at scale smoke: table3, table6, table7, text" in out
     assert "swav_800ep" in out and "voc07_svm" in out
 
 
