@@ -20,8 +20,8 @@ LUMA = (0.299, 0.587, 0.114)
 BLUR_REACH = 3
 """The blur's kernel ends at three standard deviations."""
 BLUR_BAND_PX = 112
-BLOCK_PIXELS = {"cpu": 2**14, "cuda": 2**26}
-"""Pictures are augmented in blocks of so many pixels, or one by one: 192 KiB, or a GPU's usual batch as a whole."""
+BLOCK_PIXELS = {"cpu": 2**16, "cuda": 2**26}
+"""Pictures are augmented in blocks of so many pixels, or one by one: 768 KiB, or a GPU's usual batch as a whole."""
 
 
 @dataclass(frozen=True)

@@ -69,18 +69,16 @@ def resized(image: Tensor, box: tuple[int, int, int, int], size_px: int) -> Tens
 
 def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
     """One row of `PARAMETERS`, float32, distributed as in SimCLR's augmentation."""
-    brightness, contrast, saturation, hue = augment.jitter
-    row = np.array([0, 1, 1, 1, 0, 0, 1, 2, 3, 0, 0], dtype=np.float32)
-    row[0] = rng.random() < augment.flip_probability
+    flip = float(rng.random() < augment.flip_probability)
+    factors, order = [1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3]
     if rng.random() < augment.jitter_probability:
-        strengths = np.array([brightness, contrast, saturation])
-        row[1:4] = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths)
-        row[4] = rng.uniform(-hue, hue)
-        row[5:9] = rng.permutation(4)
-    row[9] = rng.random() < augment.grayscale_probability
-    if rng.random() < augment.blur_probability:
-        row[10] = rng.uniform(augment.blur_radius_px[0], augment.blur_radius_px[1])
-    return row
+        *strengths, hue = augment.jitter
+        factors = [rng.uniform(max(0, 1 - strength), 1 + strength) for strength in strengths]
+        factors.append(rng.uniform(-hue, hue))
+        order = rng.permutation(4).tolist()
+    gray = float(rng.random() < augment.grayscale_probability)
+    blur = rng.uniform(*augment.blur_radius_px) if rng.random() < augment.blur_probability else 0.0
+    return np.array([flip, *factors, *order, gray, blur], dtype=np.float32)
 
 
 def multi_crop(
