@@ -160,4 +160,22 @@ def test_several_machines_need_a_place_to_meet() -> None:
     asked = [sys.executable, "-m", "reproduce.engine.launch", "--processes=1", "--nodes=2", FAKE]
     refused = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "--nodes needs --main HOST:PORT" in refused.stderr
+    assert "--nodes needs --node, and --main HOST:PORT" in refused.stderr
+
+
+def test_a_scheduler_tells_machines_apart(tmp_path: Path) -> None:
+    asked = [
+        sys.executable,
+        "-m",
+        "reproduce.engine.launch",
+        "--processes=1",
+        "--nodes=2",
+        FAKE,
+        str(tmp_path),
+        "ok",
+        "ok",
+    ]
+    told = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
+    for name, number in (("SLURM_PROCID", "1"), ("JOB_COMPLETION_INDEX", "0")):
+        subprocess.run(asked, cwd=CHECKOUT, env={**os.environ, **told, name: number}, check=True)
+    assert starts(tmp_path) == {"1": 1, "0": 1}

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -216,25 +215,27 @@ class _Job:
         """Remove the Job, and wait until its pods have ended."""
         self._call("delete", "job,service", self.name, "--ignore-not-found", "--cascade=foreground", "--wait")
 
-    def follow(self) -> None:
-        """Pass on what the first pod says: the present one, or the one that replaced it."""
+    def follow(self) -> bool:
+        """Pass on what the first pod says: the present one, or the one that replaced it. Whether there is any."""
         if self._log is not None and self._log.poll() is None:
-            return
+            return True
         for pod in self._pods():
             first = pod["metadata"].get("annotations", {}).get(INDEX, "0") == "0"
             name, phase = pod["metadata"]["name"], pod["status"].get("phase")
             if first and name not in self._followed and phase not in (None, "Pending"):
                 self._followed.add(name)
                 self._log = subprocess.Popen([*self._words, "logs", "--follow", name], stdin=subprocess.DEVNULL)
-                return
+                return True
+        return False
 
     def heard_out(self) -> None:
-        """Wait for the end of what the first pod says."""
-        self.follow()
-        if self._log is not None:
-            with suppress(subprocess.TimeoutExpired):
+        """Wait until all is said that the first pods, which have ended, said."""
+        while self.follow():
+            assert self._log is not None
+            try:
                 self._log.wait(timeout=30)
-            self._log.kill()
+            except subprocess.TimeoutExpired:
+                self._log.kill()
 
     def status(self) -> int:
         """Exit status of a Job that failed: that of the pod that ended it, where it is one that counts."""

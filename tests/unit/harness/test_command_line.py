@@ -18,7 +18,8 @@ from reproduce.harness.plan import Plan
     [
         (["plan", "tabel3"], "did you mean 'table3'"),
         (["plan", "table3", "--scale", "smol"], "no scale 'smol': did you mean 'smoke'"),
-        (["run", "table3", "--cluster", "slurm"], "no cluster 'slurm'"),
+        (["run", "table3", "--cluster", "slrum"], "no cluster 'slrum': did you mean 'slurm'"),
+        (["run", "table3", "--cluster", "slurm", "--cluster-options", "gpu"], "takes KEY=VALUE KEY=VALUE"),
         (["run", "table3", "--from", "released"], "give it --scale paper"),
         (["run", "table3", "--seeds", "0"], "count from 1"),
         (["run", "table3", "--cores", "many"], "invalid int value: 'many'"),

@@ -1,0 +1,209 @@
+"""Runs elsewhere: what is asked of SLURM and Kubernetes for them, and that where a run goes is no part of its name."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from reproduce.__main__ import main
+from reproduce.errors import UserError
+from reproduce.harness import plan as planning
+from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness.workflow import kubernetes, slurm
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "kubernetes.yaml"
+EIGHT_NODES = ("num_processes=64", "processes_per_node=8", "num_threads=4")
+SITE = ("slurm.partition=gpu", "slurm.account=vision", "slurm.gpu='gpu:a100'", "slurm.hours=24", "slurm.memory_gb=500")
+
+
+def planned(cluster: str, *options: str) -> Plan:
+    return planning.make(Request(("table3",), "paper", cluster=cluster, cluster_options=options))
+
+
+def named(plan: Plan, name: str) -> Run:
+    return next(run for run in plan.runs.values() if run.name == name)
+
+
+def as_read(plan: Plan, name: str) -> dict[str, Any]:
+    """A run as the workflow reads it."""
+    (run,) = [run for run in json.loads(plan.write().read_text())["runs"] if run["name"] == name]
+    return dict(run)
+
+
+def test_where_runs_go_does_not_name_them(checkout: Path) -> None:
+    here = planned("local")
+    assert here.runs.keys() == planned("slurm", *EIGHT_NODES, *SITE).runs.keys()
+    assert here.runs.keys() == planned("kubernetes", "kubernetes.image=x", "num_processes=4").runs.keys()
+
+
+def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checkout: Path) -> None:
+    plan = planned("slurm", *EIGHT_NODES)
+    pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "voc07_svm")
+    assert (pretraining.num_nodes, pretraining.num_processes) == (8, 64)
+    assert (evaluation.num_nodes, evaluation.num_processes) == (1, 1)
+    launcher = ["-m", "reproduce.engine.launch", "--processes", "8", "--nodes", "8", "reproduce.pretrain"]
+    assert pretraining.command()[1:8] == launcher
+
+
+def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
+    plan = planned("slurm", *EIGHT_NODES, *SITE, "slurm.extra='--reservation=june'")
+    assert slurm.resources(as_read(plan, "swav_800ep"), plan.cluster) == {
+        "nodes": 8,
+        "cpus_per_task": 32,
+        "gres": "gpu:a100:8",
+        "mem_mb": 500_000,
+        "runtime": 1440,
+        "slurm_partition": "gpu",
+        "slurm_account": "vision",
+        "slurm_extra": "--ntasks-per-node=1 --signal=USR1@120 --reservation=june",
+        "mpi": 0,
+    }
+    without_gpus = planned("slurm", "num_processes=2", "processes_per_node=1", "gpus_per_process=0")
+    asked = slurm.resources(as_read(without_gpus, "swav_800ep"), without_gpus.cluster)
+    assert (asked["nodes"], asked["tasks"], asked["mem_mb"]) == (2, 2, 0)
+    assert not asked.keys() & {"gres", "slurm_partition", "slurm_account", "runtime"}
+
+
+def test_a_measurement_has_its_machine_to_itself() -> None:
+    run = {"kind": "measure", "cores": planning.WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
+    cluster = planning.Composer(Request((), "paper", cluster="slurm")).cluster
+    asked = slurm.resources(run, cluster)
+    assert asked["slurm_extra"].endswith("--exclusive") and asked["cpus_per_task"] == 2
+
+
+def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "first")
+    plan = planned("slurm", *EIGHT_NODES, "slurm.container='apptainer exec --nv swav.sif'")
+    words = slurm.command(as_read(plan, "swav_800ep"), plan.cluster)
+    assert words[:4] == ["srun", "--nodes=8", "--ntasks=8", "--cpus-per-task=32"]
+    assert any(word.startswith("--export=ALL,MASTER_ADDR=first,MASTER_PORT=") for word in words)
+    image = words.index("apptainer")
+    assert words[image : image + 6] == ["apptainer", "exec", "--nv", "swav.sif", "/app/.venv/bin/python", "-m"]
+    alone = slurm.command(as_read(plan, "voc07_svm"), plan.cluster)
+    assert "--ntasks=1" in alone and not any("MASTER_ADDR" in word for word in alone)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "says"),
+    [
+        ("slrum", (), "did you mean 'slurm'"),
+        ("slurm", ("slurm.partion=gpu",), "did you mean 'cluster.slurm.partition'"),
+        ("slurm", ("num_processes=9", "processes_per_node=8"), "can't be spread evenly"),
+        ("local", ("num_processes=2", "processes_per_node=1"), "take CLUSTER=slurm or kubernetes"),
+    ],
+)
+def test_a_wrong_cluster_is_a_sentence(checkout: Path, cluster: str, options: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        planned(cluster, *options)
+
+
+def test_without_the_schedulers_commands_nothing_is_started(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="sbatch, squeue, scancel, scontrol of SLURM can't be found"):
+        main(["run", "table3", "--cluster", "slurm"])
+    claims = "kubernetes.image=x kubernetes.results_claim=y"
+    with pytest.raises(UserError, match="kubectl, which can't be found"):
+        main(["run", "table3", "--cluster", "kubernetes", "--cluster-options", claims])
+    assert not Path("results").exists()
+
+
+KUBERNETES = (
+    "kubernetes.image=swav-reproduction",
+    "kubernetes.data_claim=pictures",
+    "kubernetes.results_claim=results",
+    "kubernetes.secret=wandb",
+    "kubernetes.node_selector='gpu-model=a100'",
+    "kubernetes.memory_gb=200",
+    "num_processes=16",
+    "processes_per_node=8",
+)
+
+
+def test_manifests_are_the_expected_ones_and_valid(checkout: Path) -> None:
+    """`python -m tests.unit.harness.test_clusters` writes the golden file anew."""
+    objects = list(yaml.safe_load_all(golden()))
+    assert objects == list(yaml.safe_load_all(GOLDEN.read_text()))
+    assert [one["kind"] for one in objects] == ["Service", "Job", "Job"]
+    for one in objects:
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+
+
+def golden() -> str:
+    plan = planning.make(Request(("table3",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
+    runs = [as_read(plan, name) for name in ("swav_800ep", "voc07_svm")]
+    return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data)])
+
+
+def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--cluster", "kubernetes", "--cluster-options", "kubernetes.image=x kubernetes.results_claim=y"]
+    assert main(["render", "table3", "--scale", "paper", *options]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name[:3] for path in written] == [f"{number:03}" for number in range(len(written))]
+    assert written[0].name.startswith("000-swav-800ep-s0-") and all(path.is_file() for path in written)
+    with pytest.raises(UserError, match=r"kubernetes\.image and kubernetes\.results_claim"):
+        main(["render", "table3", "--scale", "paper", "--cluster", "kubernetes"])
+    with pytest.raises(UserError, match="--cluster kubernetes"):
+        main(["render", "table3", "--scale", "paper"])
+
+
+POD = """
+import json, sys
+from pathlib import Path
+folder, codes = Path(sys.argv[1]), sys.argv[2].split(",")
+tries = folder / "tries"
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+print("try", len(tries.read_text()), flush=True)
+code = int(codes[len(tries.read_text()) - 1])
+if code == 0:
+    (folder / "result.json").write_text(json.dumps({"run_id": folder.name, "metrics": {}}))
+raise SystemExit(code)
+"""
+"""A run: its first try ends with the first of the codes, and so on."""
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "says"),
+    [("0", 0, ""), ("75,1,75,0", 0, ""), ("75,3", 3, "error: the Job tiny-s0-0123456789 failed")],
+)
+def test_a_run_is_followed_to_its_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    codes: str,
+    status: int,
+    says: str,
+) -> None:
+    """The kubectl is a stand-in that carries out a Job's policy with processes."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    fake = Path(__file__).parents[2] / "faults" / "fake_kubectl.py"
+    (tools / "kubectl").write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
+    (tools / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_CLUSTER", str(tmp_path / "cluster"))
+    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.05)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tiny-s0-0123456789"
+    run = {
+        "run_id": folder.name, "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1,
+        "command": ["python", "-c", POD, str(folder), codes],
+    }  # fmt: skip
+    folder.mkdir()
+    options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
+    cluster = planning.Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
+    plan = {"runs": [run], "cluster": cluster, "data": str(tmp_path)}
+    Path("plan.json").write_text(json.dumps(plan))
+    assert kubernetes.main("plan.json", folder.name) == status
+    said = capfd.readouterr()
+    assert said.out.split() == [word for number in range(len(codes.split(","))) for word in ("try", str(number + 1))]
+    assert says in said.err
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(golden())
