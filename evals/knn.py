@@ -15,8 +15,6 @@ from reproduce.engine.distributed import all_reduce_sum, device, rank, world_siz
 
 QUERY_BLOCK = 256
 """Rows that are compared at a time."""
-GROUP = 16
-"""Columns of a product of which only the highest is looked at first."""
 BANK_BLOCK_BYTES = 2**29
 """What is in memory of the bank at a time: 65,536 rows of 2048 features. Larger blocks merge less often."""
 
@@ -74,31 +72,13 @@ def neighbors(
         for number, chunk in enumerate(chunks):
             often()
             cosine = product_memory[: len(chunk) * len(block)].view(len(chunk), len(block))
-            similarity, rows = highest(torch.mm(chunk, block.T, out=cosine), num_neighbors)
+            similarity, rows = torch.mm(chunk, block.T, out=cosine).topk(min(num_neighbors, len(block)), dim=1)
             if start:
                 best[number] = _nearer(best[number], (similarity, rows + start), num_neighbors)
             else:
                 best.append((similarity, rows))
     found, nearest = zip(*best, strict=True)
     return torch.cat(found), torch.cat(nearest)
-
-
-def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row of `values (q, n)`, highest first, and their columns: `(q, k)` each, or `(q, n)`.
-
-    As `topk`, which takes a third of the product's time: of columns in groups, the k highest are in the k groups with
-    the highest maxima, and what `topk` sees is a twentieth.
-    """
-    num_groups = values.shape[1] // GROUP
-    if num_groups <= k:
-        return values.topk(min(k, values.shape[1]), dim=1)
-    # Of columns far from each other, so that a maximum is taken over whole rows of memory at a time.
-    groups = values[:, : num_groups * GROUP].unflatten(1, (GROUP, num_groups)).amax(1).topk(k, dim=1).indices
-    starts = torch.arange(GROUP, device=values.device) * num_groups
-    rest = torch.arange(num_groups * GROUP, values.shape[1], device=values.device).expand(len(values), -1)
-    columns = torch.cat([(starts.unsqueeze(1) + groups.unsqueeze(1)).flatten(1), rest], dim=1)
-    found, at = values.gather(1, columns).topk(k, dim=1)
-    return found, columns.gather(1, at)
 
 
 def _nearer(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], num_neighbors: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from evals import knn
-from evals.knn import highest, neighbors, vote
+from evals.knn import neighbors, vote
 from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
@@ -40,16 +40,6 @@ def test_knn_votes_equal_brute_force(block: int, monkeypatch: pytest.MonkeyPatch
             for neighbour in order[:k]:
                 weights[labels[neighbour]] += np.exp(similarity[neighbour] / 0.07)
             assert got == weights.argmax()
-
-
-@pytest.mark.parametrize(("num_columns", "k"), [(1000, 1), (1000, 20), (1015, 62), (1007, 63), (40, 200), (16, 16)])
-def test_the_highest_are_those_of_a_sort(num_columns: int, k: int) -> None:
-    values = torch.rand(9, num_columns, generator=torch.Generator().manual_seed(0))
-    values[:, -3:] += 0.9  # what no group holds counts, too
-    expected, order = values.sort(dim=1, descending=True)
-    found, columns = highest(values, k)
-    assert torch.equal(found, expected[:, :k])
-    assert torch.equal(columns, order[:, :k])
 
 
 def test_average_precision_by_hand() -> None:
