@@ -98,6 +98,11 @@ bench: setup-dev ## how fast it is: tests/benchmarks
 cluster-test: setup-dev ## tests on a real SLURM, where this machine has one: tests/cluster
 	.venv/bin/python -m pytest tests/cluster
 
+sky-test: ## the task for clouds, read by SkyPilot itself, in an environment of its own below .cache
+	$(PYTHON) -m venv .cache/skypilot
+	.cache/skypilot/bin/pip install --quiet pytest skypilot==0.14.1
+	.cache/skypilot/bin/python -m pytest --noconftest --override-ini filterwarnings= tests/cluster/test_skypilot.py
+
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --annotation-style line \
@@ -109,5 +114,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench cluster-test lock clean
+.PHONY: help smoke data-prepare data-verify fetch record setup setup-dev lint format test bench cluster-test sky-test lock clean
 .DELETE_ON_ERROR:
