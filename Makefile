@@ -122,6 +122,11 @@ docker-test: setup-dev ## build both images and run them, on this machine's Dock
 cluster-test: setup-dev ## tests on a real SLURM, where this machine has one; no part of CI (docs/clusters.md)
 	.venv/bin/python -m pytest --verbose tests/cluster
 
+sky-test: ## the task for clouds, read by SkyPilot itself, in an environment of its own below .cache
+	$(PYTHON) -m venv .cache/skypilot
+	.cache/skypilot/bin/pip install --quiet pytest skypilot==0.14.1
+	.cache/skypilot/bin/python -m pytest --noconftest --override-ini filterwarnings= tests/cluster/test_skypilot.py
+
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --annotation-style line \
@@ -134,5 +139,5 @@ clean: ## remove .venv and caches; results/ and reports/ stay
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke data-prepare data-shard data-verify fetch doctor record setup setup-dev lint format test bench \
-	docker-build docker-test cluster-test lock clean
+	docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:
