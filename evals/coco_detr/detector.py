@@ -38,7 +38,6 @@ class Backbone(nn.Module):
         super().__init__()
         freeze_batchnorm(trunk)
         self.trunk, self.num_channels = trunk, trunk.num_features
-        trunk.train()  # nothing in it depends on that but activation checkpointing
         for part in (trunk.conv1, trunk.layer1):
             part.requires_grad_(False)
 

@@ -17,6 +17,8 @@ from reproduce.errors import UserError
 
 OUTSIDE_PX = 1.0
 """By how much a box may reach beyond its picture: COCO's corners are rounded."""
+SCORED = ("id", "image_id", "category_id", "bbox")
+"""What of an annotation boxes are scored by, beside its area and whether it is a crowd; outlines fill gigabytes."""
 KNOWN_BROKEN = {"COCO2017": (918, 2206849)}
 """Annotations that are broken (height 0) in an official release, by source: passed over, as every detector does."""
 
@@ -106,7 +108,7 @@ def read_split(root: Path, split: str, source: str, on_bad: Callable[[list[str]]
     kept = [annotation for objects in good.values() for annotation in objects]
     truth = {
         "images": [images[number] for number in good],
-        "annotations": [{"iscrowd": 0, "area": _area(item), **item} for item in kept],
+        "annotations": [{key: item[key] for key in SCORED} | _defaults(item) for item in kept],
         "categories": content["categories"],
     }
     return Split(pictures, names, truth, hashlib.sha256(raw).hexdigest())
@@ -128,8 +130,10 @@ def _wrong(annotation: dict[str, Any], images: dict[int, dict[str, Any]], names:
     return ""
 
 
-def _area(annotation: dict[str, Any]) -> float:
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _defaults(annotation: dict[str, Any]) -> dict[str, Any]:
+    """What a hand-made annotation may leave out."""
+    _, _, width, height = annotation["bbox"]
+    return {"iscrowd": annotation.get("iscrowd", 0), "area": annotation.get("area", width * height)}
 
 
 def _boxed(folder: Path, image: dict[str, Any], objects: list[dict[str, Any]]) -> Boxed:
