@@ -1,0 +1,48 @@
+"""A step that only trains never waits for its device: what `.item()`, `bool()` and the like would make it do."""
+
+import pytest
+import torch
+
+from models.heads import MultiCropNet
+from models.swav import Swav, SwavConfig
+from reproduce.engine.finite import FiniteGuard
+from reproduce.engine.loop import train
+from reproduce.engine.optimizer import Larc
+from reproduce.engine.precision import loss_scaler
+from tests.host_sync import NoHostSync
+
+
+class Done(Exception):
+    pass
+
+
+def one_step(precision: str, queue_length: int) -> None:
+    net = MultiCropNet(0.125, 16, 8, 6, blocks=(1, 1, 1, 1))
+    config = SwavConfig("swav", 6, 0.1, 0.05, 3, 1, True, False, queue_length, 0)
+    method = Swav(config, net, num_pictures=40, batch_size=4)
+    if method.queue is not None:
+        method.queue.num_filled = queue_length
+    crops = [torch.randn(4, 3, size, size) for size in (32, 32, 16)]
+
+    def stop(_: int) -> None:
+        raise Done
+
+    with NoHostSync(), pytest.raises(Done):  # type: ignore[no-untyped-call]
+        train(
+            net, method, Larc(net.parameters(), 0.1, 0.9, 1e-6, 0.001), [crops], lambda _: 0.1, first_step=0,
+            num_steps=9, batch_size=4, precision=precision, scaler=loss_scaler(precision), tell=lambda *_, **__: None,
+            tell_every_steps=9, after_step=stop, keep_not_finite=lambda _: pytest.fail("not finite"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("queue_length", [0, 8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_reads_nothing_back(precision: str, queue_length: int) -> None:
+    """`FiniteGuard` looks at a step's loss during the next one only, by when it is there."""
+    one_step(precision, queue_length)
+
+
+def test_a_read_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FiniteGuard, "take", lambda _self, _step, loss, **_made: loss.item())
+    with pytest.raises(AssertionError, match="waits for the device"):
+        one_step("fp32", 0)
