@@ -182,11 +182,10 @@ def packages() -> Iterator[Finding]:
         yield Finding("packages", f"all {len(pins)} of requirements/run.txt, as pinned")
     yield _torch()
     apex, detectron2 = _version("apex"), _version("detectron2")
-    yield Finding("apex", apex or "none: cluster.sync_batchnorm=apex is for the CUDA image (docker/)")
+    yield Finding("apex", apex or "none: it is in the CUDA image (docker/)")
     python_only = _version("pb1-detectron2")
-    yield Finding(
-        "Detectron2", detectron2 or (f"{python_only}, Python sources only" if python_only else "none, as in docker/")
-    )
+    without = f"{python_only}, its Python sources only" if python_only else "none: it is in the CUDA image (docker/)"
+    yield Finding("Detectron2", detectron2 or without)
 
 
 def _torch() -> Finding:
