@@ -87,8 +87,9 @@ format: setup-dev ## mend style and formatting
 test: setup-dev ## all tests
 	.venv/bin/python -m pytest --ignore=tests/benchmarks
 
-bench: setup-dev ## how fast it is: tests/benchmarks
-	.venv/bin/python -m pytest tests/benchmarks
+bench: setup-dev ## how fast it is against plain baselines, and against the last time (DATA: folder of photographs)
+	.venv/bin/python -m pytest tests/benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning \
+		--benchmark-autosave --benchmark-compare $(call option,--pictures,$(DATA))
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb takes its newest version, too
 	set -e; for name in build run dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
