@@ -110,8 +110,9 @@ format: setup-dev ## mend style and formatting
 test: setup-dev ## all tests
 	.venv/bin/python -m pytest --ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
 
-bench: setup-dev ## how fast it is: tests/benchmarks
-	.venv/bin/python -m pytest tests/benchmarks
+bench: setup-dev ## how fast it is against plain baselines, and against the last time (DATA: folder of photographs)
+	.venv/bin/python -m pytest tests/benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning \
+		--benchmark-autosave --benchmark-compare $(call option,--pictures,$(DATA))
 
 docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.md)
 	docker/build.sh

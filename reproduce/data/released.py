@@ -40,7 +40,7 @@ class Released:
 
 def load(zoo: Path = ZOO) -> dict[str, Released]:
     """All entries by name."""
-    content = yaml.safe_load(zoo.read_text())
+    content = yaml.load(zoo.read_text(), Loader=yaml.CSafeLoader)
     known = {field.name for field in fields(Released)}
     entries = {}
     for name, entry in content["checkpoints"].items():

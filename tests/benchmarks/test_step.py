@@ -124,6 +124,7 @@ def test_larc(compare: Compare) -> None:
     compare(optimizer._scale_gradients, loop)
 
 
+@pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("num_prototypes", [3000, 100_000])
 def test_sinkhorn(benchmark: Callable[..., Tensor], num_prototypes: int) -> None:
     scores = torch.randn(64, num_prototypes).clamp(-1, 1)
