@@ -1,7 +1,7 @@
 """Generated picture sets in the layouts of the real ones: `python -m reproduce.data.generate --root DIR`.
 
 `imagenet/`, `places205/` and `inat18/` (class folders), `VOCdevkit/VOC2007` (XML boxes, several objects a picture,
-`difficult` flags) and `coco/` (JSON boxes of small, medium and large objects). JPEG files, the same from the same seed.
+`difficult` flags), `VOCdevkit/VOC0712` (of two classes, for a detector has only a minute) and `coco/` (JSON boxes of small, medium and large objects). JPEG files, the same from the same seed.
 `manifest.json` is written last: with it, the set is whole.
 """
 
@@ -29,6 +29,7 @@ from reproduce.files import lock, read_json, write_json
 VERSION = "generated-1"
 """Changes whenever the pictures do; `source` in conf/data/generated.yaml names it."""
 COCO_VERSION = "generated-coco-1"
+VOC0712_VERSION = "generated-voc0712-1"
 """The same, of the COCO set, which came later."""
 JPEG_QUALITY = 90
 
@@ -143,13 +144,16 @@ def _sizes(rng: np.random.Generator, width: int, height: int) -> tuple[int, int]
 
 
 VOC_SCENES = Scenes((96, 128), VOC_TEXTURES, _shares)
+VOC0712_SCENES = Scenes((96, 128), [VOC_TEXTURES[0], VOC_TEXTURES[13]], _shares)
+VOC_SETS = {"VOC2007": (VOC_SCENES, "voc"), "VOC0712": (VOC0712_SCENES, "voc0712")}
+"""By folder: what is in the pictures, and the name of their random numbers."""
 COCO_SCENES = Scenes((128, 160), [texture for _, texture in COCO_CATEGORIES.values()], _sizes)
 
 
 def generate(root: Path, seed: int = 0) -> None:
     """Write all sets below `root`, on all cores; nothing is done where the manifest of this version is there."""
     manifest = root / "manifest.json"
-    wanted = {"version": VERSION, "coco": COCO_VERSION, "seed": seed}
+    wanted = {"version": VERSION, "coco": COCO_VERSION, "voc0712": VOC0712_VERSION, "seed": seed}
     with lock(root / ".lock", "the picture generator"):
         if manifest.exists() and read_json(manifest).items() >= wanted.items():
             return
@@ -157,7 +161,7 @@ def generate(root: Path, seed: int = 0) -> None:
         jobs = [(root, seed, item, split) for item in CLASS_SETS for split in ("train", "val")]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             class_sets = pool.map(_write_class_split, jobs)
-            voc = pool.map(_write_voc_split, [(root, seed, split) for split in VOC_SPLITS])
+            voc = pool.map(_write_voc_split, [(root, seed, each, split) for each in VOC_SETS for split in VOC_SPLITS])
             coco = pool.map(_write_coco_split, [(root, seed, split) for split in COCO_SPLITS])
             hashes = dict([*class_sets, *voc, *coco])
         write_json(manifest, {**wanted, "sha256": hashes})
@@ -188,22 +192,23 @@ def _write_class_split(job: tuple[Path, int, ClassSet, str]) -> tuple[str, str]:
     return f"{item.name}/{split}", digest.hexdigest()
 
 
-def _write_voc_split(job: tuple[Path, int, str]) -> tuple[str, str]:
-    root, seed, split = job
-    voc = root / "VOCdevkit" / "VOC2007"
+def _write_voc_split(job: tuple[Path, int, str, str]) -> tuple[str, str]:
+    root, seed, name_of_set, split = job
+    scenes, key = VOC_SETS[name_of_set]
+    voc = root / "VOCdevkit" / name_of_set
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     names = []
     for number in range(VOC_SPLITS[split]):
-        grey, boxes = _scene(_rng(seed, "voc", split, number), VOC_SCENES)
+        grey, boxes = _scene(_rng(seed, key, split, number), scenes)
         height, width = grey.shape
         name = f"{number + (0 if split == 'trainval' else VOC_SPLITS['trainval']):06d}"
         digest.update(_save(voc / "JPEGImages" / f"{name}.jpg", grey))
         (voc / "Annotations" / f"{name}.xml").write_bytes(_voc_xml(name, width, height, boxes))
         names.append(name)
     (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
-    return f"VOC2007/{split}", digest.hexdigest()
+    return f"{name_of_set}/{split}", digest.hexdigest()
 
 
 def _write_coco_split(job: tuple[Path, int, str]) -> tuple[str, str]:
