@@ -77,7 +77,8 @@ def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
         factors.append(rng.uniform(-hue, hue))
         order = rng.permutation(4).tolist()
     gray = float(rng.random() < augment.grayscale_probability)
-    blur = rng.uniform(*augment.blur_radius_px) if rng.random() < augment.blur_probability else 0.0
+    least, most = augment.blur_radius_px
+    blur = rng.uniform(least, most) if rng.random() < augment.blur_probability else 0.0
     return np.array([flip, *factors, *order, gray, blur], dtype=np.float32)
 
 

@@ -15,7 +15,7 @@ from reproduce.config import Augment, View
 from reproduce.data.augment import augment
 from reproduce.data.crops import generator, multi_crop
 from reproduce.data.decode import decode
-from reproduce.data.loader import CropBatch, collate_crops
+from reproduce.data.loader import CropBatch, Sample, collate_crops
 from tests.benchmarks.conftest import Compare
 
 NUM_PICTURES = 32
@@ -74,7 +74,7 @@ def _blur(picture: Image.Image) -> Image.Image:
 
 
 def cpu_part(encoded: list[bytes], views: list[View]) -> CropBatch:
-    samples = [
+    samples: list[Sample] = [
         (multi_crop(decode(picture, ""), views, AUGMENT, generator(0, 0, index)), 0, [])
         for index, picture in enumerate(encoded)
     ]
