@@ -14,7 +14,7 @@ from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict
 
-PRINTED = {"linear_places205": 56.7, "voc07_svm": 88.9, "linear_inat18": 48.6}
+PRINTED = {"linear_places205": 56.7, "voc07_svm": 88.9, "linear_inat18": 48.6, "coco_detr": 42.1}
 
 
 def paper(*seeds: int) -> Plan:
@@ -183,7 +183,7 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
         "tests": str(sum(checked[0].score().values())),
         "failures": "1",
         "errors": "1",
-        "skipped": str(sum(checked[0].score().values()) - 3),
+        "skipped": str(sum(checked[0].score().values()) - 4),
     }
 
 
