@@ -48,6 +48,16 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What an evaluation takes that trains a whole network, on the paper's GPU."""
+
+    hours: float
+    num_gpus: int
+    epochs: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Data:
     """How big a data set is."""
 
@@ -69,6 +79,7 @@ class Facts:
     images_per_gpu: dict[str, int]
     forward: Forward
     evaluations: dict[str, str]
+    trainings: dict[str, Training]
     trunk_weights_millions: float
     log_gb: float
     data: dict[str, Data]
@@ -211,6 +222,9 @@ class _Pricing:
     def _evaluation(self, run: Run) -> Cost:
         work = run.work
         data = self.facts.data.get(work.dataset["source"])
+        if data and (timed := self.facts.trainings.get(work.method)):
+            hours = timed.hours * work.epochs / timed.epochs
+            return Cost(hours, timed.num_gpus, PAPERS, "published", timed.source)
         if data is None or work.method not in self.facts.evaluations:
             return _unknown(f"nobody has published what {run.name} on {work.dataset['source']} takes")
         parents = (self.plan.runs[name].work.width for name in run.parents if name in self.plan.runs)
