@@ -18,7 +18,6 @@ EXPERIMENTS = {
     "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
     "sela_v2_400ep_2x160_4x96": ("method.num_prototypes=6", "optimizer.lr=0.1", "optimizer.warmup_epochs=0"),
     "simclr_400ep_2x160_4x96": (),
-    "moco_v1_200ep": ("method.queue_length=30", "network.head_hidden=null"),
     "moco_v2_200ep": ("method.queue_length=30",),
     "supervised": (),
 }
@@ -56,6 +55,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "killed")]
     assert len(losses[0]) == 6
     assert losses[0] == losses[1]
+    (result,) = (tmp_path / "whole").glob("smoke/*/result.json")
+    assert ("note" in read_json(result)["provenance"]) == experiment.startswith("moco")  # BatchNorm not shuffled
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
