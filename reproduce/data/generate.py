@@ -1,7 +1,8 @@
 """Generated picture sets in the layouts of the real ones: `python -m reproduce.data.generate --root DIR`.
 
 `imagenet/`, `places205/` and `inat18/` (class folders), `VOCdevkit/VOC2007` (XML boxes, several objects a picture,
-`difficult` flags), `VOCdevkit/VOC0712` (of two classes, for a detector has only a minute) and `coco/` (JSON boxes of small, medium and large objects). JPEG files, the same from the same seed.
+`difficult` flags), `VOCdevkit/VOC0712` (two classes: a detector has only a minute) and `coco/` (JSON boxes of small,
+medium and large objects). JPEG files, the same from the same seed.
 `manifest.json` is written last: with it, the set is whole.
 """
 

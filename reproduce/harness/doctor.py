@@ -108,7 +108,7 @@ def _tables(data: str | None, data_config: str | None) -> Iterator[Finding]:
 
 def _table(table: "Table", here: Here) -> Finding:
     subject = f"{here.scale} {table.table}"
-    columns = [table.columns[key] for _, key in table.made_here()]
+    columns = [table.columns[key] for _, key, _ in table.made_here()]
     lacks = [set() if column.measurement else here.missing(column.eval or "") for column in columns]
     lacks += [here.missing("") for _ in table.drawn_here()]
     if not lacks:

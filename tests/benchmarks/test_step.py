@@ -68,9 +68,9 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
 
     def step() -> None:
         train(
-            net, method, optimizer, [crops], lambda _: 0.3, first_step=0, num_steps=2, batch_size=images,
-            precision=precision, scaler=loss_scaler(precision), tell=lambda *_, **__: None, tell_every_steps=99,
-            after_step=lambda _: None, keep_not_finite=lambda _: pytest.fail("not finite"),
+            net, method, optimizer, [(crops, torch.zeros(images))], lambda _: 0.3, first_step=0, num_steps=2,
+            batch_size=images, precision=precision, scaler=loss_scaler(precision), tell=lambda *_, **__: None,
+            tell_every_steps=99, after_step=lambda _: None, keep_not_finite=lambda _: pytest.fail("not finite"),
         )  # fmt: skip
 
     return step
