@@ -27,6 +27,8 @@ IMPORTED = (
     *("torchvision.ops", "sklearn", "wandb", "snakemake"),
     *("apex.parallel", "apex_C", "amp_C", "syncbn", "detectron2._C", "detectron2.layers"),
 )
+OF_THE_MACHINE = ("images_per_second", "peak_memory_gb", "data_wait_share")
+"""Metrics that tell no number of the training."""
 READ_ONLY = ("--read-only", "--tmpfs", "/tmp")
 Done = subprocess.CompletedProcess[str]
 
@@ -145,7 +147,8 @@ def test_a_run_that_is_stopped_goes_on_and_ends_like_one_that_was_not(cpu: str, 
                 assert "result.json" not in left and "the same command continues" in left
             run(cpu, *command, options=options)
             ended.append(results(cpu, name)["swav_800ep"])
-    assert ended[0]["metrics"] == ended[1]["metrics"]
+    trained, gone_on = ({k: v for k, v in one["metrics"].items() if k not in OF_THE_MACHINE} for one in ended)
+    assert trained == gone_on and "loss" in trained
     assert [result["num_attempts"] for result in ended] == [1, 2]
 
 
