@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 600
 OPTIONS = "gpus_per_process=0 slurm.poll_seconds=2"
 TWO_MACHINES = f"{OPTIONS} num_processes=2 processes_per_node=1"
 LONG = ("epochs=200",)
+STARTED = " UTC, attempt "
+"""What stands in a run's log once for each start."""
 
 
 def slurm(*words: str) -> str:
@@ -91,7 +93,7 @@ def jobs() -> list[str]:
 
 def trains(number: int = 1) -> Callable[[], bool]:
     """Whether the run was started so often, and has made a step since."""
-    return lambda: log().count("=== ") >= number and "\nstep " in log().rpartition(" UTC, ")[2]
+    return lambda: log().count(STARTED) >= number and "\nstep " in log().rpartition(STARTED)[2]
 
 
 def start_again_now(job: str) -> bool:
@@ -161,7 +163,7 @@ def test_a_wrong_request_is_tried_once(pictures: Path) -> None:
     status, out = Harness(pictures, OPTIONS, "cluster.compile_backend=inductr").end()
     assert status == 3
     assert "did you mean 'inductor'" in out
-    assert log().count("=== ") == 1
+    assert log().count(STARTED) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

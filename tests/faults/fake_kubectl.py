@@ -5,6 +5,7 @@ What it keeps lies in $FAKE_CLUSTER. `apply` starts a process that is the cluste
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,13 @@ def main(words: list[str]) -> None:
         job = list(yaml.safe_load_all(sys.stdin))[-1]
         name = job["metadata"]["name"]
         (CLUSTER / f"{name}.json").write_text(json.dumps(job))
-        subprocess.Popen([sys.executable, __file__, "live", name], start_new_session=True, stdout=subprocess.DEVNULL)
+        lives = subprocess.Popen(
+            [sys.executable, __file__, "live", name], start_new_session=True, stdout=subprocess.DEVNULL
+        )
+        (CLUSTER / f"{name}.pid").write_text(str(lives.pid))
+    elif verb == "delete":
+        os.killpg(int((CLUSTER / f"{rest[1]}.pid").read_text()), signal.SIGKILL)
+        (CLUSTER / f"{rest[1]}.json").unlink()
     elif verb == "get" and rest[0] == "job":
         file = CLUSTER / f"{rest[1]}.json"
         print(file.read_text() if file.exists() else "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -153,18 +154,49 @@ def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixtur
 
 
 POD = """
-import json, sys
+import sys
 from pathlib import Path
-folder, codes = Path(sys.argv[1]), sys.argv[2].split(",")
+folder, codes = Path(), sys.argv[1].split(",")
 tries = folder / "tries"
 tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
 print("try", len(tries.read_text()), flush=True)
 code = int(codes[len(tries.read_text()) - 1])
-if code == 0:
-    (folder / "result.json").write_text(json.dumps({"run_id": folder.name, "metrics": {}}))
 raise SystemExit(code)
 """
 """A run: its first try ends with the first of the codes, and so on."""
+
+
+def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list[str]) -> str:
+    """Stand where a plan.json has one run, for a cluster that is a stand-in; returns its run_id."""
+    (folder / "bin").mkdir()
+    fake = Path(__file__).parents[2] / "faults" / "fake_kubectl.py"
+    (folder / "bin" / "kubectl").write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
+    (folder / "bin" / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_CLUSTER", str(folder / "cluster"))
+    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.05)
+    monkeypatch.chdir(folder)
+    run = {"run_id": "tiny-s0-0123456789", "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1}
+    options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
+    cluster = planning.Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
+    runs = [{**run, "command": ["python", "-c", *program]}]
+    Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data": str(folder)}))
+    return str(run["run_id"])
+
+
+def test_asked_to_end_it_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = in_fake_cluster(tmp_path, monkeypatch, ["import time; time.sleep(600)"])
+
+    def ask(_job: object) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    runs = tmp_path / "cluster" / f"{name}.json"
+    monkeypatch.setattr(kubernetes._Job, "follow", lambda job: "Running" in runs.read_text() and ask(job))
+    before = signal.getsignal(signal.SIGTERM)
+    assert kubernetes.main("plan.json", name) == 128 + signal.SIGTERM
+    signal.signal(signal.SIGTERM, before)
+    assert not runs.exists()
 
 
 @pytest.mark.parametrize(
@@ -180,26 +212,8 @@ def test_a_run_is_followed_to_its_end(
     says: str,
 ) -> None:
     """The kubectl is a stand-in that carries out a Job's policy with processes."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    fake = Path(__file__).parents[2] / "faults" / "fake_kubectl.py"
-    (tools / "kubectl").write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
-    (tools / "kubectl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_CLUSTER", str(tmp_path / "cluster"))
-    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.05)
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "tiny-s0-0123456789"
-    run = {
-        "run_id": folder.name, "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1,
-        "command": ["python", "-c", POD, str(folder), codes],
-    }  # fmt: skip
-    folder.mkdir()
-    options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
-    cluster = planning.Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
-    plan = {"runs": [run], "cluster": cluster, "data": str(tmp_path)}
-    Path("plan.json").write_text(json.dumps(plan))
-    assert kubernetes.main("plan.json", folder.name) == status
+    name = in_fake_cluster(tmp_path, monkeypatch, [POD, codes])
+    assert kubernetes.main("plan.json", name) == status
     said = capfd.readouterr()
     assert said.out.split() == [word for number in range(len(codes.split(","))) for word in ("try", str(number + 1))]
     assert says in said.err
