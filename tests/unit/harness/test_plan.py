@@ -28,10 +28,11 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
         ("evaluate", "voc07_svm"): 2,
         ("evaluate", "linear_inat18"): 2,
         ("evaluate", "knn"): 2,
+        ("evaluate", "coco_detr"): 2,
     }
-    assert len(smoke.cells) == 10
+    assert len(smoke.cells) == 12
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
-    assert smoke.cells_of(swav.run_id) == 5
+    assert smoke.cells_of(swav.run_id) == 6
     knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.of == "swav_800ep")
     assert smoke.cells_of(knn.run_id) == 2  # both columns of Table 7
     assert knn.parents == [swav.run_id]
@@ -53,7 +54,7 @@ def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
 def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
     plan = planning.make(Request(("table3",), "paper"))
     assert {(cell.row, cell.column) for cell in plan.cells} == {
-        ("SwAV", key) for key in ("places205", "voc07", "inat18")
+        ("SwAV", key) for key in ("places205", "voc07", "inat18", "coco_ap")
     }
     assert plan.data == ""  # not said yet, and planning does not need it
 
@@ -92,7 +93,7 @@ def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
             "experiment/swav_800ep.yaml",
             "name: swav_800ep",
             "name: swav_800ep\nprecision: bf16",
-            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm"},
+            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm", "coco_detr"},
         ),
         ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
     ],
@@ -128,7 +129,7 @@ def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> Non
     assert {smoke.runs[name].of for name, state in states.items() if state == State.TO_DO} == {"swav_800ep"}
     finish(swav)  # now it is newer than what was measured on its forerunner
     os.utime(swav.result, (2**31, 2**31))
-    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 4
+    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 5
 
 
 @pytest.mark.parametrize(
