@@ -93,7 +93,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 @pytest.mark.parametrize("kind", TRAINED)
 def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
     # At its own learning rates a random network does not settle in six steps: any difference grows tenfold in each.
-    lower = ("protocol.lr_trunk=0.0002", "protocol.lr_head=0.01") if kind == "finetune" else ()
+    lower: tuple[str, ...] = ("protocol.lr_trunk=0.0002", "protocol.lr_head=0.01") if kind == "finetune" else ()
     if kind == "coco_detr":  # each rank draws its own dropout, and pads its pictures only to the largest of its own
         lower = ("protocol.detector.dropout=0", "protocol.views.crop_probability=0", "protocol.views.scales_px=[32]")
     outcomes = []
