@@ -80,8 +80,7 @@ def cropped(
     left, top, right, bottom = box
     size = np.array([right - left, bottom - top] * 2, dtype=np.float32)
     boxes = (boxes - np.array([left, top] * 2, dtype=np.float32)).clip(0, size)
-    has_area: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return image.crop(box), boxes, has_area
+    return image.crop(box), boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 
 def training_view(

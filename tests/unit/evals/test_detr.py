@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,15 +91,17 @@ def ours() -> Detr:
 
 def test_inference_equals_the_librarys(ours: Detr) -> None:
     channels = [round(side * WIDTH) for side in (256, 512, 1024, 2048)]
-    trunk = ResNetConfig(
-        embedding_size=channels[0] // 4, hidden_sizes=channels, depths=[3, 4, 6, 3], out_features=["stage4"]
-    )
-    config = DetrConfig(
-        backbone_config=trunk, d_model=SIZE.channels, encoder_layers=SIZE.layers, decoder_layers=SIZE.layers,
-        encoder_attention_heads=SIZE.heads, decoder_attention_heads=SIZE.heads, encoder_ffn_dim=SIZE.hidden,
-        decoder_ffn_dim=SIZE.hidden, num_queries=SIZE.queries, num_labels=5,
-    )  # fmt: skip
-    oracle = DetrForObjectDetection(config).eval()
+    of_trunk: dict[str, Any] = {"hidden_sizes": channels, "out_features": ["stage4"]}
+    of_detr: dict[str, Any] = {"num_queries": SIZE.queries, "num_labels": 5, "d_model": SIZE.channels}
+    for part in ("encoder", "decoder"):
+        of_detr |= {
+            f"{part}_layers": SIZE.layers,
+            f"{part}_attention_heads": SIZE.heads,
+            f"{part}_ffn_dim": SIZE.hidden,
+        }
+    config = DetrConfig(backbone_config=ResNetConfig(embedding_size=channels[0] // 4, **of_trunk), **of_detr)
+    oracle: nn.Module = DetrForObjectDetection(config)
+    oracle.eval()
     oracle.load_state_dict(mapped(ours.state_dict()))
     torch.manual_seed(1)
     images, padding = torch.randn(2, 3, 130, 161), torch.zeros(2, 130, 161, dtype=torch.bool)
@@ -132,7 +135,7 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
     groups = optimizer(ours, protocol).param_groups
     trained = [value for value in ours.parameters() if value.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained)
-    assert groups[1]["params"][0] is ours.backbone.trunk.layer2[0].conv1.weight
+    assert groups[1]["params"][0] is ours.get_parameter("backbone.trunk.layer2.0.conv1.weight")
     assert {group["weight_decay"] for group in groups} == {1e-4}
     assert [learning_rates(protocol, epoch) for epoch in (0, 199)] == [[1e-4, 5e-5]] * 2
     assert [learning_rates(protocol, epoch) for epoch in (200, 299)] == [pytest.approx([1e-5, 5e-6])] * 2
@@ -144,13 +147,13 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
 def test_the_transformer_starts_as_the_original_does() -> None:
     torch.manual_seed(0)
     net = Detr(ResNet(WIDTH), Size(1, 64, 4, 128, 100, 0.1), num_classes=5)
-    layer = net.transformer.decoder.layers[0]
-    for matrix in (layer.linear1.weight, layer.self_attn.in_proj_weight, layer.multihead_attn.out_proj.weight):
+    names = ("linear1.weight", "self_attn.in_proj_weight", "multihead_attn.out_proj.weight")
+    for matrix in (net.get_parameter(f"transformer.decoder.layers.0.{name}") for name in names):
         bound = math.sqrt(6 / sum(matrix.shape))
         assert matrix.abs().max().item() == pytest.approx(bound, rel=0.01)
     assert net.query_embed.weight.std().item() == pytest.approx(1, rel=0.05)
-    heads = (net.class_embed.weight, net.bbox_embed.layers[0].weight, net.input_proj.weight)
-    for matrix in heads:
+    names = ("class_embed.weight", "bbox_embed.layers.0.weight", "input_proj.weight")
+    for matrix in map(net.get_parameter, names):
         assert matrix.abs().max().item() == pytest.approx(1 / math.sqrt(matrix[0].numel()), rel=0.02)
 
 

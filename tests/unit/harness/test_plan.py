@@ -29,6 +29,7 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
         ("evaluate", "linear_inat18"): 2,
         ("evaluate", "voc_detection"): 2,
         ("evaluate", "knn"): 2,
+        ("evaluate", "coco_detr"): 2,
     }
     assert len(smoke.cells) == 12
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
@@ -112,7 +113,7 @@ def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
             "experiment/swav_800ep.yaml",
             "name: swav_800ep",
             "name: swav_800ep\nprecision: bf16",
-            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection"},
+            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection", "coco_detr"},
         ),
         ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
     ],
