@@ -30,8 +30,9 @@ def one_step(precision: str, queue_length: int) -> None:
     with NoHostSync(), pytest.raises(Done):  # type: ignore[no-untyped-call]
         train(
             net, method, Larc(net.parameters(), 0.1, 0.9, 1e-6, 0.001), [(crops, torch.zeros(4))], lambda _: 0.1,
-            first_step=0, num_steps=9, batch_size=4, precision=precision, scaler=loss_scaler(precision), tell=lambda *_, **__: None,
-            tell_every_steps=9, after_step=stop, keep_not_finite=lambda _: pytest.fail("not finite"),
+            first_step=0, num_steps=9, batch_size=4, precision=precision, scaler=loss_scaler(precision),
+            tell=lambda *_, **__: None, tell_every_steps=9, after_step=stop,
+            keep_not_finite=lambda _: pytest.fail("not finite"),
         )  # fmt: skip
 
 
