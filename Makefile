@@ -14,6 +14,7 @@ SETS ?=#             data sets that data-* take, as "imagenet voc07" (default al
 DECODE ?=#           pictures that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: take public weights
 CORES ?=#            number of cores to use (default all)
+TABLES ?=#           tables that record takes, as "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail where any doubt is left, for CI
 CHECKPOINT ?=#       what evaluate-* judges: the run_id of a pretraining, a file, or released:NAME (fetch lists them)
 OVERRIDES ?=#        changes to the config of pretrain-* or evaluate-*, as "batch_size=128 seed=3"
@@ -87,8 +88,8 @@ doctor: ## what this machine is, which tables can run here (DATA=...), and what 
 	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor \
 		$(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
 
-record: setup ## run every table of a scale over several seeds and keep its numbers as the expected ones
-	$(REPRODUCE) record $(PICTURES) $(RUNS)
+record: setup ## run the tables of a scale over several seeds and keep their numbers as the expected ones
+	$(REPRODUCE) record $(PICTURES) $(RUNS) -- $(TABLES)
 
 setup: ## .venv as the runs need it
 	@$(PYTHON) requirements/install.py run

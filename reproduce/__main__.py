@@ -87,15 +87,20 @@ def _record(options: argparse.Namespace) -> int:
 
     if options.seeds < baseline.MIN_SEEDS:
         raise UserError(f"{options.seeds} seeds are too few to record from: give --seeds {baseline.MIN_SEEDS} or more")
-    baseline.refuse_dirty(options.allow_dirty)
     every = [tables.load(name, options.scale) for name in tables.names(options.scale)]
-    options.tables = [table.table for table in every if table.expected == "recorded"]
+    recordable = [table.table for table in every if table.expected == "recorded"]
+    options.tables = options.tables or recordable
     if not options.tables:
         raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
+    if printed := set(options.tables) - set(recordable):
+        raise UserError(f"{min(printed)} cannot be recorded: {nearest(min(printed), recordable)}")
+    baseline.refuse_dirty(options.allow_dirty)
     plan = _plan(options)
     if _carry_out(plan, options.cores):
         return INCOMPLETE
     print(f"recorded: {baseline.write(plan, options.allow_dirty)}")
+    if left := [name for name in recordable if name not in options.tables]:
+        print(f"without expected numbers of its own from now on, as all are of one commit: {', '.join(left)}")
     return 0
 
 
@@ -380,8 +385,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--strict", action="store_true", help="for CI: exit with 1 where any doubt is left")
         sub.set_defaults(command=command)
 
-    text = "run every table of a scale over several seeds and keep the numbers to compare with"
+    text = "run tables of a scale over several seeds and keep the numbers to compare with"
     record = commands.add_parser("record", parents=[many], help=text, description=text)
+    record.add_argument("tables", nargs="*", metavar="TABLE", help="which (default: all that are held to such numbers)")
     record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"how many (default {RECORD_SEEDS})")
     record.add_argument("--allow-dirty", action="store_true", help="record from code that is not committed, and say so")
     record.set_defaults(command=_record)

@@ -17,6 +17,7 @@ from reproduce.harness.plan import Plan
     ("arguments", "says"),
     [
         (["plan", "tabel3"], "did you mean 'table3'"),
+        (["record", "tabel3"], "tabel3 cannot be recorded: did you mean 'table3'"),
         (["plan", "table3", "--scale", "smol"], "no scale 'smol': did you mean 'smoke'"),
         (["run", "table3", "--cluster", "slrum"], "no cluster 'slrum': did you mean 'slurm'"),
         (["run", "table3", "--cluster", "slurm", "--cluster-options", "gpu"], "takes KEY=VALUE KEY=VALUE"),
