@@ -99,10 +99,8 @@ class _Judge:
         return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
 
     def _compare(self, part: Comparison) -> Finding:
-        what = f"{part.higher} over {part.lower}, {part.eval or part.column}"
+        what = f"{part.higher} over {part.lower}, {part.eval}"
         needs = list(part.needs())
-        if part.not_run:
-            return Finding(what, Standing.NOT_RUN, part.not_run, part.printed, run_ids=self._run_ids(needs))
         higher, lower = self._outcomes(needs)
         if lacking := _lacking(what, [higher, lower], part.printed, self._run_ids(needs)):
             return lacking

@@ -24,9 +24,7 @@ def printed(of: str, part: Comparison) -> set[float]:
         for row in table.rows:
             for key, cell in row.cells.items():
                 column = table.columns[key]
-                same_column = (
-                    (column.eval, column.metric) == (part.eval, part.metric) if part.eval else key == part.column
-                )
+                same_column = (column.eval, column.metric) == (part.eval, part.metric)
                 same_row = row.pretrain == of or (row.method == ROW_OF_TABLE_3.get(of, of) and table.table == "table3")
                 if same_row and same_column and isinstance(cell, float):
                     found.add(cell)

@@ -41,12 +41,11 @@ small = {"ap_s": 19.7, "ap_m": 46.3, "ap_l": 60.9}
 
 
 def test_every_setting_is_a_run_and_all_columns_share_them(table5: Plan) -> None:
-    runs = [run for run in table5.runs.values() if run.kind == "evaluate"]
+    runs = [run for run in table5.runs.values() if run.of.startswith("swav")]
     assert sorted(map(rate, runs)) == sorted(RATES)
     assert len({run.run_id for run in runs}) == len({run.label for run in runs}) == 3
-    assert len(table5.runs_of("table5")) == 4
     for cell in table5.cells:
-        assert set(cell.run_ids) == {run.run_id for run in runs}
+        assert cell.row != "SwAV" or set(cell.run_ids) == {run.run_id for run in runs}
 
 
 def test_the_best_by_ap_counts_for_every_metric_and_is_said(table5: Plan, finish: Callable[..., None]) -> None:
@@ -71,7 +70,7 @@ def test_nothing_is_chosen_before_all_settings_are_done(table5: Plan, finish: Ca
 
 def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[..., None]) -> None:
     done(table5, finish, {1e-5: 40.9})
-    (failed,) = [run for run in table5.runs.values() if run.kind == "evaluate" and rate(run) == 1e-4]
+    (failed,) = [run for run in table5.runs.values() if run.of.startswith("swav") and rate(run) == 1e-4]
     failed.failure.parent.mkdir(parents=True)
     failed.failure.write_text('{"status": "failed", "message": "no disk"}')
     judged = swav(table5)["ap"]

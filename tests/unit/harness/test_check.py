@@ -1,6 +1,7 @@
 """From results to verdicts, files and exit statuses."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ def printed(run: Run) -> float:
     """What Table 3 prints for what an evaluation makes; 0 for a pretraining."""
     table = tables.load("table3", "paper")
     cells = {(row.pretrain, table.columns[key].eval): row.cells[key] for row in table.rows for key in row.cells}
-    return tables.number(cells.get((run.of, run.name))) or 0.0
+    return tables.number(cells.get((run.of.partition(",")[0], run.name))) or 0.0
 
 
 def paper(*seeds: int) -> Plan:
@@ -48,7 +49,7 @@ def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None])
         "places205": "within",
         "voc07": "better",
         "inat18": "within",
-        "voc0712_ap50": "not run",
+        "voc0712_ap50": "within",
         "coco_ap": "within",
     }
     assert check.exit_status(checked) == check.DISAGREES
@@ -62,7 +63,7 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
     sing("linear_places205", 56.6)
     plan = paper(0, 1, 2)
     for run in plan.runs.values():
-        finish(run, printed(run) + 0.1 * run.seed)
+        finish(run, printed(run) + 0.1 * (run.seed % 3))
     checked = check.check(plan)
     places = swav(plan, checked)["places205"]
     assert places.verdict == Verdict.REPRODUCED
@@ -179,7 +180,10 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
     cell = data["rows"][-1]["cells"]["inat18"]
     assert (cell["verdict"], cell["mean"], cell["margin"]["points"]) == ("better", 53.6, 0.8)
     assert data["rows"][1]["cells"]["coco_ap"] is None
-    assert len(data["runs"]) == 0
+    runs = Counter((run["kind"], run["label"].partition(" ")[0]) for run in data["runs"])
+    assert runs["evaluate", "voc_detection"] == 4 * 5  # as many finetunings as the authors' means are of
+    assert runs["evaluate", "coco_detr"] == 3 * 3  # the best of three learning rates
+    assert (runs["evaluate", "voc07_svm"], runs["pretrain", "swav_800ep,"]) == (4, 1)
     text = Path("reports/paper/table3.md").read_text()
     assert "| SwAV | 56.7 → **56.7** ✓ within° | 88.9 ○ not run | 48.6 → **53.6** ▲ better° |" in text
     assert "| SimCLR | 53.3† ○ not run |" in text
@@ -188,7 +192,7 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
         "tests": str(sum(checked[0].score().values())),
         "failures": "1",
         "errors": "4",
-        "skipped": str(sum(checked[0].score().values()) - 12),
+        "skipped": str(sum(checked[0].score().values()) - 19),
     }
 
 
