@@ -107,7 +107,7 @@ COCO_CATEGORIES = {
 COCO_SPLITS = {"train2017": 400, "val2017": 200}
 OBJECT_PX = ((20, 30), (36, 80), (100, 125))
 """Sides of small, medium and large objects, in COCO's sense: divided at areas of 32 x 32 and 96 x 96."""
-OBJECT_SIZES = (0.1, 0.4, 0.5)
+OBJECT_SIZES = (0.1, 0.2, 0.7)
 """How often each is tried; a large one often leaves no room for others."""
 
 
