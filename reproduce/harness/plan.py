@@ -459,7 +459,7 @@ class Composer:
     @property
     def cluster(self) -> dict[str, Any]:
         """The section of the config that says where runs go."""
-        where = self.request.where("pretrain")
+        where = [f"scale={self.request.scale}", *self.request.where("pretrain")]
         return dict(self._remember(" ".join(["cluster", *where]), where, lambda: _cluster(where)))
 
     def save(self) -> None:

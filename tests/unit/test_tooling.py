@@ -213,6 +213,7 @@ def test_torch_may_come_from_an_index_of_cpu_wheels(checkout: Path, tmp_path_fac
     (checkout / "requirements/run.txt").write_text(
         wheel(packages / "others", "library", "2.0") + of_cuda + "".join(of_pypi)
     )
+    (checkout / "requirements/detectron2.txt").write_text(wheel(packages / "others", "detector", "0.6"))
     indexes = {
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_INDEX_URL": (packages / "empty").as_uri(),
@@ -225,7 +226,7 @@ def test_torch_may_come_from_an_index_of_cpu_wheels(checkout: Path, tmp_path_fac
     (site,) = checkout.glob(".venv/lib/*/site-packages")
     installed = {path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")}
     assert {name for name in installed if not name.startswith(("pip-", "setuptools-"))} == {
-        *("tool-1.0", "library-2.0"),
+        *("tool-1.0", "library-2.0", "detector-0.6"),
         *("torch-2.1+cpu", "torchvision-3.1+cpu"),
     }
     assert install(checkout, "run").stdout == ""  # the lock is held
