@@ -127,7 +127,7 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     assert set(times) == set(whole.runs)
     assert out.count("failed  voc07_svm of ") == 2 and "the pictures are gone" in out
     assert "failed  linear_inat18 of random, seed 0: the process ended well but left no result.json" in out
-    assert "7 runs done, 3 failed" in out
+    assert "11 runs done, 3 failed" in out
     assert out.splitlines()[-1] == "report: reports/smoke/index.html"
     verdicts = {(judged.verdict, row.method, key) for t in check.check(whole) for row, key, judged in t.judged()}
     failed = sorted((method, key) for verdict, method, key in verdicts if verdict == "failed")
@@ -135,12 +135,12 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
 
     status, out = harness("", "reproduce", "table3", "table7", "--cores", "4")
     assert status == check.AGREES, out
-    assert "3 of 10 runs to do" in out
+    assert "3 of 14 runs to do" in out
     assert sum((Counter(starts()) - times).values()) == 3
     assert not list(Path("results").rglob("failure.json"))
 
     status, out = harness("", "run", "table3", "table7")
-    assert (status, "all 10 runs are done" in out) == (0, True)
+    assert (status, "all 14 runs are done" in out) == (0, True)
 
 
 def test_a_collapse_that_the_paper_prints_is_done(checkout: Path) -> None:
