@@ -24,7 +24,7 @@ SITE = ("slurm.partition=gpu", "slurm.account=vision", "slurm.gpu='gpu:a100'", "
 
 
 def planned(cluster: str, *options: str) -> Plan:
-    return planning.make(Request(("table3",), "paper", cluster=cluster, cluster_options=options))
+    return planning.make(Request(("table7",), "paper", cluster=cluster, cluster_options=options))
 
 
 def named(plan: Plan, name: str) -> Run:
@@ -45,7 +45,7 @@ def test_where_runs_go_does_not_name_them(checkout: Path) -> None:
 
 def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checkout: Path) -> None:
     plan = planned("slurm", *EIGHT_NODES)
-    pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "voc07_svm")
+    pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "knn")
     assert (pretraining.num_nodes, pretraining.num_processes) == (8, 64)
     assert (evaluation.num_nodes, evaluation.num_processes) == (1, 1)
     launcher = ["-m", "reproduce.engine.launch", "--processes", "8", "--nodes", "8", "reproduce.pretrain"]
@@ -86,7 +86,7 @@ def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch:
     assert any(word.startswith("--export=ALL,MASTER_ADDR=first,MASTER_PORT=") for word in words)
     image = words.index("apptainer")
     assert words[image : image + 6] == ["apptainer", "exec", "--nv", "swav.sif", "/app/.venv/bin/python", "-m"]
-    alone = slurm.command(as_read(plan, "voc07_svm"), plan.cluster)
+    alone = slurm.command(as_read(plan, "knn"), plan.cluster)
     assert "--ntasks=1" in alone and not any("MASTER_ADDR" in word for word in alone)
 
 
@@ -107,10 +107,10 @@ def test_a_wrong_cluster_is_a_sentence(checkout: Path, cluster: str, options: tu
 def test_without_the_schedulers_commands_nothing_is_started(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="sbatch, squeue, scancel, scontrol of SLURM can't be found"):
-        main(["run", "table3", "--cluster", "slurm"])
+        main(["run", "table7", "--cluster", "slurm"])
     claims = "kubernetes.image=x kubernetes.results_claim=y"
     with pytest.raises(UserError, match="kubectl, which can't be found"):
-        main(["run", "table3", "--cluster", "kubernetes", "--cluster-options", claims])
+        main(["run", "table7", "--cluster", "kubernetes", "--cluster-options", claims])
     assert not Path("results").exists()
 
 
@@ -136,21 +136,21 @@ def test_manifests_are_the_expected_ones_and_valid(checkout: Path) -> None:
 
 
 def golden() -> str:
-    plan = planning.make(Request(("table3",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
-    runs = [as_read(plan, name) for name in ("swav_800ep", "voc07_svm")]
+    plan = planning.make(Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
+    runs = [as_read(plan, name) for name in ("swav_800ep", "knn")]
     return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data)])
 
 
 def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--cluster", "kubernetes", "--cluster-options", "kubernetes.image=x kubernetes.results_claim=y"]
-    assert main(["render", "table3", "--scale", "paper", *options]) == 0
+    assert main(["render", "table7", "--scale", "paper", *options]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [path.name[:3] for path in written] == [f"{number:03}" for number in range(len(written))]
     assert written[0].name.startswith("000-swav-800ep-s0-") and all(path.is_file() for path in written)
     with pytest.raises(UserError, match=r"kubernetes\.image and kubernetes\.results_claim"):
-        main(["render", "table3", "--scale", "paper", "--cluster", "kubernetes"])
+        main(["render", "table7", "--scale", "paper", "--cluster", "kubernetes"])
     with pytest.raises(UserError, match="--cluster kubernetes"):
-        main(["render", "table3", "--scale", "paper"])
+        main(["render", "table7", "--scale", "paper"])
 
 
 POD = """
