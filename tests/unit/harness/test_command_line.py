@@ -52,7 +52,7 @@ def test_plan_prints_a_line_a_run(smoke: Plan, finish: Callable[..., None], caps
     out = capsys.readouterr().out
     for run in smoke.runs.values():
         assert run.run_id in out
-    assert "12 cells need 12 runs, of which 11 are to do" in out
+    assert "14 cells need 14 runs, of which 13 are to do" in out
 
 
 def test_check_ends_with_its_meaning(

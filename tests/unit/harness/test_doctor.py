@@ -171,7 +171,7 @@ def test_tables_without_data_and_gpu(
 ) -> None:
     assert doctor.main([]) == 0
     told = tables_of(capsys.readouterr().out)
-    assert told["smoke table3"] == "all 6 that this code makes"
+    assert told["smoke table3"] == "all 10 that this code makes"
     assert told["paper table1"].startswith("all ")  # costs are measured on noise
     assert told["paper table7"].endswith("; missing: a GPU, the data of imagenet")
     assert told["paper table3"].startswith("none of the ")

@@ -43,12 +43,9 @@ def test_schedule_packs_cores_and_waits_for_parents() -> None:
 
 def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, finish: Callable[..., None]) -> None:
     expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
-    progress = Progress(smoke, 2, expected, states(smoke))
-    smoke_cores = {each.run_id: each.cores for each in smoke.runs.values()}
+    progress = Progress(smoke, 1, expected, states(smoke))
     at_first = progress.seconds_to_go(0.0)
     assert at_first is not None
-    if set(smoke_cores.values()) == {2}:
-        assert at_first == 280
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     assert progress.take(event(swav.run_id, "start", 0.0)) == "start   swav_800ep, seed 0"
     assert progress.seconds_to_go(50.0) == pytest.approx(at_first - 50)
@@ -58,7 +55,7 @@ def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, fi
         == "done    swav_800ep, seed 0: no metrics (3 min 20 s)"
     )
     assert progress.seconds_to_go(200.0) == pytest.approx(2 * (at_first - 100))  # this machine takes twice as long
-    assert progress.status(200.0).startswith("1/10 done | about ")
+    assert progress.status(200.0).startswith("1/14 done | about ")
 
 
 def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
@@ -84,7 +81,7 @@ def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
     swav.failure.write_text(json.dumps({"status": "collapsed", "exit_status": 1, "message": "loss stuck at ln K"}))
     said = progress.take(event(swav.run_id, "end", 9.0, exit_status=1))
     assert said == f"collapsed swav_800ep, seed 0: loss stuck at ln K\n        log: {swav.log}"
-    assert len(progress.left()) == 5  # what builds on it cannot be done
+    assert len(progress.left()) == 7  # what builds on it cannot be done
     assert "1 failed" in progress.status(9.0)
 
 

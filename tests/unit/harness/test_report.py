@@ -77,7 +77,7 @@ def test_the_page_shows_and_links_every_run(done: Plan) -> None:
     for link in page.links:
         if not link.startswith(("data:", "#")):
             assert (done.reports / link).is_file(), link
-    assert len([link for link in page.links if link.endswith("result.json")]) == 12
+    assert len([link for link in page.links if link.endswith("result.json")]) == 14
     assert set(done.runs) <= set(page.ids)
     assert "table7-random-trunk-knn200" in page.ids
     assert len(page.ids) == len(set(page.ids))
@@ -129,7 +129,7 @@ def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..
 def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
     text, _ = page_of(done)
-    assert "12 of 12 results were made by other code" in text
+    assert "14 of 14 results were made by other code" in text
 
 
 def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, 
     text = Path("reports/paper/summary.md").read_text()
     assert "Checked by commit `aaaaaaaaaaaa`." in text
     assert (
-        "| [Table 3](table3.md): Transfer of ImageNet features | ✓ 1 within, ▲ 1 better, ▼ 1 worse, ○ 31 not run,"
+        "| [Table 3](table3.md): Transfer of ImageNet features | ✓ 1 within, ▼ 2 worse, ○ 31 not run, · 3 reported |"
         in text
     )
     assert "| Table 3: SwAV, Places205 | 56.7 | 56.7 | 1 | ✓ within° |" in text
