@@ -45,8 +45,10 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         pictures, labels = read_split(setting.root, setting.dataset, split)
         setting.quote(split, pictures)
         found = features(trunk, pictures, protocol.pixels, setting)
-        lengths = np.linalg.norm(found.rows, axis=1, keepdims=True) + LENGTH_FLOOR
-        splits.append((np.asarray(found.rows / lengths), np.array(labels)[found.indices]))
+        order = np.argsort(found.indices)  # the list's, whatever order they were read in: folds and LIBLINEAR go by it
+        rows = np.asarray(found.rows)[order]
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True) + LENGTH_FLOOR
+        splits.append((rows / lengths, np.array(labels)[np.asarray(found.indices)[order]]))
     (train, train_labels), (test, test_labels) = splits
     setting.counts["num_test_images"] = len(test)
 
