@@ -1,6 +1,7 @@
 """What DeepCluster-v2 and SeLa-v2 share: once per epoch every image gets labels, from its last embeddings (D)."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -108,9 +109,9 @@ class Clustering(Method):
         self.bank = MemoryBank(config.num_banks, self.steps_per_epoch, batch_size, embedding, device)
         self.labels = torch.full((config.num_heads, num_pictures), UNSEEN, dtype=torch.int32, device=device)
 
+    @abstractmethod
     def label(self, head: int, rows: Tensor, epoch: int) -> Tensor:
         """Labels `(N,)` of this rank's rows of a bank, `(N, embedding)`, before an epoch (a collective)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from reproduce.engine.provenance import peak_memory_gb
 from reproduce.errors import TrainingFailed
 
 
-class Method:
+class Method(ABC):
     """What the loop asks of a method (`models/swav.py` is one); a subclass has its own of what it needs."""
 
     uniform_loss: float | None = None
@@ -49,9 +50,9 @@ class Method:
     def before_forward(self) -> None:
         """Called before each forward pass."""
 
+    @abstractmethod
     def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of one batch, and scalars to watch."""
-        raise NotImplementedError
 
     def after_backward(self, step: int) -> None:
         """Called between the backward pass and the optimiser's step."""
