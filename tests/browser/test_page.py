@@ -23,14 +23,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
         plan = planning.make(Request(tables, "paper", (0, 1)))
+        metrics = {name for cell in plan.cells for name in (cell.metric, cell.best_by)}
         for number, run in enumerate(plan.runs.values()):
             run.result.parent.mkdir(parents=True)
             run.log.write_text(f"step 1/2\n{HOSTILE}\n")
             if "fixed_prototypes" in run.label:
                 run.failure.write_text(json.dumps({"status": "failed", "exit_status": 1, "message": HOSTILE}))
                 continue
-            numbers = ("top1", "top1_best", "map", "params_millions", "hours")
-            values = dict.fromkeys(numbers, 74 + number % 7 / 10)
+            values = dict.fromkeys(metrics, 74 + number % 7 / 10)
             done = {"run_id": run.run_id, "kind": run.kind, "name": run.name, "parents": run.parents, "metrics": values}
             cost = {"wall_seconds": 3600.0 + number, "device_hours": 8.0, "peak_memory_gb": 12.5}
             provenance = {"git_commit": HOSTILE, "config_hash": "0123456789abcdef" * 8}

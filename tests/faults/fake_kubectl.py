@@ -68,8 +68,9 @@ def main(words: list[str]) -> None:
         name = job["metadata"]["name"]
         (CLUSTER / f"{name}.json").write_text(json.dumps(job))
         lives = subprocess.Popen(
-            [sys.executable, __file__, "live", name], start_new_session=True, stdout=subprocess.DEVNULL
-        )
+            [sys.executable, __file__, "live", name], start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,  # else whoever reads `apply` waits for the Job's end
+        )  # fmt: skip
         (CLUSTER / f"{name}.pid").write_text(str(lives.pid))
     elif verb == "delete":
         os.killpg(int((CLUSTER / f"{rest[1]}.pid").read_text()), signal.SIGKILL)

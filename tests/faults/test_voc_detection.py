@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         # All of one size: a process that holds fewer of them pads them no less.
-        patch.setattr(generate, "VOC_SIZE_PX", (96, 96))
+        scenes = replace(generate.VOC0712_SCENES, size_px=(96, 96))
+        patch.setitem(generate.VOC_SETS, "VOC0712", (scenes, "voc0712"))
         tiny_pictures(root, num_voc={"trainval": 10, "test": 6})
     return root
 
@@ -114,7 +116,7 @@ def test_two_processes_train_on_one_batch_and_judge_all_pictures(common: tuple[s
 def broken(pictures: Path, tmp_path: Path) -> Path:
     """One broken thing of each kind, and a list that names a picture that is not there."""
     root = tmp_path / "data"
-    voc = root / "VOCdevkit" / "VOC2007"
+    voc = root / "VOCdevkit" / "VOC0712"
     shutil.copytree(pictures / "VOCdevkit", root / "VOCdevkit")
     names = (voc / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     box = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>9</ymax></bndbox>"
@@ -135,7 +137,7 @@ def broken(pictures: Path, tmp_path: Path) -> Path:
 
 
 def test_what_is_broken_is_named(broken: Path) -> None:
-    pictures, sentences = read_boxes(broken / "VOCdevkit" / "VOC2007", "trainval")
+    pictures, sentences = read_boxes(broken / "VOCdevkit" / "VOC0712", "trainval")
     assert len(pictures) == 8
     said = "\n".join(sentences)
     for part in (
