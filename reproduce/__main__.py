@@ -3,7 +3,7 @@
 `plan` shows what a table needs, `run` does it, `check` judges it, `report` makes the page; `reproduce` is all four.
 Exit status: 0 every cell that ran agrees, 1 some cell does not, 2 the request is wrong, 3 a needed run failed or is
 missing, 130 stopped from outside. With --strict, 1 also where a cell is inconclusive, has no baseline or no canary,
-where a claim is inconclusive or lacks a run, or where checkout and results are not of one commit without changes.
+where a claim is inconclusive or lacks a run, or where results were made by other code than the checkout has, or by code in no commit.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _record(options: argparse.Namespace) -> int:
         return INCOMPLETE
     print(f"recorded: {baseline.write(plan, options.allow_dirty)}")
     if left := [name for name in recordable if name not in options.tables]:
-        print(f"without expected numbers of its own from now on, as all are of one commit: {', '.join(left)}")
+        print(f"without expected numbers of its own from now on, as all are of one code: {', '.join(left)}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +11,8 @@ import yaml
 
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
-from reproduce.harness import results, statistics, tables
-from reproduce.harness.plan import CODE, Plan
+from reproduce.harness import code, results, statistics, tables
+from reproduce.harness.plan import Plan
 
 MIN_SEEDS = 5
 
@@ -59,25 +58,16 @@ def load(scale: str) -> Recorded:
         raise UserError(f"{file} is damaged ({error!r}); restore it from git, or record it again") from error
 
 
-def git(*arguments: str) -> str:
-    """What git says of the checkout; empty where there is no git or no commit."""
-    try:
-        done = subprocess.run(["git", "-C", str(CODE), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
 def refuse_dirty(allow_dirty: bool) -> None:
     """Raise `UserError` where the checkout differs from its commit: nobody could make the numbers again."""
-    if not allow_dirty and (not git("rev-parse", "HEAD") or git("status", "--porcelain")):
+    if not allow_dirty and (not code.git("rev-parse", "HEAD") or code.dirty()):
         raise UserError(
             "the checkout differs from its commit; commit the changes, or say --allow-dirty to mark the record"
         )
 
 
 def write(plan: Plan, allow_dirty: bool = False) -> Path:
-    """Record every cell of a finished plan, from results of one commit."""
+    """Record every cell of a finished plan, from results of one code: several commits may have it."""
     cells: dict[str, dict[str, Any]] = {}
     found = {run.run_id: results.read(run) for run in plan.runs.values()}
     missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
@@ -86,8 +76,8 @@ def write(plan: Plan, allow_dirty: bool = False) -> Path:
     done = {name: result for name, result in found.items() if result is not None}
     commits = {str(result["provenance"]["git_commit"]) for result in done.values()}
     dirty = any(result["provenance"]["git_dirty"] for result in done.values())
-    if not allow_dirty and (dirty or len(commits) > 1):
-        what = "uncommitted code" if dirty else f"{len(commits)} commits"
+    if not allow_dirty and (dirty or len({code.of_runs(commit) for commit in commits}) > 1):
+        what = "uncommitted code" if dirty else f"commits whose runs differ ({', '.join(sorted(commits))})"
         where = f"results/{plan.request.scale}"
         raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")
     for cell in plan.cells:

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reproduce.files import write_atomic, write_json
-from reproduce.harness import baseline, canary, results, show_claims, statistics, summary, tables
+from reproduce.harness import baseline, canary, code, results, show_claims, statistics, summary, tables
 from reproduce.harness.canary import Song
 from reproduce.harness.judge import Evidence, Judged, judge
 from reproduce.harness.judge_claims import Answer, Standing
@@ -213,8 +213,8 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "expected": table.expected,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": baseline.git("rev-parse", "HEAD"),
-        "dirty": bool(baseline.git("status", "--porcelain")),
+        "commit": code.git("rev-parse", "HEAD"),
+        "dirty": code.dirty(),
         "recorded": recorded.header if table.expected == "recorded" else {},
         "score": dict(checked.score()),
         "draws": table.draws,

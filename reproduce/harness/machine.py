@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-CODE = Path(__file__).resolve().parents[2]
-VERSIONS = CODE / "docker/versions.env"
+from reproduce.harness.code import CHECKOUT
+
+VERSIONS = CHECKOUT / "docker/versions.env"
 """The images' pins, one NAME=VALUE a line."""
 
 PATIENCE_SECONDS = 10
@@ -169,7 +170,7 @@ def _gpu_findings() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """What is installed of the lock, and what the images alone bring."""
     name = ".venv" if sys.prefix != sys.base_prefix else sys.executable
-    pins = re.findall(r"^([\w.-]+)==([\w.!+]+)", (CODE / "requirements/run.txt").read_text(), re.MULTILINE)
+    pins = re.findall(r"^([\w.-]+)==([\w.!+]+)", (CHECKOUT / "requirements/run.txt").read_text(), re.MULTILINE)
     others = [package for package, wanted in pins if _version(package).split("+")[0] != wanted]
     if len(others) == len(pins):
         yield Finding("packages", f"{name} holds none of requirements/run.txt: make setup installs them", "missing")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce.data import released
 from reproduce.data.released import Released
@@ -19,8 +19,12 @@ from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness import claims, margins, tables, work
 from reproduce.harness.claims import Claim
+from reproduce.harness.code import CHECKOUT
 from reproduce.harness.tables import Margin, Row, Table
 from reproduce.harness.work import Work
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig  # which the harness imports only where a plan is new
 
 Kind = Literal["pretrain", "evaluate", "measure"]
 
@@ -34,8 +38,6 @@ OF_PRETRAINING = ("num_processes=", "processes_per_node=", "num_threads=")
 
 CACHE = Path(".cache")
 REPORTS = Path("reports")
-CODE = Path(__file__).resolve().parents[2]
-"""The checkout: where `python -m reproduce...` finds its code."""
 
 
 @dataclass(frozen=True)
@@ -432,6 +434,8 @@ class Composer:
 
     request: Request
     memory: dict[str, Any] = field(default_factory=dict)
+    composed: dict[str, "DictConfig"] = field(default_factory=dict)
+    """Configs as resolved in this process; their plain keys are those of the last run that was asked for."""
     new: bool = False
 
     def __post_init__(self) -> None:
@@ -446,7 +450,7 @@ class Composer:
     def run(self, kind: Kind, overrides: list[str], around: list[str], parent: Run | None = None) -> Run:
         """The run that a list of overrides comes to. `around` says where and for whom: no part of what it is."""
         overrides = [*self.request.where(kind), *overrides]
-        known = self._remember(" ".join([kind, *overrides]), overrides, lambda: _composed(kind, overrides))
+        known = self._remember(kind, overrides, lambda: self._compose(kind, overrides))
         parents = [parent.run_id] if parent else []
         of = parent.name if parent else ""
         does = Work(**known["work"])
@@ -454,22 +458,33 @@ class Composer:
 
     def catalogue(self, overrides: list[str]) -> dict[str, str]:
         """Name of the data catalogue, and the source of its pictures."""
-        return dict(self._remember(" ".join(["catalogue", *overrides]), overrides, lambda: _catalogue(overrides)))
+        return dict(self._remember("catalogue", overrides, lambda: _catalogue(overrides)))
 
     @property
     def cluster(self) -> dict[str, Any]:
         """The section of the config that says where runs go."""
         where = [f"scale={self.request.scale}", *self.request.where("pretrain")]
-        return dict(self._remember(" ".join(["cluster", *where]), where, lambda: _cluster(where)))
+        return dict(self._remember("cluster", where, lambda: _cluster(where)))
+
+    def _compose(self, kind: Kind, overrides: list[str]) -> dict[str, Any]:
+        """What a run is. Composing takes a quarter of a second: runs that differ in plain keys share one config."""
+        from reproduce import config
+
+        rest, plain = _plain_keys(overrides)
+        shared = [*rest, *(f"{key}=0" for key in plain)]
+        key = _key(kind, shared)
+        if key not in self.composed:
+            self.composed[key] = config.compose(kind, shared)
+        self.composed[key].update(plain)
+        return _summary(kind, self.composed[key])
 
     def save(self) -> None:
         """Keep the answers for the next command."""
         if self.new:
             write_json(self.file, {"fingerprint": self.fingerprint, "configs": self.memory})
 
-    def _remember(self, key: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        own = [Path(item.partition("=")[2]) for item in overrides if item.startswith("data=") and item.endswith("ml")]
-        key += "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file())
+    def _remember(self, what: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        key = _key(what, overrides)
         if key not in self.memory:
             self.memory[key] = compose()
             self.new = True
@@ -477,10 +492,32 @@ class Composer:
         return known
 
 
-def _composed(kind: Kind, overrides: list[str]) -> dict[str, Any]:
+def _key(what: str, overrides: list[str]) -> str:
+    """Names an answer: by the words of the request, and by what a catalogue of one's own says."""
+    own = [Path(item.partition("=")[2]) for item in overrides if item.startswith("data=") and item.endswith("ml")]
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file()]
+    return " ".join([what, *overrides]) + "".join(files)
+
+
+PLAIN = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+-[0-9a-f]{10})|'(released:\w+)'")}
+"""Keys that no other is made of, and their values that need no parser: whole numbers, run_ids, public weights."""
+
+
+def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Overrides without those that set a plain key to a plain value; and the last value of each of these keys."""
+    rest, plain = overrides, {}
+    for key, pattern in PLAIN.items():
+        values = [item.partition("=")[2] for item in rest if item.startswith(f"{key}=")]
+        found = [match[match.lastindex or 0] for value in values if (match := pattern.fullmatch(value))]
+        if values and len(found) == len(values):
+            rest = [item for item in rest if not item.startswith(f"{key}=")]
+            plain[key] = int(found[-1]) if key == "seed" else found[-1]
+    return rest, plain
+
+
+def _summary(kind: Kind, cfg: "DictConfig") -> dict[str, Any]:
     from reproduce import config
 
-    cfg = config.compose(kind, overrides)
     return {
         "run_id": config.run_id(cfg),
         "name": cfg.name,
@@ -528,7 +565,7 @@ def _catalogue(overrides: list[str]) -> dict[str, str]:
 
 def _fingerprint() -> str:
     """Hash of all that a composed config, and what is kept of it, depends on."""
-    package = CODE / "reproduce"
+    package = CHECKOUT / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
     for kept in (Path(__file__), Path(work.__file__)):
         digest.update(kept.read_bytes())

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from reproduce.harness import baseline, results
+from reproduce.harness import code, results
 from reproduce.harness.check import Checked
 from reproduce.harness.judge_claims import Answer, Standing
 from reproduce.harness.plan import Plan
@@ -37,13 +37,13 @@ def _of_claims(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def _of_code(plan: Plan) -> Iterator[str]:
-    here = baseline.git("rev-parse", "HEAD")
-    if not here or baseline.git("status", "--porcelain"):
+    here = code.git("rev-parse", "HEAD")
+    if not here or code.dirty():
         yield "the checkout differs from its commit"
     made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := results.read(run))]
-    if others := sum(code.get("git_commit") != here for code in made_by):
-        yield f"{others} of {len(made_by)} results are of another commit"
-    if dirty := sum(bool(code.get("git_dirty")) for code in made_by):
+    if others := sum(code.of_runs(str(each.get("git_commit"))) != code.of_runs(here) for each in made_by):
+        yield f"{others} of {len(made_by)} results were made by other code than this commit's"
+    if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
         yield f"{dirty} of {len(made_by)} results were made by code that is in no commit"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from reproduce.harness import tables
-from reproduce.harness.plan import CODE
+from reproduce.harness.code import CHECKOUT
 from reproduce.harness.workflow import slurm as ours
 from reproduce.harness.workflow.start import STATE
 from tests.runs import TINY, curve, run, tiny_pictures
@@ -66,7 +66,7 @@ class Harness:
         command = [sys.executable, "-m", "reproduce", "pretrain", *given, "--data-config", "generated", "--"]
         self.process = subprocess.Popen(
             [*command, "swav_800ep", *wanted, *overrides],
-            env=os.environ | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_a_table(checkout: Path) -> None:
     """Every cell agrees with the numbers that were recorded on one machine."""
     made = subprocess.run(
         [sys.executable, "-m", "reproduce", "reproduce", "table3", "--cluster", "slurm", "--cluster-options", OPTIONS],
-        env=os.environ | {"PYTHONPATH": str(CODE)}, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr + log()
     assert "SLURM job" in Path("reports/smoke/index.html").read_text()

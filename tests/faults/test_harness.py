@@ -17,7 +17,8 @@ import pytest
 from reproduce.files import lock
 from reproduce.harness import check
 from reproduce.harness import plan as planning
-from reproduce.harness.plan import CODE, Plan, Request
+from reproduce.harness.code import CHECKOUT
+from reproduce.harness.plan import Plan, Request
 from reproduce.harness.workflow import start
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -69,7 +70,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def popen(modes: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(CODE)}
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     command = [sys.executable, "-c", HARNESS, str(FAKE), modes, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

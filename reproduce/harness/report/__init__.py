@@ -15,7 +15,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
-from reproduce.harness import baseline, show_claims, tables
+from reproduce.harness import baseline, code, show_claims, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import REPORTS
@@ -117,8 +117,8 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         notes=_notes(checked, behind),
         recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
-        commit=baseline.git("rev-parse", "--short=12", "HEAD"),
-        dirty=bool(baseline.git("status", "--porcelain")),
+        commit=code.git("rev-parse", "--short=12", "HEAD"),
+        dirty=code.dirty(),
         machine=f"{baseline.cpu()}, {os.cpu_count()} cores",
         style=(FOLDER / "style.css").read_text(),
         script=script,
@@ -185,15 +185,14 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
     skipped = sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for result in done)
     if skipped:
         notes.append(f"{skipped} pictures could not be read and were skipped, as asked; each run's row says how many.")
-    commits = Counter(str(result.get("provenance", {}).get("git_commit"))[:12] for result in done)
-    here = baseline.git("rev-parse", "--short=12", "HEAD")
-    others = {commit: count for commit, count in commits.items() if commit != here}
+    here = code.git("rev-parse", "HEAD")
+    commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
+    others = {commit: count for commit, count in commits.items() if code.of_runs(commit) != code.of_runs(here)}
     if here and others:
-        count = sum(others.values())
-        theirs = ", ".join(sorted(others))
+        theirs = ", ".join(sorted(commit[:12] for commit in others))
         notes.append(
-            f"{count} of {len(done)} results were made by other code ({theirs}) than the checkout's"
-            f" ({here}). Delete their folders in results to make them again."
+            f"{sum(others.values())} of {len(done)} results were made by other code ({theirs}) than the checkout's"
+            f" ({here[:12]}). Delete their folders in results to make them again."
         )
     dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
     if dirty:

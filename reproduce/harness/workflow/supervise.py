@@ -18,7 +18,8 @@ from typing import IO, Any
 from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
-from reproduce.harness.plan import CACHE, CODE, Plan
+from reproduce.harness.code import CHECKOUT
+from reproduce.harness.plan import CACHE, Plan
 from reproduce.harness.workflow import kubernetes, slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
@@ -68,7 +69,7 @@ def carry_out(
         events.write_bytes(b"")
         environment = os.environ | {
             SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
         }
         progress = Progress(plan, cores, expectations(plan, recorded_seconds), states)
         log = plan_file.with_name("snakemake.log")

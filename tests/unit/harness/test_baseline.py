@@ -7,7 +7,7 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import baseline
+from reproduce.harness import baseline, code
 from reproduce.harness import plan as planning
 from reproduce.harness.plan import Plan, Request
 
@@ -46,7 +46,7 @@ def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
     ("provenance", "says"),
     [
         ({"git_commit": "c" * 40, "git_dirty": True, "packages": {}}, "uncommitted code"),
-        ({"git_commit": "d" * 40, "git_dirty": False, "packages": {}}, "2 commits"),
+        ({"git_commit": "d" * 40, "git_dirty": False, "packages": {}}, "commits whose runs differ"),
     ],
 )
 def test_results_of_unknown_code_are_refused(
@@ -62,7 +62,7 @@ def test_results_of_unknown_code_are_refused(
 
 
 def test_a_dirty_checkout_is_refused_before_anything_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "git", lambda *arguments: " M models/swav.py" if "status" in arguments else "c" * 40)
+    monkeypatch.setattr(code, "git", lambda *arguments: " M models/swav.py" if "status" in arguments else "c" * 40)
     with pytest.raises(UserError, match="--allow-dirty"):
         main(["record"])
 

@@ -136,7 +136,7 @@ def test_a_command_that_hangs_is_given_up(command: Say) -> None:
 
 
 def test_packages_are_those_of_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Say) -> None:
-    monkeypatch.setattr(machine, "CODE", tmp_path)
+    monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements/run.txt"
     torch = f"torch=={machine._version('torch').split('+')[0]}"

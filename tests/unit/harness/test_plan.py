@@ -14,6 +14,7 @@ from reproduce import config
 from reproduce.errors import UserError
 from reproduce.harness import plan as planning
 from reproduce.harness import results
+from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import Plan, Request, Source
 from reproduce.harness.results import State
 
@@ -123,9 +124,9 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
 ) -> None:
     for run in smoke.runs.values():
         finish(run)
-    shutil.copytree(planning.CODE / "reproduce" / "conf", Path("code/reproduce/conf"))
-    shutil.copy(planning.CODE / "reproduce" / "config.py", "code/reproduce/config.py")
-    monkeypatch.setattr(planning, "CODE", Path("code").resolve())
+    shutil.copytree(CHECKOUT / "reproduce" / "conf", Path("code/reproduce/conf"))
+    shutil.copy(CHECKOUT / "reproduce" / "config.py", "code/reproduce/config.py")
+    monkeypatch.setattr(planning, "CHECKOUT", Path("code").resolve())
     monkeypatch.setattr(config, "CONF", Path("code/reproduce/conf").resolve())
     conf = config.CONF / file
     assert before in conf.read_text()
@@ -160,7 +161,7 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
         f"import sys; from reproduce.__main__ import main; main([{command!r}, 'table3', 'table7']);"
         f" sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
     )
-    environment = os.environ | {"PYTHONPATH": str(planning.CODE), "WANDB_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "WANDB_MODE": "disabled"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -182,3 +183,18 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
         if run.name == "swav_400ep_sinkhorn1":
             run.failure.write_text('{"status": "failed"}')
             assert results.states(plan)[run.run_id] == State.FAILED  # out of memory, say: that the paper does not print
+
+
+@pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], []])
+def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
+    composer = planning.Composer(Request(("table7",), "smoke"))
+    asked: list[tuple[planning.Kind, list[str]]] = [
+        ("pretrain", ["experiment=swav_800ep"]),
+        ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s0-0123456789"]),
+        ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s1-0123456789"]),
+        ("evaluate", ["eval=knn", "checkpoint='released:swav_800ep'"]),
+    ]
+    for kind, what in asked:
+        run = composer.run(kind, [*what, "scale=smoke", *overrides], [])
+        cfg = config.compose(kind, [*what, "scale=smoke", *overrides])
+        assert (run.run_id, run.seed, run.folder) == (config.run_id(cfg), cfg.seed, str(config.run_dir(cfg)))

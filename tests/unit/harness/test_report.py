@@ -17,7 +17,7 @@ from PIL import Image
 from reproduce.data import detections
 from reproduce.data.detections import Box, Detected
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, judge_claims, report, results, tables
+from reproduce.harness import check, code, judge_claims, report, results, tables
 from reproduce.harness import plan as planning
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request
@@ -127,7 +127,7 @@ def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..
 
 
 def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
+    monkeypatch.setattr(code, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
     text, _ = page_of(done)
     assert "14 of 14 results were made by other code" in text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import baseline, check, strict, summary
+from reproduce.harness import check, code, strict, summary
 from reproduce.harness import plan as planning
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
@@ -20,7 +20,7 @@ HEAD = "a" * 40
 @pytest.fixture
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout without changes."""
-    monkeypatch.setattr(baseline, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
+    monkeypatch.setattr(code, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
 
 
 def cells(plan: Plan) -> dict[str, Judged]:
@@ -89,7 +89,7 @@ def test_strict_passes_what_leaves_no_doubt(
 
 
 def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
+    monkeypatch.setattr(code, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
     plan = planning.make(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
@@ -98,7 +98,7 @@ def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: p
         "Table 7: 1 cell inconclusive",
         "Table 7: 2 cells not preceded by a canary",
         "the checkout differs from its commit",
-        "2 of 2 results are of another commit",
+        "2 of 2 results were made by other code than this commit's",
         "2 of 2 results were made by code that is in no commit",
     ]
 
