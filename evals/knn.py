@@ -13,10 +13,13 @@ from evals.setting import Pixels, Setting, features
 from models.resnet import ResNet
 from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
 
-QUERY_BLOCK = 256
-"""Rows that are compared at a time."""
+QUERY_BLOCK = 1024
+"""Rows that are compared at a time. For each, a matrix product rearranges the whole block of the bank anew."""
 BANK_BLOCK_BYTES = 2**29
 """What is in memory of the bank at a time: 65,536 rows of 2048 features. Larger blocks merge less often."""
+
+LENGTH_FLOOR = 1e-12
+"""What a row of zeros is divided by."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ def neighbors(
     """Cosine and row number of each query's nearest rows of the bank, nearest first: `(q, k)` each.
 
     `queries (q, d)` have unit length; `bank (n, d)` is read once, block by block, from wherever it lies, and made so.
-    k is `num_neighbors`, or n where the bank holds fewer. `often` is called every 256 queries of a block.
+    k is `num_neighbors`, or n where the bank holds fewer. `often` is called every 1024 queries of a block.
     """
     chunks = queries.split(QUERY_BLOCK)
     num_rows = min(max(1, BANK_BLOCK_BYTES // (4 * queries.shape[1])), len(bank))
@@ -67,8 +70,9 @@ def neighbors(
         block = block_memory[: len(part)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
-            block.copy_(torch.from_numpy(part))
-        F.normalize(block, dim=1, out=block)
+            given = torch.from_numpy(part).to(block.device)
+        lengths = torch.linalg.vector_norm(given, dim=1, keepdim=True, dtype=torch.float32)
+        torch.div(given, lengths.clamp_min_(LENGTH_FLOOR), out=block)
         for number, chunk in enumerate(chunks):
             often()
             cosine = product_memory[: len(chunk) * len(block)].view(len(chunk), len(block))

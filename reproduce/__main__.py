@@ -3,7 +3,8 @@
 `plan` shows what a table needs, `run` does it, `check` judges it, `report` makes the page; `reproduce` is all four.
 Exit status: 0 every cell that ran agrees, 1 some cell does not, 2 the request is wrong, 3 a needed run failed or is
 missing, 130 stopped from outside. With --strict, 1 also where a cell is inconclusive, has no baseline or no canary,
-where a claim is inconclusive or lacks a run, or where results were made by other code than the checkout has, or by code in no commit.
+where a claim is inconclusive or lacks a run, or where results were made by other code than the checkout's, or by code
+that is in no commit.
 """
 
 import argparse

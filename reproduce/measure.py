@@ -15,6 +15,7 @@ from torch import Tensor
 from models import methods
 from models.resnet import resnet50
 from reproduce.config import Crops, Optimizer, compose, typed
+from reproduce.data.loader import StepSampler
 from reproduce.engine.distributed import device, process_group, rank, shared, world_size
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
@@ -27,6 +28,8 @@ from reproduce.pretrain import build_network
 
 PAPER_DEVICES = 64
 IMAGENET_IMAGES = 1_281_167
+MIDDLE = 1
+"""A step at which no epoch begins."""
 EPOCHS = 100
 """Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
 
@@ -58,6 +61,8 @@ def parameters(cfg: DictConfig) -> dict[str, float]:
 def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     """Time and memory of training steps (B.1, Table 1), without reading and cropping pictures.
 
+    The steps are of the middle of an epoch: where a method labels all images between epochs, that time is not in it.
+
     `seconds_per_image`: of one device, the median over steps after the first. `hours`: what 100 epochs of ImageNet take
     at that pace on 64 such devices. `peak_memory_gb`: on a GPU the most that was allocated at a 64th of the batch; on a
     CPU what is counted for a GPU (`reproduce.memory`), which has no convolution workspaces.
@@ -79,15 +84,19 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = methods.find(cfg.method)
     net = build_network(cfg, method_config, IMAGENET_CLASSES)
-    num_steps = measurement.num_steps + 1
+    method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
+    trained = shared(net, world_size(), cfg.cluster.sync_batchnorm)
+    num_steps = measurement.num_steps + 1  # the first is not counted
+    steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
+    method.begin(trained, steps, ())
     train(
-        shared(net, world_size(), cfg.cluster.sync_batchnorm),
-        build_method(method_config, net, IMAGENET_IMAGES, batch_size),
+        trained,
+        method,
         sgd(net.parameters(), optim),
         _noise(typed(cfg.crops, Crops, "crops"), share, num_steps),
         lambda _: optim.warmup_start_lr,
-        first_step=0,
-        num_steps=num_steps,
+        first_step=MIDDLE,
+        num_steps=MIDDLE + num_steps,
         batch_size=batch_size,
         precision=cfg.precision,
         scaler=loss_scaler(cfg.precision),
