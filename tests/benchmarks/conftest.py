@@ -27,14 +27,19 @@ def one_thread() -> None:
 def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
     """`compare(ours, baseline, rounds)`: how many times as fast as the baseline ours is, the median over the rounds."""
 
-    def run(ours: Callable[[], Any], baseline: Callable[[], Any], rounds: int = 5) -> float:
+    def run(
+        ours: Callable[[], Any],
+        baseline: Callable[[], Any],
+        rounds: int = 5,
+        clock: Callable[[], float] = time.process_time,
+    ) -> float:
         ours()  # what is made once, is made here
         taken: dict[str, list[float]] = {"baseline": [], "ours": []}
 
         def timed(name: str, work: Callable[[], Any]) -> None:
-            started = time.process_time()
+            started = clock()
             work()
-            taken[name].append(time.process_time() - started)
+            taken[name].append(clock() - started)
 
         benchmark.pedantic(  # type: ignore[no-untyped-call]
             timed, args=("ours", ours), setup=lambda: timed("baseline", baseline), rounds=rounds
@@ -47,6 +52,17 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
             f"({seconds['ours_seconds'] * 1e3:.2f} ms against {seconds['baseline_seconds'] * 1e3:.2f} ms)"
         )
         return ratio
+
+    return run
+
+
+@pytest.fixture
+def seconds(benchmark: BenchmarkFixture) -> Callable[..., float]:
+    """`seconds(work, rounds)`: the median over the rounds, after one that is not counted."""
+
+    def run(work: Callable[[], Any], rounds: int = 2) -> float:
+        benchmark.pedantic(work, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]
+        return float(benchmark.stats.stats.median) if benchmark.stats else float("nan")  # --benchmark-disable
 
     return run
 

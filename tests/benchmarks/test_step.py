@@ -3,27 +3,36 @@
 Goals: fp32 1.2 times as fast and 80% of the peak, bf16 2.2 times and 65%; memory no larger.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from models.heads import MultiCropNet
 from models.methods import find
 from models.sinkhorn import sinkhorn
 from models.swav import swapped_prediction_loss
-from reproduce.config import compose
+from reproduce.config import Crops, Optimizer, compose, typed
+from reproduce.data.loader import StepSampler
 from reproduce.engine.loop import train
-from reproduce.engine.optimizer import Larc
+from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
+from reproduce.pretrain import build_network
 from tests.benchmarks.conftest import Compare
+from tests.benchmarks.share import share_of_peak
 
 SIZES = [224] * 2 + [96] * 6
-PEAK_SIZE = 2048
+NUM_PICTURES = 100_000
+PRECISIONS = [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+METHODS = (
+    "simclr_400ep_2x160_4x96",
+    "deepcluster_v2_400ep_2x160_4x96",
+    "sela_v2_400ep_2x160_4x96",
+    "moco_v2_800ep",
+    "supervised",
+)
 
 
 def network() -> MultiCropNet:
@@ -31,13 +40,13 @@ def network() -> MultiCropNet:
     return MultiCropNet(1, 2048, 128, 3000)
 
 
-def noise(images: int) -> list[Tensor]:
-    return [torch.randn(images, 3, size, size) for size in SIZES]
+def noise(images: int, sizes: list[int]) -> list[Tensor]:
+    return [torch.randn(images, 3, size, size) for size in sizes]
 
 
 def straightforward(images: int) -> Callable[[], None]:
     """fp32, channels first, LARC parameter by parameter."""
-    net, crops = network(), noise(images)
+    net, crops = network(), noise(images, SIZES)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
 
     def step() -> None:
@@ -58,40 +67,29 @@ def straightforward(images: int) -> Callable[[], None]:
 
 
 def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
+    """One step of the middle of an epoch, as `train` makes it."""
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data=none"])
     config, build = find(cfg.method)
-    net: nn.Module = network().to(memory_format=torch.channels_last)
-    assert isinstance(net, MultiCropNet)
-    method = build(config, net, 1_281_167, images)
-    optimizer = Larc(net.parameters(), 0.3, 0.9, 1e-6, 0.001)
-    crops = [crop.contiguous(memory_format=torch.channels_last) for crop in noise(images)]
+    net = build_network(cfg, config, 1000)
+    method = build(config, net, NUM_PICTURES, images)
+    method.begin(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())
+    optimizer = sgd(net.parameters(), typed(cfg.optimizer, Optimizer, "optimizer"))
+    views = typed(cfg.crops, Crops, "crops").views
+    sizes = [view.size_px for view in views for _ in range(view.num)]
+    crops = [crop.contiguous(memory_format=torch.channels_last) for crop in noise(images, sizes)]
 
     def step() -> None:
         train(
-            net, method, optimizer, [(crops, torch.zeros(images))], lambda _: 0.3, first_step=0, num_steps=2,
-            batch_size=images, precision=precision, scaler=loss_scaler(precision), tell=lambda *_, **__: None,
-            tell_every_steps=99, after_step=lambda _: None, keep_not_finite=lambda _: pytest.fail("not finite"),
+            net, method, optimizer, [(crops, torch.zeros(images, dtype=torch.int64))], lambda _: 0.3, first_step=1,
+            num_steps=3, batch_size=images, precision=precision, scaler=loss_scaler(precision),
+            tell=lambda *_, **__: None, tell_every_steps=99, after_step=lambda _: None,
+            keep_not_finite=lambda _: pytest.fail("not finite"),
         )  # fmt: skip
 
     return step
 
 
-def share_of_peak(step: Callable[[], None], seconds: float, dtype: torch.dtype) -> float:
-    """Of the speed of a plain matrix product of that dtype."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype)
-    torch.mm(matrix, matrix)
-    taken = []
-    for _ in range(5):
-        started = time.process_time()
-        torch.mm(matrix, matrix)
-        taken.append(time.process_time() - started)
-    peak = 2 * PEAK_SIZE**3 / statistics.median(taken)
-    return counter.get_total_flops() / seconds / peak
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS)
 def test_swav(
     compare: Compare,
     tell: Callable[..., None],
@@ -105,6 +103,23 @@ def test_swav(
     compare(step, straightforward(images), rounds=3)
     seconds = benchmark.extra_info["ours_seconds"]  # type: ignore[attr-defined]
     tell(share_of_matrix_product_peak=share_of_peak(step, seconds, dtype))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS)
+@pytest.mark.parametrize("experiment", METHODS)
+@pytest.mark.benchmark(timer=time.process_time)
+def test_other_methods(
+    seconds: Callable[..., float],
+    tell: Callable[..., None],
+    request: pytest.FixtureRequest,
+    experiment: str,
+    precision: str,
+    dtype: torch.dtype,
+) -> None:
+    images = request.config.getoption("--images")
+    step = ours(experiment, precision, images)
+    taken = seconds(step)
+    tell(seconds_per_image=taken / images, share_of_matrix_product_peak=share_of_peak(step, taken, dtype))
 
 
 def test_larc(compare: Compare) -> None:
