@@ -45,8 +45,8 @@ help: ## this list
 	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml)))
 	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml)))
 
-smoke: setup ## Table 3 and Table 7 in minutes, on generated pictures: plan, run, check, report
-	$(REPRODUCE) reproduce table3 table7 --scale smoke $(RUNS)
+smoke: setup ## every evaluation in minutes, on generated pictures: plan, run, check, report
+	$(REPRODUCE) reproduce table3 table6 table7 text --scale smoke $(RUNS)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED)

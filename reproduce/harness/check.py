@@ -130,15 +130,14 @@ def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> li
     by_label = {row.label: judged for row, judged in zip(table.rows, cells, strict=True)}
     for row, judged in zip(table.rows, cells, strict=True):
         for key, ours in judged.items():
-            control = by_label[row.beats][key] if row.beats else None
+            control = by_label[row.beats][key] if row.beats and table.columns[key].controlled else None
             if not (ours and control and ours.verdict in (Verdict.WITHIN, Verdict.BETTER)):
                 continue
             if ours.mean is None or control.mean is None:
                 continue
-            ahead, own = ours.mean - control.mean, table.columns[key].beats_by_points
-            least = row.beats_by_points if own is None else own
-            if ahead <= least:
-                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {least:g}."
+            ahead = ours.mean - control.mean
+            if ahead <= row.beats_by_points:
+                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {row.beats_by_points:g}."
                 judged[key] = replace(ours, verdict=Verdict.WORSE, reason=reason)
     return cells
 

@@ -74,8 +74,8 @@ class Column:
     best_of: BestOf | None = None
     measurement: str = ""
     """In place of an evaluation, what is measured of the network itself, without pictures (conf/measurement)."""
-    beats_by_points: float | None = None
-    """In place of the rows', what a number is ahead of its row's control by."""
+    controlled: bool = True
+    """Whether rows must beat their controls here; not where an untrained trunk can do as well."""
     relative_to: str = ""
     """A row: numbers are compared as shares of its number, which another machine leaves as they are."""
     lower_is_better: bool = False

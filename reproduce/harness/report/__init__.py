@@ -19,7 +19,7 @@ from reproduce.harness import baseline, code, show_claims, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import REPORTS
-from reproduce.harness.report import drawing, figures, runs
+from reproduce.harness.report import drawing, figures, runs, speed
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.workflow.progress import duration
 
@@ -108,6 +108,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         num_planned=len(behind),
         cost=_cost(behind),
         reasons=reasons,
+        speed=speed.latest(),
         score=_ordered(score),
         standings=_ordered(Counter(claim["standing"] for claim in claims)),
         disagreeing=sum(score[verdict] for verdict in DIFFERENT),

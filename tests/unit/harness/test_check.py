@@ -250,6 +250,10 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     verdicts = swav(plan, check.check(plan))
     assert {judged.verdict for judged in verdicts.values()} == {Verdict.WORSE}
     assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
+    table.write_text(table.read_text().replace("metric: knn20,", "metric: knn20, controlled: false,"))
+    uncontrolled = planning.make(Request(("table7",), "smoke"))
+    found = {key: judged.verdict for key, judged in swav(uncontrolled, check.check(uncontrolled)).items()}
+    assert found == {"knn20": Verdict.WITHIN, "knn200": Verdict.WORSE}
     better = planning.make(Request(("table7",), "smoke", (0, 1)))
     assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}
 

@@ -132,6 +132,28 @@ def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPa
     assert "14 of 14 results were made by other code" in text
 
 
+def test_the_last_benchmarks_have_a_page(done: Plan) -> None:
+    """What pytest-benchmark saved; a file that was cut short gives way to the one before."""
+    _, page = page_of(done)
+    assert "speed" not in page.ids
+    one = {
+        "name": "test_larc",
+        "stats": {"median": 0.5},
+        "extra_info": {"times_as_fast": 1.384, "share_of_matrix_product_peak": 0.8123, "ours_seconds": 0.25},
+    }
+    head = {"datetime": "2026-01-02T03:04:05", "commit_info": {"id": "e" * 40, "dirty": True}}
+    folder = Path(".benchmarks/Linux")
+    folder.mkdir(parents=True)
+    (folder / "0001_a.json").write_text(
+        json.dumps(head | {"machine_info": {"cpu": {"brand_raw": "a <quick> one"}}, "benchmarks": [one]})
+    )
+    (folder / "0002_b.json").write_text('{"benchmarks": [')
+    text, page = page_of(done)
+    assert "speed" in page.ids and "a &lt;quick&gt; one" in text
+    assert "1.38 times as fast as the plain way; 81% of the speed of a plain matrix product" in text
+    assert '<td class="num" data-sort="0.25">0.25</td>' in text
+
+
 def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:
     Image.new("RGB", (480, 360), "white").save(tmp_path / "scene.png")
     run = next(run for run in done.runs.values() if run.name == "voc_detection")
