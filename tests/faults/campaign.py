@@ -41,16 +41,23 @@ def kill_once(overrides: list[str], folder: Path, num_points: int, in_a_save: bo
     left = set(folder.glob(".checkpoint*"))
     child = start(overrides)
 
+    def saving() -> bool:
+        return bool(set(folder.glob(".checkpoint*")) - left)
+
     def due() -> bool:
         begun = attempts.exists() and attempts.stat().st_ino != before
-        saving = bool(set(folder.glob(".checkpoint*")) - left)
-        return begun and points(folder) >= num_points and (saving or not in_a_save)
+        return begun and points(folder) >= num_points and (saving() or not in_a_save)
 
-    while not due():
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            return False
-        time.sleep(0.001)
-    time.sleep(delay)
+    while True:
+        while not due():
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                return False
+            time.sleep(0.001)
+        time.sleep(delay)
+        os.kill(child, signal.SIGSTOP)  # on a busy machine the save may have ended meanwhile: look while nothing moves
+        if saving() or not in_a_save:
+            break
+        os.kill(child, signal.SIGCONT)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 

@@ -132,7 +132,7 @@ def test_killed_fifty_times_a_run_ends_with_the_same_weights(
     assert done.returncode == 0, done.stdout + done.stderr
     kills = [line for line in done.stdout.splitlines() if line.startswith("killed ")]
     assert len(kills) == 50
-    assert sum(" .checkpoint" in line for line in kills) > 10  # saves were cut off
+    assert sum(" .checkpoint" in line for line in kills) >= 25  # every second kill cut off a save
     assert len({line.split()[1] for line in kills}) > 10  # at many different steps
     assert_same(tmp_path, undisturbed)
     (result,) = tmp_path.glob("smoke/*/result.json")
