@@ -64,7 +64,9 @@ def c4() -> Callable[[], None]:
 
 @pytest.mark.parametrize("make", [detr, c4])
 @pytest.mark.benchmark(timer=time.process_time)
-def test_step(seconds: Callable[..., float], tell: Callable[..., None], make: Callable[[], Callable[[], None]]) -> None:
+def test_detector(
+    seconds: Callable[..., float], tell: Callable[..., None], make: Callable[[], Callable[[], None]]
+) -> None:
     torch.manual_seed(0)
     step = make()
     taken = seconds(step)

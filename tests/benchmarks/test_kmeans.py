@@ -20,7 +20,7 @@ NUM_ROWS, EMBEDDING, NUM_CENTROIDS = 8192, 128, 3000
 
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.usefixtures("one_thread")
-def test_speed_against_a_plain_product(benchmark: BenchmarkFixture) -> None:
+def test_kmeans(benchmark: BenchmarkFixture) -> None:
     """In the same run a GEMM of the same size into memory that is there, for all scores; ours holds a block of them."""
     draw = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(NUM_ROWS, EMBEDDING, generator=draw), dim=1)

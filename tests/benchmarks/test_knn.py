@@ -19,7 +19,7 @@ NUM_QUERIES, NUM_FEATURES, NUM_NEIGHBORS = 2048, 2048, 200
 
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.usefixtures("one_thread")
-def test_speed_against_a_plain_product(benchmark: BenchmarkFixture) -> None:
+def test_knn(benchmark: BenchmarkFixture) -> None:
     """A bank of a block and a quarter, as memory-mapped files give it; in the same run a GEMM of the same size."""
     draw = torch.Generator().manual_seed(0)
     queries = F.normalize(torch.randn(NUM_QUERIES, NUM_FEATURES, generator=draw), dim=1)

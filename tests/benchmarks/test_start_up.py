@@ -20,7 +20,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.benchmark(timer=time.perf_counter)
-def test_answer(seconds: Callable[..., float], tell: Callable[..., None], tmp_path: Path, command: str) -> None:
+def test_start_up(seconds: Callable[..., float], tell: Callable[..., None], tmp_path: Path, command: str) -> None:
     def answer() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "reproduce", *COMMANDS[command]], cwd=tmp_path, capture_output=True, check=False,

@@ -89,7 +89,7 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     return step
 
 
-@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS)
+@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS, ids=["fp32", "bf16"])
 def test_swav(
     compare: Compare,
     tell: Callable[..., None],
@@ -105,7 +105,7 @@ def test_swav(
     tell(share_of_matrix_product_peak=share_of_peak(step, seconds, dtype))
 
 
-@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS)
+@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("experiment", METHODS)
 @pytest.mark.benchmark(timer=time.process_time)
 def test_other_methods(
