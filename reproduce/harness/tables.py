@@ -181,7 +181,9 @@ def names(scale: str) -> list[str]:
 def load(name: str, scale: str) -> Table:
     """Read and check one table. Raises `UserError` for an unknown scale or table, and for what is wrong in its file."""
     if name not in names(scale):
-        raise UserError(f"there is no table {name!r} at scale {scale}: {nearest(name, names(scale))}")
+        elsewhere = [other for other in scales() if name in names(other)]
+        instead = f"say SCALE={elsewhere[0]} (--scale)" if elsewhere else nearest(name, names(scale))
+        raise UserError(f"there is no table {name!r} at scale {scale}: {instead}")
     path = TABLES / scale / f"{name}.yaml"
     table: Table = read(Table, path)
     _check(table, path)

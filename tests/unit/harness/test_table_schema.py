@@ -59,6 +59,8 @@ def test_what_is_no_yaml_is_refused(checkout: Path) -> None:
 def test_unknown_names_come_with_the_nearest() -> None:
     with pytest.raises(UserError, match="no table 'tabel3' at scale smoke: did you mean 'table3'"):
         tables.load("tabel3", "smoke")
+    with pytest.raises(UserError, match="no table 'table1' at scale smoke: say SCALE=paper"):
+        tables.load("table1", "smoke")
     with pytest.raises(UserError, match="no scale 'smok': did you mean 'smoke'"):
         tables.load("table3", "smok")
 
