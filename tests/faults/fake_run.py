@@ -1,4 +1,5 @@
-"""Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt, and ends as MODE says:
+"""Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt (and its GPUs, if told
+any, to devices.txt), and ends as MODE says:
 
 ok; wrong (a UserError: exit status 2); collapsed (exit status 3); crash-once (dies, and does better at the next
 attempt); silent (no result); preempted-once (ends with status 75 the first time, and does better then);
@@ -7,6 +8,7 @@ preempted-when-asked (75 at SIGTERM).
 
 import fcntl
 import json
+import os
 import signal
 import sys
 import time
@@ -17,6 +19,15 @@ alive = open(folder / "fake.lock", "w")  # noqa: SIM115  # held as long as this 
 fcntl.flock(alive, fcntl.LOCK_EX)
 with open("starts.txt", "a") as starts:
     starts.write(f"{folder.name}\n")
+
+
+def tell_device(what: str) -> None:
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        with open("devices.txt", "a") as devices:
+            devices.write(f"{what} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
+
+
+tell_device("begin")
 crashed = folder / "crashed"
 if mode == "crash-once" and not crashed.exists():
     crashed.touch()
@@ -42,3 +53,4 @@ result = {"run_id": folder.name, "metrics": metrics, "wall_seconds": seconds, "c
 temporary = folder / ".result.json"
 temporary.write_text(json.dumps(result))
 temporary.rename(folder / "result.json")
+tell_device("end")

@@ -115,6 +115,30 @@ def running() -> list[str]:
     return [run.label for run in plan().runs.values() if start.is_held(Path(run.folder) / "fake.lock")]
 
 
+def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four GPUs, as CUDA_VISIBLE_DEVICES allows; each is one run's at a time, though cores abound."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    lines = "A, 80000, 550.1\\n" * 4
+    (bin_folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (bin_folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 3")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    status, out = harness("linear=.3:ok;voc=.3:ok", "reproduce", "table3", "--cores", "8")
+    assert status == check.AGREES, out
+    assert "12 of 12 runs to do on 8 cores and 2 GPUs" in out
+    told = [line.split() for line in Path("devices.txt").read_text().splitlines()]
+    assert {device for _, device in told} == {"1", "3"}
+    now: set[str] = set()
+    for what, device in told:
+        if what == "begin":
+            assert device not in now
+            now.add(device)
+        else:
+            now.remove(device)
+
+
 def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")

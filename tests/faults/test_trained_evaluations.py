@@ -177,7 +177,7 @@ def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...
 def test_another_batch_scales_the_learning_rates_and_says_so(
     kind: str, batch_size: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The learning rates are for the scale's batch of 32."""
+    """The scale's learning rates are for its batch of 32."""
     rates: list[list[float]] = []
     step = torch.optim.SGD.step
 
@@ -189,7 +189,7 @@ def test_another_batch_scales_the_learning_rates_and_says_so(
     asked = (*TRAINED[kind], *common, f"protocol.batch_size={batch_size}", f"paths.results={tmp_path}")
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
     share = batch_size / 32
-    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.02, 5]}[kind]])
+    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.001, 0.05]}[kind]])
     result, _, _ = outcome(tmp_path)
     said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's 32"
     assert result["provenance"]["lr_scaled"] == said

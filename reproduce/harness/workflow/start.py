@@ -20,7 +20,7 @@ from typing import Any
 
 from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
 from reproduce.files import write_json
-from reproduce.harness.workflow import slurm
+from reproduce.harness.workflow import gpus, slurm
 
 SUPERVISOR = "REPRODUCE_SUPERVISOR"
 """Environment variable with the process id of the harness, a colon, and the lock file that it holds."""
@@ -66,14 +66,17 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
         tell(events, run_id, event="requeue")
         return not (in_slurm and slurm.requeue())
 
-    status = execute(
-        command,
-        folder,
-        attempt,
-        keep_on=supervised,
-        again=again,
-        place=slurm.place(run_id, Path.cwd() / STATE) if in_slurm else "",
-    )
+    with gpus.held(gpus.shared(), run["num_processes"], supervised) as mine:
+        if mine:
+            os.environ[gpus.ALLOWED] = ",".join(mine)
+        status = execute(
+            command,
+            folder,
+            attempt,
+            keep_on=supervised,
+            again=again,
+            place=slurm.place(run_id, Path.cwd() / STATE) if in_slurm else "",
+        )
     tell(events, run_id, event="stop" if status == STOPPED else "end", attempt=attempt, exit_status=status)
     return status
 

@@ -20,7 +20,7 @@ from reproduce.files import lock
 from reproduce.harness import results
 from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import CACHE, Plan
-from reproduce.harness.workflow import kubernetes, slurm
+from reproduce.harness.workflow import gpus, kubernetes, slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
 
@@ -60,7 +60,9 @@ def carry_out(
             _end_jobs(screen)
         elif executor == "kubernetes":
             kubernetes.check(plan.cluster)
-        where = f"on {cores} cores" if executor == "local" else f"as jobs of {executor}"
+        own_gpus = gpus.visible() if executor == "local" else []
+        beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
+        where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
@@ -69,13 +71,14 @@ def carry_out(
         events.write_bytes(b"")
         environment = os.environ | {
             SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
+            gpus.SHARED: ",".join(own_gpus),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
         }
         progress = Progress(plan, cores, expectations(plan, recorded_seconds), states)
         log = plan_file.with_name("snakemake.log")
         with open(log, "wb") as noise, open(events) as news:
             workflow = subprocess.Popen(
-                _command(plan_file.resolve(), _executor(plan, cores), retries),
+                _command(plan_file.resolve(), _executor(plan, cores, len(own_gpus)), retries),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
@@ -110,10 +113,11 @@ def carry_out(
         return Outcome(failed, missing)
 
 
-def _executor(plan: Plan, cores: int) -> list[str]:
+def _executor(plan: Plan, cores: int, num_gpus: int) -> list[str]:
     if plan.cluster["executor"] == "slurm":
         return slurm.arguments(plan.cluster, STATE.resolve())
-    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["num_jobs"])]
+    gpus_to_share = ["--resources", f"gpus={num_gpus}"] if num_gpus else []
+    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["num_jobs"]), *gpus_to_share]
 
 
 def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:
