@@ -1,0 +1,88 @@
+"""No config key that nothing reads, and no code that reads a key that no config has."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import evals
+import models
+from reproduce import config, measure
+from reproduce.config import CONF, compose, options
+
+CHECKOUT = CONF.parents[1]
+CODE = {
+    path: path.read_text()
+    for folder in ("reproduce", "models", "evals")
+    for path in (CHECKOUT / folder).rglob("*")
+    if path.suffix == ".py" or path.name == "Snakefile"
+}
+CONFIGS = {path: path.read_text() for path in CONF.rglob("*.yaml")}
+READ_BY_CODE = {"name"}
+"""Of a scale; what else it says is for the other configs."""
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    if not OmegaConf.is_dict(node) or not node:
+        yield prefix
+        return
+    for key in node:
+        yield from leaves(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+def test_every_key_of_a_scale_is_used(scale: str) -> None:
+    used = {found for text in CONFIGS.values() for found in re.findall(r"\$\{scale\.([\w.]+)\}", text)}
+    keys = set(leaves(OmegaConf.load(CONF / "scale" / f"{scale}.yaml").scale)) - READ_BY_CODE
+    unused = {key for key in keys if not any(key == each or key.startswith(f"{each}.") for each in used)}
+    assert not unused
+
+
+def test_scales_say_the_same_things() -> None:
+    one, *others = (set(OmegaConf.load(CONF / "scale" / f"{scale}.yaml").scale) for scale in options("scale"))
+    assert all(other == one for other in others)
+
+
+def schemas() -> list[type]:
+    """The dataclasses that configs are checked against."""
+    folders = [importlib.import_module(f"{package.__name__}.{module.name}") for package in (evals, models)
+               for module in pkgutil.iter_modules(package.__path__)]  # fmt: skip
+    found = {
+        item
+        for module in (config, measure, *folders)
+        for _, item in inspect.getmembers(module, dataclasses.is_dataclass)
+        if isinstance(item, type) and item.__module__.split(".")[0] in ("reproduce", "models", "evals")
+    }
+    return sorted(found, key=lambda item: f"{item.__module__}.{item.__qualname__}")
+
+
+@pytest.mark.parametrize("schema", schemas(), ids=lambda item: f"{item.__module__}.{item.__qualname__}")
+def test_every_key_of_a_schema_is_read(schema: type) -> None:
+    read = "\n".join(CODE.values()) + "\n".join(CONFIGS.values())
+    for field in dataclasses.fields(schema):
+        assert re.search(rf"(\.{field.name}\b|[\"']{field.name}[\"'])", read), field.name
+
+
+def test_code_reads_keys_that_there_are() -> None:
+    known = {
+        key
+        for cfg in (
+            compose("pretrain", ["experiment=swav_800ep"]),
+            compose("evaluate", ["eval=knn", "checkpoint=x"]),
+            compose("measure", ["experiment=swav_800ep", "measurement=cost", "name=x"]),
+        )
+        for leaf in leaves(cfg)
+        for key in (leaf, *(leaf.rsplit(".", depth)[0] for depth in range(1, leaf.count(".") + 1)))
+    }
+    asked = {
+        (path.name, key) for path, text in CODE.items() for key in re.findall(r"\bcfg\.([a-z][\w.]*\w)\b(?!\()", text)
+    }
+    methods = {"copy", "update", "get"}
+    unknown = {(name, key) for name, key in asked if key not in known and key not in methods}
+    assert not unknown
