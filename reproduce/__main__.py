@@ -309,6 +309,8 @@ def _check(plan: Plan, strict: bool) -> int:
         print(show_claims.as_text(answers))
     if problem := check.track(plan, news):
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
+    if said := check.again(checked):
+        print(said)
     status = check.exit_status(checked, answers, claims_asked=bool(plan.claims))
     print(f"check: {check.MEANING[status]}; details in {plan.reports}")
     open_questions = complaints(plan, checked, answers) if strict else []

@@ -82,6 +82,12 @@ def _check_table(evidence: Evidence, table: Table) -> Checked:
     return Checked(table, _held_to_canaries(plan, table, corrected), undrawn)
 
 
+def again(checked: Sequence[Checked]) -> str:
+    """How many cells are what their seeds gave when they were recorded; empty where none can be."""
+    told = [cell.as_recorded for table in checked for _, _, cell in table.judged() if cell.as_recorded is not None]
+    return f"{sum(told)} of {len(told)} cells give their recorded seeds' numbers again, to the digit" if told else ""
+
+
 def exit_status(checked: list[Checked], answers: Sequence[Answer] = (), claims_asked: bool = False) -> int:
     """0: every cell that ran agrees; 1: some cell does not, or a claim is contradicted; 3: a needed run is missing.
 

@@ -44,6 +44,8 @@ class Judged:
     margin: Margin | None = None
     margin_before: float | None = None
     """Points of the margin that was noted before a result was there, where it is another than now."""
+    as_recorded: bool | None = None
+    """Whether seeds that were recorded give the same numbers again, to the digit; None where none of them ran."""
     run_ids: list[str] = field(default_factory=list)
 
 
@@ -374,15 +376,30 @@ def _against_recorded(evidence: Evidence, cell: Cell, ours: Judged) -> Judged:
     welch = statistics.difference(values, known.values)
     if welch.p_value is not None:
         reason += f" Welch's test of equal means: p = {welch.p_value:.3f}."
+    before = dict(zip(recorded.header["seeds"], known.values, strict=False))
     if recorded.header["seeds"][0] in plan.request.seeds and known.run_id not in cell.run_ids:
-        reason += " The config has changed since the recording."
+        same, told = None, "The config has changed since the recording."
+    else:
+        same, told = _again(before, ours.values)
     return replace(
         ours,
         verdict=verdict,
-        reason=reason,
+        reason=f"{reason} {told}".rstrip(),
         expected=statistics.mean(known.values),
         difference=welch.points,
         interval=(unchanged.low, unchanged.high),
         interval_of="new seeds of unchanged code, 99% over all cells together",
         p_value=welch.p_value,
+        as_recorded=same,
     )
+
+
+def _again(before: dict[int, float], now: dict[int, float]) -> tuple[bool | None, str]:
+    """Whether the seeds that both have gave the same number, and that in words. Recorded numbers have four decimals."""
+    both = sorted(before.keys() & now.keys())
+    if not both:
+        return None, ""
+    other = [seed for seed in both if round(now[seed], 4) != before[seed]]
+    if not other:
+        return True, "The recorded seeds among these give the same numbers again."
+    return False, f"Seed {other[0]} gave {before[other[0]]:.2f} when it was recorded: another machine, or other code."

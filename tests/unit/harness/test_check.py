@@ -128,6 +128,19 @@ def test_against_recorded_numbers(checkout: Path, finish: Callable[..., None], v
         assert (judged.verdict, judged.expected) == (verdict, 50.0)
         assert judged.interval is not None and judged.interval[0] < 50 < judged.interval[1]
         assert "config has changed" not in judged.reason
+        assert judged.as_recorded is False
+        assert "Seed 0 gave 49.00 when it was recorded: another machine, or other code." in judged.reason
+    assert check.again(checked) == "0 of 4 cells give their recorded seeds' numbers again, to the digit"
+
+
+def test_recorded_seeds_that_give_the_same_again_are_told(checkout: Path, finish: Callable[..., None]) -> None:
+    record(finish)
+    checked = check.check(planning.make(Request(("table7",), "smoke", (0, 1))))
+    assert check.again(checked) == "4 of 4 cells give their recorded seeds' numbers again, to the digit"
+    others = planning.make(Request(("table7",), "smoke", (7, 8)))
+    for run in others.runs.values():
+        finish(run, 50.0)
+    assert check.again(check.check(others)) == ""
 
 
 def test_a_table_checked_alone_is_judged_as_in_company(checkout: Path, finish: Callable[..., None]) -> None:
