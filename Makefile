@@ -109,7 +109,8 @@ format: setup-dev ## mend style and formatting
 	.venv/bin/python -m ruff format
 
 test: setup-dev ## all tests, on all cores
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile \
+		--ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
 
 bench: setup-dev ## how fast it is against plain baselines, and against the last time (DATA: folder of photographs)
 	.venv/bin/python -m pytest tests/benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning \

@@ -32,11 +32,11 @@ def shared() -> list[str]:
 
 
 @contextmanager
-def held(names: Sequence[str], number: int, keep_on: Callable[[], bool]) -> Iterator[list[str]]:
+def held(names: Sequence[str], number: int, keep_on: Callable[[], bool]) -> Iterator[list[str] | None]:
     """Hold `number` of the GPUs `names`, or all where there are fewer, once so many are free at the same time.
 
     This user's harnesses in other checkouts hold theirs by the same files; the kernel lets go of them with the process.
-    [] where `keep_on` turns false before.
+    None where `keep_on` turns false before.
     """
     wanted = min(number, len(names))
     while True:
@@ -46,7 +46,7 @@ def held(names: Sequence[str], number: int, keep_on: Callable[[], bool]) -> Iter
                 if len(mine) < wanted and _take(name, files):
                     mine.append(name)
             if len(mine) == wanted or not keep_on():
-                yield mine if len(mine) == wanted else []
+                yield mine if len(mine) == wanted else None
                 return
         time.sleep(POLL_SECONDS)
 

@@ -67,6 +67,8 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
         return not (in_slurm and slurm.requeue())
 
     with gpus.held(gpus.shared(), run["num_processes"], supervised) as mine:
+        if mine is None:
+            return STOPPED
         if mine:
             os.environ[gpus.ALLOWED] = ",".join(mine)
         status = execute(
