@@ -37,7 +37,7 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
         "links": {name: os.path.relpath(at / name, page) for name in FILES if (at / name).exists()},
         "curves": curves,
         "charts": dict(_charts(curves)),
-        "detections": detections.read(at),
+        "detections": [_without_guesses(picture) for picture in detections.read(at)],
         "config": _text(at / "config.yaml", CONFIG_BYTES),
         "log": _text(at / "log.txt", -LOG_BYTES),
         "provenance": dict(_flat((result or {}).get("provenance", {}))),
@@ -70,3 +70,9 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, ", ".join(f"{name} {version}" for name, version in value.items())
         elif value is not None:
             yield key, str(value)
+
+
+def _without_guesses(picture: dict[str, Any]) -> dict[str, Any]:
+    """A picture with the boxes at least half as sure as its surest: all that a detector gives hide the picture."""
+    surest = max((box["score"] for box in picture["predicted"]), default=0)
+    return picture | {"predicted": [box for box in picture["predicted"] if box["score"] >= surest / 2]}
