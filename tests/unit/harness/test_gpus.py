@@ -1,5 +1,6 @@
 """GPUs among runs: all that are wanted or none, nobody's twice, and freed at the end."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,25 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "POLL_SECONDS", 0)
 
 
+def tries(number: int) -> Callable[[], bool]:
+    """Goes on so often, and then no more: what never gets its GPUs fails here instead of waiting."""
+    left = iter([True] * number + [False])
+    return lambda: next(left)
+
+
 def test_a_run_waits_until_enough_are_free_and_holds_none_meanwhile() -> None:
-    tries = iter([True, False])
-    with gpus.held(["0", "1", "2"], 2, lambda: True) as first:
+    with gpus.held(["0", "1", "2"], 2, tries(3)) as first:
         assert first == ["0", "1"]
-        with gpus.held(["0", "1", "2"], 2, lambda: next(tries)) as second:
+        with gpus.held(["0", "1", "2"], 2, tries(1)) as second:
             assert second is None
-        with gpus.held(["0", "1", "2"], 1, lambda: True) as third:
+        with gpus.held(["0", "1", "2"], 1, tries(3)) as third:
             assert third == ["2"]
-    with gpus.held(["0", "1", "2"], 8, lambda: True) as all_of_them:
+    with gpus.held(["0", "1", "2"], 8, tries(3)) as all_of_them:
         assert all_of_them == ["0", "1", "2"]
 
 
 def test_without_gpus_nothing_is_held() -> None:
-    with gpus.held([], 4, lambda: True) as mine:
+    with gpus.held([], 4, tries(3)) as mine:
         assert mine == []
 
 
