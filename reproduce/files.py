@@ -16,14 +16,14 @@ from reproduce.errors import DISK_IS_FULL, UserError
 def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
-    Readers see the old file or the new one, never a part. Raises `UserError` where the disk is full or not writable;
-    the old file then still stands.
+    Readers see the old file or the new one, never a part; `write` may read back what it wrote. Raises `UserError` where
+    the disk is full or not writable; the old file then still stands.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -157,8 +157,14 @@ class Checkpoints:
             print(f"warning: the state after step {step} is not finite; not saved", file=sys.stderr, flush=True)
             return
         path = self._at(step)
-        save(path, state)
-        write_atomic(path.with_suffix(".sha256"), _sha256(path))
+
+        def fill(file: BinaryIO) -> None:
+            _write(state, file)
+            file.seek(0)
+            # Before the checkpoint has its name: killed between the two, a run would take a whole one for damaged.
+            write_atomic(path.with_suffix(".sha256"), _sha256(file))
+
+        write_with(path, fill)
         for old in self._numbered()[:-NUM_KEPT]:
             self._delete(old)
 
@@ -169,8 +175,9 @@ class Checkpoints:
 
     def _whole(self, path: Path) -> bool:
         proof = path.with_suffix(".sha256")
-        if proof.exists() and proof.read_text() == _sha256(path):
-            return True
+        with path.open("rb") as file:
+            if proof.exists() and proof.read_text() == _sha256(file):
+                return True
         print(f"warning: checkpoint {path} is damaged; using the one before", file=sys.stderr, flush=True)
         return False
 
@@ -198,6 +205,5 @@ def _finite(value: Any) -> bool:
     return all(_finite(item) for item in items)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every file of ours has readinto

@@ -265,6 +265,29 @@ def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
+@pytest.mark.parametrize("renames", range(1, 7))
+def test_a_save_that_is_cut_off_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
+    class Killed(BaseException):
+        pass
+
+    rename, done = os.replace, []
+
+    def killed_after(source: Any, target: Any) -> None:
+        rename(source, target)
+        done.append(target)
+        if len(done) == renames:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", killed_after)
+    with pytest.raises(Killed):
+        saved_checkpoints(tmp_path, steps=3)
+    whole = len(list(tmp_path.glob("*.pt")))
+    part = Counter()
+    step = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0).resume()
+    assert step == part.value.item() == renames // 2  # two renames a save: its SHA-256, then itself
+    assert len(list(tmp_path.glob("*.pt"))) == whole
+
+
 def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
     part = Counter()
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0)
