@@ -16,6 +16,7 @@ from reproduce.config import Augment, Dataset, Normalize, View
 from reproduce.data.batches import Bad, centre_batches, crop_batches
 from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
 from reproduce.data.pictures import Pictures, read_splits
+from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed import (
     all_reduce_mean,
@@ -24,7 +25,6 @@ from reproduce.engine.distributed import (
     device,
     is_main,
     rank,
-    shared,
     world_size,
 )
 from reproduce.engine.features import Features, FeatureStore
@@ -287,7 +287,7 @@ def train_network(
     sampler = StepSampler(num_pictures, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order)
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
-    trained = shared(net, world_size())
+    trained = shared(net)
     trained.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(batches(sampler), start=first_step):

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from models.heads import MultiCropNet
 from models.watch import embedding_spread, unit_length_error
 from reproduce.data.loader import StepSampler
+from reproduce.engine.batchnorm import sees_whole_batch
 from reproduce.engine.distributed import all_gather, rank, world_size
 from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
-    "one process: MoCo's shuffled BatchNorm is left out, so a query and its key are normalised in the same company"
+    "BatchNorm over the whole batch: MoCo's shuffled order of the keys changes nothing, so a query and its key are "
+    "normalised in the same company, which tells them from older keys"
 )
 
 
@@ -54,7 +56,7 @@ class Moco(Method):
     """The method as the loop uses it: the network sees the first crop of each image, the key encoder the second.
 
     Keys are made in an order of the global batch that is drawn anew in each step, so that BatchNorm over a rank's share
-    does not tell a query its key by the company that both keep. Over the whole batch there is nothing to be told apart.
+    (or a group of it, `network.batchnorm_images`) does not tell a query its key by the company that both keep.
     """
 
     remedies = "a larger method.queue_length, a method.momentum nearer to 1"
@@ -73,11 +75,11 @@ class Moco(Method):
         self.queue = F.normalize(torch.randn(config.queue_length, len(weight)), dim=1).to(weight)
         self.pointer = 0
         """Where the oldest keys stand, which the next batch replaces."""
-        self.note = NOT_SHUFFLED if world_size() == 1 else ""
 
     def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Keep what the order of the keys is drawn from."""
+        """Keep what the order of the keys is drawn from; note where it changes nothing."""
         self.seed = sampler.seed
+        self.note = NOT_SHUFFLED if sees_whole_batch(self.key_encoder) else ""
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
@@ -118,9 +120,6 @@ class Moco(Method):
 
     def _keys(self, crops: Tensor, step: int) -> Tensor:
         """Keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)`, in the batch's order; collectives."""
-        if world_size() == 1:
-            keys: Tensor = self.key_encoder([crops])[0]
-            return keys.to(self.queue.dtype)
         everyone = all_gather(crops.contiguous()).flatten(0, 1)
         order = torch.from_numpy(np.random.default_rng((self.seed, step)).permutation(len(everyone)))
         order = order.to(crops.device)

@@ -16,7 +16,8 @@ from models import methods
 from models.resnet import resnet50
 from reproduce.config import Crops, Optimizer, compose, typed
 from reproduce.data.loader import StepSampler
-from reproduce.engine.distributed import device, process_group, rank, shared, world_size
+from reproduce.engine.batchnorm import shared
+from reproduce.engine.distributed import device, process_group, rank, world_size
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import loss_scaler
@@ -85,7 +86,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     method_config, build_method = methods.find(cfg.method)
     net = build_network(cfg, method_config, IMAGENET_CLASSES)
     method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
-    trained = shared(net, world_size(), cfg.cluster.sync_batchnorm)
+    trained = shared(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
     num_steps = measurement.num_steps + 1  # the first is not counted
     steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
     method.begin(trained, steps, ())

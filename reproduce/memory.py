@@ -32,8 +32,7 @@ HARDWARE = {
     "swav_w4_400ep": (64, 32, 8),
     "swav_w5_400ep": (128, 32, 16),
 }
-"""Recipes that differ in memory, each with numbers of GPUs: the paper's, and fewer (no share of a batch may exceed
-`network.batchnorm_images`)."""
+"""Recipes that differ in memory, each with numbers of GPUs: the paper's, and fewer."""
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,13 @@ from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler, order_of
 from reproduce.data.pictures import read_pictures
 from reproduce.engine import checkpoint
+from reproduce.engine.batchnorm import batchnorm_groups, check_sync_batchnorm, shared, synchronized
 from reproduce.engine.distributed import (
     barrier,
-    batchnorm_ranks,
-    check_sync_batchnorm,
     device,
     is_main,
     process_group,
     rank,
-    shared,
-    synchronized,
     world_size,
 )
 from reproduce.engine.loop import train
@@ -43,7 +40,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     _check_machine(cfg)
     crops, optim = typed(cfg.crops, Crops, "crops"), typed(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = methods.find(cfg.method)
-    num_batchnorm_ranks = batchnorm_ranks(cfg.batch_size, cfg.network.batchnorm_images)
+    groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
     pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
     run.quote(cfg.dataset.train, pictures)
     net = build_network(cfg, method_config, len(pictures.classes))
@@ -52,8 +49,6 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         net.compile(backend=cfg.cluster.compile_backend)
 
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
-    if method.note:
-        run.provenance["note"] = method.note
     optimizer = sgd(net.parameters(), optim)
     scaler = loss_scaler(cfg.precision)
     checkpoints = checkpoint.Checkpoints(
@@ -109,12 +104,14 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
             raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
         checkpoints.save_if_due(done)
 
-    trained = shared(net, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
+    trained = shared(net, groups, cfg.cluster.sync_batchnorm)
     for own in method.networks:
-        synchronized(own, num_batchnorm_ranks, cfg.cluster.sync_batchnorm)
+        synchronized(own, groups, cfg.cluster.sync_batchnorm)
     extra = steps(cfg.epochs + 1, num_steps)
     with autocast(cfg.precision):
         method.begin(trained, sampler, (crops for crops, _ in batches(extra)))
+    if method.note:
+        run.provenance["note"] = method.note
     train(
         trained,
         method,

@@ -28,6 +28,7 @@ from reproduce.data.batches import data_loader
 from reproduce.data.detections import Box, Detected
 from reproduce.data.pictures import Pictures
 from reproduce.data.voc import CLASSES, Annotated, read_boxes
+from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.engine.distributed import (
     all_reduce_mean,
@@ -35,7 +36,6 @@ from reproduce.engine.distributed import (
     device,
     is_main,
     rank,
-    shared,
     world_size,
 )
 from reproduce.engine.precision import autocast, loss_scaler
@@ -104,7 +104,7 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
     first_step = checkpoints.resume()
     setting.forget_after(first_step)
     detector.train()
-    trained = shared(detector, world_size())
+    trained = shared(detector)
     steps = batches(train, cfg, setting, setting.seed, first_step, num_steps)
     for step, inputs in enumerate(steps, start=first_step):
         torch.manual_seed(_step_seed(setting.seed, step))  # of which proposals are sampled

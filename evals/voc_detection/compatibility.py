@@ -21,7 +21,8 @@ from typing import Any
 import PIL.Image
 import torch.distributed as dist
 
-from reproduce.engine.distributed import CpuSyncBatchNorm, world_size
+from reproduce.engine.batchnorm import CpuSyncBatchNorm
+from reproduce.engine.distributed import world_size
 
 
 def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:

@@ -349,7 +349,7 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["cluster.sync_batchnorm=apx"], "did you mean 'apex'"),
         (["cluster.sync_batchnorm=apex"], "cluster.sync_batchnorm=apex needs GPUs"),
         (["cluster.compile_backend=inductr"], "did you mean 'inductor'"),
-        (["network.batchnorm_images=4"], "cluster.num_processes=2 or a multiple"),
+        (["network.batchnorm_images=3"], "BatchNorm over 3 images can't be had with 1 processes"),
         (["paths.data=/nowhere"], "DATA folder /nowhere is not there"),
         (["paths.data=.", "data=cifar10"], "cifar10 is not there"),
         (["batch_size=4000"], "fewer than one batch of 4000"),

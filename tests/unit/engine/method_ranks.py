@@ -18,14 +18,13 @@ from models.heads import MultiCropNet
 from models.moco import Moco, MocoConfig
 from reproduce.config import Network, Optimizer
 from reproduce.data.loader import StepSampler
+from reproduce.engine.batchnorm import Groups, shared, synchronized
 from reproduce.engine.distributed import (
     all_gather,
     all_reduce_mean,
     is_main,
     process_group,
     rank,
-    shared,
-    synchronized,
     world_size,
 )
 from reproduce.engine.optimizer import sgd
@@ -63,9 +62,9 @@ def steps(name: str) -> dict[str, Any]:
         sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine] for size in sizes]
 
-    trained = shared(net, world_size())
+    trained = shared(net)
     for own in method.networks:
-        synchronized(own, world_size())
+        synchronized(own, Groups(world_size()))
     method.begin(
         trained, StepSampler(num_pictures, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
@@ -102,7 +101,11 @@ def keys_of_halves() -> dict[str, Tensor]:
     if world_size() == 1:
         order = torch.from_numpy(np.random.default_rng((SEED, STEP)).permutation(BATCH))
         shuffled = torch.cat([method.key_encoder([half])[0] for half in crops[order].chunk(2)])
-        return {"keys": shuffled[order.argsort()].detach(), "in_order": method.key_encoder([crops[: BATCH // 2]])[0]}
+        in_order = method.key_encoder([crops[: BATCH // 2]])[0]
+        synchronized(method.key_encoder, Groups(1, per_rank=2, images=BATCH // 2))
+        method.before_step(STEP, [crops, crops], torch.zeros(0))
+        torch.testing.assert_close(method.keys, shuffled[order.argsort()])  # so does one process with two groups
+        return {"keys": shuffled[order.argsort()].detach(), "in_order": in_order}
     mine = crops.chunk(world_size())[rank()]
     method.before_step(STEP, [mine, mine], torch.zeros(0))
     method.after_backward(STEP)

@@ -13,13 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from models.heads import MultiCropNet
 from models.sinkhorn import sinkhorn
 from models.swav import Swav, SwavConfig
+from reproduce.engine.batchnorm import batchnorm_groups, shared
 from reproduce.engine.distributed import (
     all_reduce_mean,
-    batchnorm_ranks,
     is_main,
     process_group,
     rank,
-    shared,
     world_size,
 )
 from reproduce.engine.optimizer import Larc
@@ -46,7 +45,7 @@ def main(output: str) -> None:
         assert method.queue is not None
         assert torch.equal(method.queue.blocks, queue[:, :, mine].flatten(1, 2))
 
-        trained = shared(net, world_size())  # DDP averages gradients only while it lives
+        trained = shared(net)  # DDP averages gradients only while it lives
         optimizer = Larc(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
         losses: list[torch.Tensor] = []
         gradients: dict[str, torch.Tensor] = {}
@@ -82,7 +81,7 @@ def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.T
         images, weights = images[: BATCH // 2].requires_grad_(), weights[: BATCH // 2]
     else:
         images, weights = images[mine].clone().requires_grad_(), weights[mine]
-        shared(norm, batchnorm_ranks(BATCH, BATCH // 2))
+        shared(norm, batchnorm_groups(BATCH, BATCH // 2))
     out = norm(images)
     (out * weights).sum().backward()
     assert images.grad is not None

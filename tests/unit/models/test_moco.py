@@ -10,6 +10,7 @@ from torch import Tensor
 from models.heads import MultiCropNet
 from models.moco import NOT_SHUFFLED, Moco, MocoConfig, queue_loss
 from reproduce.data.loader import StepSampler
+from reproduce.engine.batchnorm import Groups, synchronized
 from reproduce.errors import UserError
 
 NO_LABELS = torch.zeros(0)
@@ -97,8 +98,12 @@ def test_its_state_survives_a_checkpoint() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_one_process_says_that_it_does_not_shuffle() -> None:
-    assert started().note == NOT_SHUFFLED
+def test_batchnorm_over_the_whole_batch_leaves_a_note() -> None:
+    method = started()
+    assert method.note == NOT_SHUFFLED
+    synchronized(method.key_encoder, Groups(1, per_rank=2, images=2))
+    method.begin(method.net, StepSampler(8, 4, epochs=2, seed=0), [])
+    assert method.note == ""
 
 
 @pytest.mark.parametrize("queue_length", [0, 10])

@@ -1,0 +1,180 @@
+"""BatchNorm over groups of a batch's images, whatever the number of processes; and a network as all ranks train it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from reproduce.engine.distributed import all_reduce_sum_differentiable, device, world_size
+from reproduce.errors import UserError, nearest
+
+SYNC_BATCHNORM = ("torch", "apex")
+"""Implementations of BatchNorm over several GPUs; the numbers are the same. On a CPU there is one, our own."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Of whose images BatchNorm's statistics are: those of `ranks` ranks together, or of a part of each rank's own."""
+
+    ranks: int
+    per_rank: int = 1
+    images: int | None = None
+    """Of a group, where a rank has several."""
+
+
+def batchnorm_groups(batch_size: int, batchnorm_images: int | None) -> Groups:
+    """The groups in which BatchNorm's statistics are those of `batchnorm_images` images (None: of the whole batch).
+
+    Raises `UserError` where neither several ranks' shares of a batch nor equal parts of one make such a group.
+    """
+    images = batchnorm_images or batch_size
+    share = batch_size // world_size()
+    if batch_size % images or (images % share and share % images):
+        raise UserError(
+            f"BatchNorm over {images} images can't be had with {world_size()} processes of {share} images each: "
+            "a share has to be a multiple or a part of a group, and the batch a multiple; change "
+            "cluster.num_processes or batch_size, or take the whole batch by network.batchnorm_images=null"
+        )
+    return Groups(images // share) if images >= share else Groups(1, share // images, images)
+
+
+def shared(net: nn.Module, groups: Groups | None = None, sync_batchnorm: str = "torch") -> nn.Module:
+    """`net` as all ranks train it: BatchNorm over groups of ranks, gradients averaged. `net` itself when alone.
+
+    `sync_batchnorm` is one of `SYNC_BATCHNORM`; `UserError` where it is not installed, or does not run here.
+    """
+    net = synchronized(net, groups or Groups(world_size()), sync_batchnorm)
+    if not dist.is_initialized():
+        return net
+    return DistributedDataParallel(net, device_ids=[device().index] if device().type == "cuda" else None)
+
+
+def check_sync_batchnorm(implementation: str) -> None:
+    """Raise `UserError` where an implementation of SyncBatchNorm is unknown, not installed, or does not run here."""
+    if implementation not in SYNC_BATCHNORM:
+        raise UserError(
+            f"there is no cluster.sync_batchnorm {implementation!r}: {nearest(implementation, SYNC_BATCHNORM)}"
+        )
+    if implementation != "apex":
+        return
+    if device().type != "cuda":
+        raise UserError("cluster.sync_batchnorm=apex needs GPUs; torch's gives the same numbers anywhere")
+    try:
+        from apex.parallel import convert_syncbn_model  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"cluster.sync_batchnorm=apex: apex with its SyncBatchNorm is not installed ({error}); it is in the CUDA "
+            "image (apex 25.05 was the last that had it), and cluster.sync_batchnorm=torch gives the same numbers"
+        ) from error
+
+
+def synchronized(net: nn.Module, groups: Groups, sync_batchnorm: str = "torch") -> nn.Module:
+    """`net`, itself changed: BatchNorm over groups of ranks, or of parts of a rank's images. Errors as for `shared`."""
+    check_sync_batchnorm(sync_batchnorm)
+    if groups.images:
+        return _grouped(net, groups.per_rank, groups.images)
+    return _sync_batchnorm(net, groups.ranks, sync_batchnorm) if dist.is_initialized() else net
+
+
+def sees_whole_batch(net: nn.Module) -> bool:
+    """Whether BatchNorm's statistics in training are those of all ranks' images together."""
+    norm = next(module for module in net.modules() if isinstance(module, _BatchNorm))
+    group = getattr(norm, "process_group", None)
+    return not isinstance(norm, GroupedBatchNorm) and (dist.get_world_size(group) if group else 1) == world_size()
+
+
+def _grouped(net: nn.Module, num_groups: int, images: int) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = GroupedBatchNorm
+            module.num_groups, module.images = num_groups, images  # type: ignore[assignment]
+    return net
+
+
+def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:
+    if implementation == "apex":
+        from apex.parallel import convert_syncbn_model, create_syncbn_process_group
+
+        converted: nn.Module = convert_syncbn_model(net, process_group=create_syncbn_process_group(num_ranks))
+        return converted
+    group, _ = dist.new_subgroups(num_ranks)
+    if device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net, group)
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = CpuSyncBatchNorm
+            module.process_group = group  # type: ignore[assignment]
+    return net
+
+
+class _AnyShape(_BatchNorm):
+    """In evaluation `nn.BatchNorm1d` to `3d`, whichever fits the input."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+
+class GroupedBatchNorm(_AnyShape):
+    """BatchNorm over groups of a rank's images, as if each group's images were on a rank of their own.
+
+    The input is `(crops * num_groups * images, C, ...)`, crop by crop; a group has the same images of every crop. The
+    running averages are the first group's, as rank 0's are kept of many ranks.
+    """
+
+    num_groups: int
+    images: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `(N, C, ...)` per group and channel."""
+        if not self.training:
+            return super().forward(input)
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        running = (self.running_mean, self.running_var)
+        normalized = []
+        for group in input.unflatten(0, (-1, self.num_groups, self.images)).unbind(1):
+            rows = F.batch_norm(group.flatten(0, 1), *running, self.weight, self.bias, True, self.momentum, self.eps)
+            normalized.append(rows.unflatten(0, (-1, self.images)))
+            running = (None, None)
+        return torch.stack(normalized, dim=1).flatten(0, 2)
+
+
+class CpuSyncBatchNorm(_AnyShape):
+    """BatchNorm over the batches of a group of ranks on a CPU, where torch's own SyncBatchNorm refuses to run.
+
+    The same statistics and running averages as `nn.BatchNorm` over the gathered batch; ranks may hold unequal batches.
+    """
+
+    process_group: dist.ProcessGroup
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `(N, C, ...)` per channel."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        count = input.new_tensor([input.numel() / input.shape[1]])
+        totals = torch.cat([input.sum(axes), count])
+        totals = all_reduce_sum_differentiable(totals, self.process_group)
+        count = totals[-1:].detach()
+        mean = totals[:-1] / count
+        centered = input - mean.view(shape)
+        variance = all_reduce_sum_differentiable(centered.square().sum(axes), self.process_group) / count
+        if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normalized = centered * torch.rsqrt(variance + self.eps).view(shape)
+        return normalized * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalized

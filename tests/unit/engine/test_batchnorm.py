@@ -1,0 +1,102 @@
+"""BatchNorm over groups of images: which ones, and what they calculate; GPUs and apex are played by stand-ins."""
+
+import copy
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from reproduce.engine import batchnorm
+from reproduce.engine.batchnorm import Groups
+from reproduce.errors import UserError
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batchnorm, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(batchnorm, "world_size", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "images", "groups"),
+    [
+        (64, 4096, 512, Groups(8)),
+        (8, 4096, 512, Groups(1)),
+        (2, 4096, 512, Groups(1, 4, 512)),
+        (1, 256, 32, Groups(1, 8, 32)),
+        (4, 256, None, Groups(4)),
+        (64, 2560, 320, Groups(8)),
+        (128, 1536, 96, Groups(8)),
+        (1, 32, None, Groups(1)),
+    ],
+)
+def test_whose_images_share_statistics(
+    monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int, images: int | None, groups: Groups
+) -> None:
+    monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
+    assert batchnorm.batchnorm_groups(batch_size, images) == groups
+
+
+@pytest.mark.parametrize(("processes", "images"), [(64, 100), (64, 8192), (64, 96), (3, 512)])
+def test_groups_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch, processes: int, images: int) -> None:
+    monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
+    with pytest.raises(UserError, match=f"BatchNorm over {images} images can't be had with {processes} processes"):
+        batchnorm.batchnorm_groups(4096, images)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3, 3)])
+def test_a_group_of_a_ranks_images_is_normalised_as_if_alone(shape: tuple[int, ...]) -> None:
+    num_crops, num_groups, images = 3, 2, 4
+    alone = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(5).double()
+    nn.init.uniform_(alone.weight)
+    ours = batchnorm.synchronized(copy.deepcopy(alone), Groups(1, num_groups, images))
+    assert not batchnorm.sees_whole_batch(ours)
+    x = torch.randn(num_crops, num_groups * images, *shape, dtype=torch.float64, requires_grad=True)
+    ask = torch.randn_like(x)
+    normalized = ours(x.flatten(0, 1)).unflatten(0, (num_crops, -1))
+    (gradient,) = torch.autograd.grad((normalized * ask).sum(), x)
+    for group in range(num_groups):
+        mine = slice(group * images, (group + 1) * images)
+        own = x.detach()[:, mine].clone().requires_grad_()
+        expected = alone(own.flatten(0, 1)).unflatten(0, (num_crops, -1))
+        torch.testing.assert_close(normalized[:, mine], expected)
+        torch.testing.assert_close(gradient[:, mine], torch.autograd.grad((expected * ask[:, mine]).sum(), own)[0])
+        if group == 0:
+            torch.testing.assert_close(ours.state_dict(), alone.state_dict())  # the running averages among them
+    alone.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.eval()(x[0]), alone.eval()(x[0]))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_apex_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(net: nn.Module, process_group: Any) -> nn.Module:
+        net.group = process_group
+        return net
+
+    parallel: Any = ModuleType("apex.parallel")
+    parallel.convert_syncbn_model = convert
+    parallel.create_syncbn_process_group = lambda size: f"group of {size}"
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.parallel", parallel)
+    batchnorm.check_sync_batchnorm("apex")
+    assert batchnorm._sync_batchnorm(nn.BatchNorm1d(3), 2, "apex").group == "group of 2"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_apex_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apex", None)
+    with pytest.raises(UserError, match=r"apex with its SyncBatchNorm is not installed .*sync_batchnorm=torch gives"):
+        batchnorm.check_sync_batchnorm("apex")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_torch_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = SimpleNamespace()
+    monkeypatch.setattr("torch.distributed.new_subgroups", lambda size: (group, []) if size == 2 else None)
+    net = batchnorm._sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 2, "torch")
+    (norm,) = net.children()
+    assert isinstance(norm, nn.SyncBatchNorm)
+    assert norm.process_group is group
