@@ -1,7 +1,7 @@
 # `make help` explains every line. Each command first makes .venv hold what it needs (requirements/install.py).
 # Where one fails, make says "Error N" (what N means: .venv/bin/python -m reproduce --help) and itself exits with 2.
 
-SCALE ?= smoke#      smoke (generated pictures, minutes) or paper (the recipe to the letter)
+SCALE ?= smoke#      smoke (generated pictures, minutes), lite (CIFAR-10) or paper (the recipe to the letter)
 SEEDS ?=#            number of seeds of each run (default 1; record: 8)
 DATA ?=#             folder with your pictures; scale smoke makes its own
 DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
@@ -75,7 +75,8 @@ data-verify: setup ## say what of the pictures in DATA is missing, surplus or br
 		$(call option,--decode,$(DECODE)) $(SETS)
 
 data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the same command goes on
-	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) $(SETS)
+	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) \
+		$(call option,--data-config,$(DATA_CONFIG)) $(SETS)
 
 data-shard: setup ## write the data sets in DATA as WebDataset shards into SHARDS; the same command goes on
 	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \

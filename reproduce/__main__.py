@@ -171,7 +171,8 @@ def _data_prepare(options: argparse.Namespace) -> int:
     from reproduce import config
     from reproduce.data import prepare, verify
 
-    for dataset in verify.chosen(config.compose("pretrain", ["data=standard"]).data, options.sets):
+    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    for dataset in verify.chosen(catalogue, options.sets):
         prepare.prepare(Path(options.archives), Path(options.data), dataset)
     return 0
 
@@ -351,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     pictures = _Parser(add_help=False)
-    pictures.add_argument("--scale", default="smoke", help="smoke (default) or paper")
+    pictures.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
     pictures.add_argument("--data", metavar="DIR", help="folder with the pictures; generated ones need none")
     pictures.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     pictures.add_argument("--skip-bad-images", action="store_true", help="count pictures that cannot be read, go on")
@@ -427,6 +428,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
     prepare.add_argument("--archives", metavar="DIR", required=True, help="folder of the archives; some are downloaded")
     prepare.add_argument("--data", metavar="DIR", required=True, help="folder to unpack into")
+    prepare.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
     prepare.set_defaults(command=_data_prepare)
 
     text = "write data sets as WebDataset shards, which runs read by --data-config shards; the same command goes on"

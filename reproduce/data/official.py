@@ -104,5 +104,19 @@ OFFICIAL = {
             {"train2017": Split(118_287), "val2017": Split(5_000)},
             (Archive("train2017.zip"), Archive("val2017.zip"), Archive("annotations_trainval2017.zip")),
         ),
+        Official(
+            "CIFAR-10",
+            "www.cs.toronto.edu/~kriz/cifar.html",
+            10,
+            {"train": Split(50_000, per_class=5000), "test": Split(10_000, per_class=1000)},
+            # Of three versions the one that no pickle has to be loaded of.
+            (
+                Archive(
+                    "cifar-10-binary.tar.gz",
+                    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                    "c32a1d4ab5d03f1284b67883e8d87530",
+                ),
+            ),
+        ),
     )
 }

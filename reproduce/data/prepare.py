@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import numpy as np
+from PIL import Image
+
 from reproduce.config import Dataset
 from reproduce.data.download import Digest, Tell, download
 from reproduce.data.official import OFFICIAL, Archive, Official
@@ -27,6 +30,9 @@ from reproduce.errors import UserError
 
 TELL_EVERY_SECONDS = 10.0
 Archives = dict[str, Path]
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 
 def prepare(archives: Path, data: Path, dataset: Dataset, tell: Tell = print, official: Official | None = None) -> None:
@@ -165,6 +171,28 @@ def _coco(files: Archives, root: Path, progress: _Progress) -> None:
                 progress.one()
 
 
+def _cifar10(files: Archives, root: Path, progress: _Progress) -> None:
+    """Batches of records, a label's byte and 3 x 32 x 32 of pixels: a PNG file of each, named after batch and place."""
+    path = files["cifar-10-binary.tar.gz"]
+    with _members(path) as members:
+        for member, content in members:
+            batch = re.fullmatch(r"(?:.*/)?((?:data|test)_batch\w*)\.bin", member.name)
+            if not batch:
+                continue  # the classes' names, and a page about the set
+            records = np.frombuffer(content.read(), np.uint8)
+            if records.size % CIFAR10_RECORD or records[::CIFAR10_RECORD].max(initial=0) >= len(CIFAR10_CLASSES):
+                raise UserError(f"archive {path}: {member.name} holds something else than records of CIFAR-10")
+            split = "test" if batch[1].startswith("test") else "train"
+            for number, record in enumerate(records.reshape(-1, CIFAR10_RECORD)):
+                target = root / split / CIFAR10_CLASSES[record[0]] / f"{batch[1]}_{number:05d}.png"
+                if not target.is_file():
+                    png = io.BytesIO()
+                    Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(png, "PNG")
+                    png.seek(0)
+                    _copy(target, png)
+                progress.one()
+
+
 UNPACK: dict[str, Callable[[Archives, Path, _Progress], None]] = {
     "ILSVRC2012": _imagenet,
     "Places205": _places205,
@@ -172,6 +200,7 @@ UNPACK: dict[str, Callable[[Archives, Path, _Progress], None]] = {
     "VOC2007": _voc,
     "VOC2012": _voc,
     "COCO2017": _coco,
+    "CIFAR-10": _cifar10,
 }
 
 

@@ -4,11 +4,13 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from reproduce.config import Dataset
@@ -21,6 +23,9 @@ PLACES = Dataset("places205", "Places205", "folders", "places205", "train", "val
 INAT = Dataset("inat18", "iNaturalist2018", "folders", "inat18", "train", "val")
 COCO = Dataset("coco17", "COCO2017", "coco", "coco", "train2017", "val2017")
 VOC = Dataset("voc07", "VOC2007", "voc", "VOCdevkit/VOC2007", "trainval", "test")
+
+
+CIFAR10 = Dataset("imagenet", "CIFAR-10", "folders", "cifar10", "train", "test")
 
 
 def packed(files: dict[str, bytes], mode: str = "w") -> bytes:
@@ -190,3 +195,40 @@ def test_coco_is_unpacked_as_it_is(tmp_path: Path) -> None:
         zip(("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"), map(zipped, names), strict=True)
     )
     assert run(tmp_path, COCO, archives) == {f"coco/{name}": name.encode() for name in names}
+
+
+def cifar10(labels: list[int]) -> tuple[np.ndarray, bytes]:
+    """Pictures `(N, 32, 32, 3)` and the file of their records."""
+    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+    planes = pictures.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+    return pictures, np.column_stack([np.array(labels, np.uint8), planes]).tobytes()
+
+
+def test_cifar10_is_written_as_pictures_without_loss(tmp_path: Path) -> None:
+    pictures, records = cifar10([3, 9, 3])
+    folder = "cifar-10-batches-bin"
+    files = {
+        f"{folder}/data_batch_5.bin": records,
+        f"{folder}/test_batch.bin": records[:3073],
+        f"{folder}/readme": b"x",
+    }
+    archives = {"cifar-10-binary.tar.gz": packed(files, "w:gz")}
+    found = run(tmp_path, CIFAR10, archives)
+    assert sorted(found) == [
+        "cifar10/test/cat/test_batch_00000.png",
+        "cifar10/train/cat/data_batch_5_00000.png",
+        "cifar10/train/cat/data_batch_5_00002.png",
+        "cifar10/train/truck/data_batch_5_00001.png",
+    ]
+    for number, name in enumerate(("cat/data_batch_5_00000", "truck/data_batch_5_00001", "cat/data_batch_5_00002")):
+        with Image.open(io.BytesIO(found[f"cifar10/train/{name}.png"])) as picture:
+            assert np.array_equal(np.array(picture), pictures[number])
+    assert run(tmp_path, CIFAR10, archives) == found
+
+
+@pytest.mark.parametrize("damage", [lambda records: records[:-1], lambda records: b"\x0a" + records[1:]])
+def test_other_records_than_cifar10s_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    _, records = cifar10([0, 1])
+    archives = {"cifar-10-binary.tar.gz": packed({"b/data_batch_1.bin": damage(records)}, "w:gz")}
+    with pytest.raises(UserError, match=r"data_batch_1\.bin holds something else than records of CIFAR-10"):
+        run(tmp_path, CIFAR10, archives)
