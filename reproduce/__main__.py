@@ -116,7 +116,7 @@ def _one_run(options: argparse.Namespace) -> int:
     plan = planning.one(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
     if results.read(run) is not None:
-        print(f"already done: {run.result}")
+        print(f"{results.in_words(run)}\nalready done: {run.result}")
         return 0
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _carry_out(plan, options.cores) else AGREES
@@ -124,7 +124,7 @@ def _one_run(options: argparse.Namespace) -> int:
     _refuse_missing_data(plan)
     status = execute(run.command(), Path(run.folder), echo=True)
     if status == 0:
-        print(f"result: {run.result}")
+        print(f"{results.in_words(run)}\nresult: {run.result}")
     return status
 
 

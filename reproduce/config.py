@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from reproduce.errors import UserError, nearest
 
 CONF = Path(__file__).parent / "conf"
+GLOBAL = "# @package _global_"
+"""How a file of conf/ begins whose keys are the whole config's: Hydra reads that line, it is more than a comment."""
 NOT_HASHED = ("paths", "cluster", "logging", "sentinel", "data")
 """Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
 that a run reads is under `dataset`.)"""
@@ -315,6 +317,10 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
         OmegaConf.resolve(cfg)
     except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException) as error:
         raise UserError(_sentence(kind, overrides, error)) from error
+    if not OmegaConf.is_dict(cfg.dataset):
+        raise UserError(
+            f"config dataset: {cfg.dataset!r} is no data set: write ${{data.imagenet}}, or another of data's"
+        )
     missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
     if missing:
         raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")
@@ -353,6 +359,9 @@ def _sentence(kind: Kind, overrides: list[str], error: Exception) -> str:
     cause = str(error.__cause__ or error)
     full_key = re.search(r"full_key: ([\w.]+)", cause)
     if full_key and re.search(r"Key '\w+' (not in|is not in struct)", cause):
+        for file in (CONF / full_key[1] / f"{item.partition('=')[2]}.yaml" for item in overrides):
+            if file.is_file() and not file.read_text().startswith(GLOBAL):
+                return f"{file} has to begin with the line {GLOBAL!r}: its keys are the whole config's"
         return f"there is no config key {full_key[1]!r}: {nearest(full_key[1], _keys(kind))}"
     reason = next(line for line in cause.splitlines() if line and not line.endswith("raised while composing config:"))
     where = f" (at {full_key[1]})" if full_key else ""

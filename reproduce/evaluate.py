@@ -6,12 +6,14 @@ On several GPUs: `python -m reproduce.engine.launch --processes 8 reproduce.eval
 
 import hashlib
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+import evals
 from evals.setting import Setting
 from models.resnet import ResNet
 from models.weights import load_trunk
@@ -22,12 +24,17 @@ from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.run import Run, running
-from reproduce.errors import REQUEUE, UserError, exit_status
+from reproduce.errors import REQUEUE, UserError, exit_status, nearest
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
     """Load the checkpoint's trunk and measure it by the protocol's file in `evals/`."""
     autocast(cfg.precision)  # refuses one that there is not, before any data is read
+    protocols = [module.name for module in pkgutil.iter_modules(evals.__path__)]
+    if cfg.protocol.name not in protocols:
+        raise UserError(
+            f"there is no protocol.name {cfg.protocol.name!r} in evals/: {nearest(cfg.protocol.name, protocols)}"
+        )
     module = importlib.import_module(f"evals.{cfg.protocol.name}")
     protocol = typed(cfg.protocol, module.Protocol, "protocol")
     root = run.dataset_root

@@ -12,7 +12,7 @@ import yaml
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import code, results, statistics, tables
-from reproduce.harness.plan import Plan
+from reproduce.harness.plan import Plan, Run
 
 MIN_SEEDS = 5
 
@@ -88,7 +88,7 @@ def write(plan: Plan, allow_dirty: bool = False) -> Path:
             "mean": round(statistics.mean(values), 4),
             "sd": round(statistics.sd(values) or 0.0, 4),
             "values": [round(value, 4) for value in values],
-            "num_test_images": int(of_seeds[0]["counts"]["num_test_images"]),
+            "num_test_images": _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0]),
             "run_id": next(iter(cell.runs.values())),
         }
     wall: dict[str, list[float]] = {}
@@ -111,6 +111,16 @@ def write(plan: Plan, allow_dirty: bool = False) -> Path:
     target = path(plan.request.scale)
     write_atomic(target, opening + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None))
     return target
+
+
+def _num_test_images(run: Run, result: dict[str, Any]) -> int:
+    try:
+        return int(result["counts"]["num_test_images"])
+    except KeyError as error:
+        raise UserError(
+            f"{run.result} does not say of how many test images its numbers are: evals/{run.work.method}.py has to "
+            "fill setting.counts['num_test_images']"
+        ) from error
 
 
 def cpu() -> str:

@@ -170,7 +170,10 @@ def _metric(run: Run, result: dict[str, Any], name: str) -> float:
     try:
         return float(result["metrics"][name])
     except KeyError as error:
-        raise UserError(f"{run.result} has no metric {name!r}; delete it and run the same command again") from error
+        raise UserError(
+            f"{run.result} has no metric {name!r}, only {', '.join(result['metrics'])}: correct the table's column; "
+            "or, if the evaluation gives it by now, delete that file and run the same command again"
+        ) from error
 
 
 def judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:

@@ -41,6 +41,13 @@ def read(run: Run) -> dict[str, Any] | None:
     return dict(result)
 
 
+def in_words(run: Run) -> str:
+    """The metrics of a run's result, as "knn20 67.24, knn200 67.22"."""
+    result = read(run)
+    metrics = result["metrics"] if result else {}
+    return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no metrics"
+
+
 def read_failure(run: Run) -> dict[str, Any] | None:
     """How a run failed the last time, or None. A file that cannot be read says so in its message."""
     unknown = {"status": "failed", "exit_status": 1, "message": "it did not say why"}

@@ -1,11 +1,14 @@
 """What a request resolves to, and what names a run."""
 
+import importlib
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from reproduce.config import CONF, compose, config_hash, options, run_dir, run_id
+from reproduce import config
+from reproduce.config import CONF, GLOBAL, compose, config_hash, options, run_dir, run_id, typed
 from reproduce.errors import UserError
 
 SWAV = ("experiment=swav_800ep", "scale=smoke")
@@ -24,8 +27,27 @@ def test_every_experiment_is_complete_at_every_scale(experiment: str, scale: str
 def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> None:
     cfg = compose("evaluate", [f"eval={name}", f"scale={scale}", "checkpoint=x"])
     assert cfg.name == name
-    evals = CONF.parents[1] / "evals"
-    assert (evals / f"{cfg.protocol.name}.py").is_file() or (evals / cfg.protocol.name / "__init__.py").is_file()
+    typed(cfg.protocol, importlib.import_module(f"evals.{cfg.protocol.name}").Protocol, "protocol")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: mine\n", r"eval/mine\.yaml has to begin with the line '# @package _global_'"),
+        (
+            f"{GLOBAL}\nname: mine\ndataset: imagenet\nprotocol: {{name: knn}}\n",
+            r"'imagenet' is no data set: write \$\{data",
+        ),
+    ],
+)
+def test_a_wrong_evaluation_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "eval" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    with pytest.raises(UserError, match=sentence):
+        compose("evaluate", ["eval=mine", "checkpoint=x"])
 
 
 def test_the_papers_scale_changes_no_size() -> None:

@@ -50,7 +50,7 @@ class Progress:
                 self.observed.append((expected, seconds))
             self.states[run.run_id] = State.DONE
             self.failed.discard(run.run_id)
-            return f"done    {run.label}: {self._metrics(run)} ({duration(seconds)})"
+            return f"done    {run.label}: {results.in_words(run)} ({duration(seconds)})"
         self.failed.add(run.run_id)
         failure = results.read_failure(run) or {"status": "failed", "message": f"exit status {event['exit_status']}"}
         return f"{failure['status']:7} {run.label}: {failure['message']}\n        log: {run.log}"
@@ -110,11 +110,6 @@ class Progress:
     def _running(self, run: Run) -> str:
         reached = results.last_progress(run)
         return f"{run.label} (step {reached[0]}/{reached[1]})" if reached else run.label
-
-    def _metrics(self, run: Run) -> str:
-        result = results.read(run)
-        metrics = result["metrics"] if result else {}
-        return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no metrics"
 
 
 def schedule(runs: list[Run], seconds: Mapping[str, float], cores: int, first: set[str]) -> float:

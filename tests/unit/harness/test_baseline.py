@@ -42,6 +42,15 @@ def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
     assert not baseline.path("smoke").exists()
 
 
+def test_numbers_of_unknown_many_images_are_not_recorded(five: Plan, finish: Callable[..., None]) -> None:
+    for run in five.runs.values():
+        finish(run)
+    knn = next(run for run in five.runs.values() if run.name == "knn" and run.seed == 0)
+    finish(knn, counts={})
+    with pytest.raises(UserError, match=rf"{knn.result} does not say .* evals/knn\.py has to fill setting\.counts"):
+        baseline.write(five)
+
+
 @pytest.mark.parametrize(
     ("provenance", "says"),
     [

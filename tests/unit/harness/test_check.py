@@ -182,7 +182,7 @@ def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[...,
         finish(run)
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, metrics={"knn20": 50.0})
-    with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200'"):
+    with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200', only knn20: correct"):
         check.check(smoke)
 
 
