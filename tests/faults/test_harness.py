@@ -199,6 +199,7 @@ def test_a_failed_pretraining_fails_its_evaluations() -> None:
 
 def test_killed_and_run_again_it_goes_on() -> None:
     with started("knn of=60:ok", "run", "table7", "--cores", "2", until="knn") as process:
+        wait_for(lambda: len(running()) == 2)  # one that is just being started would count as started again
         process.kill()
         process.wait()
         before = starts()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from reproduce.engine import tracking
@@ -38,7 +39,8 @@ def messages(content: bytes) -> Iterator[bytes]:
 
 
 def records(folder: Path) -> list[Any]:
-    """Every record of the one tracked run below `folder`."""
+    """Every record of the one tracked run below `folder`, once W&B's own process, which writes them, has ended."""
+    wandb.teardown()
     (path,) = folder.rglob("*.wandb")
     found = []
     for message in messages(path.read_bytes()):
