@@ -17,6 +17,15 @@ from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
 from models.resnet import ResNet
+from reproduce.config import compose
+from reproduce.errors import UserError
+from reproduce.evaluate import evaluate
+
+
+def test_an_evaluation_without_code_is_one_sentence() -> None:
+    cfg = compose("evaluate", ["eval=knn", "checkpoint=x", "protocol.name=knnn"])
+    with pytest.raises(UserError, match=r"there is no protocol\.name 'knnn' in evals/: did you mean 'knn'"):
+        evaluate(cfg, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
