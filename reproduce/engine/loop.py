@@ -94,6 +94,7 @@ def train(
         waited += time.perf_counter() - loaded_at
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
+        optimizer.zero_grad()  # before the forward pass, whose activations need the memory
 
         with autocast(precision):
             trained_on = method.before_step(step, crops, labels)
@@ -101,7 +102,6 @@ def train(
         with autocast(precision):
             embeddings, scores = net(trained_on)
         loss, watched = method.loss(embeddings, scores, len(trained_on), step)
-        optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         method.after_backward(step)
