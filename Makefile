@@ -6,6 +6,7 @@ SEEDS ?=#            number of seeds of each run (default 1; record: 8)
 DATA ?=#             folder with your pictures; scale smoke makes its own
 DATA_CONFIG ?=#      how DATA is laid out: a name in reproduce/conf/data, or a YAML file
 SKIP_BAD_IMAGES ?=#  1: count pictures that can't be read and go on, instead of stopping
+SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data is there, instead of refusing
 CLUSTER ?=#          where runs go: local (default), slurm or kubernetes (docs/clusters.md)
 CLUSTER_OPTIONS ?=#  what is your site's own, as "slurm.partition=gpu num_processes=64"
 ARCHIVES ?=#         folder of the official archives, for data-prepare
@@ -39,7 +40,7 @@ JUDGED = $(if $(STRICT),--strict)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "*", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Variables, as in: make reproduce-table3 SEEDS=3 DATA=/pictures DATA_CONFIG=standard'
-	@awk -F ' [?]=|# *' '/^[A-Z_]+ [?]=.*#/ {printf "  %-16s %s\n", $$1, $$3}' Makefile
+	@awk -F ' [?]=|# *' '/^[A-Z_]+ [?]=.*#/ {printf "  %-17s %s\n", $$1, $$3}' Makefile
 	@echo; for scale in tables/*/; do echo "Tables at scale $$(basename "$$scale"):" \
 		$$(ls "$$scale" | sed -n 's/[.]yaml$$//p' | grep -vx recorded); done
 	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml)))
@@ -49,7 +50,8 @@ smoke: setup ## every evaluation in minutes, on generated pictures: plan, run, c
 	$(REPRODUCE) reproduce table3 table6 table7 text --scale smoke $(RUNS)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
-	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED)
+	$(REPRODUCE) reproduce $(call quoted,$*) $(PICTURES) $(RUNS) $(JUDGED) \
+		$(if $(SKIP_MISSING_DATA),--skip-missing-data)
 
 plan-%: setup ## show the runs that a table needs
 	$(REPRODUCE) plan $(call quoted,$*) $(PICTURES) $(RUNS)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
 from reproduce.harness import plan as planning
 from reproduce.harness import results, tables
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness.plan import Plan, Request, Run
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _reproduce(options: argparse.Namespace) -> int:
     plan = _plan(options)
     _print_plan(plan, options.cores)
-    _carry_out(plan, options.cores)
+    _carry_out(plan, options.cores, options.skip_missing_data)
     status = _check(plan, options.strict)
     print(f"report: {_report(plan)}")
     return status
@@ -70,7 +70,7 @@ def _render(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from reproduce.harness.check import AGREES, INCOMPLETE
 
-    return INCOMPLETE if _carry_out(_plan(options), options.cores) else AGREES
+    return INCOMPLETE if _carry_out(_plan(options), options.cores, options.skip_missing_data) else AGREES
 
 
 def _check_only(options: argparse.Namespace) -> int:
@@ -248,20 +248,30 @@ def _print_plan(plan: Plan, cores: int) -> None:
         print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
 
 
-def _carry_out(plan: Plan, cores: int) -> bool:
-    """Do the plan's runs; whether any is missing in the end."""
+def _carry_out(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
+    """Do the plan's runs, or those whose data is there; whether any is missing in the end."""
     from reproduce.harness import baseline
     from reproduce.harness.workflow.progress import Screen
     from reproduce.harness.workflow.supervise import carry_out
 
     seconds = baseline.load(plan.request.scale).wall_seconds
-    possible = plan.without_pictures() if _lacks_data(plan) else plan
+    possible, why = _possible(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
         _refuse_missing_data(plan)
         return bool(carry_out(plan, cores, seconds, Screen()).missing)
-    print(f"no DATA is given: of {len(plan.runs)} runs, {len(possible.runs)} need none and are done now")
+    print(f"{why}: of {len(plan.runs)} runs, {len(possible.runs)} serve cells that need none of it, and are done now")
     carry_out(possible, cores, seconds, Screen())
     return True
+
+
+def _possible(plan: Plan, skip_missing_data: bool) -> tuple[Plan, str]:
+    """The part of a plan whose data is there, as far as it may be made without the rest, and why it is a part."""
+    if _lacks_data(plan):
+        return plan.only(lambda run: run.kind == "measure"), "no DATA is given"
+    if not skip_missing_data or plan.pictures or not Path(plan.data).is_dir():
+        return plan, ""
+    absent = _absent(plan)
+    return plan.only(lambda run: run.run_id not in absent), f"DATA misses {_phrases(absent)}"
 
 
 def _lacks_data(plan: Plan) -> bool:
@@ -272,8 +282,7 @@ def _refuse_missing_data(plan: Plan) -> None:
     """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
     if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
         raise UserError(f"the folder {plan.data} given as DATA is not there")
-    states = results.states(plan)
-    to_do = [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
+    to_do = _to_read(plan)
     if plan.pictures or not to_do:
         return
     if _lacks_data(plan):
@@ -281,11 +290,30 @@ def _refuse_missing_data(plan: Plan) -> None:
         raise UserError(
             f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
         )
+    if absent := _absent(plan):
+        rest = plan.only(lambda run: run.run_id not in absent).cells
+        hint = (
+            f"; {len(rest)} of {len(plan.cells)} cells need none of it: SKIP_MISSING_DATA=1 (python -m reproduce: "
+            "--skip-missing-data) makes them"
+        )
+        raise UserError(f"DATA misses what the runs read: {_phrases(absent)}{hint if rest else ''}")
+
+
+def _to_read(plan: Plan) -> list[Run]:
+    """The runs that are still to read pictures."""
+    states = results.states(plan)
+    return [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
+
+
+def _absent(plan: Plan) -> dict[str, list[str]]:
+    """By run, what it would read and is not there."""
     from reproduce.harness import cost
 
-    absent = [what for run in to_do for what in cost.lacking(plan, run)]
-    if absent:
-        raise UserError(f"DATA misses what the runs read: {'; '.join(dict.fromkeys(absent))}")
+    return {run.run_id: absent for run in _to_read(plan) if (absent := cost.lacking(plan, run))}
+
+
+def _phrases(absent: dict[str, list[str]]) -> str:
+    return "; ".join(dict.fromkeys(what for missing in absent.values() for what in missing))
 
 
 def _make_pictures(plan: Plan) -> None:
@@ -385,6 +413,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, parents=[many], help=text, description=text)
         sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
         sub.add_argument("--seeds", type=int, default=1, help="3 means seeds 0, 1, 2")
+        if name in ("reproduce", "run"):
+            sub.add_argument("--skip-missing-data", action="store_true", help="make the cells whose data is there")
         if name in ("reproduce", "check"):
             sub.add_argument("--strict", action="store_true", help="for CI: exit with 1 where any doubt is left")
         sub.set_defaults(command=command)

@@ -187,10 +187,12 @@ class Plan:
         heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
         return sum(bool(heirs & set(cell.run_ids)) for cell in self.cells)
 
-    def without_pictures(self) -> "Plan":
-        """The part of the plan that reads none: measurements."""
-        runs = {run_id: run for run_id, run in self.runs.items() if run.kind == "measure"}
-        cells = [cell for cell in self.cells if runs.keys() >= set(cell.run_ids)]
+    def only(self, possible: Callable[[Run], bool]) -> "Plan":
+        """The cells whose every run is possible, and the runs that these need."""
+        can = {run_id for run_id, run in self.runs.items() if possible(run)}
+        cells = [cell for cell in self.cells if all(can.issuperset(self._behind(name)) for name in cell.run_ids)]
+        needed = {name for cell in cells for run_id in cell.run_ids for name in self._behind(run_id)}
+        runs = {run_id: run for run_id, run in self.runs.items() if run_id in needed}
         return dataclasses.replace(self, runs=runs, cells=cells)
 
     def should_fail(self, run: Run) -> bool:

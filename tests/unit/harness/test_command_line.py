@@ -1,5 +1,6 @@
 """The command line: every wrong request is one sentence and exit status 2, before anything runs."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from reproduce import __main__ as command_line
 from reproduce.__main__ import main
 from reproduce.errors import UserError, exit_status
 from reproduce.harness.plan import Plan
+from reproduce.harness.workflow import supervise
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,34 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     assert (said, child.returncode) == ("", command_line.INTERRUPTED)
 
 
-def test_a_missing_dataset_is_named(checkout: Path) -> None:
-    pytest.importorskip("reproduce.data.catalogue")
-    (checkout / "data" / "imagenet").mkdir(parents=True)
-    with pytest.raises(UserError, match="places205"):
-        main(["run", "table3", "--data", "data"])
+@pytest.fixture
+def class_folders(checkout: Path) -> list[str]:
+    """What names a folder with half of the data sets that Table 3 reads: VOC and COCO are not there."""
+    for dataset in ("imagenet", "places205", "inat18"):
+        for split in ("train", "val"):
+            (checkout / "data" / dataset / split).mkdir(parents=True)
+    return ["table3", "--data", "data"]
+
+
+def test_a_missing_dataset_is_named(class_folders: list[str]) -> None:
+    with pytest.raises(UserError, match=r"coco is not there .* 4 of 10 cells need none of it: SKIP_MISSING_DATA=1"):
+        main(["run", *class_folders])
+
+
+def test_what_needs_no_missing_dataset_can_be_made(
+    class_folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carried_out: list[Plan] = []
+    monkeypatch.setattr(supervise, "carry_out", lambda plan, *_: carried_out.append(plan))
+    assert main(["run", *class_folders, "--skip-missing-data"]) == 3
+    (plan,) = carried_out
+    assert {run.name for run in plan.runs.values()} == {"swav_800ep", "random", "linear_places205", "linear_inat18"}
+    assert "coco is not there" in capsys.readouterr().out
+
+
+def test_nothing_is_trained_that_no_cell_can_use(class_folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree("data/places205")
+    shutil.rmtree("data/inat18")
+    monkeypatch.setattr(supervise, "carry_out", lambda *_: pytest.fail("imagenet alone makes no cell of Table 3"))
+    with pytest.raises(UserError, match=r"^DATA misses .*coco is not there \([^;]*\)$"):
+        main(["run", *class_folders, "--skip-missing-data"])
