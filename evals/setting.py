@@ -21,7 +21,6 @@ from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed import (
     all_reduce_mean,
     all_reduce_sum,
-    barrier,
     device,
     is_main,
     rank,
@@ -29,7 +28,7 @@ from reproduce.engine.distributed import (
 )
 from reproduce.engine.features import Features, FeatureStore
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import Preempted, Preemption
+from reproduce.engine.preemption import Preemption
 from reproduce.errors import TrainingFailed, UserError
 
 FEATURE_BATCH = 128
@@ -101,22 +100,6 @@ class Setting:
                 print(note, flush=True)
         return scale
 
-    def stop_if_asked(self, step: int, kept: str) -> None:
-        """Raise `Preempted`, saying what is `kept`, where any rank was asked to stop; 0 asks at once."""
-        if self.preemption.asked(step):
-            raise Preempted(f"asked to stop; {kept}")
-
-    def save_and_stop_if_asked(self, checkpoints: Checkpoints, done: int, num_steps: int, at_once: bool) -> None:
-        """Save and raise `Preempted` where any rank was asked to stop during a training, unless all steps are done.
-
-        Ranks ask each other every few steps, or `at_once`.
-        """
-        if done < num_steps and self.preemption.asked(0 if at_once else done):
-            checkpoints.save(done)
-            checkpoints.wait()
-            barrier()  # a rank that ends takes the others with it: not before the save is whole
-            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
-
 
 def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting) -> Features:
     """Pooled features of the centre crops, from the disk where they lie there, else shared by all ranks and kept.
@@ -159,8 +142,8 @@ def _rows(
             rows = trunk(images)
         yield torch.from_numpy(mine)[index], rows
         if world_size() == 1:  # shares have unequal numbers of batches: ranks ask each other afterwards
-            setting.stop_if_asked(number, "features are worked out anew")
-    setting.stop_if_asked(0, "features are worked out anew")
+            setting.preemption.stop_if_asked(number, "features are worked out anew")
+    setting.preemption.stop_if_asked(0, "features are worked out anew")
 
 
 def _centres(pictures: Pictures, pixels: Pixels, setting: Setting, on_bad: Bad) -> Iterator[tuple[Tensor, Tensor]]:
@@ -312,7 +295,8 @@ def train_network(
             setting.tell(epoch, epochs, loss=mean_loss, **values)
             if done < num_steps:
                 checkpoints.save(done)
-        setting.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=done % sampler.steps_per_epoch == 0)
+        whole_epoch = done % sampler.steps_per_epoch == 0
+        setting.preemption.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=whole_epoch)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
 

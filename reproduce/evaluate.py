@@ -8,23 +8,20 @@ import hashlib
 import importlib
 import pkgutil
 import sys
-from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import evals
 from evals.setting import Setting
-from models.resnet import ResNet
-from models.weights import load_trunk
-from reproduce.config import CONF, Dataset, Normalize, compose, typed
-from reproduce.data import released
-from reproduce.engine.distributed import device, is_main, process_group
+from reproduce.config import Dataset, Normalize, typed
+from reproduce.engine.distributed import device
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
-from reproduce.engine.preemption import Preempted, Preemption
-from reproduce.engine.run import Run, running
-from reproduce.errors import REQUEUE, UserError, exit_status, nearest
+from reproduce.engine.preemption import Preemption
+from reproduce.engine.run import Run, main_of
+from reproduce.errors import UserError, exit_status, nearest
+from reproduce.trunk import checkpoint_trunk, parents
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
@@ -69,55 +66,13 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     return metrics
 
 
-def checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
-    """The file that `checkpoint` means - an entry of the zoo, a file, or a run of the same scale - and its trunk."""
-    if is_released(cfg):
-        return _released_trunk(cfg)
-    given = Path(cfg.checkpoint)
-    path = given if is_file(cfg) else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
-    return path, load_trunk(path)
-
-
-def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
-    """Refuses pixels that the network was not trained to see, before anything is downloaded."""
-    entry = released.entry(cfg.checkpoint.removeprefix(released.PREFIX))
-    if cfg.normalize != OmegaConf.load(CONF / "normalize" / f"{entry.normalize}.yaml"):
-        raise UserError(f"{cfg.checkpoint} was trained on other pixels: give it normalize={entry.normalize}")
-    path = released.fetch(entry)
-    trunk = load_trunk(path, entry.layout)
-    if trunk.num_features != 2048 * entry.width:
-        raise UserError(f"{path} is {trunk.num_features / 2048:g} times as wide as a ResNet-50, not {entry.width:g}")
-    return path, trunk
-
-
-def is_released(cfg: DictConfig) -> bool:
-    """Whether `checkpoint` names an entry of the checkpoint zoo."""
-    return str(cfg.checkpoint).startswith(released.PREFIX)
-
-
-def is_file(cfg: DictConfig) -> bool:
-    """Whether `checkpoint` names a file, rather than a run: it is one, or looks like one."""
-    given = Path(cfg.checkpoint)
-    return given.is_file() or bool(given.suffix)
-
-
 def main() -> int:
-    """Entry point: overrides on the command line, `result.json` in the run's folder.
+    """Entry point; what it leaves is `result.json` in the run's folder."""
 
-    Ends with status 75 where it was preempted: the same command goes on.
-    """
-    cfg = compose("evaluate", sys.argv[1:])
-    torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group():
-        try:
-            with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
-                parent = [] if is_file(cfg) or is_released(cfg) else [cfg.checkpoint]
-                run.finish(evaluate(cfg, run, preemption), parent)
-        except Preempted as stop:
-            if is_main():
-                print(stop, file=sys.stderr)
-            return REQUEUE
-    return 0
+    def work(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
+        run.finish(evaluate(cfg, run, preemption), parents(cfg))
+
+    return main_of("evaluate", work)
 
 
 if __name__ == "__main__":

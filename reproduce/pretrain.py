@@ -11,28 +11,21 @@ from torch import Tensor
 from models import methods
 from models.heads import MultiCropNet
 from models.supervised import ClassifierNet
-from reproduce.config import Crops, Dataset, Network, Optimizer, compose, typed
+from reproduce.config import Crops, Dataset, Network, Optimizer, typed
 from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler, order_of
 from reproduce.data.pictures import read_pictures
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, check_sync_batchnorm, shared, synchronized
-from reproduce.engine.distributed import (
-    barrier,
-    device,
-    is_main,
-    process_group,
-    rank,
-    world_size,
-)
+from reproduce.engine.distributed import device, rank, world_size
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import Preempted, Preemption
-from reproduce.engine.run import Run, running
+from reproduce.engine.preemption import Preemption
+from reproduce.engine.run import Run, main_of
 from reproduce.engine.schedule import learning_rate
 from reproduce.engine.sentinel import Sentinel
-from reproduce.errors import REQUEUE, UserError, exit_status, nearest
+from reproduce.errors import UserError, exit_status, nearest
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
@@ -97,11 +90,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         sentinel.watch(done, values)
 
     def after_step(done: int) -> None:
-        if preemption.asked(done) and done < num_steps:
-            checkpoints.save(done)
-            checkpoints.wait()
-            barrier()  # a rank that ends takes the others with it: not before the save is whole
-            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+        preemption.save_and_stop_if_asked(checkpoints, done, num_steps)
         checkpoints.save_if_due(done)
 
     trained = shared(net, groups, cfg.cluster.sync_batchnorm)
@@ -160,22 +149,13 @@ def keep_initial_weights(cfg: DictConfig, run: Run, _: Preemption) -> None:
 
 
 def main() -> int:
-    """Entry point: overrides on the command line, `result.json` and `checkpoint.pt` in the run's folder.
+    """Entry point; what it leaves is `result.json` and `checkpoint.pt` in the run's folder."""
 
-    Ends with status 75 where it was preempted: the same command goes on.
-    """
-    cfg = compose("pretrain", sys.argv[1:])
-    torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group():
-        try:
-            with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
-                (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
-                run.finish(run.last)
-        except Preempted as stop:
-            if is_main():
-                print(stop, file=sys.stderr)
-            return REQUEUE
-    return 0
+    def work(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
+        (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
+        run.finish(run.last)
+
+    return main_of("pretrain", work)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
             if not math.isfinite(sum(values.values())):
                 raise TrainingFailed(f"the detector's loss is not finite at step {done}: lower SOLVER.BASE_LR")
             setting.tell(done, num_steps, loss=sum(values.values()), lr=lr, **values)
-        setting.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=False)
+        setting.preemption.save_and_stop_if_asked(checkpoints, done, num_steps)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
     if cfg.TEST.PRECISE_BN.ENABLED:
@@ -175,8 +175,8 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
             if index in shown:
                 drawn.append(_drawn(mine[index], outputs[0]["instances"]))
             if world_size() == 1:  # shares differ in length: ranks ask each other afterwards
-                setting.stop_if_asked(index, "the trained detector is kept")
-        setting.stop_if_asked(0, "the trained detector is kept")
+                setting.preemption.stop_if_asked(index, "the trained detector is kept")
+        setting.preemption.stop_if_asked(0, "the trained detector is kept")
         metrics = ours.metrics()
         setting.counts["num_classes_judged"] = ours.num_classes_judged
     lost = all_reduce_sum(torch.tensor(undecodable, device=device())).item()

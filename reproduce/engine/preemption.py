@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from reproduce.engine.distributed import any_rank, world_size
+from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.distributed import any_rank, barrier, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -44,6 +45,24 @@ class Preemption:
         if step % self._every_steps:
             return False
         return any_rank(self._signalled)
+
+    def stop_if_asked(self, step: int, kept: str) -> None:
+        """Raise `Preempted`, saying what is `kept`, where any rank was asked to stop; 0 asks at once."""
+        if self.asked(step):
+            raise Preempted(f"asked to stop; {kept}")
+
+    def save_and_stop_if_asked(
+        self, checkpoints: Checkpoints, done: int, num_steps: int, *, at_once: bool = False
+    ) -> None:
+        """Save and raise `Preempted` where any rank was asked to stop during a training, unless all steps are done.
+
+        Ranks ask each other every few steps, or `at_once`.
+        """
+        if done < num_steps and self.asked(0 if at_once else done):
+            checkpoints.save(done)
+            checkpoints.wait()
+            barrier()  # a rank that ends takes the others with it: not before the save is whole
+            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
 
     @contextmanager
     def alone(self, kept: str) -> Iterator[Callable[[], None]]:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import Dataset, config_hash, identity, run_dir, run_id, typed
+from reproduce.config import Dataset, Kind, compose, config_hash, identity, run_dir, run_id, typed
 from reproduce.data import catalogue, manifest
 from reproduce.data.pictures import Pictures
 from reproduce.engine import provenance
-from reproduce.engine.distributed import barrier, is_main, rank, union, world_size
-from reproduce.engine.preemption import Preempted
+from reproduce.engine.distributed import barrier, is_main, process_group, rank, union, world_size
+from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.tracking import NoTracker, Tracker
-from reproduce.errors import Crashed, TrainingFailed, Unavailable, UserError, explained
+from reproduce.errors import REQUEUE, Crashed, TrainingFailed, Unavailable, UserError, explained
 from reproduce.files import lock, read_json, write_atomic, write_json
 
 SKIPPING = (
@@ -254,6 +254,24 @@ def running(cfg: DictConfig) -> Iterator[Run]:
             if cause is not error:
                 raise cause from error
             raise
+
+
+def main_of(kind: Kind, work: Callable[[DictConfig, Run, Preemption], None]) -> int:
+    """Entry point of a run that can be preempted: overrides on the command line, `result.json` in the run's folder.
+
+    Ends with status 75 where it was preempted: the same command goes on.
+    """
+    cfg = compose(kind, sys.argv[1:])
+    torch.set_num_threads(cfg.cluster.num_threads)
+    with process_group():
+        try:
+            with running(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
+                work(cfg, run, preemption)
+        except Preempted as stop:
+            if is_main():
+                print(stop, file=sys.stderr)
+            return REQUEUE
+    return 0
 
 
 def _status(cause: Exception) -> str:

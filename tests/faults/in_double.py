@@ -8,17 +8,17 @@ import torch
 from omegaconf import DictConfig
 
 from models.resnet import ResNet
-from reproduce import evaluate
+from reproduce import evaluate, trunk
 from reproduce.errors import exit_status
 
-checkpoint_trunk = evaluate.checkpoint_trunk
+checkpoint_trunk = trunk.checkpoint_trunk
 
 
 def in_double(cfg: DictConfig) -> tuple[Path, ResNet]:
     """The trunk in double precision, whatever its pictures come in."""
-    path, trunk = checkpoint_trunk(cfg)
-    trunk.conv1.register_forward_pre_hook(lambda _, images: tuple(x.double() for x in images))
-    return path, trunk
+    path, net = checkpoint_trunk(cfg)
+    net.conv1.register_forward_pre_hook(lambda _, images: tuple(x.double() for x in images))
+    return path, net
 
 
 if __name__ == "__main__":
