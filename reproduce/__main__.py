@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
-from reproduce.harness import plan as planning
-from reproduce.harness import results, tables
-from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness import planning, results, tables
+from reproduce.harness.plan import Kind, Plan, Request, Run
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -110,7 +109,7 @@ def _one_run(options: argparse.Namespace) -> int:
     from reproduce.harness.workflow.start import execute
 
     _check_choice(options.group, options.choice)
-    kind: planning.Kind = "pretrain" if options.group == "experiment" else "evaluate"
+    kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
     request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
     overrides = (*_pixels_of(checkpoint), *options.overrides)
     plan = planning.one(request, kind, options.choice, checkpoint, overrides)

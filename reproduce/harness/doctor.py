@@ -122,10 +122,10 @@ def _table(table: "Table", here: Here) -> Finding:
 
 def _lacking(scale: str, evaluations: set[str], data: str | None, data_config: str | None) -> dict[str, list[str]]:
     """The data sets that are not there, by evaluation; of "" those of pretraining."""
-    from reproduce.harness import cost
-    from reproduce.harness import plan as planning
+    from reproduce.harness import cost, planning
+    from reproduce.harness.plan import Request
 
-    request = planning.Request((), scale, data=data, data_config=data_config)
+    request = Request((), scale, data=data, data_config=data_config)
     plans = {name: planning.one(request, "evaluate", name, "any") for name in sorted(evaluations)}
     plans[""] = planning.one(request, "pretrain", "random")
     lacking = {}

@@ -7,7 +7,8 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.harness import baseline, margins, results, statistics, tables
 from reproduce.harness.baseline import Recorded
-from reproduce.harness.plan import Cell, Plan, Run, public_weights
+from reproduce.harness.plan import Cell, Plan, Run
+from reproduce.harness.planning import public_weights
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
 

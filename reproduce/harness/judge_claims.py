@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from reproduce.harness import claims, results, statistics
-from reproduce.harness import plan as planning
+from reproduce.harness import claims, planning, results, statistics
 from reproduce.harness.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
 from reproduce.harness.judge import Evidence, Outcome
 from reproduce.harness.plan import Cell, Plan

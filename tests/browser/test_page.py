@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness import check, judge_claims, report
-from reproduce.harness import plan as planning
+from reproduce.harness import check, judge_claims, planning, report
 from reproduce.harness.plan import Request
 from tests.browser.chromium import PROGRAM, Browser, browser
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 from reproduce.files import lock
-from reproduce.harness import check
-from reproduce.harness import plan as planning
+from reproduce.harness import check, planning
 from reproduce.harness.code import CHECKOUT
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness.plan import CACHE, Plan, Request
 from reproduce.harness.workflow import start
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -55,13 +54,13 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         planning.make(Request(("table3", "table7"), "smoke"))
-    return folder / planning.CACHE
+    return folder / CACHE
 
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of one's own, with its pictures there."""
-    shutil.copytree(composed, tmp_path / planning.CACHE)
+    shutil.copytree(composed, tmp_path / CACHE)
     monkeypatch.chdir(tmp_path)
     data = Path(planning.make(Request((), "smoke")).data)
     data.mkdir(parents=True)

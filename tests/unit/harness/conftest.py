@@ -10,9 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from reproduce import config
-from reproduce.harness import plan as planning
-from reproduce.harness import tables
-from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness import planning, tables
+from reproduce.harness.plan import CACHE, Plan, Request, Run
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
 METRICS = {
@@ -35,13 +34,13 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
         planning.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
         planning.make(Request((*tables.names("paper"), "claims"), "paper"))
-    return folder / planning.CACHE
+    return folder / CACHE
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the tables of the checkout, nothing recorded, nothing done."""
-    shutil.copytree(composed, tmp_path / planning.CACHE)
+    shutil.copytree(composed, tmp_path / CACHE)
     shutil.copytree(tables.TABLES, tmp_path / "tables")
     (tmp_path / "tables" / "smoke" / "recorded.yaml").unlink(missing_ok=True)
     for path in (tmp_path / "tables" / "smoke").glob("table*.yaml"):  # every run gives the same number here

@@ -7,8 +7,7 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import baseline, code
-from reproduce.harness import plan as planning
+from reproduce.harness import baseline, code, planning
 from reproduce.harness.plan import Plan, Request
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import check, tables
-from reproduce.harness import plan as planning
+from reproduce.harness import check, planning, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness import canary, check, tables
-from reproduce.harness import plan as planning
+from reproduce.harness import canary, check, planning, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Request, Run
 from reproduce.harness.statistics import Verdict

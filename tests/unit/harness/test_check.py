@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, statistics, tables
-from reproduce.harness import plan as planning
+from reproduce.harness import baseline, check, planning, statistics, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict

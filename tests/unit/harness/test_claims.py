@@ -10,8 +10,7 @@ from scipy import stats
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import check, claims, judge_claims, report, show_claims
-from reproduce.harness import plan as planning
+from reproduce.harness import check, claims, judge_claims, planning, report, show_claims
 from reproduce.harness.judge_claims import Answer, Standing
 from reproduce.harness.plan import Plan, Request
 

@@ -14,7 +14,8 @@ import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import plan as planning
+from reproduce.harness import planning
+from reproduce.harness.composer import WHOLE_MACHINE, Composer
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.workflow import kubernetes, slurm
 
@@ -72,8 +73,8 @@ def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
 
 
 def test_a_measurement_has_its_machine_to_itself() -> None:
-    run = {"kind": "measure", "cores": planning.WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
-    cluster = planning.Composer(Request((), "paper", cluster="slurm")).cluster
+    run = {"kind": "measure", "cores": WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
+    cluster = Composer(Request((), "paper", cluster="slurm")).cluster
     asked = slurm.resources(run, cluster)
     assert asked["slurm_extra"].endswith("--exclusive") and asked["cpus_per_task"] == 2
 
@@ -178,7 +179,7 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     monkeypatch.chdir(folder)
     run = {"run_id": "tiny-s0-0123456789", "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1}
     options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
-    cluster = planning.Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
+    cluster = Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
     runs = [{**run, "command": ["python", "-c", *program]}]
     Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data": str(folder)}))
     return str(run["run_id"])

@@ -8,8 +8,7 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.data import released
-from reproduce.harness import cost, tables
-from reproduce.harness import plan as planning
+from reproduce.harness import cost, planning, tables
 from reproduce.harness.cost import Cost
 from reproduce.harness.plan import Plan, Request
 

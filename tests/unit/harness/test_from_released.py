@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.files import write_json
-from reproduce.harness import check
-from reproduce.harness import plan as planning
+from reproduce.harness import check, planning
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.statistics import Verdict

@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from reproduce.harness import check, judge_claims, results
-from reproduce.harness import plan as planning
+from reproduce.harness import check, judge_claims, planning, results
 from reproduce.harness.judge import Judged
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request, Run

@@ -12,10 +12,10 @@ import pytest
 
 from reproduce import config
 from reproduce.errors import UserError
-from reproduce.harness import plan as planning
-from reproduce.harness import results
+from reproduce.harness import composer, planning, results
 from reproduce.harness.code import CHECKOUT
-from reproduce.harness.plan import Plan, Request, Source
+from reproduce.harness.composer import Composer
+from reproduce.harness.plan import Kind, Plan, Request, Source
 from reproduce.harness.results import State
 
 Finish = Callable[..., None]
@@ -126,7 +126,7 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
         finish(run)
     shutil.copytree(CHECKOUT / "reproduce" / "conf", Path("code/reproduce/conf"))
     shutil.copy(CHECKOUT / "reproduce" / "config.py", "code/reproduce/config.py")
-    monkeypatch.setattr(planning, "CHECKOUT", Path("code").resolve())
+    monkeypatch.setattr(composer, "CHECKOUT", Path("code").resolve())
     monkeypatch.setattr(config, "CONF", Path("code/reproduce/conf").resolve())
     conf = config.CONF / file
     assert before in conf.read_text()
@@ -187,8 +187,8 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], []])
 def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
-    composer = planning.Composer(Request(("table7",), "smoke"))
-    asked: list[tuple[planning.Kind, list[str]]] = [
+    composer = Composer(Request(("table7",), "smoke"))
+    asked: list[tuple[Kind, list[str]]] = [
         ("pretrain", ["experiment=swav_800ep"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s0-0123456789"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s1-0123456789"]),

@@ -17,8 +17,7 @@ from PIL import Image
 from reproduce.data import detections
 from reproduce.data.detections import Box, Detected
 from reproduce.errors import UserError
-from reproduce.harness import check, code, judge_claims, report, results, tables
-from reproduce.harness import plan as planning
+from reproduce.harness import check, code, judge_claims, planning, report, results, tables
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.report import drawing, figures, runs

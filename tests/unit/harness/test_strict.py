@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import check, code, strict, summary
-from reproduce.harness import plan as planning
+from reproduce.harness import check, code, planning, strict, summary
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict
