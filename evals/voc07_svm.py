@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,12 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         if before := kept.get(number):
             take(number, before)
         else:
-            to_do[number] = (train, train_labels[:, number], test, test_labels[:, number], protocol)
+            to_do[number] = (train_labels[:, number], test_labels[:, number])
     with setting.preemption.alone("the classes that are judged are kept") as leave_if_asked:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
-        for number, answer in in_processes(judge, to_do, setting.num_threads, leave_if_asked):
+        for number, answer in in_processes(
+            partial(judge, protocol, train, test), to_do, setting.num_threads, leave_if_asked
+        ):
             kept.put(number, list(answer))
             take(number, list(answer))
     all_reduce_sum(precisions)
@@ -107,7 +110,7 @@ class KeptClasses:
 
 
 def judge(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, protocol: Protocol
+    protocol: Protocol, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:
     """Average precision of one class on the test split in percent, and the cost that the folds chose.
 
@@ -130,16 +133,12 @@ def fit(rows: np.ndarray, present: np.ndarray, cost: float) -> LinearSVC:
 
 def best_cost(rows: np.ndarray, present: np.ndarray, costs: list[float], num_folds: int) -> float:
     """The cost with the highest mean average precision over the folds; the lowest such where several tie."""
-    folds = list(StratifiedKFold(num_folds).split(rows, present))
-    means = [
-        np.mean(
-            [
-                average_precision(present[val], fit(rows[tr], present[tr], cost).decision_function(rows[val]))
-                for tr, val in folds
-            ]
-        )
-        for cost in costs
-    ]
+    by_fold = []
+    for tr, val in StratifiedKFold(num_folds).split(rows, present):
+        seen, held_out = rows[tr], rows[val]
+        fits = (fit(seen, present[tr], cost) for cost in costs)
+        by_fold.append([average_precision(present[val], svm.decision_function(held_out)) for svm in fits])
+    means = [np.mean(of_cost) for of_cost in zip(*by_fold, strict=True)]
     return costs[int(np.argmax(means))]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -20,12 +21,12 @@ def test_svm(compare: Compare) -> None:
     rng = np.random.default_rng(0)
     train, test = rng.normal(size=(2, NUM_TRAIN, NUM_FEATURES)) / NUM_FEATURES**0.5
     kinds = rng.normal(size=(NUM_CLASSES, NUM_FEATURES))
-    labels = [[np.where(rows @ kind > 1, 1, -1) for rows in (train, test)] for kind in kinds]
+    labels = [tuple(np.where(rows @ kind > 1, 1, -1) for rows in (train, test)) for kind in kinds]
     protocol = Protocol("voc07_svm", 3, COSTS, Pixels(256, 224))
 
     def ours() -> None:
-        jobs = {number: (train, of_train, test, of_test, protocol) for number, (of_train, of_test) in enumerate(labels)}
-        assert len(list(in_processes(judge, jobs, os.cpu_count() or 1, lambda: None))) == NUM_CLASSES
+        of_all, cores = partial(judge, protocol, train, test), os.cpu_count() or 1
+        assert len(list(in_processes(of_all, dict(enumerate(labels)), cores, lambda: None))) == NUM_CLASSES
 
     def plain() -> None:
         for of_train, _ in labels:

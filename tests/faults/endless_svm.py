@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from evals import voc07_svm
@@ -10,18 +11,23 @@ from reproduce import evaluate
 from reproduce.engine.processes import in_processes
 from reproduce.errors import exit_status
 
+Judge = Callable[..., tuple[float, float]]
 
-def judge(endless: bool, *arguments: Any) -> tuple[float, float]:
+
+def judge(real: Judge, endless: bool, *arguments: Any) -> tuple[float, float]:
     """As the real one; or as LIBLINEAR for hours."""
     while endless:
         signal.pause()
-    return voc07_svm.judge(*arguments)
+    return real(*arguments)
 
 
-def started(_: Any, arguments: Mapping[int, tuple[Any, ...]], *rest: Any) -> Iterator[tuple[int, tuple[float, float]]]:
+def started(
+    real: Judge, arguments: Mapping[int, tuple[Any, ...]], *rest: Any
+) -> Iterator[tuple[int, tuple[float, float]]]:
     """The classes in processes, all but the first endless."""
     first = min(arguments)
-    return in_processes(judge, {number: (number != first, *given) for number, given in arguments.items()}, *rest)
+    given = {number: (number != first, *of_class) for number, of_class in arguments.items()}
+    return in_processes(partial(judge, real), given, *rest)
 
 
 if __name__ == "__main__":
