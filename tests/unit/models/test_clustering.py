@@ -82,8 +82,17 @@ def test_equal_labels_are_those_of_the_dense_transport_plan(epsilon: float) -> N
 
 
 def test_assignments_that_do_not_become_equal_stop_the_run() -> None:
-    with pytest.raises(TrainingFailed, match=r"not equal to 0\.001 after 2 iterations: raise method\.epsilon"):
+    with pytest.raises(TrainingFailed, match=r"0\.001 after 2 iterations, but to .*: raise method\.epsilon"):
         equal_labels(directions(240), directions(4, seed=1), 240, 0.05, 1e-3, 2)
+    with pytest.raises(TrainingFailed, match="but to nan"):
+        equal_labels(directions(240) * torch.nan, directions(4, seed=1), 240, 0.05, 1e-3, 2)
+
+
+def test_assignments_that_are_equal_by_a_hair_less_train_on(capsys: pytest.CaptureFixture[str]) -> None:
+    given = directions(240), directions(4, seed=1), 240, 0.05
+    labels = equal_labels(*given, 1e-3, 50)
+    assert torch.equal(labels, equal_labels(*given, 1e-4, 3000))
+    assert "not equal to 0.001 after" in capsys.readouterr().out
 
 
 def started(num_pictures: int, batch_size: int, **changes: object) -> tuple[DeepCluster, MultiCropNet]:
