@@ -76,9 +76,8 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
             to_do[number] = (train_labels[:, number], test_labels[:, number])
     with setting.preemption.alone("the classes that are judged are kept") as leave_if_asked:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
-        for number, answer in in_processes(
-            partial(judge, protocol, train, test), to_do, setting.num_threads, leave_if_asked
-        ):
+        of_class = partial(judge, protocol, train, test)
+        for number, answer in in_processes(of_class, to_do, setting.num_threads, leave_if_asked):
             kept.put(number, list(answer))
             take(number, list(answer))
     all_reduce_sum(precisions)
