@@ -65,8 +65,9 @@ def test_average_precision_is_no_lower_than_the_area_without_the_envelope() -> N
         assert plain <= average_precision(truth, scores) <= plain + 0.15
 
 
-def test_the_cost_is_scikit_learns_own_choice() -> None:
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
     present = rng.random(90) < 0.4
     rows = rng.normal(size=(90, 6)) + present[:, None] * 0.5
     costs = [0.01, 0.1, 1.0, 10.0]
