@@ -56,6 +56,6 @@ def test_the_bound_on_prototypes_is_the_texts() -> None:
 def test_every_conclusion_is_there() -> None:
     assert [claim.claim for claim in EVERY] == [
         *("learned-prototypes", "soft-assignments", "hard-converges-faster", "three-iterations", "enough-prototypes"),
-        *("more-crops", "over-simclr", "over-supervised", "wider", "longer"),
+        *("more-crops", "small-crops-clustering", "over-simclr", "over-supervised", "wider", "longer"),
     ]
     assert len({claim.claim for claim in EVERY}) == len(EVERY)
