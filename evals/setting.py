@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.config import Augment, Dataset, Normalize, View
+from reproduce.config import Augment, Crops, Dataset, Normalize, View
 from reproduce.data.batches import Bad, centre_batches, crop_batches
 from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
 from reproduce.data.pictures import Pictures, read_splits
@@ -198,18 +199,10 @@ def train_classifier(
     the best top-1 on the validation set, which is what the released code reports.
     """
     scores = _Scores()
-
-    def batches(sampler: StepSampler) -> Iterator[tuple[list[Tensor], Tensor]]:
-        return crop_batches(
-            train,
-            [View(1, pixels.crop_px, CROP_AREA)],
-            FLIP_ONLY,
-            setting.normalize,
-            sampler,
-            num_workers=setting.num_workers,
-            device=device(),
-            on_bad=setting.on_bad,
-        )
+    crop = Crops("one", [View(1, pixels.crop_px, CROP_AREA)], FLIP_ONLY, setting.normalize)
+    batches = partial(
+        crop_batches, train, crop, num_workers=setting.num_workers, device=device(), on_bad=setting.on_bad
+    )
 
     def loss(trained: nn.Module, batch: tuple[list[Tensor], Tensor], _: int) -> Tensor:
         (images,), labels = batch

@@ -25,7 +25,7 @@ from reproduce.engine.provenance import peak_memory_gb
 from reproduce.engine.run import Run, running
 from reproduce.errors import exit_status
 from reproduce.memory import IMAGENET_CLASSES, memory
-from reproduce.pretrain import build_network
+from reproduce.network import build_network, check_machine
 
 PAPER_DEVICES = 64
 IMAGENET_IMAGES = 1_281_167
@@ -68,6 +68,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     at that pace on 64 such devices. `peak_memory_gb`: on a GPU the most that was allocated at a 64th of the batch; on a
     CPU what is counted for a GPU (`reproduce.memory`), which has no convolution workspaces.
     """
+    check_machine(cfg)
     measurement = typed(cfg.measurement, Cost, "measurement")
     on_gpu = device().type == "cuda"
     share = cfg.batch_size // PAPER_DEVICES if on_gpu else measurement.images_per_step

@@ -1,7 +1,7 @@
 """Batches ready on the device: what the loop and the evaluations iterate over."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reproduce.config import Augment, Normalize, View
+from reproduce.config import Crops, Normalize
 from reproduce.data.augment import augment
 from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
 from reproduce.data.pictures import BadImage, Pictures, read_image
@@ -23,9 +23,7 @@ Centre = tuple[int, np.ndarray | None, str]
 
 def crop_batches(
     pictures: Pictures,
-    views: Sequence[View],
-    augmentation: Augment,
-    normalize: Normalize,
+    recipe: Crops,
     sampler: StepSampler,
     *,
     num_workers: int,
@@ -36,15 +34,19 @@ def crop_batches(
 
     Channels-last in memory: what both CPU and GPU convolutions are fastest on.
     """
-    mean, std = (torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std))
-    dataset = MultiCropDataset(pictures, views, augmentation, sampler.seed)
+    mean, std = _mean_and_std(recipe.normalize, device)
+    dataset = MultiCropDataset(pictures, recipe.views, recipe.augment, sampler.seed)
     loader = data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
     for batch in loader:
         on_bad(batch.bad)
         crops: list[Tensor] = []
-        for pixels, parameters, view in zip(batch.crops, batch.parameters, views, strict=True):
+        for pixels, parameters, view in zip(batch.crops, batch.parameters, recipe.views, strict=True):
             crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
         yield crops, batch.labels.to(device, non_blocking=True)
+
+
+def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
+    return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
 
 
 class CentreCrops(Dataset[Centre]):
@@ -82,7 +84,7 @@ def centre_batches(
     on_bad: Bad,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each picture once, in order: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
-    mean, std = (torch.tensor(list(values), device=device).view(3, 1, 1) for values in (normalize.mean, normalize.std))
+    mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
     dataset = CentreCrops(pictures, resize_px, crop_px)
     loader = data_loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
     for indices, pixels, bad in loader:

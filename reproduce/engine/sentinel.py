@@ -8,6 +8,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
+from reproduce import config
+from reproduce.engine.loop import Method
 from reproduce.errors import TrainingFailed, UserError, nearest
 
 PLATEAU = 0.005
@@ -45,6 +47,16 @@ class Sentinel:
         self._seen: deque[tuple[int, Mapping[str, float]]] = deque()
         self._warned = False
         self.be_patient(0, patience_epochs)
+
+    @classmethod
+    def of(cls, method: Method, settings: config.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
+        """The sentinel of a run that begins or goes on at `first_step`, patient wherever its method asks for it."""
+        patience_epochs = settings.patience_epochs + method.settling_epochs
+        sentinel = cls(method.uniform_loss, steps_per_epoch, patience_epochs, settings.on_collapse, method.remedies)
+        sentinel.be_patient(first_step, epochs=1)
+        if method.disturbed_at_step is not None:
+            sentinel.be_patient(method.disturbed_at_step, epochs=2)
+        return sentinel
 
     def be_patient(self, step: int, epochs: float) -> None:
         """Judge nothing for some epochs from `step` on: a new queue disturbs the loss, a resumed run has no past."""

@@ -22,7 +22,7 @@ from models.methods import find
 from reproduce.config import Crops, compose, typed
 from reproduce.files import read_json
 from reproduce.harness.code import CHECKOUT
-from reproduce.pretrain import build_network
+from reproduce.network import build_network
 
 COMMON = ["experiment=swav_800ep", "scale=paper", "measurement=cost", "cluster.num_threads=1", "logging.wandb=false"]
 SMALL, LARGE = "{num: 6, size_px: 96, area: [0.05, 0.14]}", "{num: 2, size_px: 224, area: [0.14, 1.0]}"

@@ -19,7 +19,7 @@ from reproduce.data.loader import StepSampler
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
-from reproduce.pretrain import build_network
+from reproduce.network import build_network
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.share import share_of_peak
 

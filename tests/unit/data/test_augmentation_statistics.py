@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms
 
-from reproduce.config import Augment, Normalize, View
+from reproduce.config import Augment, Crops, Normalize, View
 from reproduce.data.batches import crop_batches
 from reproduce.data.crops import PARAMETERS, colour_parameters, generator
 from reproduce.data.loader import StepSampler
@@ -40,7 +40,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
         Image.fromarray(coarse).resize((72, 54), Image.Resampling.BICUBIC).save(tmp_path / "only" / f"{number}.png")
     pictures = read_folders(tmp_path)
     batches = crop_batches(
-        pictures, [View(1, SIZE_PX, AREA)], FULL, Normalize([0.0] * 3, [1.0] * 3),
+        pictures, Crops("", [View(1, SIZE_PX, AREA)], FULL, Normalize([0.0] * 3, [1.0] * 3)),
         StepSampler(NUM_PICTURES, NUM_PICTURES, NUM_EPOCHS, seed=0),
         num_workers=0, device=torch.device("cpu"), on_bad=lambda _: None,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from reproduce.config import Augment, Normalize, View
+from reproduce.config import Augment, Crops, Normalize, View
 from reproduce.data import augment
 from reproduce.data.batches import CentreCrops, crop_batches
 from reproduce.data.crops import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
@@ -178,7 +178,7 @@ def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures:
     def batches(num_workers: int, first_step: int = 0) -> list[list[torch.Tensor]]:
         sampler = StepSampler(len(pictures), 4, epochs=2, seed=5, first_step=first_step)
         made = crop_batches(
-            pictures, VIEWS, FULL, Normalize([0.5] * 3, [0.2] * 3), sampler,
+            pictures, Crops("", VIEWS, FULL, Normalize([0.5] * 3, [0.2] * 3)), sampler,
             num_workers=num_workers, device=torch.device("cpu"), on_bad=lambda _: None,
         )  # fmt: skip
         return [crops for crops, _ in made]

@@ -1,0 +1,42 @@
+"""The network that a pretraining trains, as its config and this machine have it."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from models import methods
+from models.heads import MultiCropNet
+from models.supervised import ClassifierNet
+from reproduce.config import Network, typed
+from reproduce.engine.batchnorm import check_sync_batchnorm
+from reproduce.engine.distributed import device
+from reproduce.engine.precision import autocast
+from reproduce.errors import UserError, nearest
+
+
+def check_machine(cfg: DictConfig) -> None:
+    """Refuse what this machine can't do, before any data is read."""
+    autocast(cfg.precision)
+    check_sync_batchnorm(cfg.cluster.sync_batchnorm)
+    backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
+    if backend and backend not in valid:
+        raise UserError(f"there is no cluster.compile_backend {backend!r}: {nearest(backend, valid)}")
+    if cfg.cluster.activation_checkpointing and cfg.cluster.sync_batchnorm == "apex":
+        raise UserError(
+            "cluster.activation_checkpointing runs each block's forward pass twice, and apex's SyncBatchNorm would "
+            "count its batch twice: take cluster.sync_batchnorm=torch"
+        )
+    if cfg.cluster.activation_checkpointing and backend:
+        raise UserError("cluster.activation_checkpointing and cluster.compile_backend do not go together: take one")
+
+
+def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
+    """The network at its seeded initial weights, on the device; `method_config` None trains nothing."""
+    torch.manual_seed(cfg.seed)
+    net = methods.network(typed(cfg.network, Network, "network"), method_config, num_classes)
+    net = net.to(device()).to(memory_format=torch.channels_last)
+    net.activation_checkpointing = cfg.cluster.activation_checkpointing
+    if cfg.cluster.compile_backend:
+        net.compile(backend=cfg.cluster.compile_backend)
+    return net
