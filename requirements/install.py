@@ -1,7 +1,7 @@
 """Make .venv hold what a lock pins: python3.11 requirements/install.py run|dev
 
 Standard library only. Does nothing where .venv already holds it; one set-up at a time, others wait. A .venv that was
-left half-made by a killed set-up, moved, or installed from another lock is made anew.
+left half-made by a killed set-up, moved, or installed from another lock is made anew; one that is a link is only used.
 """
 
 from __future__ import annotations  # an older Python must come as far as being told that it is too old
@@ -82,9 +82,14 @@ def held() -> dict[str, str]:
     """Digest of each lock that .venv holds completely; empty where .venv is missing, half-made or moved."""
     try:
         stamp = json.loads(STAMP.read_text())
-        return stamp["locks"] if stamp["root"] == str(ROOT) and (VENV / "bin/python").exists() else {}
+        return stamp["locks"] if stamp["root"] == _place() and (VENV / "bin/python").exists() else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
+
+
+def _place() -> str:
+    """The checkout that .venv lies in: programs in it name its path. Another one where .venv is a link to its."""
+    return str(VENV.resolve().parent)
 
 
 def call(arguments: list[str], failure: str, lock: int, **environment: str) -> None:
@@ -120,6 +125,11 @@ def install(name: str, lock: int) -> None:
     """Bring .venv to a lock: on top of the one that it extends, else from nothing."""
     for each in ("build", name, DETECTRON2):
         verify(each)
+    if VENV.is_symlink():
+        raise SetupError(
+            f".venv is a link to {VENV.resolve()}, which does not hold what requirements/{name}.txt pins: set that one "
+            f"up where it lies, or remove the link"
+        )
     extends = name != LOCKS[0] and held().get(LOCKS[0]) == digest(LOCKS[0])
     print(f"setting up .venv from requirements/{name}.txt (about 6 GB, a minute or more)", flush=True)
     start = time.monotonic()
@@ -141,7 +151,7 @@ def install(name: str, lock: int) -> None:
     if not list(VENV.glob("lib/*/site-packages/detectron2")):
         source = [*pip, "--require-hashes", "-r", str(lock_file(DETECTRON2))]
         call(source, f"could not install requirements/{DETECTRON2}.txt", lock, PYTHONPATH=str(PYTHON_ONLY))
-    stamp = {"root": str(ROOT), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
+    stamp = {"root": _place(), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)
     print(f".venv is ready after {time.monotonic() - start:.0f} s")

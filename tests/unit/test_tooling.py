@@ -151,6 +151,25 @@ def test_a_stamp_of_another_place_does_not_count(checkout: Path, tmp_path_factor
     assert not (moved / ".venv/locks.json").exists()
 
 
+def test_another_checkouts_environment_is_used_through_a_link_and_never_changed(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other") / "checkout"
+    shutil.copytree(checkout, other)
+    pretend_installed(checkout, "run")
+    (other / ".venv").symlink_to(checkout / ".venv")
+    done = install(other, "run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before = sorted(checkout.rglob("*"))
+    done = install(other, "dev")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: .venv is a link to {checkout / '.venv'}, which does not hold what requirements/dev.txt pins: "
+        "set that one up where it lies, or remove the link\n"
+    )
+    assert sorted(checkout.rglob("*")) == before
+
+
 def test_a_damaged_lock_is_one_sentence_and_leaves_no_stamp(checkout: Path) -> None:
     damage(checkout)
     done = install(checkout, "run")
