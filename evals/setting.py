@@ -19,9 +19,11 @@ from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
 from reproduce.data.pictures import Pictures, read_splits
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints, Part
+from reproduce.engine.counts import Counts
 from reproduce.engine.distributed import (
     all_reduce_mean,
     all_reduce_sum,
+    any_rank,
     device,
     is_main,
     rank,
@@ -65,7 +67,7 @@ class Setting:
     """As `on_bad`, for annotations: a sentence for each that is wrong."""
     tell: Callable[..., None]
     forget_after: Callable[[int], None]
-    counts: dict[str, int]
+    counts: Counts
     provenance: dict[str, Any]
     checkpoint_sha256: str
     """Of the trunk that is judged."""
@@ -117,7 +119,7 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
         "precision": setting.precision,
     }
     found = setting.store.find(about)
-    if found is None:
+    if any_rank(found is None) or found is None:  # another run may have put them there since another rank looked
         bad: list[str] = []
         found = setting.store.write(about, _rows(trunk, pictures, pixels, setting, bad), bad)
     setting.on_bad(found.bad)
@@ -255,7 +257,7 @@ def train_network(
     scaler = loss_scaler(setting.precision)
     checkpoints = Checkpoints(
         setting.checkpoint,
-        {**kept, "optimizer": optimizer, "scaler": scaler},
+        {**kept, "optimizer": optimizer, "scaler": scaler, "counts": setting.counts},
         setting.save_every_seconds,
         setting.agree_every_steps,
     )

@@ -31,12 +31,16 @@ PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """What training scripts put beside the tensors, options and measured numbers: data, which runs nothing when read."""
 
 
+OF_A_TRUNK = re.compile(r"(conv1|bn1|layer\d+)\.")
+
+
 def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     """The trunk of a checkpoint, at the width that its tensors have, in evaluation mode.
 
     `layout` is a name in `models.released.LAYOUTS`; without one, that which finds a trunk in the file. Raises
     `UserError` listing what is missing where a weight or running statistic of the trunk is not there: a trunk that
-    loads nothing evaluates quietly to 10%. The head and prototypes are left out.
+    loads nothing evaluates quietly to 10%. The same of one that is
+    deeper than a ResNet-50. The head and prototypes are left out.
     """
     content = _read(path)
     names = [layout] if layout else list(LAYOUTS)
@@ -58,6 +62,10 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
             f"checkpoint {path} matches {len(fitting)} of the trunk's {len(own)} tensors; missing or of another shape: "
             f"{_few(missing)}"
         )
+    # A deeper network has all that a ResNet-50 has, and would be cut to one.
+    surplus = {name: None for name in weights if OF_A_TRUNK.match(name) and name not in own}
+    if surplus:
+        raise UserError(f"checkpoint {path} is no ResNet-50's: {len(surplus)} tensors too many: {_few(surplus)}")
     trunk.load_state_dict(fitting, strict=False)
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)

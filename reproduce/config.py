@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +23,15 @@ from reproduce.errors import UserError, nearest
 CONF = Path(__file__).parent / "conf"
 GLOBAL = "# @package _global_"
 """How a file of conf/ begins whose keys are the whole config's: Hydra reads that line, it is more than a comment."""
+AT_LEAST: dict[str, float] = {
+    **dict.fromkeys(("seed", "cluster.num_workers", "method.queue_length", "optimizer.lr", "optimizer.momentum"), 0),
+    **dict.fromkeys(("batch_size", "protocol.epochs", "protocol.batch_size", "method.num_prototypes"), 1),
+    **dict.fromkeys(("cluster.num_processes", "cluster.num_threads", "logging.every_steps"), 1),
+    "network.batchnorm_images": 1,
+    "network.width": 1 / 64,  # one channel
+}
+LENGTHS = {"crops.augment.jitter": 4, "crops.augment.blur_radius_px": 2, "normalize.mean": 3, "normalize.std": 3}
+ON_BAD_IMAGE = ("stop", "skip")
 NOT_HASHED = ("paths", "cluster", "logging", "sentinel", "data")
 """Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
 that a run reads is under `dataset`.)"""
@@ -95,7 +104,9 @@ class Kubernetes:
 
 @dataclass
 class Cluster:
-    """How a run uses the machine. Numbers do not depend on it (beyond the order of float sums)."""
+    """How a run uses the machine. Numbers do not depend on it, beyond the order of float sums and what ranks of a
+    detector draw each for itself (docs/numerics.md).
+    """
 
     executor: str = "local"
     """Who starts runs: this machine (`local`), `slurm` or `kubernetes`."""
@@ -315,7 +326,7 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
         for item in own_catalogue:
             _replace_catalogue(cfg, Path(item.removeprefix("data=")))
         OmegaConf.resolve(cfg)
-    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(kind, overrides, error)) from error
     if not OmegaConf.is_dict(cfg.dataset):
         raise UserError(
@@ -324,6 +335,7 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
     missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
     if missing:
         raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")
+    _check_values(cfg)
     return cfg
 
 
@@ -338,10 +350,33 @@ def _check_options(overrides: list[str]) -> None:
             raise UserError(NO_ACCUMULATION)
         if item.startswith(("+", "~")):
             raise UserError(f"{item}: a config's keys can be set, as KEY=VALUE, but none can be added or taken away")
-        group, _, choice = item.partition("=")
-        valid = options(group) if group else []
+        group, given, choice = item.partition("=")
+        if not group or not given:
+            raise UserError(f"{item!r} sets no key: write KEY=VALUE, and special characters as KEY=\"'VALUE'\"")
+        valid = options(group)
         if valid and choice not in valid:
             raise UserError(f"there is no {group} {choice!r}: {nearest(choice, valid)}")
+
+
+def _check_values(cfg: DictConfig) -> None:
+    """Refuse what would end later in a traceback, or in a run that is done without having trained."""
+    for key, least in AT_LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"config {key}={value}: it must be {least:g} or more")
+    if "epochs" in cfg and cfg.epochs < (trained := cfg.method.name != "none"):
+        raise UserError(f"config epochs={cfg.epochs}: it must be {trained:d} or more")
+    for key, length in LENGTHS.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and len(value) != length:
+            raise UserError(f"config {key}={value}: it must have {length} values")
+    for number, view in enumerate(OmegaConf.select(cfg, "crops.views") or []):
+        if len(view.area) != 2 or min(view.num, view.size_px) < 1:
+            raise UserError(f"config crops.views[{number}]={view}: num and size_px must be 1 or more, area two shares")
+    if "crops" in cfg and not cfg.crops.views:
+        raise UserError("config crops.views=[]: there must be a view")
+    if cfg.get("on_bad_image", "stop") not in ON_BAD_IMAGE:
+        raise UserError(f"there is no on_bad_image {cfg.on_bad_image!r}: {nearest(cfg.on_bad_image, ON_BAD_IMAGE)}")
 
 
 def _replace_catalogue(cfg: DictConfig, path: Path) -> None:

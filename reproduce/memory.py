@@ -64,7 +64,7 @@ def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: boo
             kept[storage._cdata] = storage  # held, so that no other gets its address
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(cfg.precision):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(cfg.precision, "cpu"):
             embeddings, scores = net(crops)
             torch.log_softmax((embeddings if scores is None else scores).float(), dim=1)  # the loss, roughly
         for tensor in net.state_dict(keep_vars=True).values():

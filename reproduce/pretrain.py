@@ -38,7 +38,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     optimizer, scaler = sgd(net.parameters(), optim), loss_scaler(cfg.precision)
     checkpoints = checkpoint.Checkpoints(
         run.checkpoint,
-        {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler},
+        {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler, "counts": run.counts},
         cfg.logging.checkpoint_every_seconds,
         agree_every_steps=cfg.logging.every_steps,
     )

@@ -115,7 +115,8 @@ def loss(
 ) -> Tensor:
     """The sum of all decoder layers' losses on a batch of images, padding and targets.
 
-    Dropout is drawn anew from `drawn_from`, seed and step, and the rank: a resumed run draws the same.
+    Dropout is drawn anew from `drawn_from`, seed, step and rank: a run resumed by as many processes draws
+    the same.
     """
     torch.manual_seed(int(np.random.SeedSequence([*drawn_from, rank()]).generate_state(1, np.uint64)[0]))
     images, padding, targets = batch

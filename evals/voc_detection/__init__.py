@@ -59,7 +59,8 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     """`ap`, `ap50` and `ap75` in percent on the test split, by Detectron2's evaluator; {} on ranks other than 0.
 
     The whole network trains, BatchNorm synced over ranks; before the test, BatchNorm's statistics are taken anew
-    (`TEST.PRECISE_BN`). Randomness comes from seed and step alone, so a resumed run is the uninterrupted one.
+    (`TEST.PRECISE_BN`). Randomness comes from seed, step and rank alone, so a run resumed by as many processes is the
+    uninterrupted one.
     """
     cfg = configuration(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
@@ -97,7 +98,7 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
     scheduler = build_lr_scheduler(cfg, optimizer)
     checkpoints = Checkpoints(
         setting.checkpoint,
-        {"model": detector, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler},
+        {"model": detector, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "counts": setting.counts},
         setting.save_every_seconds,
         setting.agree_every_steps,
     )

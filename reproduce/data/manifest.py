@@ -60,7 +60,8 @@ def of_split(data: Path, dataset: Dataset, split: str, pictures: Pictures, cache
     that another of the same name took the place of since: data-verify does.
     """
     root = data / dataset.root
-    names = [name.removeprefix(f"{root}/") for name in pictures.paths]
+    # VOC07+12 has pictures beside its root, too.
+    names = [name.removeprefix(f"{root}/").removeprefix(f"{data}/") for name in pictures.paths]
     names_sha256 = _sha256(sorted(names))
     if path(data, dataset).is_file():
         kept = read_json(path(data, dataset))

@@ -112,5 +112,7 @@ def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
     try:
         with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError as error:  # whose words differ each time: they hold an address in memory
+        raise BadImage(f"{path} (no picture that PIL knows)") from error
     except UNREADABLE as error:
         raise BadImage(f"{path} ({error})") from error

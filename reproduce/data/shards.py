@@ -3,7 +3,7 @@
 `reproduce.data.pack` writes them with the webdataset library, and any WebDataset reader can read them. Here they are
 read in place, by an index of where each picture lies. The library's own loader draws while it reads, so nobody could
 say which pictures a later step holds, as a resumed run and DeepCluster-v2's bank must; and a list of 1% of the pictures
-would have to read them all. What makes reading go forward is the order: `order_over_shards`.
+would have to read them all. What makes reading go forward is the order: `ShardOrder`.
 """
 
 import gzip

@@ -40,9 +40,10 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU. Only tensors and plain values are unpickled: the file can't run code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        reason = "a folder" if path.is_dir() else "not there"
         raise UserError(
-            f"checkpoint {path} is not there; give a file, or the run_id of a finished pretraining"
+            f"checkpoint {path} is {reason}; give a file, or the run_id of a finished pretraining"
         ) from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -85,6 +86,11 @@ class Checkpoints:
         if not found:
             return 0
         state = load(self._at(found) if found > 0 else self.path)
+        if strange := sorted(set(self.parts) - set(state)):
+            raise UserError(
+                f"the checkpoints in {self.path.parent} have no {', '.join(strange)}: other code wrote them; go on "
+                "with that, or delete them to begin anew"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         step = int(state["step"])

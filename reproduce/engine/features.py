@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
 from reproduce.engine.distributed import barrier, is_main, rank, world_size
 from reproduce.files import read_json, write_json, write_with
 
-MADE_BY = ("models.resnet", "reproduce.data.batches", "reproduce.data.pictures", __name__)
+MADE_BY = (
+    *("models.weights", "models.released", "models.tensor_bundle", "models.resnet"),
+    *("reproduce.data.batches", "reproduce.data.pictures", "reproduce.engine.precision", __name__),
+)
 """The code that decides on a feature: where it changes, features are worked out anew."""
 
 
@@ -79,9 +83,7 @@ class FeatureStore:
         barrier()
         if is_main():
             _put_together(unfinished, about)
-            if not (at / "about.json").exists():  # another run may have been quicker
-                shutil.rmtree(at, ignore_errors=True)
-                os.replace(unfinished, at)
+            _publish(unfinished, at)
         barrier()
         found = self.find(about)
         assert found is not None
@@ -90,8 +92,22 @@ class FeatureStore:
     def _at(self, about: dict[str, Any]) -> Path:
         sources = [Path(str(importlib.import_module(name).__file__)).read_bytes() for name in MADE_BY]
         code = [hashlib.sha256(source).hexdigest() for source in sources]
-        text = json.dumps({**about, "code": code, "torch": torch.__version__}, sort_keys=True)
+        versions = {"torch": torch.__version__, "pillow": PIL.__version__}
+        text = json.dumps({**about, "code": code, **versions}, sort_keys=True)
         return self._folder / hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _publish(unfinished: Path, at: Path) -> None:
+    """Give a whole folder its name, unless another run was quicker: its features are the same."""
+    if not (at / "about.json").exists():
+        shutil.rmtree(at, ignore_errors=True)
+        try:
+            os.replace(unfinished, at)
+            return
+        except OSError:
+            if not (at / "about.json").exists():
+                raise
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _put_together(folder: Path, about: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from reproduce.engine.distributed import all_reduce_max
 from reproduce.errors import TrainingFailed
 
+REMEDY = "lower optimizer.lr, or use precision=fp32"
 Keep = Callable[[dict[str, Any]], Path]
 """Writes tensors to a file of this rank, and says which."""
 
@@ -45,7 +46,7 @@ class FiniteGuard:
             self._copied.synchronize()
         if not flag.item():
             return
-        where = "" if made["loss"].isfinite() else f"; what made it is in {self._keep(made)}"
-        raise TrainingFailed(
-            f"the loss is {made['loss'].item()} at step {step}: lower optimizer.lr, or use precision=fp32{where}"
-        )
+        if made["loss"].isfinite():
+            raise TrainingFailed(f"the loss of another rank is not finite at step {step}: {REMEDY}")
+        where = self._keep(made)
+        raise TrainingFailed(f"the loss is {made['loss'].item()} at step {step}: {REMEDY}; what made it is in {where}")

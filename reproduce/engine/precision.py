@@ -9,12 +9,15 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What each `precision` of a config casts to; weights, losses, Sinkhorn and the optimiser stay in fp32."""
 
 
-def autocast(precision: str) -> torch.autocast:
-    """A context that casts as a config's `precision` asks; `UserError` for one that there is not."""
+def autocast(precision: str, device_type: str | None = None) -> torch.autocast:
+    """A context that casts as a config's `precision` asks, on this run's device; `UserError` for one that there is not.
+
+    `device_type` ("cpu") is said where tensors lie elsewhere.
+    """
     if precision not in AUTOCAST:
         raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
     dtype = AUTOCAST[precision]
-    return torch.autocast(device().type, dtype=dtype, enabled=dtype is not None)
+    return torch.autocast(device_type or device().type, dtype=dtype, enabled=dtype is not None)
 
 
 def loss_scaler(precision: str) -> torch.amp.GradScaler:

@@ -20,7 +20,8 @@ from reproduce.config import Dataset, Kind, compose, config_hash, identity, run_
 from reproduce.data import catalogue, manifest
 from reproduce.data.pictures import Pictures
 from reproduce.engine import provenance
-from reproduce.engine.distributed import barrier, is_main, process_group, rank, union, world_size
+from reproduce.engine.counts import Counts
+from reproduce.engine.distributed import barrier, is_main, process_group, rank, world_size
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, Crashed, TrainingFailed, Unavailable, UserError, explained
@@ -40,12 +41,10 @@ class Run:
         self.run_id = run_id(cfg)
         self.folder = run_dir(cfg)
         self.attempts = Attempts(self.folder)
-        self.counts: dict[str, int] = {"num_skipped_images": 0}
-        self._told_annotations: set[str] = set()
+        self.counts = Counts()
         self.provenance: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self._tracker: Tracker | NoTracker = NoTracker()
-        self._seen_bad: set[str] = set()
         if is_main():
             for unfinished in self.folder.glob(".*.*"):
                 unfinished.unlink()  # left by a kill while writing
@@ -109,9 +108,9 @@ class Run:
         if bad and self.cfg.on_bad_image == "stop":
             raise UserError(f"can't decode picture {bad[0]}; mend or remove it, or go on without such files {SKIPPING}")
         for name in bad:
-            if name not in self._seen_bad:
+            if name not in self.counts.skipped_images:
                 print(f"skipped {name}", file=sys.stderr, flush=True)
-        self._seen_bad.update(bad)
+        self.counts.skipped_images.update(bad)
 
     def drop_or_stop(self, broken: list[str]) -> None:
         """Annotations that are wrong, a sentence each: count them, or stop naming the first, by `on_bad_image`."""
@@ -121,14 +120,14 @@ class Run:
                 f"describe {SKIPPING}"
             )
         for sentence in broken:
-            if sentence not in self._told_annotations:
+            if sentence not in self.counts.broken_annotations:
                 print(f"left out: {sentence}", file=sys.stderr, flush=True)
-        self._told_annotations.update(broken)
-        self.counts["num_broken_annotations"] = len(self._told_annotations)
+        self.counts.broken_annotations.update(broken)
+        self.counts["num_broken_annotations"] = len(self.counts.broken_annotations)
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, the sign that the run is done. A collective."""
-        self.counts["num_skipped_images"] = len(union(self._seen_bad))
+        counts = self.counts.complete()
         if not is_main():
             return
         finished = time.time()
@@ -140,7 +139,7 @@ class Run:
             "seed": self.cfg.seed,
             "scale": self.cfg.scale.name,
             "metrics": dict(metrics),
-            "counts": self.counts,
+            "counts": counts,
             "parents": parents or [],
             "status": "done",
             "started": _iso(self.attempts.first_started),
@@ -161,7 +160,7 @@ class Run:
             },
         }
         write_json(self.folder / "result.json", result)
-        self._tracker.finish({**metrics, **self.counts, "wall_seconds": wall_seconds})
+        self._tracker.finish({**metrics, **counts, "wall_seconds": wall_seconds})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,41 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert whole["metrics"] == killed["metrics"]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_result_that_was_lost_after_the_last_checkpoint_is_written_again_with_its_counts(
+    kind: str, trunk: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of pictures too: one of the test set can't be read, each time it is read."""
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    tested = mine / ("coco/val2017" if kind == "coco_detr" else "imagenet/val")
+    min(tested.rglob("*.jpg")).write_bytes(b"no picture")
+    asked = (*TRAINED[kind], f"checkpoint={trunk}", f"paths.data={mine}", *WITHOUT_WORKERS, "on_bad_image=skip")
+    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")[0] == 0
+    whole, _, _ = outcome(tmp_path)
+    assert whole["counts"]["num_skipped_images"] == 1
+    assert whole["counts"]["num_test_images"] > 0
+    next(tmp_path.glob("smoke/*/result.json")).unlink()
+    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")[0] == 0
+    again, _, _ = outcome(tmp_path)
+    assert again["counts"] == whole["counts"]
+
+
+def test_features_that_another_run_put_there_meanwhile_are_taken(tmp_path: Path) -> None:
+    store = features.FeatureStore(tmp_path, "ours")
+    other = features.FeatureStore(tmp_path, "theirs")
+    rows = [(torch.tensor([0, 1]), torch.eye(2))]
+
+    def overtaken() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from rows
+        other.write({"of": "one"}, rows, ["bad"])
+
+    found = store.write({"of": "one"}, overtaken(), [])
+    assert found.bad == ["bad"]
+    assert found.rows.tolist() == [[1, 0], [0, 1]]
+    assert len(list(tmp_path.iterdir())) == 1  # what was written for nothing, GBs of it, is gone
 
 
 @pytest.mark.parametrize("kind", TRAINED)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.heads import MultiCropNet
 from reproduce.config import compose
+from reproduce.engine import precision
 from reproduce.memory import memory, row
 
 
@@ -28,6 +30,13 @@ def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
     assert counted.images == 4
     assert counted.weights_gb == 16 * sum(weight.numel() for weight in net.parameters()) / 1e9
     assert counted.activations_gb == sum(len(kept[at]) for at in kept.keys() - own) / 1e9
+
+
+def test_half_precision_counts_the_same_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose("pretrain", ["experiment=swav_800ep", "network.width=0.0625", "precision=bf16", "scale=smoke"])
+    here = memory(cfg, 2, activation_checkpointing=False)
+    monkeypatch.setattr(precision, "device", lambda: torch.device("cuda"))
+    assert memory(cfg, 2, activation_checkpointing=False) == here
 
 
 def test_the_page_says_what_is_counted() -> None:

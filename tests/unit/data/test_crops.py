@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
@@ -125,6 +125,27 @@ def test_pictures_are_decoded_to_pils_bits(mode: str, file_format: str) -> None:
     picture(1).convert(mode).save(stored, file_format)
     expected = as_tensor(Image.open(stored).convert("RGB"))
     assert torch.equal(decode(stored.getvalue(), "there"), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_a_picture_is_not_turned_as_its_exif_says(orientation: int) -> None:
+    """Neither does the reference turn it, nor do the centre crops of evaluations, which PIL reads."""
+    exif, stored = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture(1).resize((60, 40)).save(stored, "JPEG", exif=exif)
+    expected = as_tensor(Image.open(stored).convert("RGB"))
+    assert expected.shape == (3, 40, 60)
+    assert torch.equal(decode(stored.getvalue(), "there"), expected)
+
+
+def test_no_picture_is_told_in_the_same_words_each_time() -> None:
+    """Files are counted by what is said of them."""
+    said = set()
+    for _ in range(2):
+        with pytest.raises(BadImage) as error:
+            decode(bytes(100), "there")
+        said.add(str(error.value))
+    assert said == {"there (no picture that PIL knows)"}
 
 
 def test_a_picture_cut_short_is_bad() -> None:

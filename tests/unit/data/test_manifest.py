@@ -54,6 +54,17 @@ def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, mad
     assert verified == plain
 
 
+def test_pictures_beside_the_root_are_named_below_data_as_well(data: Path, tmp_path: Path) -> None:
+    """VOC07+12 trains on a second year, in a folder of its own."""
+    shutil.copytree(data, tmp_path / "elsewhere")
+    beside = Dataset("imagenet", "tiny", "folders", "imagenet/train", "0", "0")
+    hashes = set()
+    for place in (data, tmp_path / "elsewhere"):
+        pictures = read_pictures(place / "imagenet", IMAGENET, "val")
+        hashes.add(manifest.of_split(place, beside, "0", pictures, place / "cache")["sha256"])
+    assert len(hashes) == 1
+
+
 def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None:
     assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
     before = quoted(data)

@@ -44,6 +44,17 @@ def with_head(net: ResNet) -> dict[str, Tensor]:
     return below("", net) | {"fc.weight": torch.randn(1000, net.num_features), "fc.bias": torch.randn(1000)}
 
 
+def test_a_deeper_network_is_not_cut_to_a_resnet50(trunk: ResNet, tmp_path: Path) -> None:
+    """ResNet-101 has 23 blocks in its third stage, of which the first six are named as a ResNet-50's."""
+    sixth = {name: value for name, value in trunk.state_dict().items() if name.startswith("layer3.5.")}
+    deeper = {name.replace("layer3.5.", "layer3.6."): value for name, value in sixth.items()}
+    torch.save(trunk.state_dict() | deeper, tmp_path / "deep.pt")
+    with pytest.raises(UserError, match=rf"deep.pt is no ResNet-50's: {len(sixth)} tensors too many: layer3\.6\.conv1"):
+        load_trunk(tmp_path / "deep.pt")
+    with pytest.raises(UserError, match="is a folder; give a file"):
+        load_trunk(tmp_path)
+
+
 def as_moco(net: ResNet) -> dict[str, Any]:
     other = {f"module.encoder_k.{name}": torch.randn_like(value.float()) for name, value in net.state_dict().items()}
     head = {"module.encoder_q.fc.0.weight": torch.randn(8, 8), "module.queue": torch.randn(128, 16)}
