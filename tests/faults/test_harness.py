@@ -114,6 +114,15 @@ def running() -> list[str]:
     return [run.label for run in plan().runs.values() if start.is_held(Path(run.folder) / "fake.lock")]
 
 
+@pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=2"])
+def test_runs_have_huge_pages_unless_the_user_tunes_the_allocator(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    assert harness("", "run", "table7")[0] == 0
+    assert Path("tunables.txt").read_text() == (own or "glibc.malloc.hugetlb=1")
+
+
 def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of four GPUs, as CUDA_VISIBLE_DEVICES allows; each is one run's at a time, though cores abound."""
     bin_folder = tmp_path / "bin"
