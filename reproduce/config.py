@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -362,7 +363,7 @@ def _check_values(cfg: DictConfig) -> None:
     """Refuse what would end later in a traceback, or in a run that is done without having trained."""
     for key, least in AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
-        if isinstance(value, int | float) and value < least:
+        if isinstance(value, int | float) and not value >= least:  # NaN neither
             raise UserError(f"config {key}={value}: it must be {least:g} or more")
     if "epochs" in cfg and cfg.epochs < (trained := cfg.method.name != "none"):
         raise UserError(f"config epochs={cfg.epochs}: it must be {trained:d} or more")
@@ -382,7 +383,10 @@ def _check_values(cfg: DictConfig) -> None:
 def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"data config {path} is not there: give a YAML file, or one of {', '.join(options('data'))}")
-    own = OmegaConf.load(path)
+    try:
+        own = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"data config {path} is no YAML file: {' '.join(str(error).split())}") from error
     cfg.data = OmegaConf.merge(OmegaConf.structured(Catalogue), {"name": path.stem}, own)
     for name in dataclasses.fields(Catalogue):
         if name.name != "name" and OmegaConf.is_missing(cfg.data[name.name], "name"):

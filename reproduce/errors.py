@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class Unavailable(UserError):
-    """Nobody can get it now: an address that is gone, weights that were never published, no network."""
+    """Nobody can get it now: an address that is gone, weights that were never published."""
 
 
 class TrainingFailed(Exception):

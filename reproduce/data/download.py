@@ -71,8 +71,8 @@ def download(
     """Fetch `address` to `target`, unless it is there, and return `target`. Several processes may ask at once.
 
     What was fetched when it was cut off lies beside it as `.part` and is gone on with, as long as the server says that
-    it is the same file still. Raises `Unavailable` where the address or the network is gone, and `DigestMismatch`
-    where the content isn't what `digests` say; nothing then lies at `target`.
+    it is the same file still. Raises `Unavailable` where the address is gone, `UserError` without a network, and
+    `DigestMismatch` where the content isn't what `digests` say; nothing then lies at `target`.
     """
     _refuse_plain_http(address)
     if target.exists():
@@ -118,8 +118,8 @@ def _fetch(address: str, part: Path, tell: Tell, wait: Callable[[float], None]) 
                 raise Unavailable(f"unavailable: {reason}; the publisher has moved or removed the file") from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = f"{address} can't be reached ({getattr(error, 'reason', None) or repr(error)})"
-    raise Unavailable(
-        f"unavailable: {reason}, in {TRIES} tries; check the network and run the same command again, or put the file "
+    raise UserError(
+        f"{reason}, in {TRIES} tries; check the network and run the same command again, or put the file "
         f"at {part.with_suffix('')} yourself"
     )
 

@@ -19,7 +19,7 @@ alive = open(folder / "fake.lock", "w")  # noqa: SIM115  # held as long as this 
 fcntl.flock(alive, fcntl.LOCK_EX)
 with open("starts.txt", "a") as starts:
     starts.write(f"{folder.name}\n")
-Path("tunables.txt").write_text(os.environ["GLIBC_TUNABLES"])
+Path("tunables.txt").write_text(os.environ.get("GLIBC_TUNABLES", ""))
 
 
 def tell_device(what: str) -> None:
