@@ -23,12 +23,17 @@ PACKAGES = (
 )
 
 
+CODE = ("evals", "models", "reproduce")
+
+
 def code() -> dict[str, str | bool | None]:
     """The checkout's commit and whether it has uncommitted changes; the image's labels where there is no git."""
     commit = _git("rev-parse", "HEAD") or os.environ.get("REPRODUCE_GIT_COMMIT")
+    # A new evaluation or experiment is a file that git does not know yet; elsewhere such files are the user's own.
+    changes = _git("status", "--porcelain", "--untracked-files=no"), _git("status", "--porcelain", "--", *CODE)
     return {
         "git_commit": commit,
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": any(changes) or (commit or "").endswith("-dirty"),
         "image_digest": os.environ.get("REPRODUCE_IMAGE_DIGEST"),
     }
 

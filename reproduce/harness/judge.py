@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
+
+import yaml
 
 from reproduce.errors import UserError
 from reproduce.harness import baseline, margins, results, statistics, tables
 from reproduce.harness.baseline import Recorded
+from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import Cell, Plan, Run
 from reproduce.harness.planning import public_weights
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
 
+STANDARD = CHECKOUT / "reproduce/conf/data/standard.yaml"
 TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 """What above and below the margin mean of a cost."""
 
@@ -201,6 +206,8 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     ours = _measured(found, blank)
     if table.expected == "recorded":
         return _told_of_others(found, _told_of_choice(found, _against_recorded(evidence, cell, ours)))
+    if other := _other_pictures(evidence.plan, cell):
+        return replace(ours, verdict=Verdict.NO_BASELINE, reason=other)
     expected = row.errata[key].value if key in row.errata else tables.number(printed)
     margin = table.margin(row, key)
     assert expected is not None and margin is not None
@@ -213,6 +220,25 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     if judged.margin:
         judged = _told_of_runs(column, _told_of_margin(evidence.plan, cell, judged))
     return _told_of_others(found, _told_of_choice(found, judged))
+
+
+@cache
+def _of_the_paper() -> dict[str, str]:
+    """Whose pictures the paper's numbers are of, by the data set's name."""
+    catalogue = yaml.load(STANDARD.read_text(), Loader=yaml.CSafeLoader)
+    return {name: each["source"] for name, each in catalogue.items() if name != "name"}
+
+
+def _other_pictures(plan: Plan, cell: Cell) -> str:
+    """A sentence where a run of a cell reads pictures that the paper's number is not of; "" where none does."""
+    evaluations = [plan.runs[name] for name in cell.run_ids]
+    parents = [plan.runs[name] for each in evaluations for name in each.parents if name in plan.runs]
+    for run in (*parents, *evaluations):
+        if dataset := run.work.dataset:
+            theirs = _of_the_paper().get(dataset["name"], "others")
+            if dataset["source"] != theirs:
+                return f"{run.label} reads {dataset['source']}, the paper's {theirs}: nothing to compare with."
+    return ""
 
 
 def _told_of_choice(found: Outcome, judged: Judged) -> Judged:

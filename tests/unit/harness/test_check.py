@@ -165,6 +165,15 @@ def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., N
     assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
 
 
+def test_other_pictures_are_not_held_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("table7",), "paper", data="mine", data_config="cifar10"))
+    for run in plan.runs.values():
+        finish(run, 65.7)
+    made = {judged.reason: judged.verdict for _, _, judged in check.check(plan)[0].judged() if judged.needed}
+    assert set(made.values()) == {Verdict.NO_BASELINE}
+    assert any("reads CIFAR-10, the paper's ILSVRC2012: nothing to compare with." in reason for reason in made)
+
+
 @pytest.mark.parametrize("content", ['{"run_id": "knn-s0', "", "[]", '{"run_id": "another", "metrics": {}}'])
 def test_a_cut_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None], content: str) -> None:
     for run in smoke.runs.values():

@@ -1,0 +1,31 @@
+"""Whether a result says that its code is in no commit."""
+
+import pytest
+
+from reproduce.engine import provenance
+
+
+@pytest.mark.parametrize(
+    ("changed", "new", "label", "dirty"),
+    [
+        ("", "", None, False),
+        (" M evals/knn.py", " M evals/knn.py", None, True),
+        (" M README.md", "", None, True),
+        ("", "?? evals/of_my_own.py", None, True),
+        (None, None, "c" * 40, False),
+        (None, None, "c" * 40 + "-dirty", True),
+    ],
+    ids=["clean", "changed", "docs changed", "a new evaluation", "image", "image of changed code"],
+)
+def test_code_that_is_in_no_commit(
+    monkeypatch: pytest.MonkeyPatch, changed: str | None, new: str | None, label: str | None, dirty: bool
+) -> None:
+    def git(*arguments: str) -> str | None:
+        if arguments[0] == "rev-parse":
+            return None if label else "d" * 40
+        return changed if "--untracked-files=no" in arguments else new
+
+    monkeypatch.setattr(provenance, "_git", git)
+    if label:
+        monkeypatch.setenv("REPRODUCE_GIT_COMMIT", label)
+    assert provenance.code()["git_dirty"] is dirty
