@@ -342,7 +342,13 @@ def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judg
         if several
         else "lies outside, and its test set's error reaches into the margin",
     }[judgement.verdict]
-    more = "; more seeds would tell" if several and judgement.verdict == Verdict.INCONCLUSIVE else ""
+    more = ""
+    if several and judgement.verdict == Verdict.INCONCLUSIVE:
+        test_set_alone = statistics.mean_interval([expected], known=found.test_set_error)
+        told = test_set_alone.high < expected + margin.points
+        more = (
+            "; more seeds would tell" if told else "; no number of seeds would tell: the test set is too small for it"
+        )
     spread = judgement.interval if several or found.test_set_error else None
     error = "the mean of our seeds and its test set" if several else "our one seed's test set, not of seeds"
     unit = "" if ours.share_of else " points"

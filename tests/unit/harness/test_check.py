@@ -165,6 +165,16 @@ def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., N
     assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
 
 
+def test_more_seeds_are_not_asked_for_where_they_could_not_tell(checkout: Path, finish: Callable[..., None]) -> None:
+    """AP50 on VOC07's 4,952 test pictures: their error alone, 1.645 x .54 points, is wider than the margin of .5."""
+    plan = paper(0, 1, 2)
+    for run in plan.runs.values():
+        finish(run, printed(run) + 0.01 * run.seed, counts={"num_test_images": 4952})
+    judged = swav(plan, check.check(plan))["voc0712_ap50"]
+    assert judged.verdict == Verdict.INCONCLUSIVE
+    assert "no number of seeds would tell" in judged.reason
+
+
 def test_other_pictures_are_not_held_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
     plan = planning.make(Request(("table7",), "paper", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
