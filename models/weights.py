@@ -38,9 +38,9 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     """The trunk of a checkpoint, at the width that its tensors have, in evaluation mode.
 
     `layout` is a name in `models.released.LAYOUTS`; without one, that which finds a trunk in the file. Raises
-    `UserError` listing what is missing where a weight or running statistic of the trunk is not there: a trunk that
-    loads nothing evaluates quietly to 10%. The same of one that is
-    deeper than a ResNet-50. The head and prototypes are left out.
+    `UserError` listing what is missing where a weight or running statistic of the trunk is not there, since a trunk
+    that loads nothing evaluates quietly to 10%, and what is too much where the network is deeper than a ResNet-50. The
+    head and prototypes are left out.
     """
     content = _read(path)
     names = [layout] if layout else list(LAYOUTS)
