@@ -49,7 +49,7 @@ class Judged:
     Held against recorded numbers: Welch's test of equal means, which the verdict does not rest on."""
     margin: Margin | None = None
     margin_before: float | None = None
-    """Points of the margin that was noted before a result was there, where it is another than now."""
+    """Points of the margin that was noted before a result was there, where the table has another by now."""
     as_recorded: bool | None = None
     """Whether seeds that were recorded give the same numbers again, to the digit; None where none of them ran."""
     run_ids: list[str] = field(default_factory=list)
@@ -68,10 +68,26 @@ class Outcome:
     unavailable: dict[int, str] = field(default_factory=dict)
     """Of public weights that are no longer where they were."""
     num_test_images: int | None = None
+    pretrainings: dict[int, str] = field(default_factory=dict)
+    """By seed, the run that made the network; none of public weights and of measurements."""
     run_ids: list[str] = field(default_factory=list)
     """Of these values; where the best of several settings counts, of that setting."""
     choice: str = ""
     """How it was chosen, a sentence."""
+
+    @property
+    def independent(self) -> list[float]:
+        """The values that count as seeds: what another training could have made another number.
+
+        Several finetunings of one pretraining are one, their mean. Runs without a pretraining of ours that all give
+        the same number are one, too: nothing is drawn in them.
+        """
+        by_network: dict[str | int, list[float]] = {}
+        for seed, value in self.values.items():
+            by_network.setdefault(self.pretrainings.get(seed, seed), []).append(value)
+        values = [statistics.mean(each) for each in by_network.values()]
+        nothing_drawn = not self.pretrainings and len(set(values)) == 1
+        return values[:1] if nothing_drawn else values
 
     @property
     def test_set_error(self) -> float:
@@ -160,6 +176,7 @@ def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
         missing,
         unavailable=bad["unavailable"],
         num_test_images=num_test_images,
+        pretrainings={seed: parent for seed, name in runs.items() for parent in plan.runs[name].parents},
         run_ids=list(runs.values()),
     )
 
@@ -209,8 +226,9 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     if other := _other_pictures(evidence.plan, cell):
         return replace(ours, verdict=Verdict.NO_BASELINE, reason=other)
     expected = row.errata[key].value if key in row.errata else tables.number(printed)
-    margin = table.margin(row, key)
-    assert expected is not None and margin is not None
+    present = evidence.plan.margin(cell)
+    assert expected is not None and present is not None
+    margin, before, told_of_margin = _margin(evidence.plan, cell, present)
     if column.relative_to:
         judged = _as_share(evidence, table, row, key, found, expected, margin, ours)
     else:
@@ -218,7 +236,8 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     if column.lower_is_better:
         judged = replace(judged, verdict=TURNED.get(judged.verdict, judged.verdict))
     if judged.margin:
-        judged = _told_of_runs(column, _told_of_margin(evidence.plan, cell, judged))
+        told = replace(judged, margin_before=before, reason=f"{judged.reason} {told_of_margin}".rstrip())
+        judged = _told_of_runs(column, told)
     return _told_of_others(found, _told_of_choice(found, judged))
 
 
@@ -260,7 +279,8 @@ def _as_share(
         reason = f"It is judged as a share of {name}, which has no number yet."
         return replace(ours, verdict=Verdict.NOT_RUN, reason=reason, share_of=name)
     mean = statistics.mean(list(reference.values()))
-    shares = Outcome({seed: value / reference.get(seed, mean) for seed, value in found.values.items()})
+    values = {seed: value / reference.get(seed, mean) for seed, value in found.values.items()}
+    shares = Outcome(values, pretrainings=found.pretrainings)
     judged = _against_printed(shares, expected / whole, margin, replace(_measured(shares, ours), share_of=name))
     unit = table.columns[key].unit
     return replace(
@@ -329,10 +349,9 @@ def _against_failure(found: Outcome, blank: Judged) -> Judged:
 
 
 def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judged) -> Judged:
-    values = list(found.values.values())
-    judgement = statistics.against_printed(values, expected, margin.points, found.test_set_error)
-    several = len(values) > 1
-    seeds = f"The 90% interval of {len(values)} seeds" if several else "One seed"
+    seeds = found.independent
+    judgement = statistics.against_printed(seeds, expected, margin.points, found.test_set_error)
+    several = len(seeds) > 1
     place = {
         Verdict.REPRODUCED: "lies inside the margin",
         Verdict.WITHIN: "is inside the margin",
@@ -342,21 +361,15 @@ def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judg
         if several
         else "lies outside, and its test set's error reaches into the margin",
     }[judgement.verdict]
-    more = ""
-    if several and judgement.verdict == Verdict.INCONCLUSIVE:
-        test_set_alone = statistics.mean_interval([expected], known=found.test_set_error)
-        told = test_set_alone.high < expected + margin.points
-        more = (
-            "; more seeds would tell" if told else "; no number of seeds would tell: the test set is too small for it"
-        )
+    more = "; more seeds would tell" if several and judgement.verdict == Verdict.INCONCLUSIVE else ""
     spread = judgement.interval if several or found.test_set_error else None
-    error = "the mean of our seeds and its test set" if several else "our one seed's test set, not of seeds"
+    error = "the mean of our seeds on this test set" if several else "our one seed's test set, not of seeds"
     unit = "" if ours.share_of else " points"
     assert ours.mean is not None
     return replace(
         ours,
         verdict=judgement.verdict,
-        reason=f"{seeds} {place} of {margin.points}{unit} around {expected:g}{more}.",
+        reason=f"{_seeds_in_words(found)} {place} of {margin.points}{unit} around {expected:g}{more}.",
         expected=expected,
         difference=ours.mean - expected,
         interval=(spread.low, spread.high) if spread else None,
@@ -366,17 +379,34 @@ def _against_printed(found: Outcome, expected: float, margin: Margin, ours: Judg
     )
 
 
-def _told_of_margin(plan: Plan, cell: Cell, judged: Judged) -> Judged:
-    """Flag a margin that is not the one noted before the results were there."""
-    assert judged.margin is not None
+def _seeds_in_words(found: Outcome) -> str:
+    num_seeds, num_runs = len(found.independent), len(found.values)
+    if num_seeds > 1:
+        of = f", the means of {num_runs} runs," if num_runs > num_seeds else ""
+        return f"The 90% interval of {num_seeds} seeds{of}"
+    if num_runs == 1:
+        return "One seed"
+    if found.pretrainings:
+        return f"One seed, the mean of {num_runs} runs on its network,"
+    return f"One number, the same in {num_runs} runs that draw nothing,"
+
+
+def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | None, str]:
+    """The margin to judge by: the narrowest of the table's and those noted before the results were there.
+
+    Beside it the points that were noted, where they are others, and a sentence on it. So a margin that was widened
+    after a result helps nobody.
+    """
     before = list(_margins_before(plan, cell))
     if None in before:
-        return replace(judged, reason=f"{judged.reason} No margin was noted before the result was there.")
-    changed = [points for points in before if points is not None and points != judged.margin.points]
-    if not changed:
-        return judged
-    reason = f"{judged.reason} The margin has changed since the result was there: it was {changed[0]} points."
-    return replace(judged, margin_before=changed[0], reason=reason)
+        return margin, None, "No margin was noted before the result was there."
+    noted = min(points for points in before if points is not None)
+    if noted == margin.points:
+        return margin, None, ""
+    if noted > margin.points:
+        return margin, noted, f"The margin was narrowed after the result was there: it was {noted} points."
+    told = f"The margin was widened to {margin.points} points after the result was there; the {noted} of before stand."
+    return replace(margin, points=noted), noted, told
 
 
 def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:

@@ -231,4 +231,5 @@ class Plan:
         """The margin that a cell is judged by; None where it is held against no printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
-        return self.tables[cell.table].margin(self._row(cell), cell.column)
+        given = self.request.source == "released"
+        return self.tables[cell.table].margin(self._row(cell), cell.column, given)

@@ -123,33 +123,35 @@ def standard_error(*samples: Sequence[float], known: float = 0.0) -> tuple[float
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE, known: float = 0.0) -> Interval:
-    """Interval of the mean of seeds: mean +- t(df) sqrt(sd^2 / n + known^2). One seed: its `known` error alone.
-
-    Every seed is measured on the same test set, so the test set's error does not shrink with their number.
-    """
+    """Interval of the mean of seeds: mean +- t(df) sqrt(sd^2 / n + known^2). One seed: its `known` error alone."""
     error, degrees = standard_error(values, known=known)
     half = t_quantile((1 + confidence) / 2, degrees) * error
     return Interval(mean(values) - half, mean(values) + half)
 
 
-def against_printed(values: Sequence[float], printed: float, margin: float, known: float = 0.0) -> Judgement:
-    """Judge our seeds against a printed number and a margin in points; `known` is the test set's standard error.
+def against_printed(values: Sequence[float], printed: float, margin: float, test_set_error: float = 0.0) -> Judgement:
+    """Judge our seeds against a printed number and a margin in points; `test_set_error` is the test set's binomial one.
 
-    One seed: `within` the margin or not; nothing is known of its spread, so it is never `reproduced`. Outside the
-    margin it is `better` or `worse` where its 90% interval is too, and `inconclusive` where that reaches inside.
+    Theirs and ours are measured on the same test pictures, so what these few pictures leave open about all others is no
+    part of the question. Several seeds show by themselves how far trainings of one recipe lie apart on them. One seed
+    shows nothing of that, and the test set's error stands in for it.
+
+    One seed: `within` the margin or not, never `reproduced`. Outside the margin it is `better` or `worse` where its 90%
+    interval is too, and `inconclusive` where that reaches inside.
 
     Several seeds make one of three claims, the one with the smallest p-value, if that is at most 5%: `reproduced`, that
     the mean lies inside the margin (two one-sided t-tests: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657; the
     same as the 90% interval inside the margin), `better`, that it lies above, or `worse`, that it lies below. Otherwise
     the interval straddles an edge: `inconclusive`.
     """
-    ours, same = mean_interval(values, known=known), Interval(printed - margin, printed + margin)
+    same = Interval(printed - margin, printed + margin)
     if len(values) == 1:
+        ours = mean_interval(values, known=test_set_error)
         reaches_inside = ours.low in same or ours.high in same
         verdict = _place(values[0], same)
         return Judgement(Verdict.INCONCLUSIVE if verdict != Verdict.WITHIN and reaches_inside else verdict, ours)
     difference = mean(values) - printed
-    error, degrees = standard_error(values, known=known)
+    error, degrees = standard_error(values)
     above, below = (t_tail(sign * difference + margin, error, degrees) for sign in (1, -1))
     p_values = {
         Verdict.REPRODUCED: max(above, below),
@@ -158,7 +160,9 @@ def against_printed(values: Sequence[float], printed: float, margin: float, know
     }
     verdict = min(p_values, key=lambda claim: p_values[claim])
     p_value = p_values[verdict]
-    return Judgement(verdict if p_value <= SIGNIFICANCE else Verdict.INCONCLUSIVE, ours, p_value)
+    if p_value > SIGNIFICANCE:
+        verdict = Verdict.INCONCLUSIVE
+    return Judgement(verdict, mean_interval(values), p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

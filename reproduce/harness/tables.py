@@ -148,9 +148,10 @@ class Table:
         """Whether there is a number in this place, or a dash."""
         return self.expected == "recorded" or row.cells[column] is not None
 
-    def margin(self, row: Row, column: str) -> Margin | None:
-        """The margin of one cell."""
-        return row.margins.get(column, self.columns[column].margin)
+    def margin(self, row: Row, column: str, given: bool = False) -> Margin | None:
+        """The margin of one cell; where its network is `given`, not trained by us, that of its evaluation alone."""
+        of_cell = row.margins.get(column, self.columns[column].margin)
+        return _of_given_networks().get(self.columns[column].eval or "", of_cell) if given else of_cell
 
     def drawn_here(self) -> Iterator[Row]:
         """The rows whose training a figure draws."""
@@ -197,6 +198,12 @@ def read(kind: Any, path: Path) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return _read(kind, raw, str(path), "")
+
+
+def _of_given_networks() -> dict[str, Margin]:
+    """`tables/margins.yaml`, by evaluation."""
+    found: dict[str, Margin] = read(dict[str, Margin], TABLES / "margins.yaml")
+    return found
 
 
 def sha256(name: str, scale: str) -> str:

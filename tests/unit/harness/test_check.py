@@ -62,16 +62,19 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
     sing("linear_places205", 56.6)
     plan = paper(0, 1, 2)
     for run in plan.runs.values():
-        finish(run, printed(run) + 0.1 * (run.seed % 3))
+        finish(run, printed(run) + (0.15 if run.name == "coco_detr" else 0.05) * (run.seed % 3))
     checked = check.check(plan)
     places = swav(plan, checked)["places205"]
     assert places.verdict == Verdict.REPRODUCED
-    assert places.values == {0: 56.7, 1: pytest.approx(56.8), 2: pytest.approx(56.9)}
-    assert places.interval is not None and places.interval[0] < 56.8 < places.interval[1]
+    assert places.values == {0: 56.7, 1: pytest.approx(56.75), 2: pytest.approx(56.8)}
+    assert places.interval is not None and places.interval[0] < 56.75 < places.interval[1]
     frozen = {key: judged.verdict for key, judged in swav(plan, checked).items() if key in ("voc07", "inat18")}
     assert frozen == {"voc07": Verdict.WITHIN, "inat18": Verdict.WITHIN}  # without a canary not reproduced
     coco = swav(plan, checked)["coco_ap"]  # inside its narrow margin, but for the correction over 19 cells
     assert coco.verdict == Verdict.INCONCLUSIVE and "But not after Holm's correction over 19 cells" in coco.reason
+    detector = swav(plan, checked)["voc0712_ap50"]
+    assert len(detector.values) == 15
+    assert "The 90% interval of 3 seeds, the means of 15 runs, lies inside the margin" in detector.reason
     assert check.exit_status(checked) == check.DISAGREES
 
 
@@ -165,14 +168,27 @@ def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., N
     assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
 
 
-def test_more_seeds_are_not_asked_for_where_they_could_not_tell(checkout: Path, finish: Callable[..., None]) -> None:
-    """AP50 on VOC07's 4,952 test pictures: their error alone, 1.645 x .54 points, is wider than the margin of .5."""
-    plan = paper(0, 1, 2)
+def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Callable[..., None]) -> None:
+    """They agree to .1 points, and say nothing of what another pretraining would give."""
+    plan = paper()
     for run in plan.runs.values():
-        finish(run, printed(run) + 0.01 * run.seed, counts={"num_test_images": 4952})
+        finish(run, printed(run) + 0.1 * (run.seed - 2))
     judged = swav(plan, check.check(plan))["voc0712_ap50"]
-    assert judged.verdict == Verdict.INCONCLUSIVE
-    assert "no number of seeds would tell" in judged.reason
+    assert len(judged.values) == 5 and judged.mean == pytest.approx(82.6)
+    assert (judged.verdict, judged.p_value) == (Verdict.WITHIN, None)
+    assert "One seed, the mean of 5 runs on its network, is inside the margin" in judged.reason
+
+
+def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
+    checkout: Path, finish: Callable[..., None]
+) -> None:
+    """Their means are 82.3 and 82.9: two values, whose interval at one degree of freedom is wide."""
+    plan = paper(0, 1)
+    for run in plan.runs.values():
+        finish(run, printed(run) + (0.3 if run.seed // 5 else -0.3))
+    judged = swav(plan, check.check(plan))["voc0712_ap50"]
+    assert judged.verdict == Verdict.INCONCLUSIVE and "more seeds would tell" in judged.reason
+    assert judged.interval == pytest.approx((82.6 - 6.314 * 0.3, 82.6 + 6.314 * 0.3), abs=1e-3)
 
 
 def test_other_pictures_are_not_held_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
@@ -361,15 +377,13 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     """Each of Table 9's cells alone is `reproduced`, two of them barely: p = 0.03, and Holm doubles it."""
     sing("linear_imagenet", 75.3)
     plan = ablation("table9", finish, 0, 1, 2)
-    centres = {"swav_400ep_fixed_prototypes": 73.1 + 0.22, "swav_400ep_hard": 73.3 + 0.22}
+    centres = {"swav_400ep_fixed_prototypes": 73.1 + 0.375, "swav_400ep_hard": 73.3 + 0.375}
     for run in plan.runs.values():
         if run.kind == "evaluate":
             finish(run, centres.get(run.of, 73.9) + 0.1 * (run.seed - 1))
     judged = [cell for _, _, cell in check.check(plan)[0].judged()]
     alone = [
-        statistics.against_printed(
-            list(cell.values.values()), cell.expected, 0.6, statistics.binomial_se(cell.mean, 50_000)
-        )
+        statistics.against_printed(list(cell.values.values()), cell.expected, 0.6)
         for cell in judged
         if cell.expected is not None and cell.mean is not None
     ]
@@ -380,22 +394,37 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
 
 
-def test_a_margin_changed_after_the_result_is_flagged(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = ablation("table9", finish)
-    assert "margin has changed" not in cells_of(plan)["SwAV, hard assignments/top1"].reason
+def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: Callable[..., None]) -> None:
+    """Hard assignments are printed with 73.3, ours have 74.7: outside of .6, inside of 1.5."""
+    plan = ablation("table9", finish, value=74.7)
+    before = cells_of(plan)["SwAV, hard assignments/top1"]
+    assert before.verdict == Verdict.BETTER and "margin was" not in before.reason
     path = checkout / "tables" / "paper" / "table9.yaml"
-    path.write_text(path.read_text().replace("points: 0.6", "points: 1.2"))
+    path.write_text(path.read_text().replace("points: 0.6", "points: 1.5"))
     wider = planning.make(plan.request)
     wider.write()  # planning again renews no note of a run that is done
     judged = cells_of(wider)["SwAV, hard assignments/top1"]
-    assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 1.2)
-    assert "The margin has changed since the result was there: it was 0.6 points." in judged.reason
+    assert judged.verdict == Verdict.BETTER
+    assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.6)
+    assert "The margin was widened to 1.5 points after the result was there; the 0.6 of before stand." in judged.reason
     for run in wider.runs.values():
         run.result.unlink()
     wider.write()
     for run in wider.runs.values():
-        finish(run, 73.9)
-    assert cells_of(wider)["SwAV, hard assignments/top1"].margin_before is None
+        finish(run, 74.7)
+    judged = cells_of(wider)["SwAV, hard assignments/top1"]
+    assert (judged.margin_before, judged.verdict) == (None, Verdict.WITHIN)
+
+
+def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table9", finish, value=73.7)
+    assert cells_of(plan)["SwAV, hard assignments/top1"].verdict == Verdict.WITHIN
+    path = checkout / "tables" / "paper" / "table9.yaml"
+    path.write_text(path.read_text().replace("points: 0.6", "points: 0.01"))
+    judged = cells_of(planning.make(plan.request))["SwAV, hard assignments/top1"]
+    assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.01)
+    assert judged.verdict == Verdict.BETTER
+    assert "The margin was narrowed after the result was there: it was 0.6 points." in judged.reason
 
 
 def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:

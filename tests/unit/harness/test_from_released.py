@@ -60,6 +60,28 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
     assert check.as_data(plan, check.check(plan)[0])["level"] == "L0"
 
 
+def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:
+    """Half a point above kNN's printed 59.2 is inside the margin of a pretraining, not inside that of given weights."""
+    plan = released("table7")
+    plan.write()
+    for run in plan.runs.values():
+        finish(run, metrics={"knn20": 59.7, "knn200": 55.8})
+    judged = cells_of(plan)["SwAV/knn20"]
+    assert judged.margin is not None and judged.margin.points == 0.1
+    assert judged.margin_before is None
+    assert judged.verdict == Verdict.BETTER
+
+
+def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = planning.make(Request(("table7",), "paper", (0, 1, 2), source="released"))
+    for run in plan.runs.values():
+        finish(run, metrics={"knn20": 59.2, "knn200": 55.8 + 0.01 * run.seed})
+    cells = cells_of(plan)
+    assert (cells["SwAV/knn20"].verdict, cells["SwAV/knn20"].p_value) == (Verdict.WITHIN, None)
+    assert "One number, the same in 3 runs that draw nothing, is inside the margin" in cells["SwAV/knn20"].reason
+    assert cells["SwAV/knn200"].p_value is not None
+
+
 def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from reproduce.__main__ import main
     from reproduce.errors import exit_status

@@ -132,7 +132,17 @@ def test_one_seed_has_its_test_sets_error_alone() -> None:
 
 @pytest.mark.parametrize(("value", "verdict"), [(57.5, "within"), (57.7, "inconclusive"), (57.9, "better")])
 def test_one_seed_outside_the_margin_may_be_the_test_sets_doing(value: float, verdict: str) -> None:
-    assert statistics.against_printed([value], 56.7, 0.8, known=0.2).verdict == verdict
+    assert statistics.against_printed([value], 56.7, 0.8, test_set_error=0.2).verdict == verdict
+
+
+def test_several_seeds_are_held_by_their_own_spread() -> None:
+    """Theirs and ours are of the same test pictures: AP50 on VOC07's 4,952 can be reproduced to .5 points."""
+    error = statistics.binomial_se(82.6, 4952)
+    values = [82.5, 82.6, 82.8]
+    judgement = statistics.against_printed(values, 82.6, 0.5, test_set_error=error)
+    assert judgement.verdict == Verdict.REPRODUCED and 1.645 * error > 0.5
+    low, high = stats.t.interval(0.90, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (judgement.interval.low, judgement.interval.high) == pytest.approx((low, high))
 
 
 def test_better_and_worse_are_one_sided_tests_at_the_margins_edge() -> None:
