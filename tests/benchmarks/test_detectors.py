@@ -14,7 +14,7 @@ from evals.voc_detection.compatibility import Boxes, EventStorage, Instances, bu
 from evals.voc_detection.detector import build, configuration, total
 from models.resnet import resnet50
 from reproduce.config import compose, typed
-from tests.benchmarks.share import share_of_peak
+from tests.benchmarks.share import shares_of_peak
 
 HEIGHT, WIDTH = 480, 640
 NUM_OBJECTS = 7
@@ -70,4 +70,4 @@ def test_detector(
     torch.manual_seed(0)
     step = make()
     taken = seconds(step)
-    tell(seconds=taken, share_of_matrix_product_peak=share_of_peak(step, taken, torch.float32))
+    tell(seconds=taken, **shares_of_peak(step, taken, torch.float32))

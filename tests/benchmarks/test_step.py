@@ -21,7 +21,7 @@ from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
 from tests.benchmarks.conftest import Compare
-from tests.benchmarks.share import share_of_peak
+from tests.benchmarks.share import shares_of_peak
 
 SIZES = [224] * 2 + [96] * 6
 NUM_PICTURES = 100_000
@@ -102,7 +102,7 @@ def test_swav(
     step = ours("swav_800ep", precision, images)
     compare(step, straightforward(images), rounds=3)
     seconds = benchmark.extra_info["ours_seconds"]  # type: ignore[attr-defined]
-    tell(share_of_matrix_product_peak=share_of_peak(step, seconds, dtype))
+    tell(**shares_of_peak(step, seconds, dtype))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), PRECISIONS, ids=["fp32", "bf16"])
@@ -119,7 +119,7 @@ def test_other_methods(
     images = request.config.getoption("--images")
     step = ours(experiment, precision, images)
     taken = seconds(step)
-    tell(seconds_per_image=taken / images, share_of_matrix_product_peak=share_of_peak(step, taken, dtype))
+    tell(seconds_per_image=taken / images, **shares_of_peak(step, taken, dtype))
 
 
 def test_larc(compare: Compare) -> None:
