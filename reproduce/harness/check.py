@@ -77,7 +77,7 @@ def _check_table(evidence: Evidence, table: Table) -> Checked:
     cells = [_judge_row(evidence, table, row) for row in table.rows]
     drawn = [cell for cell in plan.cells if cell.table == table.table and not cell.column]
     runs = [plan.runs[name] for cell in drawn for name in cell.runs.values()]
-    undrawn = [run.label for run in runs if results.read(run) is None]
+    undrawn = [run.label for run in runs if results.standing(plan, run) is None]
     corrected = _corrected_for_many(_held_to_controls(table, cells))
     return Checked(table, _held_to_canaries(plan, table, corrected), undrawn)
 
@@ -227,7 +227,14 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
-            {"run_id": run.run_id, "kind": run.kind, "label": run.label, "folder": run.folder, "parents": run.parents}
+            {
+                "run_id": run.run_id,
+                "kind": run.kind,
+                "label": run.label,
+                "folder": run.folder,
+                "parents": run.parents,
+                "outdated": run.result.exists() and not results.standing(plan, run),
+            }
             for run in plan.runs_of(table.table)
         ],
         "rows": [

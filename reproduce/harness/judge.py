@@ -148,8 +148,8 @@ def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
         if failure := _failure(plan, run):
             status, sentence = failure
             bad[status if status in bad else "failed"][seed] = sentence
-        elif (result := results.read(run)) is None:
-            missing[seed] = run.label
+        elif (result := results.standing(plan, run)) is None:
+            missing[seed] = results.lack(plan, run)
         else:
             values[seed] = _metric(run, result, metric)
             num_test_images = result.get("counts", {}).get("num_test_images")

@@ -156,14 +156,15 @@ class _Judge:
         return _signed(what, found, None, len(first.values), self._run_ids(needs))
 
     def _half_falls(self, need: Need) -> Outcome:
-        runs = {seed: self.evidence.plan.runs[name] for seed, name in self.cells[need].runs.items()}
+        plan = self.evidence.plan
+        runs = {seed: plan.runs[name] for seed, name in self.cells[need].runs.items()}
         values, missing = {}, {}
         for seed, run in runs.items():
-            curve = results.losses(Path(run.folder) / "metrics.jsonl") if results.read(run) else []
+            curve = results.losses(Path(run.folder) / "metrics.jsonl") if results.standing(plan, run) else []
             if curve:
                 values[seed] = half_fall_percent(curve)
             else:
-                missing[seed] = run.label
+                missing[seed] = results.lack(plan, run)
         return Outcome(values, missing=missing)
 
 

@@ -195,6 +195,11 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
             f"{sum(others.values())} of {len(done)} results were made by other code ({theirs}) than the checkout's"
             f" ({here[:12]}). Delete their folders in results to make them again."
         )
+    if outdated := [run["label"] for run in runs.values() if run.get("outdated")]:
+        notes.append(
+            f"{len(outdated)} of {len(done)} results are not judged: their checkpoint was made again or removed since"
+            f" ({outdated[0]}{', ...' if len(outdated) > 1 else ''}). make reproduce-... measures again."
+        )
     dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
     if dirty:
         notes.append(f"{dirty} of {len(done)} results were made by code with changes that are in no commit.")
