@@ -214,7 +214,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "caption": table.caption,
         "section": table.section,
         "scale": plan.request.scale,
-        "level": "L0" if plan.request.source == "released" else "L1",
+        "level": plan.level,
         "expected": table.expected,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from reproduce.data import released
 from reproduce.harness import claims, planning, results, statistics
 from reproduce.harness.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
 from reproduce.harness.judge import Evidence, Outcome
-from reproduce.harness.plan import Cell, Plan
+from reproduce.harness.plan import Cell, Level, Plan
 from reproduce.harness.statistics import Difference
 
 ONE_SEED = "One seed a side: the sign of the difference only; the interval knows the test sets' error, not the seeds'"
@@ -53,6 +54,8 @@ class Answer:
 
     claim: Claim
     findings: list[Finding]
+    level: Level = "L1"
+    """Whose networks were compared: L0, the authors' public checkpoints, L1, our own pretrainings."""
 
     @property
     def standing(self) -> Standing:
@@ -67,10 +70,11 @@ class Answer:
 
 def judge(plan: Plan) -> list[Answer]:
     """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
-    chosen = plan.claims or claims.touching(cell.key for cell in plan.cells)
+    chosen = plan.claims or claims.touching(cell.key.removeprefix(released.PREFIX) for cell in plan.cells)
     own = plan if plan.claims else planning.for_claims(plan.request, chosen)
-    parts = _Judge(Evidence.of(own), {Need(cell.pretrain, cell.eval, cell.metric): cell for cell in own.cells})
-    return [Answer(claim, [parts.find(part) for part in claim.parts()]) for claim in chosen]
+    of_need = {Need(cell.pretrain.removeprefix(released.PREFIX), cell.eval, cell.metric): cell for cell in own.cells}
+    parts, level = _Judge(Evidence.of(own), of_need), own.level
+    return [Answer(claim, [parts.find(part) for part in claim.parts()], level) for claim in chosen]
 
 
 @dataclass
@@ -81,6 +85,8 @@ class _Judge:
     cells: dict[Need, Cell]
 
     def find(self, part: Comparison | Spread | Convergence | Sooner) -> Finding:
+        if self.evidence.plan.request.source == "released" and (why := planning.without_weights(part.needs())):
+            return Finding(_in_words(part), Standing.NOT_RUN, why)
         match part:
             case Comparison():
                 return self._compare(part)
@@ -98,7 +104,7 @@ class _Judge:
         return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
 
     def _compare(self, part: Comparison) -> Finding:
-        what = f"{part.higher} over {part.lower}, {part.eval}"
+        what = _in_words(part)
         needs = list(part.needs())
         higher, lower = self._outcomes(needs)
         if lacking := _lacking(what, [higher, lower], part.printed, self._run_ids(needs)):
@@ -112,7 +118,7 @@ class _Judge:
 
         The pair is chosen for being widest, so its interval is Bonferroni's over all pairs.
         """
-        what = f"spread of {len(part.of)} experiments, {part.eval}"
+        what = _in_words(part)
         needs = list(part.needs())
         found = self._outcomes(needs)
         if lacking := _lacking(what, found, part.at_most, self._run_ids(needs)):
@@ -130,7 +136,7 @@ class _Judge:
         return _finding(what, standing, reason, widest, part.at_most, self._run_ids(needs))
 
     def _convergence(self, part: Convergence) -> Finding:
-        what = f"{part.converges} converges, {part.fails} does not"
+        what = _in_words(part)
         needs = list(part.needs())
         run_ids = self._run_ids(needs)
         good, bad = self._outcomes(needs)
@@ -147,7 +153,7 @@ class _Judge:
         return Finding(what, Standing.HOLDS, reason, run_ids=run_ids)
 
     def _sooner(self, part: Sooner) -> Finding:
-        what = f"{part.first} before {part.then}, percent of the training until half of the loss's fall"
+        what = _in_words(part)
         needs = list(part.needs())
         first, then = (self._half_falls(need) for need in needs)
         if lacking := _lacking(what, [first, then], None, self._run_ids(needs)):
@@ -166,6 +172,18 @@ class _Judge:
             else:
                 missing[seed] = results.lack(plan, run)
         return Outcome(values, missing=missing)
+
+
+def _in_words(part: Comparison | Spread | Convergence | Sooner) -> str:
+    match part:
+        case Comparison():
+            return f"{part.higher} over {part.lower}, {part.eval}"
+        case Spread():
+            return f"spread of {len(part.of)} experiments, {part.eval}"
+        case Convergence():
+            return f"{part.converges} converges, {part.fails} does not"
+        case Sooner():
+            return f"{part.first} before {part.then}, percent of the training until half of the loss's fall"
 
 
 def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:
@@ -195,6 +213,8 @@ def _lacking(what: str, found: Sequence[Outcome], printed: float | None, run_ids
     if failed or missing:
         reason = failed[0] if failed else f"No result yet: {'; '.join(missing)}"
         return Finding(what, Standing.NOT_RUN, f"{reason.rstrip('.')}.", printed, lacking=True, run_ids=run_ids)
+    if gone := [sentence for each in found for sentence in each.unavailable.values()]:
+        return Finding(what, Standing.NOT_RUN, f"{gone[0].rstrip('.')}.", printed, run_ids=run_ids)
     if collapsed:
         return Finding(what, Standing.INCONCLUSIVE, f"{collapsed[0].rstrip('.')}.", printed, run_ids=run_ids)
     return None

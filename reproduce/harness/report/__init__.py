@@ -97,6 +97,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
     }
     behind = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
+    claims = [{"level": "L1"} | claim for claim in claims]
     score = sum((Counter(table["score"]) for table in checked), Counter[str]())
     return environment.get_template("page.html.j2").render(
         scale=scale,
