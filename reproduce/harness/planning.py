@@ -33,6 +33,11 @@ def for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
     return _make(dataclasses.replace(plan.request, seeds=seeds), plan.tables, plan.claims)
 
 
+def from_released(plan: Plan) -> Plan:
+    """Plan the same from public weights: FROM=released."""
+    return _make(dataclasses.replace(plan.request, source="released"), plan.tables, plan.claims)
+
+
 def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
     composer = Composer(request)
     catalogue = composer.catalogue(request.overrides())
