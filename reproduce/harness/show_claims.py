@@ -21,6 +21,11 @@ SYMBOLS = {
 }
 
 
+def said(standing: str, side: str) -> str:
+    """A standing in words, and, where one seed a side leaves a claim undecided, which way it points."""
+    return f"{standing}, points the {side} way" if side else str(standing)
+
+
 def as_text(answers: Sequence[Answer]) -> str:
     """A line a claim and one for each of its parts; those that lack a run by name only."""
     told = "\nClaims of the paper"
@@ -29,7 +34,8 @@ def as_text(answers: Sequence[Answer]) -> str:
     for answer in answers:
         if answer.standing != Standing.NOT_RUN:
             lines.append(
-                f"  {SYMBOLS[answer.standing]} {answer.standing:<12} {answer.claim.says} ({answer.claim.section})"
+                f"  {SYMBOLS[answer.standing]} {said(answer.standing, answer.side):<12} {answer.claim.says}"
+                f" ({answer.claim.section})"
             )
             lines += [f"      {_in_words(asdict(finding))}" for finding in answer.findings]
     others = [answer for answer in answers if answer.standing == Standing.NOT_RUN]
@@ -89,6 +95,7 @@ def _as_data(plan: Plan, answer: Answer) -> dict[str, Any]:
         "says": answer.claim.says,
         "section": answer.claim.section,
         "standing": str(answer.standing),
+        "side": answer.side,
         "level": answer.level,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -103,15 +110,19 @@ def _as_markdown(scale: str, kept: list[dict[str, Any]]) -> str:
         found = "<br>".join(_in_words(finding) for finding in claim["findings"])
         symbol = SYMBOLS[Standing(claim["standing"])]
         where = claim["section"] + (", level L0" if claim.get("level") == "L0" else "")
-        lines.append(f"| {claim['says']} | {where} | {symbol} {claim['standing']} | {found} |")
+        lines.append(
+            f"| {claim['says']} | {where} | {symbol} {said(claim['standing'], claim.get('side', ''))} | {found} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _in_words(finding: dict[str, Any]) -> str:
     words = str(finding["what"])
     if finding["difference"] is not None:
+        words += f": {finding['difference']:+.2f}"
+    if finding["interval"] is not None:
         low, high = finding["interval"]
-        words += f": {finding['difference']:+.2f} [{low:.2f}, {high:.2f}]"
+        words += f" [{low:.2f}, {high:.2f}]"
     words += f", printed {finding['printed']:+.1f}" if finding["printed"] is not None else ""
     words += f", g = {finding['effect_size']:.1f}" if finding["effect_size"] is not None else ""
     return f"{words}. {finding['standing']}: {finding['reason']}"

@@ -43,7 +43,8 @@ def as_markdown(
         for claim in run:
             level = " (L0)" if claim.get("level") == "L0" else ""
             symbol = show_claims.SYMBOLS[Standing(claim["standing"])]
-            lines.append(f"| {claim['says']}{level} | {symbol} {claim['standing']} |")
+            standing = show_claims.said(claim["standing"], claim.get("side", ""))
+            lines.append(f"| {claim['says']}{level} | {symbol} {standing} |")
     if len(run) < len(known):
         lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
     return "\n".join(lines) + "\n"

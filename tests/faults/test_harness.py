@@ -35,7 +35,7 @@ fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";
 
 def command(run):
     seconds, _, mode = next((what for name, what in modes.items() if name in run.label), "0:ok").partition(":")
-    return [sys.executable, fake, run.folder, seconds, mode]
+    return [sys.executable, fake, run.folder, seconds, mode, "20" if run.of == "random" else "50"]
 
 Run.command = command
 tracking.log_table = lambda *verdicts: None

@@ -40,9 +40,9 @@ MEANINGS = {
 }
 
 STANDINGS = {
-    Standing.HOLDS: "each part's whole 90% interval lies on the side that the paper concludes",
+    Standing.HOLDS: "several seeds: each part's whole 90% interval lies on the side that the paper concludes",
     Standing.CONTRADICTED: "the whole interval of a part lies on the other side",
-    Standing.INCONCLUSIVE: "an interval reaches to both sides",
+    Standing.INCONCLUSIVE: "an interval reaches to both sides, or there is one seed a side, which only points",
     Standing.NOT_RUN: "a run that it needs has no result",
 }
 
@@ -97,7 +97,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
     }
     behind = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
-    claims = [{"level": "L1"} | claim for claim in claims]
+    claims = [{"level": "L1", "side": ""} | claim for claim in claims]
     score = sum((Counter(table["score"]) for table in checked), Counter[str]())
     return environment.get_template("page.html.j2").render(
         scale=scale,
