@@ -49,7 +49,7 @@ if mode in ("wrong", "collapsed"):
     (folder / "failure.json").write_text(json.dumps(failure))
     raise SystemExit(number)
 time.sleep(seconds)
-metrics = dict.fromkeys(("top1", "top1_best", "map", "ap", "ap50", "knn20", "knn200"), float((*sys.argv, 50.0)[4]))
+metrics = dict.fromkeys(("top1", "top1_best", "map", "ap", "ap50", "knn20", "knn200"), float((*sys.argv, "50")[4]))
 result = {"run_id": folder.name, "metrics": metrics, "wall_seconds": seconds, "counts": {"num_test_images": 100}}
 temporary = folder / ".result.json"
 temporary.write_text(json.dumps(result))
