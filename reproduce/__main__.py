@@ -114,9 +114,11 @@ def _one_run(options: argparse.Namespace) -> int:
     overrides = (*_pixels_of(checkpoint), *options.overrides)
     plan = planning.one(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
-    if results.read(run) is not None:
+    if results.standing(plan, run):
         print(f"{results.in_words(run)}\nalready done: {run.result}")
         return 0
+    if run.result.exists():
+        print("the result there is of a checkpoint that was made again since: it is measured again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _carry_out(plan, options.cores) else AGREES
     _make_pictures(plan)

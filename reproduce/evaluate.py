@@ -4,7 +4,6 @@
 On several GPUs: `python -m reproduce.engine.launch --processes 8 reproduce.evaluate eval=linear_imagenet ...`.
 """
 
-import hashlib
 import importlib
 import pkgutil
 import sys
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 import evals
 from evals.setting import Setting
 from reproduce.config import Dataset, Normalize, typed
+from reproduce.engine.checkpoint import sha256_of
 from reproduce.engine.distributed import device
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
@@ -37,8 +37,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     root = run.dataset_root
     path, trunk = checkpoint_trunk(cfg)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
-    with open(path, "rb") as file:
-        run.provenance["checkpoint_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    run.goes_on_with(sha256_of(path))
     setting = Setting(
         root=root,
         dataset=typed(cfg.dataset, Dataset, "dataset"),

@@ -12,7 +12,7 @@ from reproduce.data.loader import StepSampler, order_of
 from reproduce.data.pictures import read_pictures
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, shared, synchronized
-from reproduce.engine.distributed import device, rank, world_size
+from reproduce.engine.distributed import device, is_main, rank, world_size
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
@@ -100,6 +100,8 @@ def main() -> int:
 
     def work(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
+        if is_main():
+            run.provenance["checkpoint_sha256"] = checkpoint.sha256_of(run.checkpoint)
         run.finish(run.last)
 
     return main_of("pretrain", work)

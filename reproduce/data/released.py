@@ -5,6 +5,7 @@ What is in such a file is for `models.released` to know.
 
 import fcntl
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,12 @@ class Released:
 
 def load(zoo: Path = ZOO) -> dict[str, Released]:
     """All entries by name."""
-    content = yaml.load(zoo.read_text(), Loader=yaml.CSafeLoader)
+    return dict(_parsed(zoo, zoo.read_text()))
+
+
+@cache
+def _parsed(zoo: Path, text: str) -> dict[str, Released]:
+    content = yaml.load(text, Loader=yaml.CSafeLoader)
     known = {field.name for field in fields(Released)}
     entries = {}
     for name, entry in content["checkpoints"].items():

@@ -211,5 +211,11 @@ def _finite(value: Any) -> bool:
     return all(_finite(item) for item in items)
 
 
+def sha256_of(path: Path) -> str:
+    """Of a checkpoint's file: what a pretraining's result says it made, and an evaluation's what it measured."""
+    with open(path, "rb") as file:
+        return _sha256(file)
+
+
 def _sha256(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every file of ours has readinto

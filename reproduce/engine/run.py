@@ -82,6 +82,21 @@ class Run:
         if "verified" in found:
             self.provenance.setdefault("data_verified", {})[name] = found["verified"]
 
+    def goes_on_with(self, checkpoint_sha256: str) -> None:
+        """Note which checkpoint is measured; what was trained on another one, or on an unknown one, goes.
+
+        Or a run whose pretraining was made again would take up what it had trained on the one before, as its own.
+        """
+        self.provenance["checkpoint_sha256"] = checkpoint_sha256
+        if not is_main():
+            return
+        noted = self.folder / "measures.json"
+        measured = {"checkpoint_sha256": checkpoint_sha256}
+        if not noted.exists() or read_json(noted) != measured:
+            for path in self.folder.glob("checkpoint*"):
+                path.unlink()
+        write_json(noted, measured)
+
     def forget_after(self, step: int) -> None:
         """Drop curve points of steps that a resumed run makes again."""
         path = self.folder / "metrics.jsonl"

@@ -77,7 +77,7 @@ def _check_table(evidence: Evidence, table: Table) -> Checked:
     cells = [_judge_row(evidence, table, row) for row in table.rows]
     drawn = [cell for cell in plan.cells if cell.table == table.table and not cell.column]
     runs = [plan.runs[name] for cell in drawn for name in cell.runs.values()]
-    undrawn = [run.label for run in runs if results.read(run) is None]
+    undrawn = [run.label for run in runs if results.standing(plan, run) is None]
     corrected = _corrected_for_many(_held_to_controls(table, cells))
     return Checked(table, _held_to_canaries(plan, table, corrected), undrawn)
 
@@ -132,20 +132,39 @@ def _held_to_canaries(
 
 
 def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> list[dict[str, Judged | None]]:
-    """A judged number that does not clearly beat its row's control is `worse`: seeds spread, learning must not stop."""
+    """A number of a scale's own that does not clearly beat its row's control is `worse`, recorded or not.
+
+    Seeds spread, learning must not stop. The points are those of the scale's own pictures: on others the difference is
+    only told. Where the recorded interval holds every percentage, the reason says that only the control is left.
+    """
     by_label = {row.label: judged for row, judged in zip(table.rows, cells, strict=True)}
     for row, judged in zip(table.rows, cells, strict=True):
         for key, ours in judged.items():
             control = by_label[row.beats][key] if row.beats and table.columns[key].controlled else None
-            if not (ours and control and ours.verdict in (Verdict.WITHIN, Verdict.BETTER)):
-                continue
-            if ours.mean is None or control.mean is None:
-                continue
-            ahead = ours.mean - control.mean
-            if ahead <= row.beats_by_points:
-                reason = f"{ahead:+.1f} points from {row.beats}; what is learned beats it by {row.beats_by_points:g}."
-                judged[key] = replace(ours, verdict=Verdict.WORSE, reason=reason)
+            if ours and table.expected == "recorded":
+                judged[key] = _held_to_control(row, ours, control)
     return cells
+
+
+def _held_to_control(row: Row, ours: Judged, control: Judged | None) -> Judged:
+    if ours.mean is None or ours.verdict not in (Verdict.WITHIN, Verdict.BETTER, Verdict.NO_BASELINE):
+        return ours
+    says_nothing = ours.interval is not None and ours.interval[0] <= 0 and ours.interval[1] >= 100
+    alone = "The recorded seeds spread so widely that their interval is [0, 100], which says nothing; "
+    if control is None or control.mean is None:
+        nothing = f"{alone}{f'{row.beats} has no number to beat yet' if control else 'no control is set here'}."
+        return replace(ours, reason=f"{ours.reason} {nothing}") if says_nothing else ours
+    ahead, bar = ours.mean - control.mean, f"{row.beats_by_points:g}"
+    told = f"{ahead:+.1f} points from {row.beats}"
+    if ours.other_pictures:
+        return replace(ours, reason=f"{ours.reason} {told}; no bar is set for these pictures.")
+    if ahead <= row.beats_by_points:
+        return replace(ours, verdict=Verdict.WORSE, reason=f"{told}; what is learned beats it by {bar}.")
+    if says_nothing:
+        return replace(ours, reason=f"{ours.reason} {alone}the verdict rests on the control alone, {told}.")
+    if ours.verdict == Verdict.NO_BASELINE:
+        return replace(ours, reason=f"{ours.reason} It beats its control: {told}, more than {bar}.")
+    return ours
 
 
 def _corrected_for_many(cells: list[dict[str, Judged | None]]) -> list[dict[str, Judged | None]]:
@@ -214,7 +233,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "caption": table.caption,
         "section": table.section,
         "scale": plan.request.scale,
-        "level": "L0" if plan.request.source == "released" else "L1",
+        "level": plan.level,
         "expected": table.expected,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -227,7 +246,14 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
-            {"run_id": run.run_id, "kind": run.kind, "label": run.label, "folder": run.folder, "parents": run.parents}
+            {
+                "run_id": run.run_id,
+                "kind": run.kind,
+                "label": run.label,
+                "folder": run.folder,
+                "parents": run.parents,
+                "outdated": run.result.exists() and not results.standing(plan, run),
+            }
             for run in plan.runs_of(table.table)
         ],
         "rows": [

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from reproduce.data import catalogue
-from reproduce.data import released as zoo
-from reproduce.harness import baseline, results, tables
+from reproduce.harness import baseline, planning, results, tables
 from reproduce.harness.plan import Plan, Run
 from reproduce.harness.results import State
 from reproduce.harness.tables import Table
@@ -122,6 +121,8 @@ class Price:
     data: list[Needed]
     states: dict[str, State]
     facts: Facts
+    released: "Subset | None" = None
+    """What can be made of public weights, FROM=released; None where nothing can, or where that is the plan itself."""
 
     def gpu_hours(self, gpu: str, names: Iterable[str]) -> float:
         """Hours on one kind of GPU of those runs whose hours and GPU are known."""
@@ -144,6 +145,14 @@ class Price:
         return [name for name in names if self.hours_on(self.runs[name], PAPERS) is None]
 
 
+@dataclass(frozen=True)
+class Subset:
+    """What FROM=released makes of the same request, as its own plan says it, and its own price."""
+
+    plan: Plan
+    price: Price
+
+
 def load() -> Facts:
     """Read the facts. Raises `UserError` for what is wrong in their file."""
     facts: Facts = tables.read(Facts, tables.TABLES / "costs.yaml")
@@ -154,7 +163,15 @@ def price(plan: Plan) -> Price:
     """Price every run of a plan, from its own results where there are any."""
     facts = load()
     pricing = _Pricing(plan, facts)
-    return Price({run.run_id: pricing.cost(run) for run in plan.runs.values()}, pricing.data(), pricing.states, facts)
+    costs = {run.run_id: pricing.cost(run) for run in plan.runs.values()}
+    return Price(costs, pricing.data(), pricing.states, facts, _subset(plan))
+
+
+def _subset(plan: Plan) -> Subset | None:
+    if plan.request.scale != "paper" or plan.request.source == "released":
+        return None
+    released = planning.from_released(plan)
+    return Subset(released, price(released)) if released.runs else None
 
 
 class _Pricing:
@@ -297,14 +314,6 @@ def _pixels(crops: str) -> int:
     return sum(int(num) * int(px) ** 2 for num, px in sizes)
 
 
-def released(plan: Plan) -> list[str]:
-    """The plan's evaluations of networks whose trained weights are public, or that need no training."""
-    trunks = {run.run_id: run for run in plan.runs.values() if run.kind == "pretrain"}
-    public = {item.name for item in zoo.load().values() if item.address}
-    free = {name for name, run in trunks.items() if run.name in public or not run.work.epochs}
-    return [run.run_id for run in plan.runs.values() if run.kind == "evaluate" and free & set(run.parents)]
-
-
 def as_data(plan: Plan, prices: Price) -> dict[str, Any]:
     """The price as plain data, for plan.json."""
     return {
@@ -319,13 +328,17 @@ def as_data(plan: Plan, prices: Price) -> dict[str, Any]:
             | {
                 "gpu_hours": prices.gpu_hours(name, prices.runs),
                 "gpu_hours_to_do": prices.gpu_hours(name, prices.to_do),
-                "gpu_hours_from_released": prices.gpu_hours(name, released(plan)),
+                "gpu_hours_from_released": _of_all(prices.released, name),
             }
             for name, gpu in prices.facts.gpus.items()
         },
         "not_in_the_sums": prices.unpriced(prices.runs),
         "disk_gb": sum(cost.disk_gb for cost in prices.runs.values()),
     }
+
+
+def _of_all(subset: Subset | None, gpu: str) -> float:
+    return subset.price.gpu_hours(gpu, subset.price.runs) if subset else 0.0
 
 
 def as_text(plan: Plan, prices: Price) -> str:
@@ -349,7 +362,7 @@ def as_text(plan: Plan, prices: Price) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [_wrapped(f"[{number}] {note}") for note, number in notes.items()]
-    lines += [*_sums(plan, prices), *_data(prices)]
+    lines += [*_sums(prices), *_data(prices)]
     return "\n".join(lines)
 
 
@@ -360,7 +373,7 @@ def _by_pretraining(plan: Plan) -> Iterable[tuple[Run, str]]:
             yield from ((heir, "  ") for heir in plan.runs.values() if run.run_id in heir.parents)
 
 
-def _sums(plan: Plan, prices: Price) -> Iterable[str]:
+def _sums(prices: Price) -> Iterable[str]:
     if any(cost.num_gpus for cost in prices.runs.values()):
         to_do, everything = prices.to_do, list(prices.runs)
         hours = {gpu: prices.gpu_hours(gpu, to_do) for gpu in prices.facts.gpus}
@@ -371,12 +384,10 @@ def _sums(plan: Plan, prices: Price) -> Iterable[str]:
                 yield _wrapped(f"  {gpu}, roughly {facts.speedup:g} times a {PAPERS}: {facts.source}")
         if left_out := prices.unpriced(to_do):
             yield f"  not in the sums: {len(left_out)} runs of unknown cost, or on GPUs that no factor is known for"
-        cheap = released(plan)
-        if cheap:
-            num_cells = sum(bool(set(cell.run_ids) & set(cheap)) for cell in plan.cells)
+        if subset := prices.released:
             yield _wrapped(
-                f"cheapest honest subset, FROM=released: {len(cheap)} evaluations of published weights,"
-                f" {num_cells} cells, {_amount(prices.gpu_hours(PAPERS, cheap))} GPU-hours on {PAPERS}"
+                f"cheapest honest subset, FROM=released: {len(subset.plan.runs)} evaluations of published weights,"
+                f" {len(subset.plan.cells)} cells, {_amount(_of_all(subset, PAPERS))} GPU-hours on {PAPERS}"
             )
         if any(cost.basis == "estimate" and cost.num_gpus for cost in prices.runs.values()):
             yield _wrapped(f"estimates may be off by a factor of two; forward: {prices.facts.forward.source}")

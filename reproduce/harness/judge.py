@@ -52,6 +52,8 @@ class Judged:
     """Points of the margin that was noted before a result was there, where the table has another by now."""
     as_recorded: bool | None = None
     """Whether seeds that were recorded give the same numbers again, to the digit; None where none of them ran."""
+    other_pictures: bool = False
+    """Whether it is of other pictures than the scale's own: bars that are set for these do not hold."""
     run_ids: list[str] = field(default_factory=list)
 
 
@@ -164,8 +166,8 @@ def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
         if failure := _failure(plan, run):
             status, sentence = failure
             bad[status if status in bad else "failed"][seed] = sentence
-        elif (result := results.read(run)) is None:
-            missing[seed] = run.label
+        elif (result := results.standing(plan, run)) is None:
+            missing[seed] = results.lack(plan, run)
         else:
             values[seed] = _metric(run, result, metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
@@ -427,7 +429,7 @@ def _against_recorded(evidence: Evidence, cell: Cell, ours: Judged) -> Judged:
     plan, recorded = evidence.plan, evidence.recorded
     if not plan.own_pictures:
         why = "Not the pictures of this scale: nothing to compare with."
-        return replace(ours, verdict=Verdict.NO_BASELINE, reason=why)
+        return replace(ours, verdict=Verdict.NO_BASELINE, reason=why, other_pictures=True)
     known = recorded.cells.get(cell.key)
     if known is None:
         return replace(ours, verdict=Verdict.NO_BASELINE, reason="Nothing is recorded for this cell yet.")

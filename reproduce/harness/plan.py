@@ -17,6 +17,9 @@ Kind = Literal["pretrain", "evaluate", "measure"]
 
 Source = Literal["scratch", "released"]
 
+Level = Literal["L0", "L1"]
+"""Of a verdict: the authors' public checkpoint through our evaluation, or our own pretraining through it."""
+
 OF_PRETRAINING = ("num_processes=", "processes_per_node=", "num_threads=")
 """Cluster options that are a pretraining's: an evaluation takes one process, of as many threads as its config says."""
 
@@ -154,6 +157,11 @@ class Plan:
     """Those that were asked for."""
     cluster: dict[str, Any] = field(default_factory=lambda: {"executor": "local"})
     """The config's section: who starts the runs, and all that is a site's own."""
+
+    @property
+    def level(self) -> Level:
+        """Of all that is judged by this plan."""
+        return "L0" if self.request.source == "released" else "L1"
 
     @property
     def reports(self) -> Path:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from reproduce.data import released
 from reproduce.data.released import Released
 from reproduce.harness import claims, tables
-from reproduce.harness.claims import Claim
+from reproduce.harness.claims import Claim, Need
 from reproduce.harness.composer import Composer
 from reproduce.harness.plan import CACHE, Cell, Kind, Plan, Request, Run
 from reproduce.harness.tables import Row, Table
@@ -33,6 +33,11 @@ def for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
     return _make(dataclasses.replace(plan.request, seeds=seeds), plan.tables, plan.claims)
 
 
+def from_released(plan: Plan) -> Plan:
+    """Plan the same from public weights: FROM=released."""
+    return _make(dataclasses.replace(plan.request, source="released"), plan.tables, plan.claims)
+
+
 def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Plan:
     composer = Composer(request)
     catalogue = composer.catalogue(request.overrides())
@@ -42,13 +47,9 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
     for name, table in chosen.items():
         maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
         cells += _released_cells(maker, table) if request.source == "released" else _trained_cells(maker, table)
-    from_scratch = dataclasses.replace(request, source="scratch")
-    maker = _Maker(from_scratch, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
+    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
     for claim in asked:
-        for need in claim.needs():
-            measured = maker.runs_of(need.pretrain, need.eval)
-            place = need.pretrain if need.eval else ""
-            cells.append(Cell(claims.REQUEST, claim.claim, place, need.pretrain, need.eval, need.metric, measured))
+        cells += _claims_cells(maker, claim)
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
     cluster = composer.cluster
     composer.save()
@@ -77,6 +78,34 @@ def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
             if item and item.address and column.eval and table.has_cell(row, key):
                 runs_of = partial(maker.released_runs_of, item, column.eval, column.num_runs)
                 yield _evaluated(table, row, key, released.PREFIX + item.name, runs_of)
+
+
+def _claims_cells(maker: "_Maker", claim: Claim) -> Iterator[Cell]:
+    """The numbers that a claim compares; of public weights, those of parts whose every side has some."""
+    cell = partial(Cell, claims.REQUEST, claim.claim)
+    if maker.request.source == "released":
+        comparable = [need for part in claim.parts() if not without_weights(part.needs()) for need in part.needs()]
+        for need in dict.fromkeys(comparable):
+            item = released.entry(need.pretrain)
+            measured = maker.released_runs_of(item, need.eval)
+            yield cell(need.pretrain, released.PREFIX + item.name, need.eval, need.metric, measured)
+        return
+    for need in claim.needs():
+        place = need.pretrain if need.eval else ""
+        yield cell(place, need.pretrain, need.eval, need.metric, maker.runs_of(need.pretrain, need.eval))
+
+
+def without_weights(needs: Iterable[Need]) -> str:
+    """Why numbers of ours cannot be measured on public weights, a sentence; "" where all of them can."""
+    zoo = released.load()
+    for need in needs:
+        item = zoo.get(need.pretrain)
+        if not (item and item.address):
+            why = item.unavailable if item else "none are known"
+            return f"No public weights of {need.pretrain} (models/released.yaml): {why}; FROM=scratch trains it."
+        if not need.eval:
+            return f"The public weights of {need.pretrain} come without a curve; FROM=scratch makes one."
+    return ""
 
 
 def _evaluated(table: Table, row: Row, key: str, pretrain: str, runs_of: Callable[..., dict[int, str]]) -> Cell:
@@ -118,7 +147,7 @@ class _Maker:
             for seed in _own_seeds(pretrained, num_runs)
         }
 
-    def released_runs_of(self, item: Released, evaluation: str, num_runs: int, setting: str = "") -> dict[int, str]:
+    def released_runs_of(self, item: Released, evaluation: str, num_runs: int = 1, setting: str = "") -> dict[int, str]:
         """By seed, the run_id of an evaluation of public weights."""
         weights = [f"checkpoint='{released.PREFIX}{item.name}'", f"normalize={item.normalize}"]
         found = {}

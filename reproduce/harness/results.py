@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -116,19 +117,83 @@ def losses(path: Path) -> list[tuple[float, float]]:
 
 
 def states(plan: Plan) -> dict[str, State]:
-    """State of every run, parents first. A run is done again when a run that it builds on is."""
-    found: dict[str, State] = {}
+    """State of every run, parents first."""
+    return {run.run_id: state(plan, run) for run in plan.runs.values()}
+
+
+def state(plan: Plan, run: Run) -> State:
+    """What is left to do for a run: for plan, workflow, check, claims and report alike.
+
+    A run is done again when a run that it builds on is, or was since: what it measured is not the checkpoint that
+    stands. That a checkpoint's file is gone takes nothing from results that are there.
+    """
+    parents = [state(plan, parent) for parent in _parents(plan, run)]
+    if State.COLLAPSED in parents or _collapsed_as_printed(plan, run):
+        return State.COLLAPSED
+    if read(run) is None:
+        return State.FAILED if run.failure.exists() else State.TO_DO
+    made_again = any(parent != State.DONE for parent in parents) or _of_another_checkpoint(run)
+    return State.TO_DO if made_again else State.DONE
+
+
+def standing(plan: Plan, run: Run) -> dict[str, Any] | None:
+    """A run's result if it counts: None where there is none, or where the run is to do again."""
+    return read(run) if state(plan, run) == State.DONE else None
+
+
+def lack(plan: Plan, run: Run) -> str:
+    """A run without a result that counts in words, and, where one is there, why it does not count."""
+    if read(run) is None or state(plan, run) == State.DONE:
+        return run.label
+    lacking = [parent.label for parent in _parents(plan, run) if read(parent) is None]
+    again = f"make reproduce-... (python -m reproduce run) makes {'both' if lacking else 'it'} again"
+    if not lacking:
+        return f"{run.label} (the result there is of a checkpoint that was made again since; {again})"
+    return (
+        f"{run.label} (the result there is of a checkpoint of {lacking[0]}, whose own result is not here; {again}, or "
+        "copy that result.json, too: the checkpoint may stay behind)"
+    )
+
+
+def _parents(plan: Plan, run: Run) -> list[Run]:
+    return [plan.runs[name] for name in run.parents if name in plan.runs]
+
+
+def _of_another_checkpoint(run: Run) -> bool:
+    """Whether a result is of a checkpoint that was made again since, as far as results tell.
+
+    They quote the checkpoint's SHA-256; older ones of pretrainings do not, and there the later one counts. Files' times
+    say nothing: a copy does not keep them.
+    """
+    own = read_json(run.result)
+    for name in run.parents or own.get("parents", []):
+        path = Path(run.folder).with_name(name) / "result.json"
+        parent = read_json(path) if path.exists() else {}
+        stands, measured = (each.get("provenance", {}).get("checkpoint_sha256") for each in (parent, own))
+        made, judged = (str(each.get("finished") or "") for each in (parent, own))
+        if stands and measured:
+            if stands != measured:
+                return True
+        elif made and judged and made > judged:
+            return True
+    return False
+
+
+def order_files(plan: Plan) -> None:
+    """Let files say what `states` does, before Snakemake goes by them: it redoes what is older than its parent.
+
+    What stands gets its parent's time where it is older; what is to do again for a parent that stands is removed, as
+    Snakemake itself would do.
+    """
     for run in plan.runs.values():
-        parents = [plan.runs[name] for name in run.parents if name in plan.runs]
-        if any(found[parent.run_id] == State.COLLAPSED for parent in parents) or _collapsed_as_printed(plan, run):
-            found[run.run_id] = State.COLLAPSED
-        elif read(run) is None:
-            found[run.run_id] = State.FAILED if run.failure.exists() else State.TO_DO
-        elif any(found[parent.run_id] != State.DONE or _newer(parent, run) for parent in parents):
-            found[run.run_id] = State.TO_DO
+        parents = _parents(plan, run)
+        if not run.result.exists() or any(state(plan, parent) != State.DONE for parent in parents):
+            continue
+        if state(plan, run) == State.TO_DO:
+            run.result.unlink()
         else:
-            found[run.run_id] = State.DONE
-    return found
+            newest = max([run.result, *(parent.result for parent in parents)], key=lambda path: path.stat().st_mtime)
+            os.utime(run.result, ns=(newest.stat().st_atime_ns, newest.stat().st_mtime_ns))
 
 
 def _collapsed_as_printed(plan: Plan, run: Run) -> bool:
@@ -145,7 +210,3 @@ def data_elsewhere(plan: Plan) -> str:
     done = [result for run in plan.runs.values() if (result := read(run)) is not None]
     roots = {str(result.get("provenance", {}).get("data_root", "")) for result in done} - {""}
     return ", ".join(sorted(root for root in roots if Path(root).resolve() != Path(plan.data).resolve()))
-
-
-def _newer(parent: Run, run: Run) -> bool:
-    return parent.result.stat().st_mtime > run.result.stat().st_mtime

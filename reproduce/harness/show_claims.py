@@ -21,17 +21,28 @@ SYMBOLS = {
 }
 
 
+def said(standing: str, side: str) -> str:
+    """A standing in words, and, where one seed a side leaves a claim undecided, which way it points."""
+    return f"{standing}, points the {side} way" if side else str(standing)
+
+
 def as_text(answers: Sequence[Answer]) -> str:
-    """A line a claim and one for each of its parts; those that were not run by name only."""
-    lines = ["\nClaims of the paper"]
+    """A line a claim and one for each of its parts; those that lack a run by name only."""
+    told = "\nClaims of the paper"
+    of_public = any(answer.level == "L0" for answer in answers)
+    lines = [f"{told}, level L0: the authors' public checkpoints through our evaluations" if of_public else told]
     for answer in answers:
         if answer.standing != Standing.NOT_RUN:
             lines.append(
-                f"  {SYMBOLS[answer.standing]} {answer.standing:<12} {answer.claim.says} ({answer.claim.section})"
+                f"  {SYMBOLS[answer.standing]} {said(answer.standing, answer.side):<12} {answer.claim.says}"
+                f" ({answer.claim.section})"
             )
             lines += [f"      {_in_words(asdict(finding))}" for finding in answer.findings]
-    others = [answer.claim.claim for answer in answers if answer.standing == Standing.NOT_RUN]
-    return "\n".join([*lines, *([f"  not run: {', '.join(others)}"] if others else [])])
+    others = [answer for answer in answers if answer.standing == Standing.NOT_RUN]
+    impossible = {answer.claim.claim: answer.findings[0].reason for answer in others if not answer.lacking}
+    lines += [f"  {SYMBOLS[Standing.NOT_RUN]} not run      {claim}: {reason}" for claim, reason in impossible.items()]
+    names = ", ".join(answer.claim.claim for answer in others if answer.lacking)
+    return "\n".join([*lines, *([f"  not run: {names}"] if names else [])])
 
 
 def write(plan: Plan, answers: Sequence[Answer]) -> list[Answer]:
@@ -84,6 +95,8 @@ def _as_data(plan: Plan, answer: Answer) -> dict[str, Any]:
         "says": answer.claim.says,
         "section": answer.claim.section,
         "standing": str(answer.standing),
+        "side": answer.side,
+        "level": answer.level,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
         "findings": [asdict(finding) for finding in answer.findings],
@@ -96,15 +109,20 @@ def _as_markdown(scale: str, kept: list[dict[str, Any]]) -> str:
     for claim in kept:
         found = "<br>".join(_in_words(finding) for finding in claim["findings"])
         symbol = SYMBOLS[Standing(claim["standing"])]
-        lines.append(f"| {claim['says']} | {claim['section']} | {symbol} {claim['standing']} | {found} |")
+        where = claim["section"] + (", level L0" if claim.get("level") == "L0" else "")
+        lines.append(
+            f"| {claim['says']} | {where} | {symbol} {said(claim['standing'], claim.get('side', ''))} | {found} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _in_words(finding: dict[str, Any]) -> str:
     words = str(finding["what"])
     if finding["difference"] is not None:
+        words += f": {finding['difference']:+.2f}"
+    if finding["interval"] is not None:
         low, high = finding["interval"]
-        words += f": {finding['difference']:+.2f} [{low:.2f}, {high:.2f}]"
+        words += f" [{low:.2f}, {high:.2f}]"
     words += f", printed {finding['printed']:+.1f}" if finding["printed"] is not None else ""
     words += f", g = {finding['effect_size']:.1f}" if finding["effect_size"] is not None else ""
     return f"{words}. {finding['standing']}: {finding['reason']}"

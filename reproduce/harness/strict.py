@@ -40,7 +40,7 @@ def _of_code(plan: Plan) -> Iterator[str]:
     here = code.git("rev-parse", "HEAD")
     if not here or code.dirty():
         yield "the checkout differs from its commit"
-    made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := results.read(run))]
+    made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := results.standing(plan, run))]
     if others := sum(code.of_runs(str(each.get("git_commit"))) != code.of_runs(here) for each in made_by):
         yield f"{others} of {len(made_by)} results were made by other code than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):

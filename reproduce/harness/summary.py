@@ -40,10 +40,11 @@ def as_markdown(
     run = [claim for claim in known if claim["standing"] != Standing.NOT_RUN]
     if run:
         lines += ["", "| Claim | |", "|---|---|"]
-        lines += [
-            f"| {claim['says']} | {show_claims.SYMBOLS[Standing(claim['standing'])]} {claim['standing']} |"
-            for claim in run
-        ]
+        for claim in run:
+            level = " (L0)" if claim.get("level") == "L0" else ""
+            symbol = show_claims.SYMBOLS[Standing(claim["standing"])]
+            standing = show_claims.said(claim["standing"], claim.get("side", ""))
+            lines.append(f"| {claim['says']}{level} | {symbol} {standing} |")
     if len(run) < len(known):
         lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
     return "\n".join(lines) + "\n"

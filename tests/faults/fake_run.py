@@ -1,5 +1,5 @@
-"""Stands in for a run: fake_run.py FOLDER SECONDS MODE. It appends its name to starts.txt (and its GPUs, if told
-any, to devices.txt), and ends as MODE says:
+"""Stands in for a run: fake_run.py FOLDER SECONDS MODE [NUMBER]. It appends its name to starts.txt (and its GPUs, if
+told any, to devices.txt), and ends as MODE says, with NUMBER for each of its metrics:
 
 ok; wrong (a UserError: exit status 2); collapsed (exit status 3); crash-once (dies, and does better at the next
 attempt); silent (no result); preempted-once (ends with status 75 the first time, and does better then);
@@ -49,7 +49,7 @@ if mode in ("wrong", "collapsed"):
     (folder / "failure.json").write_text(json.dumps(failure))
     raise SystemExit(number)
 time.sleep(seconds)
-metrics = dict.fromkeys(("top1", "top1_best", "map", "ap", "ap50", "knn20", "knn200"), 50.0)
+metrics = dict.fromkeys(("top1", "top1_best", "map", "ap", "ap50", "knn20", "knn200"), float((*sys.argv, "50")[4]))
 result = {"run_id": folder.name, "metrics": metrics, "wall_seconds": seconds, "counts": {"num_test_images": 100}}
 temporary = folder / ".result.json"
 temporary.write_text(json.dumps(result))

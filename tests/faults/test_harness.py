@@ -35,7 +35,7 @@ fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";
 
 def command(run):
     seconds, _, mode = next((what for name, what in modes.items() if name in run.label), "0:ok").partition(":")
-    return [sys.executable, fake, run.folder, seconds, mode]
+    return [sys.executable, fake, run.folder, seconds, mode, "20" if run.of == "random" else "50"]
 
 Run.command = command
 tracking.log_table = lambda *verdicts: None
@@ -327,3 +327,25 @@ def test_a_wrong_request_is_final(tmp_path: Path) -> None:
     for said, final in (({"exit_status": 2}, True), ({"exit_status": 3}, True), ({"exit_status": 1}, False)):
         failure.write_text(json.dumps(said))
         assert start.is_final(failure) is final
+
+
+def test_results_copied_out_of_order_are_done_and_those_of_another_checkpoint_are_not() -> None:
+    """Files' times are a copy's; what the results say of their checkpoints counts, for Snakemake, too."""
+    assert harness("", "run", "table7")[0] == 0
+    first = starts()
+    runs = plan().runs.values()
+    for run in runs:
+        os.utime(run.result, (2**30, 2**30 + (not run.parents)))
+    assert harness("", "run", "table7")[0] == 0
+    assert starts() == first
+    for run in runs:
+        measured = plan().runs[run.parents[0]] if run.parents else run
+        sha = "made again" if run.name == "swav_800ep" else f"first of {measured.name}"
+        result = json.loads(run.result.read_text()) | {"provenance": {"checkpoint_sha256": sha}}
+        run.result.write_text(json.dumps(result))
+    for run in runs:
+        os.utime(run.result, (2**30, 2**30 - (not run.parents)))
+    status, out = harness("", "run", "table7")
+    assert status == 0 and "1 of 4 runs to do" in out
+    (again,) = starts()[len(first) :]
+    assert again.startswith("knn-") and plan().runs[again].of == "swav_800ep"

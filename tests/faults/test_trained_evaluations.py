@@ -351,3 +351,31 @@ def test_broken_annotations_stop_a_run_or_are_counted(
     }  # fmt: skip
     (drawn,) = tmp_path.glob("smoke/*/detections.json")
     assert len(json.loads(drawn.read_text())) == 6
+
+
+@pytest.mark.parametrize("kind", ["linear", "finetune"])
+def test_a_checkpoint_made_again_is_measured_from_the_start(
+    kind: str, data: Path, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained on the one before must not pass for what this one gives."""
+    name = trunk.parent.name
+    other = checkpoint.load(trunk)
+    other["model"] = {
+        key: value.roll(1) if value.is_floating_point() else value for key, value in other["model"].items()
+    }
+    found = []
+    for before in (True, False):
+        home = tmp_path / f"{before}"
+        file = home / "smoke" / name / "checkpoint.pt"
+        file.parent.mkdir(parents=True)
+        asked = (*TRAINED[kind], f"checkpoint={name}", f"paths.data={data}", *WITHOUT_WORKERS, f"paths.results={home}")
+        if before:
+            shutil.copy(trunk, file)
+            assert call(evaluate.main, monkeypatch, *asked)[0] == 0
+        checkpoint.save(file, other)
+        assert call(evaluate.main, monkeypatch, *asked)[0] == 0
+        found.append(outcome(home))
+    (again, _, weights), (fresh, _, expected) = found
+    assert again["metrics"] == fresh["metrics"]
+    assert again["provenance"]["checkpoint_sha256"] == fresh["provenance"]["checkpoint_sha256"]
+    assert all(torch.equal(value, weights[key]) for key, value in expected.items())

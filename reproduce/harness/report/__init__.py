@@ -40,9 +40,9 @@ MEANINGS = {
 }
 
 STANDINGS = {
-    Standing.HOLDS: "each part's whole 90% interval lies on the side that the paper concludes",
+    Standing.HOLDS: "several seeds: each part's whole 90% interval lies on the side that the paper concludes",
     Standing.CONTRADICTED: "the whole interval of a part lies on the other side",
-    Standing.INCONCLUSIVE: "an interval reaches to both sides",
+    Standing.INCONCLUSIVE: "an interval reaches to both sides, or there is one seed a side, which only points",
     Standing.NOT_RUN: "a run that it needs has no result",
 }
 
@@ -97,6 +97,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
     }
     behind = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
+    claims = [{"level": "L1", "side": ""} | claim for claim in claims]
     score = sum((Counter(table["score"]) for table in checked), Counter[str]())
     return environment.get_template("page.html.j2").render(
         scale=scale,
@@ -194,6 +195,11 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
         notes.append(
             f"{sum(others.values())} of {len(done)} results were made by other code ({theirs}) than the checkout's"
             f" ({here[:12]}). Delete their folders in results to make them again."
+        )
+    if outdated := [run["label"] for run in runs.values() if run.get("outdated")]:
+        notes.append(
+            f"{len(outdated)} of {len(done)} results are not judged: their checkpoint was made again or removed since"
+            f" ({outdated[0]}{', ...' if len(outdated) > 1 else ''}). make reproduce-... measures again."
         )
     dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
     if dirty:

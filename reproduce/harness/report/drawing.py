@@ -160,13 +160,14 @@ def claim_strip(finding: dict[str, Any], width: float = 180) -> Strip | None:
     """The difference that a claim is about, on a line around zero; None where none was measured."""
     if finding["difference"] is None:
         return None
-    low, high = finding["interval"]
-    shown = [finding["difference"], finding["printed"] or 0.0, *(end for end in (low, high) if math.isfinite(end))]
+    ends = finding["interval"]
+    finite = [end for end in ends or () if math.isfinite(end)]
+    shown = [finding["difference"], finding["printed"] or 0.0, *finite]
     reach = max(map(abs, shown)) * 1.05 or 1.0
     printed = None if finding["printed"] is None else _place(finding["printed"], reach, width)
-    ends = (_place(low, reach, width), _place(high, reach, width))
+    interval = (_place(ends[0], reach, width), _place(ends[1], reach, width)) if ends else None
     ours = _place(finding["difference"], reach, width)
-    return Strip(width, _place(0, reach, width), ours, interval=ends, printed=printed)
+    return Strip(width, _place(0, reach, width), ours, interval=interval, printed=printed)
 
 
 def _place(value: float, reach: float, width: float) -> float:

@@ -70,6 +70,7 @@ def carry_out(
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
+        results.order_files(plan)
         plan_file = plan.write()
         events = plan_file.with_name(EVENTS)
         events.write_bytes(b"")

@@ -70,6 +70,7 @@ def finish() -> Callable[..., None]:
             "metrics": dict.fromkeys(names, value),
             "counts": {"num_skipped_images": 0, "num_test_images": 50_000 if "paper" in run.folder else 1000},
             "parents": run.parents,
+            "finished": "2026-01-01T00:00:00+00:00",
             "wall_seconds": 12.0,
             "peak_memory_gb": 1.5,
             "provenance": {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}},

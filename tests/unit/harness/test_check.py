@@ -284,13 +284,10 @@ def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callable[..., None]) -> None:
     """Seeds that spread widely make a wide interval; a trunk that learned nothing must not hide in it."""
+    controlled(checkout)
     table = checkout / "tables" / "smoke" / "table7.yaml"
-    table.write_text(table.read_text().replace("pretrain: swav_800ep", "pretrain: swav_800ep, beats: Random trunk"))
     five = planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-    names = {run.run_id: run.name for run in five.runs.values()}
-    for run in five.runs.values():
-        learned = "swav_800ep" in [run.name, *(names[parent] for parent in run.parents)]
-        finish(run, [20.0, 60.0, 80.0, 70.0, 50.0][run.seed] if learned else 20.0)
+    learned(five, finish, [20.0, 60.0, 80.0, 70.0, 50.0])
     baseline.write(five)
 
     plan = planning.make(Request(("table7",), "smoke"))
@@ -303,6 +300,68 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     assert found == {"knn20": Verdict.WITHIN, "knn200": Verdict.WORSE}
     better = planning.make(Request(("table7",), "smoke", (0, 1)))
     assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}
+
+
+def controlled(checkout: Path) -> None:
+    """Give Table 7's row its control back, which the fixture takes from it."""
+    table = checkout / "tables" / "smoke" / "table7.yaml"
+    table.write_text(table.read_text().replace("pretrain: swav_800ep", "pretrain: swav_800ep, beats: Random trunk"))
+
+
+def learned(plan: Plan, finish: Callable[..., None], values: list[float], control: float = 20.0) -> None:
+    """Finish all runs: SwAV's with the value of its seed, the random trunk's with the control's."""
+    names = {run.run_id: run.name for run in plan.runs.values()}
+    for run in plan.runs.values():
+        of_swav = "swav_800ep" in [run.name, *(names[parent] for parent in run.parents)]
+        finish(run, values[run.seed] if of_swav else control)
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "says"),
+    [
+        (24.0, "worse", "+4.0 points from Random trunk; what is learned beats it by 5."),
+        (26.0, "no baseline", "yet. It beats its control: +6.0 points from Random trunk, more than 5."),
+    ],
+)
+def test_the_control_is_asked_where_nothing_is_recorded(
+    checkout: Path, finish: Callable[..., None], value: float, verdict: str, says: str
+) -> None:
+    controlled(checkout)
+    plan = planning.make(Request(("table7",), "smoke"))
+    learned(plan, finish, [value])
+    judged = swav(plan, checked := check.check(plan))["knn20"]
+    assert (judged.verdict, judged.reason.endswith(says)) == (verdict, True), judged.reason
+    assert check.exit_status(checked) == (check.DISAGREES if verdict == "worse" else check.AGREES)
+
+
+@pytest.mark.parametrize("value", [21.0, 60.0])
+def test_on_other_pictures_the_difference_from_the_control_is_told(
+    checkout: Path, finish: Callable[..., None], value: float
+) -> None:
+    """The bar of five points was set for the generated pictures."""
+    controlled(checkout)
+    plan = planning.make(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    learned(plan, finish, [value])
+    judged = swav(plan, checked := check.check(plan))["knn20"]
+    assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
+    assert f"{value - 20:+.1f} points from Random trunk; no bar is set for these pictures." in judged.reason
+
+
+def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, finish: Callable[..., None]) -> None:
+    five = planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    learned(five, finish, [5.0, 95.0, 50.0, 10.0, 90.0])
+    baseline.write(five)
+    plan = planning.make(Request(("table7",), "smoke", (2,)))
+    alone = swav(plan, check.check(plan))["knn20"]
+    assert (alone.verdict, alone.interval) == (Verdict.WITHIN, (0.0, 100.0))
+    assert "their interval is [0, 100], which says nothing; no control is set here." in alone.reason
+    controlled(checkout)
+    plan = planning.make(Request(("table7",), "smoke", (2,)))
+    held = swav(plan, check.check(plan))["knn20"]
+    assert held.verdict == Verdict.WITHIN
+    assert "says nothing; the verdict rests on the control alone, +30.0 points from Random trunk." in held.reason
+    finish(plan.runs[held.run_ids[0]], 21.0)
+    assert swav(plan, check.check(plan))["knn20"].verdict == Verdict.WORSE
 
 
 def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:

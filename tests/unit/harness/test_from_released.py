@@ -1,13 +1,16 @@
 """FROM=released: public weights through our evaluations, without a training."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from reproduce.__main__ import main
 from reproduce.files import write_json
-from reproduce.harness import check, planning
+from reproduce.harness import check, judge_claims, planning
 from reproduce.harness.judge import Judged
+from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.statistics import Verdict
 
@@ -82,8 +85,60 @@ def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, fini
     assert cells["SwAV/knn200"].p_value is not None
 
 
+def test_claims_are_of_public_weights_where_both_sides_have_some(checkout: Path) -> None:
+    plan = released("claims")
+    assert {run.kind for run in plan.runs.values()} == {"evaluate"}
+    assert {run.of.partition(":")[0] for run in plan.runs.values()} == {"released"}
+    assert {cell.row for cell in plan.cells} == {
+        *("more-crops", "small-crops-clustering", "over-simclr", "over-supervised", "wider", "longer"),
+    }
+    answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
+    assert {answer.level for answer in answers.values()} == {"L0"}
+    assert {str(answer.standing) for answer in answers.values()} == {"not run"}
+    assert {name for name, answer in answers.items() if answer.lacking} == {cell.row for cell in plan.cells}
+    assert answers["soft-assignments"].findings[0].reason == (
+        "No public weights of swav_400ep_2x160_4x96 (models/released.yaml): none are known; FROM=scratch trains it."
+    )
+
+
+def test_claims_of_public_weights_are_judged_and_say_so(
+    checkout: Path, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planning.make(Request(("claims",), "paper", (0, 1, 2), source="released"))
+    for run in plan.runs.values():
+        finish(run, 76.0 if run.of in ("released:swav_800ep", "released:swav_w5_400ep") else 70.0)
+    answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
+    assert (answers["over-simclr"].standing, answers["over-simclr"].level) == (Standing.HOLDS, "L0")
+    assert main(["check", "claims", "--scale", "paper", "--from", "released", "--seeds", "3"]) == check.AGREES
+    out = capsys.readouterr().out
+    assert "Claims of the paper, level L0: the authors' public checkpoints through our evaluations" in out
+    assert "not run      soft-assignments: No public weights of" in out
+    data = json.loads(Path("reports/paper/claims.json").read_text())["claims"]
+    assert {claim["level"] for claim in data} == {"L0"}
+    assert "B.3, Table 3, level L0 |" in Path("reports/paper/claims.md").read_text()
+    assert "frozen features transfer better than SimCLR's. (L0) |" in Path("reports/paper/summary.md").read_text()
+    assert main(["report", "claims", "--scale", "paper"]) == 0
+    assert "level L0: public checkpoints" in Path("reports/paper/index.html").read_text()
+    table = planning.make(Request(("table3",), "paper", (0, 1, 2), source="released"))
+    assert {(each.claim.claim, each.level) for each in judge_claims.judge(table)} == {
+        ("over-simclr", "L0"),
+        ("over-supervised", "L0"),
+    }
+
+
+def test_a_claim_whose_weights_are_gone_is_not_run(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = released("claims")
+    for run in plan.runs.values():
+        if run.of == "released:simclr_1000ep":
+            write_json(run.failure, {"status": "unavailable", "exit_status": 2, "message": "it was moved"})
+        else:
+            finish(run, 70.0)
+    (answer,) = [each for each in judge_claims.judge(plan) if each.claim.claim == "over-simclr"]
+    assert (answer.standing, answer.lacking) == (Standing.NOT_RUN, False)
+    assert "it was moved" in answer.findings[0].reason
+
+
 def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from reproduce.__main__ import main
     from reproduce.errors import exit_status
 
     monkeypatch.setattr("sys.argv", ["reproduce", "plan", "table7", "--from", "released"])

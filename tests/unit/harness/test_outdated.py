@@ -1,0 +1,152 @@
+"""A result counts where it is of the checkpoint that stands: plan, check, claims and report decide it in one place."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import main
+from reproduce.harness import check, judge_claims, planning, report, results, strict
+from reproduce.harness.judge import Judged
+from reproduce.harness.judge_claims import Standing
+from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness.results import State
+from reproduce.harness.statistics import Verdict
+
+Finish = Callable[..., None]
+LATER = "2026-01-02T00:00:00+00:00"
+
+
+def swav(plan: Plan) -> Run:
+    return next(run for run in plan.runs.values() if run.name == "swav_800ep")
+
+
+def finish_all(plan: Plan, finish: Finish, **more: str) -> None:
+    for run in plan.runs.values():
+        sha = f"sha of {run.parents[0] if run.parents else run.run_id}"
+        finish(run, provenance={"checkpoint_sha256": sha, "git_commit": "c" * 40}, **more)
+
+
+def knn20(plan: Plan) -> dict[str, Judged]:
+    return {row.label: judged for row, key, judged in check.check(plan)[0].judged() if key == "knn20"}
+
+
+@pytest.fixture
+def table7(checkout: Path, finish: Finish) -> Plan:
+    plan = planning.make(Request(("table7",), "smoke"))
+    finish_all(plan, finish)
+    return plan
+
+
+def again_by_sha(run: Run, finish: Finish) -> None:
+    finish(run, provenance={"checkpoint_sha256": "another"})
+
+
+def again_by_time(run: Run, finish: Finish) -> None:
+    finish(run, finished=LATER)  # an older version: its result does not quote its checkpoint
+
+
+@pytest.mark.parametrize("make_again", [again_by_sha, again_by_time])
+def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
+    table7: Plan, finish: Finish, make_again: Callable[[Run, Finish], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_again(swav(table7), finish)
+    judged = knn20(table7)
+    assert (judged["SwAV"].verdict, judged["Random trunk"].verdict) == (Verdict.NOT_RUN, Verdict.NO_BASELINE)
+    assert judged["SwAV"].reason == (
+        "No result yet: knn of swav_800ep, seed 0 (the result there is of a checkpoint that was made again since; "
+        "make reproduce-... (python -m reproduce run) makes it again)."
+    )
+    to_do = {name for name, state in results.states(table7).items() if not state.settled}
+    unjudged = {
+        name
+        for row, _, cell in check.check(table7)[0].judged()
+        if cell.verdict == Verdict.NOT_RUN
+        for name in cell.run_ids
+    }
+    assert unjudged == to_do and len(to_do) == 1
+    assert main(["check", "table7"]) == check.INCOMPLETE
+    assert "made again since" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_came_out_the_same_leaves_them_standing(table7: Plan, finish: Finish) -> None:
+    run = swav(table7)
+    finish(run, finished=LATER, provenance={"checkpoint_sha256": f"sha of {run.run_id}"})
+    assert set(results.states(table7).values()) == {State.DONE}
+
+
+def test_a_pretraining_that_was_removed(table7: Plan) -> None:
+    shutil.rmtree(swav(table7).folder)
+    judged = knn20(table7)["SwAV"]
+    assert judged.verdict == Verdict.NOT_RUN
+    assert "of a checkpoint of swav_800ep, seed 0, whose own result is not here" in judged.reason
+    assert "copy that result.json, too: the checkpoint may stay behind" in judged.reason
+
+
+def test_copied_results_are_judged_whatever_their_times_and_without_checkpoints(table7: Plan) -> None:
+    """Nothing has a checkpoint.pt here, and the copy wrote the pretrainings last."""
+    for run in table7.runs.values():
+        os.utime(run.result, (2**30, 2**30 + (not run.parents)))
+    assert set(results.states(table7).values()) == {State.DONE}
+    assert knn20(table7)["SwAV"].mean == 50.0
+
+
+def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: Finish) -> None:
+    again_by_sha(swav(table7), finish)
+    for run in table7.runs.values():
+        os.utime(run.result, (2**30, 2**30 + (not run.parents)))
+    results.order_files(table7)
+    for run in table7.runs.values():
+        for parent in (table7.runs[name] for name in run.parents):
+            redone = not run.result.exists() or run.result.stat().st_mtime < parent.result.stat().st_mtime
+            assert redone == (parent.name == "swav_800ep")
+
+
+def test_other_seeds_of_an_earlier_checkpoint_are_not_told(checkout: Path, finish: Finish) -> None:
+    both = planning.make(Request(("table7",), "smoke", (0, 1)))
+    finish_all(both, finish)
+    one = planning.make(Request(("table7",), "smoke"))
+    assert "seeds that were not asked for: 1" in knn20(one)["SwAV"].reason
+    again_by_sha(next(run for run in both.runs.values() if (run.name, run.seed) == ("swav_800ep", 1)), finish)
+    assert "not asked for" not in knn20(one)["SwAV"].reason
+
+
+def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: Finish) -> None:
+    plan = planning.make(Request(("table9",), "paper"))
+    finish_all(plan, finish)
+    hard = next(run for run in plan.runs.values() if run.name == "swav_400ep_hard")
+    again_by_sha(hard, finish)
+    answers = judge_claims.judge(plan)
+    (soft,) = [answer for answer in answers if answer.claim.claim == "soft-assignments"]
+    assert soft.standing == Standing.NOT_RUN and soft.lacking
+    assert "made again since" in soft.findings[0].reason
+    assert any("of 5 results" in sentence for sentence in strict.complaints(plan, check.check(plan), answers))
+    check.write(plan, check.check(plan), answers)
+    page = report.write("paper").read_text()
+    assert "1 of 6 results are not judged: their checkpoint was made again or removed since" in page
+    assert page.count("not judged: of another checkpoint") == 1
+    cell = json.loads(Path("reports/paper/table9.json").read_text())["rows"]
+    assert [row["cells"]["top1"]["verdict"] for row in cell].count("not run") == 1
+
+
+def test_one_run_by_itself_is_done_again(
+    table7: Plan, finish: Finish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from reproduce.harness.workflow import start
+
+    run, started = swav(table7), []
+
+    def execute(command: list[str], *_: object, **__: object) -> int:
+        started.append(command)
+        return 1
+
+    monkeypatch.setattr(start, "execute", execute)
+    monkeypatch.setattr("reproduce.__main__._make_pictures", lambda _: None)
+    ask = ["evaluate", "knn", "--checkpoint", run.run_id]
+    assert main(ask) == 0 and not started
+    again_by_sha(run, finish)
+    assert main(ask) == 1 and started
+    assert "made again since" in capsys.readouterr().out
