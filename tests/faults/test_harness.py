@@ -123,6 +123,15 @@ def test_runs_have_huge_pages_unless_the_user_tunes_the_allocator(own: str, monk
     assert Path("tunables.txt").read_text() == (own or "glibc.malloc.hugetlb=1")
 
 
+def test_a_checkout_may_lie_in_a_folder_of_any_name(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = checkout / "it's here; touch caught $(touch caught)"
+    shutil.copytree(CACHE, odd / CACHE)
+    monkeypatch.chdir(odd)
+    assert harness("", "run", "table7")[0] == 0
+    assert all(run.result.exists() for run in plan().runs.values())
+    assert not list(checkout.rglob("caught"))
+
+
 def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of four GPUs, as CUDA_VISIBLE_DEVICES allows; each is one run's at a time, though cores abound."""
     bin_folder = tmp_path / "bin"
