@@ -1,6 +1,7 @@
 """The evaluations' cores against independent calculations."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
 from models.resnet import ResNet
 from reproduce.config import compose
+from reproduce.engine.features import FeatureStore
 from reproduce.errors import UserError
 from reproduce.evaluate import evaluate
 
@@ -26,6 +28,13 @@ def test_an_evaluation_without_code_is_one_sentence() -> None:
     cfg = compose("evaluate", ["eval=knn", "checkpoint=x", "protocol.name=knnn"])
     with pytest.raises(UserError, match=r"there is no protocol\.name 'knnn' in evals/: did you mean 'knn'"):
         evaluate(cfg, None, None)  # type: ignore[arg-type]
+
+
+def test_features_of_no_picture_are_a_sentence(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, "me")
+    with pytest.raises(UserError, match=r"none of the pictures can be decoded; the first: a\.jpg \(cut\)"):
+        store.write({"of": "nothing"}, [], ["a.jpg (cut)", "b.jpg (cut)"])
+    assert store.find({"of": "nothing"}) is None
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
