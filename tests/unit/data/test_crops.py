@@ -259,6 +259,14 @@ def test_processes_share_a_step_as_one_process_makes_it() -> None:
     assert sorted(index for step in alone[:5] for _, index in step) == list(range(20))
 
 
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    steps = [list(StepSampler(20, 4, epochs=3, seed=seed)) for seed in (0, 1)]
+    epochs = [made[5 * epoch : 5 * epoch + 5] for made in steps for epoch in range(3)]
+    orders = [[index for step in epoch for _, index in step] for epoch in epochs]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len(set(map(tuple, orders))) == 6
+
+
 def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch() -> None:
     whole = list(StepSampler(20, 4, epochs=3, seed=0))
     assert list(StepSampler(20, 4, epochs=3, seed=0, first_step=7)) == whole[7:]
