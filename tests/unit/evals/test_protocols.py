@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evals import knn
+from evals import knn, voc07_svm
 from evals.knn import neighbors, vote
 from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
@@ -90,6 +90,19 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(rows, present)
     assert best_cost(rows, present, costs, 3) == search.best_params_["C"]
+
+
+def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
+    protocol = voc07_svm.Protocol("voc07_svm", num_folds=3, costs=[0.1, 1.0], pixels=Pixels(64, 64))
+    rng = np.random.default_rng(0)
+    rows, test = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
+    labels, truth = (np.where(x[:, 0] + x[:, 1] > 0.4, 1, -1) for x in (rows, test))
+    labels[::7], truth[::3] = 0, 0
+    found = voc07_svm.judge(protocol, rows, test, labels, truth)
+    assert found == voc07_svm.judge(
+        protocol, rows, test[truth != 0], np.where(labels == 0, -1, labels), truth[truth != 0]
+    )
+    assert found[0] < 100
 
 
 def test_top_hits() -> None:
