@@ -16,9 +16,9 @@ import pytest
 
 from reproduce.files import lock
 from reproduce.harness import check, planning
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import CACHE, Plan, Request
 from reproduce.harness.workflow import start
+from reproduce.here import CHECKOUT
 
 FAKE = Path(__file__).with_name("fake_run.py")
 
