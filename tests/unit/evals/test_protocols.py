@@ -24,9 +24,10 @@ from reproduce.errors import UserError
 from reproduce.evaluate import evaluate
 
 
-def test_an_evaluation_without_code_is_one_sentence() -> None:
-    cfg = compose("evaluate", ["eval=knn", "checkpoint=x", "protocol.name=knnn"])
-    with pytest.raises(UserError, match=r"there is no protocol\.name 'knnn' in evals/: did you mean 'knn'"):
+@pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("setting", "")])
+def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> None:
+    cfg = compose("evaluate", ["eval=knn", "checkpoint=x", f"protocol.name={name}"])
+    with pytest.raises(UserError, match=rf"there is no protocol\.name '{name}' in evals/: {hint}"):
         evaluate(cfg, None, None)  # type: ignore[arg-type]
 
 
