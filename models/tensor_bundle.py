@@ -7,6 +7,7 @@ place in a shard. Nothing in it is code.
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,20 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 FLOAT32 = 1
 """TensorFlow's number for the type; variables of other types (step counters) are passed over."""
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError),
+    *(KeyError, ValueError, IndexError, OverflowError, MemoryError, RuntimeError),
+)
+"""What reading an archive raises whose bytes are others than were written."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive with a tensor bundle inside."""
-    if not zipfile.is_zipfile(path):
+    """Whether a file is a zip archive with a tensor bundle inside; not where its list of files is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bool(_indices(archive))
+    except DAMAGED:
         return False
-    with zipfile.ZipFile(path) as archive:
-        return bool(_indices(archive))
 
 
 def _indices(archive: zipfile.ZipFile) -> list[str]:
@@ -44,7 +51,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             (index,) = _indices(archive)
             return _read(archive, index)
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, struct.error) as error:
+    except DAMAGED as error:
         raise UserError(f"checkpoint {path} is no whole archive of a TensorFlow checkpoint ({error})") from error
 
 
@@ -134,11 +141,13 @@ def _message(content: bytes) -> dict[int, list[int | bytes]]:
 
 def _number(fields: dict[int, list[int | bytes]], field: int) -> int:
     value = fields.get(field, [0])[-1]
-    assert isinstance(value, int)
+    if not isinstance(value, int):
+        raise ValueError(f"field {field} is no number")  # noqa: TRY004 - the file is wrong, not its caller
     return value
 
 
 def _bytes(fields: dict[int, list[int | bytes]], field: int) -> bytes:
     value = fields.get(field, [b""])[-1]
-    assert isinstance(value, bytes)
+    if not isinstance(value, bytes):
+        raise ValueError(f"field {field} is a number")  # noqa: TRY004 - as above
     return value

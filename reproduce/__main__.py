@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
 from reproduce.harness import planning, results, tables
-from reproduce.harness.plan import Kind, Plan, Request, Run
+from reproduce.harness.plan import Kind, Plan, Request
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -105,6 +105,7 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _one_run(options: argparse.Namespace) -> int:
+    from reproduce.harness import pictures
     from reproduce.harness.check import AGREES, INCOMPLETE
     from reproduce.harness.workflow.start import execute
 
@@ -121,8 +122,8 @@ def _one_run(options: argparse.Namespace) -> int:
         print("the result there is of a checkpoint that was made again since: it is measured again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _carry_out(plan, options.cores) else AGREES
-    _make_pictures(plan)
-    _refuse_missing_data(plan)
+    pictures.generate(plan)
+    pictures.refuse_missing(plan)
     status = execute(run.command(), Path(run.folder), echo=True)
     if status == 0:
         print(f"{results.in_words(run)}\nresult: {run.result}")
@@ -251,80 +252,18 @@ def _print_plan(plan: Plan, cores: int) -> None:
 
 def _carry_out(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or those whose data is there; whether any is missing in the end."""
-    from reproduce.harness import baseline
+    from reproduce.harness import baseline, pictures
     from reproduce.harness.workflow.progress import Screen
     from reproduce.harness.workflow.supervise import carry_out
 
     seconds = baseline.load(plan.request.scale).wall_seconds
-    possible, why = _possible(plan, skip_missing_data)
+    possible, why = pictures.possible(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
-        _refuse_missing_data(plan)
+        pictures.refuse_missing(plan)
         return bool(carry_out(plan, cores, seconds, Screen()).missing)
     print(f"{why}: of {len(plan.runs)} runs, {len(possible.runs)} serve cells that need none of it, and are done now")
     carry_out(possible, cores, seconds, Screen())
     return True
-
-
-def _possible(plan: Plan, skip_missing_data: bool) -> tuple[Plan, str]:
-    """The part of a plan whose data is there, as far as it may be made without the rest, and why it is a part."""
-    if _lacks_data(plan):
-        return plan.only(lambda run: run.kind == "measure"), "no DATA is given"
-    if not skip_missing_data or plan.pictures or not Path(plan.data).is_dir():
-        return plan, ""
-    absent = _absent(plan)
-    return plan.only(lambda run: run.run_id not in absent), f"DATA misses {_phrases(absent)}"
-
-
-def _lacks_data(plan: Plan) -> bool:
-    return not plan.data and not plan.pictures
-
-
-def _refuse_missing_data(plan: Plan) -> None:
-    """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
-    if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
-        raise UserError(f"the folder {plan.data} given as DATA is not there")
-    to_do = _to_read(plan)
-    if plan.pictures or not to_do:
-        return
-    if _lacks_data(plan):
-        name = to_do[0].catalogue
-        raise UserError(
-            f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
-        )
-    if absent := _absent(plan):
-        rest = plan.only(lambda run: run.run_id not in absent).cells
-        hint = (
-            f"; {len(rest)} of {len(plan.cells)} cells need none of it: SKIP_MISSING_DATA=1 (python -m reproduce: "
-            "--skip-missing-data) makes them"
-        )
-        raise UserError(f"DATA misses what the runs read: {_phrases(absent)}{hint if rest else ''}")
-
-
-def _to_read(plan: Plan) -> list[Run]:
-    """The runs that are still to read pictures."""
-    states = results.states(plan)
-    return [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
-
-
-def _absent(plan: Plan) -> dict[str, list[str]]:
-    """By run, what it would read and is not there."""
-    from reproduce.harness import cost
-
-    return {run.run_id: absent for run in _to_read(plan) if (absent := cost.lacking(plan, run))}
-
-
-def _phrases(absent: dict[str, list[str]]) -> str:
-    return "; ".join(dict.fromkeys(what for missing in absent.values() for what in missing))
-
-
-def _make_pictures(plan: Plan) -> None:
-    import subprocess
-
-    if not plan.pictures:
-        return
-    generate = [sys.executable, "-m", "reproduce.data.generate", "--root", plan.pictures]
-    if subprocess.run(generate, check=False).returncode:
-        raise UserError(f"the pictures in {plan.pictures} could not be generated; the lines above say why")
 
 
 def _check(plan: Plan, strict: bool) -> int:

@@ -33,6 +33,8 @@ AT_LEAST: dict[str, float] = {
 }
 LENGTHS = {"crops.augment.jitter": 4, "crops.augment.blur_radius_px": 2, "normalize.mean": 3, "normalize.std": 3}
 ON_BAD_IMAGE = ("stop", "skip")
+NAME = re.compile(r"\w[\w.+-]*")
+"""What a run may be called: its folder, a rule of Snakemake's and a job are named so."""
 NOT_HASHED = ("paths", "cluster", "logging", "sentinel", "data")
 """Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
 that a run reads is under `dataset`.)"""
@@ -361,6 +363,8 @@ def _check_options(overrides: list[str]) -> None:
 
 def _check_values(cfg: DictConfig) -> None:
     """Refuse what would end later in a traceback, or in a run that is done without having trained."""
+    if not NAME.fullmatch(cfg.name):
+        raise UserError(f"config name={cfg.name!r}: it must be of letters, digits and any of _ . + -")
     for key, least in AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value >= least:  # NaN neither

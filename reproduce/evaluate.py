@@ -27,7 +27,7 @@ from reproduce.trunk import checkpoint_trunk, parents
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
     """Load the checkpoint's trunk and measure it by the protocol's file in `evals/`."""
     autocast(cfg.precision)  # refuses one that there is not, before any data is read
-    protocols = [module.name for module in pkgutil.iter_modules(evals.__path__)]
+    protocols = [module.name for module in pkgutil.iter_modules(evals.__path__) if module.name != "setting"]
     if cfg.protocol.name not in protocols:
         raise UserError(
             f"there is no protocol.name {cfg.protocol.name!r} in evals/: {nearest(cfg.protocol.name, protocols)}"

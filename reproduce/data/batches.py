@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -66,7 +67,8 @@ class CentreCrops(Dataset[Centre]):
             return index, None, str(error)
         width, height = image.size
         shorter = min(width, height)
-        image = image.resize((int(self.resize_px * width / shorter), int(self.resize_px * height / shorter)), 2)
+        size = int(self.resize_px * width / shorter), int(self.resize_px * height / shorter)
+        image = image.resize(size, Image.Resampling.BILINEAR)
         left, top = round((image.width - self.crop_px) / 2), round((image.height - self.crop_px) / 2)
         box = (left, top, left + self.crop_px, top + self.crop_px)
         return index, np.asarray(image.crop(box)).transpose(2, 0, 1), ""

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +26,8 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may be another one a little later."""
 RANGE_IS_WRONG = 416
+BROKEN_OFF = (ConnectionError, TimeoutError, ssl.SSLError)
+"""What reading an answer raises whose sender is lost."""
 
 Tell = Callable[[str], None]
 
@@ -116,7 +119,7 @@ def _fetch(address: str, part: Path, tell: Tell, wait: Callable[[float], None]) 
                 _forget(part)
             elif error.code not in PASSING:
                 raise Unavailable(f"unavailable: {reason}; the publisher has moved or removed the file") from error
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, *BROKEN_OFF) as error:
             reason = f"{address} can't be reached ({getattr(error, 'reason', None) or repr(error)})"
     raise UserError(
         f"{reason}, in {TRIES} tries; check the network and run the same command again, or put the file "

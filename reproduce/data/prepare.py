@@ -16,7 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -55,7 +55,8 @@ def _present(archive: Archive, folder: Path, official: Official, tell: Tell) -> 
         if digests and not checked.exists():
             tell(f"checking {path}")
             digests[0].check(path)
-            checked.touch()
+            with suppress(OSError):  # in a folder of others: it is checked each time
+                checked.touch()
         return path
     if archive.address is None:
         raise UserError(f"the archive {path} is not there: get it from {official.home}, and put it there")

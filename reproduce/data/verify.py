@@ -143,11 +143,9 @@ def _folders(root: Path, dataset: Dataset, official: Official | None, found: Fin
             _compare(f"class folders in {split}", len(names), official.classes, found)
             _count(split, files, official, found)
             each = official.splits[split].per_class if split in official.splits else None
-            for kind, wrong in (
-                ("missing", [f"{name} ({n})" for name, n in counts.items() if each and n < each]),
-                ("surplus", [f"{name} ({n})" for name, n in counts.items() if each and n > each]),
-            ):
-                found.add(kind, f"classes of {split} have another number of pictures than {each}", wrong)  # type: ignore[arg-type]
+            wrong = f"classes of {split} have another number of pictures than {each}"
+            found.add("missing", wrong, [f"{name} ({n})" for name, n in counts.items() if each and n < each])
+            found.add("surplus", wrong, [f"{name} ({n})" for name, n in counts.items() if each and n > each])
     for split, other in ((dataset.train, dataset.val), (dataset.val, dataset.train)):
         if split in classes and other in classes:
             found.add("missing", f"classes of {other} have no folder in {split}", list(classes[other] - classes[split]))

@@ -18,6 +18,8 @@ from reproduce.files import write_atomic, write_with
 
 NUM_KEPT = 2
 """Checkpoints of a run under way: the newest, and the one before in case the newest is damaged."""
+DAMAGED = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError)
+"""What torch raises reading a file whose bytes are others than were written, by where they stand."""
 
 
 def save(path: Path, state: dict[str, Any]) -> Path:
@@ -45,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} is {reason}; give a file, or the run_id of a finished pretraining"
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"checkpoint {path} can't be read ({reason}); delete it and run its pretraining again"

@@ -15,7 +15,8 @@ import PIL
 import torch
 from torch import Tensor
 
-from reproduce.engine.distributed import barrier, is_main, rank, world_size
+from reproduce.engine.distributed import any_rank, barrier, is_main, rank, world_size
+from reproduce.errors import UserError
 from reproduce.files import read_json, write_json, write_with
 
 MADE_BY = (
@@ -59,7 +60,8 @@ class FeatureStore:
     def write(self, about: dict[str, Any], batches: Iterable[tuple[Tensor, Tensor]], bad: Sequence[str]) -> Features:
         """Write this rank's `batches` of indices `(b,)` and rows `(b, d)`, and put all ranks' together. A collective.
 
-        `bad` is read once the batches are through. Ranks hold consecutive shares of the pictures.
+        `bad` is read once the batches are through. Ranks hold consecutive shares of the pictures. Raises `UserError` on
+        all where there is no row.
         """
         at = self._at(about)
         unfinished = at.with_name(f".{at.name}-{self._writer}")
@@ -79,6 +81,8 @@ class FeatureStore:
 
         write_with(unfinished / f"rows-{rank()}", fill)
         share = torch.cat(indices).tolist() if indices else []
+        if not any_rank(bool(share)):
+            raise UserError(f"none of the pictures can be decoded{f'; the first: {bad[0]}' if bad else ''}")
         write_json(unfinished / f"share-{rank()}.json", {"indices": share, "width": width, "bad": list(bad)})
         barrier()
         if is_main():

@@ -13,6 +13,7 @@ from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import code, results, statistics, tables
 from reproduce.harness.plan import Plan, Run
+from reproduce.here import processor
 
 MIN_SEEDS = 5
 
@@ -99,7 +100,7 @@ def write(plan: Plan, allow_dirty: bool = False) -> Path:
         "dirty": dirty,
         "date": datetime.now(UTC).date().isoformat(),
         "seeds": list(plan.request.seeds),
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "packages": next(iter(done.values()))["provenance"]["packages"],
     }
     content = {
@@ -121,13 +122,3 @@ def _num_test_images(run: Run, result: dict[str, Any]) -> int:
             f"{run.result} does not say of how many test images its numbers are: evals/{run.work.method}.py has to "
             "fill setting.counts['num_test_images']"
         ) from error
-
-
-def cpu() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

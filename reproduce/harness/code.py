@@ -1,24 +1,16 @@
 """The checkout's code: its commit, and what of a commit can change a number that a run gives."""
 
-import subprocess
 from functools import cache
-from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from reproduce.here import CHECKOUT, git
+
+__all__ = ["CHECKOUT", "dirty", "git", "of_runs"]
+
 REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.txt", "python_only"))
 OF_RUNS = ("models", "evals", "reproduce/", *REQUIREMENTS)
 """What runs execute; git lists what is in `reproduce/` one by one."""
 NOT_OF_RUNS = ("reproduce/__main__.py", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
 """Of a config, what a run takes is in its name already."""
-
-
-def git(*arguments: str) -> str:
-    """What git says of the checkout; empty where there is no git or no commit."""
-    try:
-        done = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def dirty() -> bool:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness import work
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import CACHE, Kind, Request, Run
 from reproduce.harness.work import Work
+from reproduce.here import CHECKOUT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # which the harness imports only where a plan is new

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from reproduce.harness.code import CHECKOUT
+from reproduce.here import CHECKOUT, processor
 
 VERSIONS = CHECKOUT / "docker/versions.env"
 """The images' pins, one NAME=VALUE a line."""
@@ -84,9 +84,8 @@ def hardware(root: Path = Path("/")) -> Iterator[Finding]:
 
 
 def _processor(root: Path) -> Finding:
-    found = re.search(r"^model name\s*: (.+)", _text(root / "proc/cpuinfo"), re.MULTILINE)
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = f"{found[1] if found else platform.machine()}, {num_cores} cores"
+    words = f"{processor(root)}, {num_cores} cores"
     quota, period = cpu_quota(root)
     if quota < num_cores * period:
         words += f", of whose time {quota / period:g} are granted (say CORES={max(1, quota // period)})"

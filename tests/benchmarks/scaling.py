@@ -21,7 +21,7 @@ from torch import nn
 from models.methods import find
 from reproduce.config import Crops, compose, typed
 from reproduce.files import read_json
-from reproduce.harness.code import CHECKOUT
+from reproduce.here import CHECKOUT
 from reproduce.network import build_network
 
 COMMON = ["experiment=swav_800ep", "scale=paper", "measurement=cost", "cluster.num_threads=1", "logging.wandb=false"]

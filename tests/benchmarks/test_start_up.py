@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness.code import CHECKOUT
+from reproduce.here import CHECKOUT
 
 COMMANDS = {
     "help": ["--help"],

@@ -16,9 +16,9 @@ import pytest
 
 from reproduce.files import lock
 from reproduce.harness import check, planning
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import CACHE, Plan, Request
 from reproduce.harness.workflow import start
+from reproduce.here import CHECKOUT
 
 FAKE = Path(__file__).with_name("fake_run.py")
 
@@ -121,6 +121,15 @@ def test_runs_have_huge_pages_unless_the_user_tunes_the_allocator(own: str, monk
         monkeypatch.setenv("GLIBC_TUNABLES", own)
     assert harness("", "run", "table7")[0] == 0
     assert Path("tunables.txt").read_text() == (own or "glibc.malloc.hugetlb=1")
+
+
+def test_a_checkout_may_lie_in_a_folder_of_any_name(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = checkout / "it's here; touch caught $(touch caught)"
+    shutil.copytree(CACHE, odd / CACHE)
+    monkeypatch.chdir(odd)
+    assert harness("", "run", "table7")[0] == 0
+    assert all(run.result.exists() for run in plan().runs.values())
+    assert not list(checkout.rglob("caught"))
 
 
 def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

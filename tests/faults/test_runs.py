@@ -16,9 +16,10 @@ import torch
 
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
+from reproduce.engine.attempts import Attempts
 from reproduce.engine.loop import Method, train
 from reproduce.engine.precision import loss_scaler
-from reproduce.engine.run import Attempts, Run
+from reproduce.engine.run import Run
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
 from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
@@ -345,6 +346,8 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["seed"], "'seed' sets no key: write KEY=VALUE"),
         (["=3"], "'=3' sets no key"),
         (["seed=[1"], "seed=[1': no viable alternative"),
+        (["name='mine; touch x'"], "config name='mine; touch x': it must be of letters, digits and any of _ . + -"),
+        (["name=../mine"], "config name='../mine': it must be of letters, digits and any of _ . + -"),
         (["epochs=-1"], "config epochs=-1: it must be 1 or more"),
         (["batch_size=0"], "config batch_size=0: it must be 1 or more"),
         (["seed=-1"], "config seed=-1: it must be 0 or more"),

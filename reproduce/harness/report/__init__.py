@@ -15,13 +15,14 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
-from reproduce.harness import baseline, code, show_claims, tables
+from reproduce.harness import code, show_claims, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import REPORTS
 from reproduce.harness.report import drawing, figures, runs, speed
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.workflow.progress import duration
+from reproduce.here import processor
 
 FOLDER = Path(__file__).parent
 
@@ -121,7 +122,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         written=datetime.now(UTC),
         commit=code.git("rev-parse", "--short=12", "HEAD"),
         dirty=code.dirty(),
-        machine=f"{baseline.cpu()}, {os.cpu_count()} cores",
+        machine=f"{processor()}, {os.cpu_count()} cores",
         style=(FOLDER / "style.css").read_text(),
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

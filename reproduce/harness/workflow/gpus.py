@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from reproduce.errors import UserError
 from reproduce.harness import machine
 
 SHARED = "REPRODUCE_GPUS"
@@ -53,7 +54,9 @@ def held(names: Sequence[str], number: int, keep_on: Callable[[], bool]) -> Iter
 
 def _take(name: str, files: ExitStack) -> bool:
     folder = Path(tempfile.gettempdir()) / f"reproduce-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder}, where this user's runs hold their GPUs, is another's: remove it, or set TMPDIR")
     file = files.enter_context(open(folder / f"{name.replace('/', '_')}.lock", "a"))  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -155,8 +155,10 @@ def as_text(objects: list[dict[str, Any]]) -> str:
 
 
 def render(plan: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every run's manifest, numbered so that what a run builds on comes before it."""
+    """Write every run's manifest, numbered so that what a run builds on comes before it; those of before go."""
     refuse_incomplete(plan["cluster"])
+    for old in folder.glob("[0-9][0-9][0-9]-*.yaml"):
+        old.unlink()
     written = []
     for number, run in enumerate(plan["runs"]):
         path = folder / f"{number:03}-{name_of(run['run_id'])}.yaml"

@@ -32,6 +32,8 @@ STATE = Path(".cache/snakemake")
 """Snakemake's own folder."""
 
 GRACE_SECONDS = 20
+HEAR_OUT_SECONDS = 5
+"""Time for the last lines of a run that has ended to come through a pipe."""
 POLL_SECONDS = 0.5
 STOPPED = 128 + signal.SIGTERM
 
@@ -138,8 +140,9 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its own process group: all ranks and data-loader workers end with it
         )
+        copier = threading.Thread(target=_copy, args=(process, log), daemon=True)
         if echo:
-            threading.Thread(target=_copy, args=(process, log), daemon=True).start()
+            copier.start()
         while True:
             try:
                 status = process.wait(timeout=POLL_SECONDS)
@@ -151,6 +154,8 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
                     return STOPPED
         if status not in (0, REQUEUE):
             stop(process)  # what a launcher that was killed left behind
+        if echo:
+            copier.join(timeout=HEAR_OUT_SECONDS)  # not for ever: what the run left running may hold the pipe
         if status == REQUEUE:
             if is_final(folder / "failure.json"):  # one machine said why; the others were only asked to end
                 return int(json.loads((folder / "failure.json").read_text())["exit_status"])
@@ -232,10 +237,11 @@ def last_error(log: Path) -> str:
 
 def _copy(process: subprocess.Popen[bytes], log: Any) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        log.write(line)
-        sys.stdout.buffer.write(line)
-        sys.stdout.flush()
+    with process.stdout:
+        for line in process.stdout:
+            log.write(line)
+            sys.stdout.buffer.write(line)
+            sys.stdout.flush()
 
 
 def say_failure(folder: Path, status: int, message: str) -> None:

@@ -18,11 +18,11 @@ from typing import IO, Any
 from reproduce.errors import UserError
 from reproduce.files import lock
 from reproduce.harness import results
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import CACHE, Plan
 from reproduce.harness.workflow import gpus, kubernetes, slurm
 from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations
 from reproduce.harness.workflow.start import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
+from reproduce.here import CHECKOUT
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 POLL_SECONDS = 0.3

@@ -177,6 +177,12 @@ def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
     assert {tuple(order) for order in rows[:, 5:9].astype(int)} >= {(3, 2, 1, 0), (0, 1, 2, 3), (1, 3, 0, 2)}
 
 
+def test_a_jitter_stronger_than_one_makes_no_factor_negative() -> None:
+    strong = Augment(0.5, [1.5, 1.5, 1.5, 0.2], 1.0, 0.2, 0.5, [0.1, 2.0])
+    rows = np.stack([colour_parameters(generator(0, 0, index), strong) for index in range(200)])
+    assert 0 <= rows[:, 1:4].min() < 0.1 and 2.4 < rows[:, 1:4].max() <= 2.5
+
+
 def test_colours_are_drawn_as_torchvision_draws_them() -> None:
     from scipy.stats import ks_2samp
 
@@ -240,11 +246,25 @@ def test_a_pictures_crops_depend_on_seed_epoch_and_index_only() -> None:
     assert len({drawn(0, 1, 2), drawn(1, 1, 2), drawn(0, 2, 2), drawn(0, 1, 3)}) == 4
 
 
+def test_no_picture_of_an_epoch_has_the_random_numbers_of_one_of_another() -> None:
+    first = {generator(0, 0, 1 << bit).integers(2**63) for bit in range(40)}
+    assert len(first) == 40
+    assert generator(0, 1, 0).integers(2**63) not in first
+
+
 def test_processes_share_a_step_as_one_process_makes_it() -> None:
     alone = list(StepSampler(20, 4, epochs=2, seed=3))
     shares = [list(StepSampler(20, 4, epochs=2, seed=3, rank=rank, world_size=2)) for rank in range(2)]
     assert [first + second for first, second in zip(*shares, strict=True)] == alone
     assert sorted(index for step in alone[:5] for _, index in step) == list(range(20))
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    steps = [list(StepSampler(20, 4, epochs=3, seed=seed)) for seed in (0, 1)]
+    epochs = [made[5 * epoch : 5 * epoch + 5] for made in steps for epoch in range(3)]
+    orders = [[index for step in epoch for _, index in step] for epoch in epochs]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len(set(map(tuple, orders))) == 6
 
 
 def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,21 @@ def test_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path) -> None:
         f"bytes={len(CONTENT) // 2}-",
     ]
     assert waits == [1, 2]
+
+
+def test_a_connection_that_breaks_below_https_is_tried_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = downloads._copy
+
+    def break_once(*what: Any) -> None:
+        monkeypatch.setattr(downloads, "_copy", copy)
+        raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+
+    monkeypatch.setattr(downloads, "_copy", break_once)
+    path, waits = fetch(server, tmp_path / "w")
+    assert path.read_bytes() == CONTENT
+    assert waits == [1]
 
 
 def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old(server: Server, tmp_path: Path) -> None:

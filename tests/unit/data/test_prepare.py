@@ -1,5 +1,7 @@
 """data-prepare on small archives laid out as the official ones: the right files in the right class folders."""
 
+import errno
+import hashlib
 import io
 import json
 import tarfile
@@ -14,7 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from reproduce.config import Dataset
-from reproduce.data.official import OFFICIAL
+from reproduce.data.official import OFFICIAL, Archive
 from reproduce.data.prepare import prepare
 from reproduce.errors import UserError
 
@@ -100,6 +102,20 @@ def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, byte
 def test_an_archive_that_nobody_may_download_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not there: get it from image-net\.org, after"):
         run(tmp_path, IMAGENET, {})
+
+
+def test_archives_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = packed({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"x"})
+    name = "VOCtrainval_06-Nov-2007.tar"
+    official = replace(OFFICIAL["VOC2007"], archives=(Archive(name, md5=hashlib.md5(archive).hexdigest()),))
+
+    def refuse(_path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / name).write_bytes(archive)
+    monkeypatch.setattr(Path, "touch", refuse)
+    prepare(tmp_path, tmp_path / "data", VOC, lambda _: None, official)
+    assert (tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "1.jpg").read_bytes() == b"x"
 
 
 def test_an_archive_with_another_sum_is_refused(tmp_path: Path, imagenet: dict[str, bytes]) -> None:

@@ -12,20 +12,20 @@ from reproduce.engine import provenance
         (" M evals/knn.py", " M evals/knn.py", None, True),
         (" M README.md", "", None, True),
         ("", "?? evals/of_my_own.py", None, True),
-        (None, None, "c" * 40, False),
-        (None, None, "c" * 40 + "-dirty", True),
+        ("", "", "c" * 40, False),
+        ("", "", "c" * 40 + "-dirty", True),
     ],
     ids=["clean", "changed", "docs changed", "a new evaluation", "image", "image of changed code"],
 )
 def test_code_that_is_in_no_commit(
-    monkeypatch: pytest.MonkeyPatch, changed: str | None, new: str | None, label: str | None, dirty: bool
+    monkeypatch: pytest.MonkeyPatch, changed: str, new: str, label: str | None, dirty: bool
 ) -> None:
-    def git(*arguments: str) -> str | None:
+    def git(*arguments: str) -> str:
         if arguments[0] == "rev-parse":
-            return None if label else "d" * 40
+            return "" if label else "d" * 40
         return changed if "--untracked-files=no" in arguments else new
 
-    monkeypatch.setattr(provenance, "_git", git)
+    monkeypatch.setattr(provenance, "git", git)
     if label:
         monkeypatch.setenv("REPRODUCE_GIT_COMMIT", label)
     assert provenance.code()["git_dirty"] is dirty

@@ -1,9 +1,12 @@
 """When the sentinel stops a run, and when it must not."""
 
 import math
+from typing import Any
 
 import pytest
 
+from reproduce import config
+from reproduce.engine.loop import Method
 from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import TrainingFailed, UserError
 
@@ -72,6 +75,25 @@ def test_it_is_patient_anew_when_the_queue_starts_and_judges_before() -> None:
     later.be_patient(300, epochs=2)
     with pytest.raises(TrainingFailed):
         later.watch(20, PLATEAU)
+
+
+class Queued(Method):
+    uniform_loss, settling_epochs, disturbed_at_step = math.log(60), 1.0, 300
+
+    def loss(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("first_step", "patient", "judged"), [(0, range(1, 30), 30), (100, range(100, 110), 110), (0, range(300, 320), 320)]
+)
+def test_its_patience_is_what_the_method_and_a_restart_ask_for(first_step: int, patient: range, judged: int) -> None:
+    settings = config.Sentinel(patience_epochs=2)
+    guard = Sentinel.of(Queued(), settings, steps_per_epoch=10, first_step=first_step)
+    for step in patient:
+        guard.watch(step, PLATEAU)
+    with pytest.raises(TrainingFailed, match="ln K"):
+        guard.watch(judged, PLATEAU)
 
 
 def test_an_unknown_reaction_is_an_error() -> None:

@@ -11,7 +11,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from reproduce.engine import tracking
-from reproduce.engine.run import Attempts
+from reproduce.engine.attempts import Attempts
 from tests.runs import TINY, run, tiny_pictures
 
 BLOCK = 32768

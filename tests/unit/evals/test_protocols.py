@@ -1,6 +1,7 @@
 """The evaluations' cores against independent calculations."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +12,30 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evals import knn
+from evals import knn, voc07_svm
 from evals.knn import neighbors, vote
 from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
 from models.resnet import ResNet
 from reproduce.config import compose
+from reproduce.engine.features import FeatureStore
 from reproduce.errors import UserError
 from reproduce.evaluate import evaluate
 
 
-def test_an_evaluation_without_code_is_one_sentence() -> None:
-    cfg = compose("evaluate", ["eval=knn", "checkpoint=x", "protocol.name=knnn"])
-    with pytest.raises(UserError, match=r"there is no protocol\.name 'knnn' in evals/: did you mean 'knn'"):
+@pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("setting", "")])
+def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> None:
+    cfg = compose("evaluate", ["eval=knn", "checkpoint=x", f"protocol.name={name}"])
+    with pytest.raises(UserError, match=rf"there is no protocol\.name '{name}' in evals/: {hint}"):
         evaluate(cfg, None, None)  # type: ignore[arg-type]
+
+
+def test_features_of_no_picture_are_a_sentence(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, "me")
+    with pytest.raises(UserError, match=r"none of the pictures can be decoded; the first: a\.jpg \(cut\)"):
+        store.write({"of": "nothing"}, [], ["a.jpg (cut)", "b.jpg (cut)"])
+    assert store.find({"of": "nothing"}) is None
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
@@ -81,6 +91,19 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(rows, present)
     assert best_cost(rows, present, costs, 3) == search.best_params_["C"]
+
+
+def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
+    protocol = voc07_svm.Protocol("voc07_svm", num_folds=3, costs=[0.1, 1.0], pixels=Pixels(64, 64))
+    rng = np.random.default_rng(0)
+    rows, test = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
+    labels, truth = (np.where(x[:, 0] + x[:, 1] > 0.4, 1, -1) for x in (rows, test))
+    labels[::7], truth[::3] = 0, 0
+    found = voc07_svm.judge(protocol, rows, test, labels, truth)
+    assert found == voc07_svm.judge(
+        protocol, rows, test[truth != 0], np.where(labels == 0, -1, labels), truth[truth != 0]
+    )
+    assert found[0] < 100
 
 
 def test_top_hits() -> None:

@@ -260,3 +260,17 @@ def test_a_wrong_claim_is_refused(checkout: Path, before: str, after: str, says:
 def test_nothing_checked_is_still_refused(checkout: Path) -> None:
     with pytest.raises(UserError, match="nothing at scale paper was checked yet"):
         report.write("paper")
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        ((Standing.HOLDS, Standing.NOT_RUN, Standing.CONTRADICTED), Standing.CONTRADICTED),
+        ((Standing.INCONCLUSIVE, Standing.HOLDS, Standing.NOT_RUN), Standing.NOT_RUN),
+        ((Standing.HOLDS, Standing.INCONCLUSIVE), Standing.INCONCLUSIVE),
+        ((Standing.HOLDS, Standing.HOLDS), Standing.HOLDS),
+    ],
+)
+def test_a_claim_stands_as_its_worst_part(parts: tuple[Standing, ...], whole: Standing) -> None:
+    findings = [judge_claims.Finding("", standing, "") for standing in parts]
+    assert judge_claims.Answer(claims.load()[0], findings).standing == whole

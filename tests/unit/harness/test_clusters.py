@@ -148,6 +148,10 @@ def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixtur
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [path.name[:3] for path in written] == [f"{number:03}" for number in range(len(written))]
     assert written[0].name.startswith("000-swav-800ep-s0-") and all(path.is_file() for path in written)
+    (written[0].parent / "099-of-another-table.yaml").touch()
+    assert main(["render", "table7", "--scale", "paper", *options]) == 0
+    assert sorted(written[0].parent.iterdir()) == written  # `kubectl apply -f` of the folder starts nothing else
+    capsys.readouterr()
     with pytest.raises(UserError, match=r"kubernetes\.image and kubernetes\.results_claim"):
         main(["render", "table7", "--scale", "paper", "--cluster", "kubernetes"])
     with pytest.raises(UserError, match="--cluster kubernetes"):

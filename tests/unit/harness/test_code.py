@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from reproduce import here
 from reproduce.harness import code
 
 
 @pytest.fixture
 def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
     """Writes a file, commits it, and tells the commit."""
-    monkeypatch.setattr(code, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(here, "CHECKOUT", tmp_path)
     code.of_runs.cache_clear()
     code.git("init", "--quiet")
 

@@ -1,10 +1,12 @@
 """GPUs among runs: all that are wanted or none, nobody's twice, and freed at the end."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from reproduce.errors import UserError
 from reproduce.harness import machine
 from reproduce.harness.machine import Gpu
 from reproduce.harness.workflow import gpus
@@ -31,6 +33,22 @@ def test_a_run_waits_until_enough_are_free_and_holds_none_meanwhile() -> None:
             assert third == ["2"]
     with gpus.held(["0", "1", "2"], 8, tries(3)) as all_of_them:
         assert all_of_them == ["0", "1", "2"]
+
+
+def test_a_folder_that_another_put_in_the_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir()
+    folder = tmp_path / f"reproduce-gpus-{os.getuid()}"
+    folder.symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"is another's"), gpus.held(["0"], 1, tries(1)):
+        pass
+    assert not list((tmp_path / "theirs").iterdir())
+    folder.unlink()
+    folder.mkdir()
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    folder.rename(tmp_path / f"reproduce-gpus-{os.getuid()}")
+    with pytest.raises(UserError, match=r"is another's"), gpus.held(["0"], 1, tries(1)):
+        pass
 
 
 def test_without_gpus_nothing_is_held() -> None:

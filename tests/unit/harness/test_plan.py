@@ -13,10 +13,10 @@ import pytest
 from reproduce import config
 from reproduce.errors import UserError
 from reproduce.harness import composer, planning, results
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.composer import Composer
 from reproduce.harness.plan import Kind, Plan, Request, Source
 from reproduce.harness.results import State
+from reproduce.here import CHECKOUT
 
 Finish = Callable[..., None]
 

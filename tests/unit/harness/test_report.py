@@ -36,11 +36,13 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.open: list[str] = []
+        self.attributes: list[str] = []
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        self.attributes += given
         self.ids += [given["id"]] if given.get("id") else []  # type: ignore[list-item]
         self.links += [given[key] for key in ("href", "src") if given.get(key)]  # type: ignore[misc]
         if tag not in VOID:
@@ -90,6 +92,69 @@ def test_the_page_needs_no_network_and_runs_one_script_of_ours(done: Plan) -> No
     assert re.findall(r"<script.*?</script>", text, re.DOTALL) == [f"<script>{SCRIPT.read_text()}</script>"]
     sha256 = base64.b64encode(hashlib.sha256(SCRIPT.read_bytes()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha256}'" in text
+
+
+HOSTILE = "</style></title><img src=x onerror=alert(1)><script>alert(2)</script>\" onload='alert(3)"
+SAID = {
+    *(
+        "title",
+        "caption",
+        "section",
+        "heading",
+        "label",
+        "note",
+        "weights",
+        "reason",
+        "unit",
+        "group",
+        "source",
+        "says",
+    ),
+    *("what", "interval_of", "setting", "method", "expected_in_words", "errata", "undrawn", "commit", "message"),
+}
+
+
+def hostile(value: Any, key: str = "") -> Any:
+    """Checked data with something hostile in all that is words."""
+    if isinstance(value, dict):
+        return {name: hostile(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item, key) for item in value] or ([HOSTILE] if key in ("errata", "undrawn") else [])
+    return value + HOSTILE if isinstance(value, str) and key in SAID else value
+
+
+def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout: Path) -> None:
+    plan = planning.make(Request(("table2", "table3", "figure2", "claims"), "paper"))
+    check.write(plan, check.check(plan), judge_claims.judge(plan))
+    for path in plan.reports.glob("*.json"):
+        if path.name != "plan.json":
+            path.write_text(json.dumps(hostile(json.loads(path.read_text()))))
+    run = next(iter(plan.runs.values()))
+    run.failure.parent.mkdir(parents=True)
+    run.failure.write_text(json.dumps({"status": HOSTILE, "exit_status": 1, "message": HOSTILE}))
+    run.log.write_text(HOSTILE)
+    text = report.write("paper").read_text()
+    page = Page(text)
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 100
+    assert text.count("<script") == text.count("</script") == text.count("</style") == text.count("</title") == 1
+    assert "<img" not in text
+    assert set(page.attributes) <= {
+        *("lang", "charset", "name", "content", "http-equiv", "rel", "href", "id", "class", "datetime", "aria-label"),
+        *(
+            "aria-hidden",
+            "style",
+            "scope",
+            "colspan",
+            "data-sort",
+            "role",
+            "tabindex",
+            "title",
+            "open",
+            "width",
+            "height",
+        ),
+        *("viewbox", "x", "y", "x1", "x2", "y1", "y2", "rx", "cx", "cy", "r", "d", "points"),
+    }
 
 
 def test_the_papers_table_stands_as_printed(checkout: Path) -> None:

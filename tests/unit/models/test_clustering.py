@@ -117,7 +117,8 @@ def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -
         rows = method.bank.embeddings[head % 2]
         assert torch.equal(method.labels[head, method.bank.pictures].long(), (rows @ prototypes.T).argmax(dim=1))
 
-    pictures = method.sampler.pictures(0)
+    (step,) = [step for step in (0, 1) if set(unseen) & set(method.sampler.pictures(step).tolist())]
+    pictures = method.sampler.pictures(step)
     embeddings = F.normalize(torch.randn(30, 8), dim=1)
     assert net.prototypes is not None
     scores = net.prototypes(embeddings)
@@ -127,11 +128,13 @@ def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -
             label = method.labels[head, pictures[row % 10]].long()
             if label != clustering.UNSEEN:
                 losses.append(F.cross_entropy(prototypes @ embedding / 0.1, label))
-    loss, watched = method.loss(embeddings, scores, 3, step=0)
+    assert len(losses) == 3 * 3 * 8  # heads, crops, and the images of the batch that the bank held
+    loss, watched = method.loss(embeddings, scores, 3, step)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
     assert 1 <= watched["prototypes_used"] <= 4
-    assert torch.equal(method.bank.embeddings[:, :10], embeddings[:20].unflatten(0, (2, 10)))
-    assert method.bank.pictures[:10].tolist() == pictures.tolist()
+    held = slice(10 * step, 10 * step + 10)
+    assert torch.equal(method.bank.embeddings[:, held], embeddings[:20].unflatten(0, (2, 10)))
+    assert method.bank.pictures[held].tolist() == pictures.tolist()
 
 
 def test_labels_change_between_epochs_only_and_sgd_moves_no_centroid() -> None:

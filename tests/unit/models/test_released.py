@@ -4,6 +4,7 @@ import argparse
 import os
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from models.released import SamePool, simclr_tensorflow
 from models.resnet import ResNet
-from models.tensor_bundle import MAGIC, read_archive
+from models.tensor_bundle import MAGIC, is_archive, read_archive
 from models.weights import load_trunk
 from reproduce.data import released
+from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
 WIDTH = 0.0625
@@ -192,6 +194,26 @@ def test_a_file_that_tensorflow_wrote() -> None:
     assert torch.equal(variables["base_model/conv2d/kernel"], torch.arange(6).reshape(1, 1, 2, 3) / 2)
     assert torch.equal(variables["base_model/conv2d_1/kernel"], torch.tensor([1.5, -2]))
     assert torch.equal(variables["scale"], torch.tensor(0.25))
+
+
+def test_whatever_byte_of_an_archive_is_wrong_it_is_a_sentence(tmp_path: Path) -> None:
+    good, content = 0, (Path(__file__).parents[2] / "golden" / "tensorflow.zip").read_bytes()
+    for at in range(len(content)):
+        (tmp_path / "w.zip").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        with suppress(UserError):
+            good += is_archive(tmp_path / "w.zip") and bool(read_archive(tmp_path / "w.zip"))
+    assert good < len(content) / 2  # some bytes are names and times
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of what it then refuses
+def test_whatever_byte_of_a_checkpoint_is_wrong_it_is_a_sentence(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3), "step": 7}, tmp_path / "whole.pt")
+    good, content = 0, (tmp_path / "whole.pt").read_bytes()
+    for at in range(0, len(content), 3):
+        (tmp_path / "w.pt").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        with suppress(UserError):
+            good += bool(checkpoint.load(tmp_path / "w.pt"))
+    assert good < len(content) / 3  # not all are zeros between the tensors
 
 
 def varint(value: int) -> bytes:

@@ -36,3 +36,11 @@ def test_a_constant_added_to_all_scores_changes_nothing() -> None:
     torch.testing.assert_close(
         sinkhorn(scores(8, 4) + 50, 0.05, 3), sinkhorn(scores(8, 4), 0.05, 3), rtol=1e-3, atol=1e-5
     )
+
+
+def test_a_prototype_that_no_sample_is_near_stays_empty_and_spoils_nothing() -> None:
+    given = scores(8, 4) / 10
+    given[:, 2] = -1
+    assignments = sinkhorn(given, epsilon=0.005, num_iterations=3)  # exp(-.9 / .005) is zero in fp32
+    assert (assignments[:, 2] == 0).all()
+    torch.testing.assert_close(assignments.sum(dim=1), torch.ones(8))

@@ -48,6 +48,12 @@ def test_queue_keeps_the_newest_in_front_and_is_full_when_its_oldest_slot_is_fil
     assert queue.blocks[0].flatten().tolist() == [5, 6, 3, 4]
 
 
+def test_the_sentinel_is_told_when_a_queue_starts() -> None:
+    queued = Swav(config(queue_length=20, queue_start_epochs=15), small_net(), num_pictures=25, batch_size=10)
+    assert queued.disturbed_at_step == queued.queue_start_step == 30
+    assert Swav(config(), small_net(), num_pictures=25, batch_size=10).disturbed_at_step is None
+
+
 def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> None:
     net = small_net()
     assert net.prototypes is not None
