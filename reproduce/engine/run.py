@@ -25,7 +25,7 @@ from reproduce.engine.distributed import barrier, is_main, process_group, rank, 
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, Crashed, TrainingFailed, Unavailable, UserError, explained
-from reproduce.files import lock, write_atomic, write_json
+from reproduce.files import lock, read_json, write_atomic, write_json
 
 SKIPPING = (
     "by SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the "
