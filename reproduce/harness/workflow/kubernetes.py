@@ -53,7 +53,12 @@ def manifests(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) -> 
         "spec": {
             "restartPolicy": "Never",  # a pod that failed is replaced, by the policy below
             "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": {"runAsNonRoot": True, "fsGroup": 1000},
+            "automountServiceAccountToken": False,  # a run asks nothing of the cluster
+            "securityContext": {
+                "runAsNonRoot": True,
+                "fsGroup": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             **({"subdomain": name} if nodes > 1 else {}),
             **({"nodeSelector": _labels(site["node_selector"])} if site["node_selector"] else {}),
             **({"priorityClassName": site["priority_class"]} if site["priority_class"] else {}),
@@ -108,6 +113,7 @@ def _container(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) ->
         "name": "run",
         "image": site["image"],
         "workingDir": str(place),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "args": [cluster["image_python"], *run["command"][1:]],
         **({"env": [{"name": key, "value": value} for key, value in meet]} if meet else {}),
         **({"envFrom": [{"secretRef": {"name": site["secret"]}}]} if site["secret"] else {}),

@@ -1,5 +1,6 @@
 """Equal runs are one; a change of a config makes new runs of what depends on it, and of nothing else."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -197,3 +198,14 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
         run = composer.run(kind, [*what, "scale=smoke", *overrides], [])
         cfg = config.compose(kind, [*what, "scale=smoke", *overrides])
         assert (run.run_id, run.seed, run.folder) == (config.run_id(cfg), cfg.seed, str(config.run_dir(cfg)))
+
+
+def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:
+    plan = planning.make(Request(("table10",), "paper"))
+    (run,) = [run for run in plan.runs.values() if run.name == "swav_400ep_sinkhorn1"]
+    assert plan.should_fail(run)
+    (printed,) = [cell for cell in plan.cells if cell.pretrain == "swav_400ep_sinkhorn10" and cell.column]
+    (failing,) = [cell for cell in plan.cells if cell.pretrain == run.name]
+    also = dataclasses.replace(printed, runs=failing.runs)
+    assert not dataclasses.replace(plan, cells=[*plan.cells, also]).should_fail(run)
+    assert not plan.should_fail(plan.runs[next(iter(printed.runs.values()))])
