@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, planning, statistics, tables
+from reproduce.harness import baseline, check, planning, report, statistics, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict
@@ -193,6 +194,33 @@ def test_a_cut_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None]
     with pytest.raises(UserError, match=f"{knn.result}.*delete it and run"):
         check.check(smoke)
     assert knn.result.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"metrics": {"knn20": None, "knn200": 50.0}}, r"metrics\.knn20 is null, not a number"),
+        ({"metrics": {"knn20": "50", "knn200": 50.0}}, r'metrics\.knn20 is "50", not a number'),
+        ({"metrics": {"knn20": float("nan"), "knn200": 50.0}}, r"metrics\.knn20 is NaN, not a number"),
+        ({"metrics": []}, "metrics has no keys"),
+        ({"counts": {"num_test_images": None}}, r"counts\.num_test_images is null"),
+        ({"counts": None}, "counts has no keys"),
+        ({"wall_seconds": None}, "wall_seconds is null"),
+        ({"device_hours": True}, "device_hours is true"),
+        ({"provenance": "mine"}, "provenance has no keys"),
+    ],
+)
+def test_a_result_that_no_run_writes_is_named(
+    smoke: Plan, finish: Callable[..., None], damage: dict[str, Any], says: str
+) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    check.write(smoke, check.check(smoke))
+    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    finish(knn, **damage)
+    for command in (lambda: check.check(smoke), lambda: report.write("smoke"), smoke.write):
+        with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
+            command()
 
 
 def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[..., None]) -> None:
