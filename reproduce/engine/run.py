@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config import Dataset, Kind, compose, config_hash, identity, run_dir, run_id, typed
 from reproduce.data import catalogue, manifest
 from reproduce.data.pictures import Pictures
-from reproduce.engine import provenance
+from reproduce.engine import provenance, tracking
 from reproduce.engine.counts import Counts
 from reproduce.engine.distributed import barrier, is_main, process_group, rank, world_size
 from reproduce.engine.preemption import Preempted, Preemption
@@ -51,7 +51,7 @@ class Run:
             self.attempts.begin()
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
-            if cfg.logging.wandb:
+            if cfg.logging.wandb and not tracking.disabled():
                 group = cfg.logging.group or cfg.scale.name
                 self._tracker = Tracker(
                     self.folder, self.run_id, group, cfg.kind, identity(cfg), self.attempts.tracker_id
