@@ -61,7 +61,8 @@ def _render(options: argparse.Namespace) -> int:
         raise UserError(
             "render writes manifests of Kubernetes: give it --cluster kubernetes (make: CLUSTER=kubernetes)"
         )
-    written = kubernetes.render(read_json(plan.write()), plan.reports / "kubernetes")
+    folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
+    written = kubernetes.render(read_json(plan.write()), folder)
     print("\n".join(map(str, written)))
     return 0
 
