@@ -1,5 +1,6 @@
 """Errors that a person can mend: one clear sentence and an exit status, never a traceback."""
 
+import contextlib
 import difflib
 import errno
 import sys
@@ -88,5 +89,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
         if said is None:
             raise
     sentence, status = said
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()  # in a file of both, what came before the error stands before it
     print(f"{ERROR}{sentence}", file=sys.stderr)
     return status
