@@ -86,7 +86,7 @@ class Run:
         """Drop curve points of steps that a resumed run makes again."""
         path = self.folder / "metrics.jsonl"
         if is_main() and path.exists():
-            points = [line for line in path.read_text().splitlines() if _step(line) <= step]
+            points = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= step]
             write_atomic(path, "".join(f"{line}\n" for line in points))
             if points:
                 values = json.loads(points[-1])
@@ -312,5 +312,5 @@ def _iso(seconds: float) -> str:
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return sys.maxsize  # a line cut by a kill goes too

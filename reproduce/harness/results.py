@@ -119,7 +119,7 @@ def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """`(step, value)` of everything that a metrics.jsonl tells, by name; what is not finite is passed over."""
     found: dict[str, list[tuple[float, float]]] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return {}
     for line in lines:

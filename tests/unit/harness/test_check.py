@@ -426,6 +426,17 @@ def test_a_margin_changed_after_the_result_is_flagged(checkout: Path, finish: Ca
     assert cells_of(wider)["SwAV, hard assignments/top1"].margin_before is None
 
 
+@pytest.mark.parametrize("content", ["null", "[]", '{"knn-s0": 3}', '{"knn-s0": {"table3/SwAV/voc07": "wide"}}'])
+def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], content: str) -> None:
+    plan = paper()
+    for run in plan.runs.values():
+        finish(run)
+    path = Path("results/paper/margins.json")
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path} is damaged .* restore it, or delete it"):
+        check.check(plan)
+
+
 def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:
     plan = planning.make(Request(("table9",), "paper"))
     for run in plan.runs.values():
