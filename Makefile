@@ -26,6 +26,12 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 
 export FLAVOUR BASE TORCH_INDEX
 
+given := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+ifneq ($(strip $(given)),)
+known := $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' Makefile) UPGRADE SHELL
+$(foreach name,$(filter-out $(known),$(given)),$(error there is no variable $(name): make help lists those there are))
+endif
+
 REPRODUCE := .venv/bin/python -m reproduce
 quoted = '$(subst ','\'',$(strip $(1)))'
 option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))

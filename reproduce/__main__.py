@@ -9,6 +9,7 @@ that is in no commit.
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -61,7 +62,8 @@ def _render(options: argparse.Namespace) -> int:
         raise UserError(
             "render writes manifests of Kubernetes: give it --cluster kubernetes (make: CLUSTER=kubernetes)"
         )
-    written = kubernetes.render(read_json(plan.write()), plan.reports / "kubernetes")
+    folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
+    written = kubernetes.render(read_json(plan.write()), folder)
     print("\n".join(map(str, written)))
     return 0
 
@@ -311,7 +313,10 @@ class _Parser(argparse.ArgumentParser):
     """Ends like every other wrong request: one sentence, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` shows what there is")
+        missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
+        for_make = [f"{name.replace('-', '_').upper()}=" for name in missing]
+        hint = f" (for make: {' '.join(for_make)})" if for_make else ""
+        raise UserError(f"{message}{hint}; `{self.prog} --help` shows what there is")
 
 
 def _parser() -> argparse.ArgumentParser:

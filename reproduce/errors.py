@@ -1,5 +1,6 @@
 """Errors that a person can mend: one clear sentence and an exit status, never a traceback."""
 
+import contextlib
 import difflib
 import errno
 import sys
@@ -14,7 +15,20 @@ REQUEUE = 75
 ERROR = "error: "
 """How the sentence of an error starts on stderr."""
 
-DISK_IS_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+MAKE_ROOM = "make room there"
+RIGHTS = "get the right to use it, or take another place"
+OUT_OF_THE_WAY = "move it out of the way"
+PLACE_IS_WRONG = {
+    errno.ENOSPC: ("the disk is full", MAKE_ROOM),
+    errno.EDQUOT: ("the disk quota is used up", MAKE_ROOM),
+    errno.EACCES: ("permission is denied", RIGHTS),
+    errno.EPERM: ("permission is denied", RIGHTS),
+    errno.EROFS: ("its file system is read-only", RIGHTS),
+    errno.ENOTDIR: ("there is a file where a folder should be", OUT_OF_THE_WAY),
+    errno.EEXIST: ("there is a file where a folder should be", OUT_OF_THE_WAY),
+    errno.EISDIR: ("there is a folder where a file should be", OUT_OF_THE_WAY),
+}
+"""What a person can mend about a file's place: what it is, and how to."""
 
 
 class UserError(Exception):
@@ -54,10 +68,16 @@ def explained(error: Exception) -> tuple[str, int] | None:
         return str(error), TRAINING_FAILED
     if isinstance(error, Crashed):
         return str(error), 1
-    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
-        where = f" at {error.filename}" if error.filename else ""
-        return f"{DISK_IS_FULL[error.errno]}{where}; make room and run the same command again", REQUEST_IS_WRONG
+    if isinstance(error, OSError) and (said := about_place(error)):
+        return f"{error.filename or 'some file'} can't be used: {said}", REQUEST_IS_WRONG
     return None
+
+
+def about_place(error: OSError) -> str:
+    """What is wrong with the place of a file, and how to go on; empty where nothing is that a person can mend."""
+    if error.errno not in PLACE_IS_WRONG:
+        return ""
+    return "{}; {}, and run the same command again".format(*PLACE_IS_WRONG[error.errno])
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
@@ -69,5 +89,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
         if said is None:
             raise
     sentence, status = said
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()  # in a file of both, what came before the error stands before it
     print(f"{ERROR}{sentence}", file=sys.stderr)
     return status

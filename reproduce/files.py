@@ -1,6 +1,5 @@
 """Files that are whole or not there: atomic writes, careful reads, and locks."""
 
-import errno
 import fcntl
 import json
 import os
@@ -10,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reproduce.errors import DISK_IS_FULL, UserError
+from reproduce.errors import UserError, about_place
 
 
 def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
     Readers see the old file or the new one, never a part; `write` may read back what it wrote. Raises `UserError` where
-    the disk is full or not writable; the old file then still stands.
+    the disk is full or the place not writable; the old file then still stands.
     """
     temporary = None
     try:
@@ -30,10 +29,9 @@ def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in {*DISK_IS_FULL, errno.EROFS, errno.EACCES}:
+        if not (said := about_place(error)):
             raise
-        reason = DISK_IS_FULL.get(error.errno, error.strerror)
-        raise UserError(f"could not write {path}: {reason}; make room there and run the same command again") from error
+        raise UserError(f"could not write {path}: {said}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

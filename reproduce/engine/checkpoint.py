@@ -16,10 +16,10 @@ from reproduce.engine.distributed import all_reduce_sum, any_rank, barrier, devi
 from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_with
 
+UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, AttributeError, TypeError)
+"""What torch raises over a file that is damaged or none of its own, by the bytes that it meets."""
 NUM_KEPT = 2
 """Checkpoints of a run under way: the newest, and the one before in case the newest is damaged."""
-DAMAGED = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch raises reading a file whose bytes are others than were written, by where they stand."""
 
 
 def save(path: Path, state: dict[str, Any]) -> Path:
@@ -47,8 +47,8 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} is {reason}; give a file, or the run_id of a finished pretraining"
         ) from error
-    except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if isinstance(error, RuntimeError) else "it is none of torch's files"
         raise UserError(
             f"checkpoint {path} can't be read ({reason}); delete it and run its pretraining again"
         ) from error

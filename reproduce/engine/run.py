@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config import Dataset, Kind, compose, config_hash, identity, run_dir, run_id, typed
 from reproduce.data import catalogue, manifest
 from reproduce.data.pictures import Pictures
-from reproduce.engine import provenance
+from reproduce.engine import provenance, tracking
 from reproduce.engine.attempts import Attempts
 from reproduce.engine.counts import Counts
 from reproduce.engine.distributed import barrier, is_main, process_group, rank, world_size
@@ -51,7 +51,7 @@ class Run:
             self.attempts.begin()
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
-            if cfg.logging.wandb:
+            if cfg.logging.wandb and not tracking.disabled():
                 group = cfg.logging.group or cfg.scale.name
                 self._tracker = Tracker(
                     self.folder, self.run_id, group, cfg.kind, identity(cfg), self.attempts.tracker_id
@@ -101,7 +101,7 @@ class Run:
         """Drop curve points of steps that a resumed run makes again."""
         path = self.folder / "metrics.jsonl"
         if is_main() and path.exists():
-            points = [line for line in path.read_text().splitlines() if _step(line) <= step]
+            points = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= step]
             write_atomic(path, "".join(f"{line}\n" for line in points))
             if points:
                 values = json.loads(points[-1])
@@ -280,5 +280,5 @@ def _iso(seconds: float) -> str:
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return sys.maxsize  # a line cut by a kill goes too

@@ -2,6 +2,7 @@
 
 Offline unless a key is given (WANDB_API_KEY, or a netrc that `wandb login` wrote); then online, and offline again
 where the service does not answer. An offline run lies below its run's folder and can be sent later: `wandb sync`.
+WANDB_MODE=offline keeps it so whatever the key; WANDB_MODE=disabled tracks nothing.
 """
 
 import netrc
@@ -75,7 +76,7 @@ class Tracker:
 
 
 class NoTracker:
-    """Tracking switched off (`logging.wandb=false`, or another rank's process)."""
+    """Tracking switched off (`logging.wandb=false`, WANDB_MODE=disabled, or another rank's process)."""
 
     problem: str | None = None
 
@@ -88,14 +89,21 @@ class NoTracker:
 
 def log_table(name: str, scale: str, folder: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Log one check's verdicts as a run of its own, in the group of its table and scale."""
+    if disabled():
+        return
     tracker = Tracker(folder, f"check-{name}-{scale}", f"{name}-{scale}", "check", {"table": name, "scale": scale})
     tracker.log_table(name, columns, rows)
     tracker.finish({})
 
 
+def disabled() -> bool:
+    """Whether nothing is to be tracked, by the variable that W&B itself reads."""
+    return os.environ.get("WANDB_MODE") == "disabled"
+
+
 def has_key() -> bool:
     """Whether runs are tracked online: a key is at hand, and WANDB_MODE does not forbid it."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+    if os.environ.get("WANDB_MODE") == "offline":
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -1,5 +1,6 @@
 """Numbers recorded from this code, for scales that the paper knows nothing of. Only `record` writes them."""
 
+import math
 import os
 import platform
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from reproduce.harness.plan import Plan, Run
 from reproduce.here import processor
 
 MIN_SEEDS = 5
+HEADER = ("commit", "dirty", "date", "seeds", "machine", "packages")
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,27 @@ def load(scale: str) -> Recorded:
         return Recorded()
     try:
         raw = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
-        cells = {
-            key: Baseline([float(value) for value in cell["values"]], int(cell["num_test_images"]), str(cell["run_id"]))
-            for key, cell in raw["cells"].items()
-        }
-        return Recorded(raw["recorded"], cells, {key: float(value) for key, value in raw["wall_seconds"].items()})
+        cells = {key: _read(key, cell) for key, cell in raw["cells"].items()}
+        return Recorded(
+            _read_header(raw["recorded"]), cells, {key: float(value) for key, value in raw["wall_seconds"].items()}
+        )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}); restore it from git, or record it again") from error
+        what = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{file} is damaged ({what}); restore it from git, or record it again") from error
+
+
+def _read_header(found: dict[str, Any]) -> dict[str, Any]:
+    header = {key: found[key] for key in HEADER}
+    if not header["seeds"] or not header["machine"].keys() >= {"cpu", "cores"}:
+        raise ValueError("recorded names no seeds, or not the machine")
+    return header
+
+
+def _read(key: str, cell: dict[str, Any]) -> Baseline:
+    values = [float(value) for value in cell["values"]]
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        raise ValueError(f"cells.{key}.values is {values}, not the numbers of several seeds")
+    return Baseline(values, int(cell["num_test_images"]), str(cell["run_id"]))
 
 
 def refuse_dirty(allow_dirty: bool) -> None:

@@ -42,7 +42,7 @@ class Composer:
         try:
             kept = json.loads(self.file.read_text())
             self.memory = kept["configs"] if kept["fingerprint"] == self.fingerprint else {}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             self.memory = {}
 
     def run(self, kind: Kind, overrides: list[str], around: list[str], parent: Run | None = None) -> Run:

@@ -6,6 +6,7 @@ scale: a run's folder belongs to the run.
 
 from pathlib import Path
 
+from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 
 Notes = dict[str, dict[str, float]]
@@ -18,8 +19,16 @@ def path(run_folder: str) -> Path:
 
 
 def read(file: Path) -> Notes:
-    """What was noted; nothing, where nothing was. Raises `UserError` for a file that is cut short."""
-    return dict(read_json(file)) if file.exists() else {}
+    """What was noted; nothing, where nothing was. Raises `UserError` for a file that is cut short or holds others."""
+    notes = read_json(file) if file.exists() else {}
+    of_runs = list(notes.values()) if isinstance(notes, dict) else [None]
+    points = [each for of_run in of_runs for each in (of_run.values() if isinstance(of_run, dict) else [None])]
+    if not all(isinstance(each, int | float) for each in points):
+        raise UserError(
+            f"{file} is damaged (not margins in points, by run and cell); restore it, or delete it: what is judged by "
+            "it then says that no margin was noted before"
+        )
+    return dict(notes)
 
 
 def note(file: Path, to_do: Notes) -> None:

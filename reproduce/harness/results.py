@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,34 @@ class State(StrEnum):
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """A run's result, or None where there is none yet. Raises `UserError` for a cut one, or one of another run."""
-    if not run.result.exists():
-        return None
-    result = read_json(run.result)
-    metrics = result.get("metrics") if isinstance(result, dict) else None
-    if not isinstance(metrics, dict) or result.get("run_id") != run.run_id:
-        raise UserError(f"{run.result} is not the result of {run.run_id}; delete it and run the same command again")
-    return dict(result)
+    """A run's result, or None where there is none yet. Raises `UserError` as `load` does."""
+    return load(run.result, run.run_id) if run.result.exists() else None
+
+
+def load(path: Path, run_id: str) -> dict[str, Any]:
+    """The result in a file. Raises `UserError` for a cut one, one of another run, or one that no run has written."""
+    result = read_json(path)
+    if not isinstance(result, dict) or result.get("run_id") != run_id:
+        raise UserError(f"{path} is not the result of {run_id}; delete it and run the same command again")
+    if wrong := next(_strange(result), None):
+        raise UserError(f"{path} is damaged ({wrong}); delete it and run the same command again")
+    return result
+
+
+def _strange(result: dict[str, Any]) -> Iterator[str]:
+    """What of a result is not as runs write it: a sentence each."""
+    whole = {"metrics": None, "counts": {}, "provenance": {}, "wall_seconds": None, **result}
+    numbers: dict[str, Any] = {
+        key: whole[key] for key in ("wall_seconds", "device_hours", "peak_memory_gb") if key in whole
+    }
+    for section in ("metrics", "counts", "provenance"):
+        if not isinstance(whole[section], dict):
+            yield f"{section} has no keys"
+        elif section != "provenance":
+            numbers |= {f"{section}.{name}": value for name, value in whole[section].items()}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            yield f"{key} is {json.dumps(value)}, not a number"
 
 
 def in_words(run: Run) -> str:
@@ -51,14 +72,19 @@ def in_words(run: Run) -> str:
 
 
 def read_failure(run: Run) -> dict[str, Any] | None:
-    """How a run failed the last time, or None. A file that cannot be read says so in its message."""
+    """How a run failed the last time, or None; see `load_failure`."""
+    return load_failure(run.failure)
+
+
+def load_failure(path: Path) -> dict[str, Any] | None:
+    """A failure's file, or None without it. One that cannot be read says so in its message."""
     unknown = {"status": "failed", "exit_status": 1, "message": "it did not say why"}
     try:
-        return unknown | json.loads(run.failure.read_text())
+        return unknown | json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        return unknown | {"message": f"{run.failure} cannot be read"}
+        return unknown | {"message": f"{path} cannot be read"}
 
 
 def beyond(plan: Plan) -> Plan | None:
@@ -96,7 +122,7 @@ def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """`(step, value)` of everything that a metrics.jsonl tells, by name; what is not finite is passed over."""
     found: dict[str, list[tuple[float, float]]] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return {}
     for line in lines:

@@ -3,19 +3,39 @@
 from pathlib import Path
 from typing import Any
 
+from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 from reproduce.harness import canary, claims, show_claims, tables
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.statistics import Verdict
 
+OF_TABLES = {"table", "heading", "title", "level", "score", "seeds", "columns", "runs", "rows", "undrawn", "recorded"}
+OF_CLAIMS = {"claims"}
+"""Keys that a check writes, and its readers need."""
+
 
 def write(folder: Path, scale: str, symbols: dict[Verdict, str]) -> Path:
     """Write `summary.md` from the tables and claims that a folder of reports holds; return its path."""
-    found = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
-    said = folder / f"{claims.REQUEST}.json"
-    known = read_json(said)["claims"] if said.exists() else []
-    write_atomic(folder / "summary.md", as_markdown(scale, [read_json(path) for path in found], known, symbols))
+    write_atomic(folder / "summary.md", as_markdown(scale, *checked_at(folder, scale), symbols))
     return folder / "summary.md"
+
+
+def checked_at(folder: Path, scale: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The tables and the claims that were checked at a scale, as the files in `folder` have them."""
+    files = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
+    said = folder / f"{claims.REQUEST}.json"
+    return [_read(path, OF_TABLES) for path in files], _read(said, OF_CLAIMS)["claims"] if said.exists() else []
+
+
+def _read(path: Path, keys: set[str]) -> dict[str, Any]:
+    """What a check wrote. Raises `UserError` for a file without what this version's checks write."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not found.keys() >= keys:
+        raise UserError(
+            f"{path} is damaged, or another version's: delete it, and make it anew by make check-{path.stem} (with "
+            "SCALE= and SEEDS= as before)"
+        )
+    return found
 
 
 def as_markdown(

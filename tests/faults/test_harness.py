@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -281,6 +282,21 @@ def test_a_cut_result_is_named_and_kept() -> None:
         assert status == 2
         assert f"error: {cut} is cut short" in out.splitlines()[-1]
     assert len(cut.read_text()) == 20
+
+
+@pytest.mark.parametrize("folder", ["results", "reports", CACHE.name])
+def test_a_place_that_cannot_be_written_is_named(checkout: Path, folder: str) -> None:
+    """In /sys not even root makes a folder. (Of .cache, the part that is there already can be read.)"""
+    kept = checkout / "kept"
+    if Path(folder).exists():
+        Path(folder).rename(kept)
+    Path(folder).symlink_to("/sys")
+    for command in ("reproduce", "run"):
+        status, out = harness("", command, "table7")
+        assert status == 2
+        (said,) = [line for line in out.splitlines() if "error" in line.lower()]
+        assert re.match(rf"error: .*{folder}/\S+.*: permission is denied; get the right to use it", said), out
+    assert starts() == []
 
 
 def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:

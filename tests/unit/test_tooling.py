@@ -51,6 +51,14 @@ def test_help_is_the_default_and_names_tables_and_experiments() -> None:
         assert re.search(rf"\b{path.stem}\b", text), path
 
 
+def test_a_misspelt_variable_is_refused() -> None:
+    """Make itself passes over it: SEED=3 would make one seed."""
+    command = ["make", "--dry-run", "reproduce-table3", "SEED=3", "DATA=/pictures", "PYTHON=python3"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists those there are.  Stop.")
+
+
 def test_variables_reach_the_command_line_whole() -> None:
     printed = make(
         "--dry-run", "plan-table3", "DATA=/my pictures/it's $$HOME", "SEEDS=3", "CORES=2", "SKIP_BAD_IMAGES=1"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
-from reproduce.files import read_json, write_atomic
-from reproduce.harness import code, show_claims, tables
+from reproduce.files import write_atomic
+from reproduce.harness import code, show_claims, summary, tables
 from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import REPORTS
@@ -68,12 +68,10 @@ TONES: dict[Verdict | Standing, str] = {
 def write(scale: str) -> Path:
     """Write `reports/<scale>/index.html` from all that was checked at the scale; return its path."""
     folder = REPORTS / scale
-    found = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
-    claims = read_json(folder / "claims.json")["claims"] if (folder / "claims.json").exists() else []
-    if not found and not claims:
+    checked, claims = summary.checked_at(folder, scale)
+    if not checked and not claims:
         raise UserError(f"nothing at scale {scale} was checked yet: run the check first, e.g. make check-table3")
-    page = render(scale, [read_json(path) for path in found], claims, folder)
-    write_atomic(folder / "index.html", page)
+    write_atomic(folder / "index.html", render(scale, checked, claims, folder))
     return folder / "index.html"
 
 

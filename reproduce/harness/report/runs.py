@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data import detections
-from reproduce.files import read_json
 from reproduce.harness import results
 from reproduce.harness.report.drawing import Chart, Series, averaged, chart
 
@@ -28,8 +27,8 @@ def collect(checked: list[dict[str, Any]], claims: list[dict[str, Any]], scale: 
 
 def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
     at = Path(run["folder"])
-    result = read_json(at / "result.json") if (at / "result.json").exists() else None
-    failure = read_json(at / "failure.json") if result is None and (at / "failure.json").exists() else None
+    result = results.load(at / "result.json", run["run_id"]) if (at / "result.json").exists() else None
+    failure = results.load_failure(at / "failure.json") if result is None else None
     curves = results.curves(at / "metrics.jsonl") if run["kind"] == "pretrain" else {}
     return run | {
         "result": result,

@@ -161,15 +161,18 @@ def as_text(objects: list[dict[str, Any]]) -> str:
 
 
 def render(plan: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every run's manifest, numbered so that what a run builds on comes before it; those of before go."""
+    """Write every run's manifest, numbered so that what a run builds on comes before it.
+
+    Nothing else stays in the folder: all of it can be applied at once.
+    """
     refuse_incomplete(plan["cluster"])
-    for old in folder.glob("[0-9][0-9][0-9]-*.yaml"):
-        old.unlink()
     written = []
     for number, run in enumerate(plan["runs"]):
         path = folder / f"{number:03}-{name_of(run['run_id'])}.yaml"
         write_atomic(path, as_text(manifests(run, plan["cluster"], plan["data"])))
         written.append(path)
+    for other in set(folder.glob("*.yaml")) - set(written):
+        other.unlink()
     return written
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
+from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, exit_status
 from reproduce.files import write_json
 from reproduce.harness.workflow import gpus, slurm
 
@@ -253,4 +253,4 @@ def say_failure(folder: Path, status: int, message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    raise SystemExit(exit_status(lambda: main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, Any
 
@@ -46,8 +47,8 @@ def carry_out(
 ) -> Outcome:
     """Do all runs of a plan that are not done.
 
-    Raises `UserError` where another harness works in this checkout, `KeyboardInterrupt` (after everything was stopped)
-    on SIGINT and SIGTERM.
+    Raises `UserError` where another harness works in this checkout, `OSError` where results can't be kept, and
+    `KeyboardInterrupt` (after everything was stopped) on SIGINT and SIGTERM.
     """
     CACHE.mkdir(exist_ok=True)
     lock_file = CACHE / "harness.lock"
@@ -57,6 +58,7 @@ def carry_out(
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
+        _refuse_unwritable(plan)
         executor = plan.cluster["executor"]
         in_slurm = executor == "slurm"
         if in_slurm:
@@ -117,6 +119,14 @@ def carry_out(
             f"{len(to_do) - len(missing)} runs done, {len(failed)} failed in {duration(time.monotonic() - began)}"
         )
         return Outcome(failed, missing)
+
+
+def _refuse_unwritable(plan: Plan) -> None:
+    """Raise the `OSError` that names the place, where no result could be kept: before anything starts."""
+    for home in {Path(run.folder).parent for run in plan.runs.values()}:
+        home.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=home):
+            pass
 
 
 def _executor(plan: Plan, cores: int, num_gpus: int) -> list[str]:

@@ -79,6 +79,20 @@ def test_a_checks_table_is_logged(tmp_path: Path) -> None:
     assert json.loads(written.read_text())["data"] == [["SwAV", "within"]]
 
 
+def test_disabled_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracking.log_table("table7", "smoke", tmp_path, ["row"], [["SwAV"]])
+    assert not list(tmp_path.iterdir())
+    tiny_pictures(tmp_path / "data")
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.results={tmp_path / 'results'}"]
+    overrides = [text for text in TINY if not text.startswith("logging.wandb")]
+    done = run("reproduce.pretrain", *overrides, "experiment=random", *paths)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "results" / "smoke").glob("random-*")
+    assert (folder / "result.json").exists()
+    assert not (folder / "wandb").exists()
+
+
 def test_a_key_without_a_network_costs_a_moment_and_is_written_nowhere(tmp_path: Path) -> None:
     """A real run, with a key, against a service that nobody answers at."""
     tiny_pictures(tmp_path / "data")

@@ -1,5 +1,6 @@
 """Recording: what is written is what was measured, and nothing is recorded that nobody could make again."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from reproduce.__main__ import main
 from reproduce.errors import UserError
 from reproduce.harness import baseline, code, planning
+from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import Plan, Request
 
 
@@ -82,7 +84,26 @@ def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
         main(["record", "--allow-dirty", "--scale", "paper"])
 
 
-def test_a_damaged_record_is_named(checkout: Path) -> None:
-    baseline.path("smoke").write_text("cells: 3")
-    with pytest.raises(UserError, match=r"recorded.yaml is damaged"):
+@pytest.mark.parametrize(
+    ("found", "instead", "says"),
+    [
+        (r"(?s).*", "cells: 3", "'int' object has no attribute 'items'"),
+        (r"(?s).*", "cells: [", "while parsing a flow node"),
+        (r"(?s)^cells:.*", "", "no key 'cells'"),
+        (r"^  seeds: .*", "", "no key 'seeds'"),
+        (r"^  seeds: .*", "  seeds: []", "recorded names no seeds"),
+        (r"^  machine: .*", "  machine: {}", "recorded names no seeds, or not the machine"),
+        (r"values: \[[\d.]+", "values: [x", "could not convert string to float: 'x'"),
+        (r"values: \[[\d.]+", "values: [.nan", r"cells\.\S+\.values is \[nan, .*, not the numbers of several seeds"),
+        (r"values: \[[^]]+", "values: [5.0", r"values is \[5\.0\], not the numbers of several seeds"),
+    ],
+)
+def test_a_damaged_record_is_named(checkout: Path, found: str, instead: str, says: str) -> None:
+    whole = (CHECKOUT / "tables/smoke/recorded.yaml").read_text()
+    baseline.path("smoke").write_text(whole)
+    assert baseline.load("smoke").cells
+    damaged, changes = re.subn(found, instead, whole, count=1, flags=re.MULTILINE)
+    assert changes == 1
+    baseline.path("smoke").write_text(damaged)
+    with pytest.raises(UserError, match=rf"recorded\.yaml is damaged \(.*{says}.*\); restore it from git"):
         baseline.load("smoke")

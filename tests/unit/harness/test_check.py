@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import baseline, check, planning, statistics, tables
+from reproduce.harness import baseline, check, planning, report, statistics, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Plan, Request, Run
 from reproduce.harness.statistics import Verdict
@@ -209,6 +210,33 @@ def test_a_cut_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None]
     with pytest.raises(UserError, match=f"{knn.result}.*delete it and run"):
         check.check(smoke)
     assert knn.result.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"metrics": {"knn20": None, "knn200": 50.0}}, r"metrics\.knn20 is null, not a number"),
+        ({"metrics": {"knn20": "50", "knn200": 50.0}}, r'metrics\.knn20 is "50", not a number'),
+        ({"metrics": {"knn20": float("nan"), "knn200": 50.0}}, r"metrics\.knn20 is NaN, not a number"),
+        ({"metrics": []}, "metrics has no keys"),
+        ({"counts": {"num_test_images": None}}, r"counts\.num_test_images is null"),
+        ({"counts": None}, "counts has no keys"),
+        ({"wall_seconds": None}, "wall_seconds is null"),
+        ({"device_hours": True}, "device_hours is true"),
+        ({"provenance": "mine"}, "provenance has no keys"),
+    ],
+)
+def test_a_result_that_no_run_writes_is_named(
+    smoke: Plan, finish: Callable[..., None], damage: dict[str, Any], says: str
+) -> None:
+    for run in smoke.runs.values():
+        finish(run)
+    check.write(smoke, check.check(smoke))
+    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    finish(knn, **damage)
+    for command in (lambda: check.check(smoke), lambda: report.write("smoke"), smoke.write):
+        with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
+            command()
 
 
 def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[..., None]) -> None:
@@ -484,6 +512,17 @@ def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Calla
     assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.01)
     assert judged.verdict == Verdict.BETTER
     assert "The margin was narrowed after the result was there: it was 0.6 points." in judged.reason
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"knn-s0": 3}', '{"knn-s0": {"table3/SwAV/voc07": "wide"}}'])
+def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], content: str) -> None:
+    plan = paper()
+    for run in plan.runs.values():
+        finish(run)
+    path = Path("results/paper/margins.json")
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path} is damaged .* restore it, or delete it"):
+        check.check(plan)
 
 
 def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:

@@ -158,6 +158,17 @@ def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixtur
         main(["render", "table7", "--scale", "paper"])
 
 
+def test_what_is_rendered_can_be_applied_by_the_folder(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither another table's manifests lie in it, nor those of runs that the same table needed before."""
+    options = ["--cluster", "kubernetes", "--cluster-options", "kubernetes.image=x kubernetes.results_claim=y"]
+    for request in (["table3"], ["table7", "--seeds", "2"], ["table7"]):
+        capsys.readouterr()
+        assert main(["render", *request, "--scale", "paper", *options]) == 0
+        written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        folder = Path("reports/paper/kubernetes", request[0])
+        assert sorted(folder.iterdir()) == written != []
+
+
 POD = """
 import sys
 from pathlib import Path

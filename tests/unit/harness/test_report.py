@@ -17,7 +17,7 @@ from PIL import Image
 from reproduce.data import detections
 from reproduce.data.detections import Box, Detected
 from reproduce.errors import UserError
-from reproduce.harness import check, code, judge_claims, planning, report, results, tables
+from reproduce.harness import check, code, judge_claims, planning, report, results, summary, tables
 from reproduce.harness.judge_claims import Standing
 from reproduce.harness.plan import Plan, Request
 from reproduce.harness.report import drawing, figures, runs
@@ -188,6 +188,29 @@ def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..
     text, _ = page_of(done)
     assert "a &lt;b&gt;bad&lt;/b&gt; &amp; cut picture" in text
     assert "3 pictures could not be read and were skipped" in text
+
+
+def test_curves_config_and_log_may_be_damaged(done: Plan) -> None:
+    whole, broken = b'{"step": 1, "num_steps": 2, "loss": 4.5}', (b"cut", b"[]", b'{"step": null}', b"\xff\xfe")
+    for run in done.runs.values():
+        for name in ("config.yaml", "log.txt", "metrics.jsonl"):
+            Path(run.folder, name).write_bytes(b"\n".join([whole, *broken]))
+    text, page = page_of(done)
+    assert {run.run_id for run in done.runs.values()} <= set(page.ids)
+    assert "last 4.5</span>" in text
+
+
+@pytest.mark.parametrize("name", ["table7", "claims"])
+@pytest.mark.parametrize("content", ["{}", "[]", '{"table": "table7", "scale": "smoke"}'])
+def test_what_another_version_checked_is_named(done: Plan, name: str, content: str) -> None:
+    page_of(done)
+    path = done.reports / f"{name}.json"
+    path.write_text(content)
+    told = rf"^{path} is damaged, or another version's: delete it, and make it anew by make check-{name} "
+    with pytest.raises(UserError, match=told):
+        report.write("smoke")
+    with pytest.raises(UserError, match=told):
+        summary.write(done.reports, "smoke", check.SYMBOLS)
 
 
 def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,17 @@ def test_an_unmatched_tensor_is_an_error_that_lists_it(trunk: ResNet, tmp_path: 
         load_trunk(tmp_path / "w", "vissl")
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world", b"(a list", b"<html>", b"X\x01\x00\x00\x00\xff", b"PK\x03\x04cut"]
+)
+def test_a_file_that_is_none_of_torchs_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    """Each ends in another error of torch's; none of its advice to read the file all the same is passed on."""
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint \S+/w (is damaged|can't be read).*\(.+\)") as told:
+        load_trunk(tmp_path / "w")
+    assert "weights_only" not in str(told.value)
+
+
 class Runs:
     """What a pickle could hold: reading it would call a function."""
 

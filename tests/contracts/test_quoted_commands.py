@@ -1,0 +1,81 @@
+"""The pages quote no command that would be refused for its words: targets, variables, tables, configs, options."""
+
+import argparse
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from reproduce import __main__ as command_line
+from reproduce import config
+from reproduce.data import released
+from reproduce.harness import claims, tables
+from reproduce.harness.code import CHECKOUT
+
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md")))]
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INSTEAD = {
+    "reproduce-<name>": "reproduce-table7",
+    "evaluate-<name>": "evaluate-knn",
+    "pretrain-<name>": "pretrain-random",
+    "pretrain-...": "pretrain-random",
+    "<scale>": "smoke",
+    "released:NAME": "released:swav_800ep",
+}
+"""What the pages write for any name, and one that there is."""
+
+
+def quoted(page: str) -> set[str]:
+    """Every `make ...` in a page's code, without what is said about it."""
+    text = (CHECKOUT / page).read_text()
+    lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
+    commands = [part for line in lines for part in re.sub(r"\s+# .*|\s\.\.\.$", "", line).split(" && ")]
+    found = {match[1] for command in commands if (match := re.search(r"(?:^|\s)(make [a-z].*)", command))}
+    for written, meant in INSTEAD.items():
+        found = {command.replace(written, meant) for command in found}
+    return found
+
+
+def as_parsed(command: str) -> Iterator[argparse.Namespace]:
+    """What `python -m reproduce` is asked for by a command, which make itself has to accept."""
+    words = shlex.split(command)
+    asked = subprocess.run(["make", "--dry-run", *words[1:]], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stderr
+    for line in asked.stdout.replace("\\\n", " ").splitlines():
+        _, started, arguments = line.partition(" -m reproduce ")
+        if started:
+            yield command_line._parser().parse_args(shlex.split(arguments))
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in sorted(quoted(page))])
+def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
+    variables = re.findall(r"^([A-Z_]+) [?]=", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\s([A-Z_]+)=", command)) <= {*variables, "UPGRADE"}
+    for options in as_parsed(command):
+        for name in getattr(options, "tables", []):
+            assert name == claims.REQUEST or name in tables.names(options.scale)
+        if "group" in options:
+            assert options.choice in config.options(options.group)
+        checkpoint = getattr(options, "checkpoint", "")
+        if checkpoint.startswith(released.PREFIX):
+            released.entry(checkpoint.removeprefix(released.PREFIX))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_quoted_modules_and_links_are_there(page: str) -> None:
+    text = (CHECKOUT / page).read_text()
+    for module in re.findall(r"python -m ((?:reproduce|tests)[\w.]*)", text):
+        path = CHECKOUT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (CHECKOUT / page).parent.joinpath(target).exists(), target
+    for script in re.findall(r"(?:bash|/python) ([\w.]+/[\w./]+)", text):
+        assert (CHECKOUT / script).exists(), script
+
+
+def test_the_pages_quote_commands() -> None:
+    assert {"make smoke", "make reproduce-table3"} <= quoted("README.md")
+    assert "make plan-table3 SCALE=paper DATA=/datasets" in quoted("README.md")
