@@ -157,7 +157,7 @@ def _held_to_control(row: Row, ours: Judged, control: Judged | None) -> Judged:
     ahead, bar = ours.mean - control.mean, f"{row.beats_by_points:g}"
     told = f"{ahead:+.1f} points from {row.beats}"
     if ours.other_pictures:
-        return replace(ours, reason=f"{ours.reason} {told}; no bar is set for these pictures.")
+        return replace(ours, reason=f"{ours.reason} {told}; the bar of {bar} is for the scale's own.")
     if ahead <= row.beats_by_points:
         return replace(ours, verdict=Verdict.WORSE, reason=f"{told}; what is learned beats it by {bar}.")
     if says_nothing:

@@ -372,7 +372,7 @@ def test_on_other_pictures_the_difference_from_the_control_is_told(
     learned(plan, finish, [value])
     judged = swav(plan, checked := check.check(plan))["knn20"]
     assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
-    assert f"{value - 20:+.1f} points from Random trunk; no bar is set for these pictures." in judged.reason
+    assert f"{value - 20:+.1f} points from Random trunk; the bar of 5 is for the scale's own." in judged.reason
 
 
 def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, finish: Callable[..., None]) -> None:
