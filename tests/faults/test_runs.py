@@ -300,6 +300,18 @@ def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 4, "counter": {"value": torch.tensor([7.0])}}
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved_checkpoints(tmp_path, steps=2)
+    part = Counter()
+    part.value += float("nan")
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    checkpoints.save(3)
+    with pytest.raises(TrainingFailed, match="the weights after the last step, 4, are not finite"):
+        checkpoints.finish(4)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint-00000001.pt", "checkpoint-00000002.pt"]
+    assert "the state after step 3 is not finite; not saved" in capsys.readouterr().err
+
+
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     still = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
     common = (*TINY, *still, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
