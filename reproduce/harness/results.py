@@ -50,7 +50,9 @@ def load(path: Path, run_id: str) -> dict[str, Any]:
 def _strange(result: dict[str, Any]) -> Iterator[str]:
     """What of a result is not as runs write it: a sentence each."""
     whole = {"metrics": None, "counts": {}, "provenance": {}, "wall_seconds": None, **result}
-    numbers = {key: whole[key] for key in ("wall_seconds", "device_hours", "peak_memory_gb") if key in whole}
+    numbers: dict[str, Any] = {
+        key: whole[key] for key in ("wall_seconds", "device_hours", "peak_memory_gb") if key in whole
+    }
     for section in ("metrics", "counts", "provenance"):
         if not isinstance(whole[section], dict):
             yield f"{section} has no keys"
