@@ -69,7 +69,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, Crashed):
         return str(error), 1
     if isinstance(error, OSError) and (said := about_place(error)):
-        return f"{error.filename or 'some file'} can't be used: {said}", REQUEST_IS_WRONG
+        return f"{error.filename} can't be used: {said}" if error.filename else said, REQUEST_IS_WRONG
     return None
 
 

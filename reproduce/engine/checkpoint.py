@@ -48,7 +48,8 @@ def load(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is {reason}; give a file, or the run_id of a finished pretraining"
         ) from error
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if isinstance(error, RuntimeError) else "it is none of torch's files"
+        of_torch = str(error).partition("\n")[0].partition(". ")[0]
+        reason = of_torch if isinstance(error, RuntimeError) else "it is none of torch's files"
         raise UserError(
             f"checkpoint {path} can't be read ({reason}); delete it and run its pretraining again"
         ) from error

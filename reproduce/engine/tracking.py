@@ -14,6 +14,7 @@ from typing import Any
 
 PROJECT = "swav-reproduction"
 PATIENCE_SECONDS = 20.0
+NO_KEY = "WANDB_MODE=online needs a key (WANDB_API_KEY, or wandb login); this run is kept offline"
 
 
 class Tracker:
@@ -44,7 +45,8 @@ class Tracker:
                 init_timeout=PATIENCE_SECONDS,
             ),
         }
-        self.problem: str | None = None
+        asked_for = os.environ.get("WANDB_MODE") == "online"
+        self.problem = NO_KEY if asked_for and not has_key() else None
         try:
             if has_key():
                 self._run = wandb.init(mode="online", resume="allow", **arguments)

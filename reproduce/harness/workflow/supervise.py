@@ -58,7 +58,6 @@ def carry_out(
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
             return Outcome([], [])
-        _refuse_unwritable(plan)
         executor = plan.cluster["executor"]
         in_slurm = executor == "slurm"
         if in_slurm:
@@ -66,6 +65,7 @@ def carry_out(
             _end_jobs(screen)
         elif executor == "kubernetes":
             kubernetes.check(plan.cluster)
+        _refuse_unwritable(plan)
         own_gpus = gpus.visible() if executor == "local" else []
         beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
         where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"

@@ -128,6 +128,16 @@ def test_online_only_with_a_key(
     assert tracking.has_key() == online
 
 
+def test_online_without_a_key_says_where_the_run_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tracker = tracking.Tracker(tmp_path / "run", "swav-s0", "", "pretrain", {})
+    tracker.finish({})
+    assert tracker.problem == tracking.NO_KEY
+    assert records(tmp_path / "run")
+
+
 def test_two_attempts_of_a_run_are_one_curve(tmp_path: Path) -> None:
     names = []
     for attempt in ("first", "second"):
