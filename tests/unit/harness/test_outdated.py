@@ -144,7 +144,7 @@ def test_one_run_by_itself_is_done_again(
         return 1
 
     monkeypatch.setattr(start, "execute", execute)
-    monkeypatch.setattr("reproduce.__main__._make_pictures", lambda _: None)
+    monkeypatch.setattr("reproduce.harness.pictures.generate", lambda _: None)
     ask = ["evaluate", "knn", "--checkpoint", run.run_id]
     assert main(ask) == 0 and not started
     again_by_sha(run, finish)
