@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -93,3 +94,12 @@ def exit_status(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()  # in a file of both, what came before the error stands before it
     print(f"{ERROR}{sentence}", file=sys.stderr)
     return status
+
+
+def signal_in_words(number: int) -> str:
+    """What ended a process: SIGTERM, say. A real-time signal has no name."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name}; the machine may have run out of memory" if number == signal.SIGKILL else name

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED
+from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, signal_in_words
 
 NODE_NUMBER = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 """What schedulers call a machine's number among those of the run."""
@@ -72,8 +72,7 @@ class Rank:
         """How it crashed, in words."""
         code = self.process.returncode
         if code < 0:
-            hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
-            return f"was ended by {signal.Signals(-code).name}{hint}"
+            return f"was ended by {signal_in_words(-code)}"
         return f"crashed: {self.sentence or self.last_line or f'exit status {code}'}"
 
 

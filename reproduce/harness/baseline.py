@@ -77,7 +77,7 @@ def _read(key: str, cell: dict[str, Any]) -> Baseline:
 
 def refuse_dirty(allow_dirty: bool) -> None:
     """Raise `UserError` where the checkout differs from its commit: nobody could make the numbers again."""
-    if not allow_dirty and (not code.git("rev-parse", "HEAD") or code.dirty()):
+    if not allow_dirty and (not code.commit() or code.dirty()):
         raise UserError(
             "the checkout differs from its commit; commit the changes, or say --allow-dirty to mark the record"
         )

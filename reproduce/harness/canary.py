@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce import config
 from reproduce.data import released
 from reproduce.data.released import PREFIX
-from reproduce.files import read_json
-from reproduce.harness import statistics, tables
+from reproduce.errors import UserError
+from reproduce.harness import results, statistics, tables
 from reproduce.harness.plan import Run
 from reproduce.harness.tables import BestOf, Column, Margin
 
@@ -105,11 +106,10 @@ def _results(run: Run, checkpoint: str, best_of: BestOf | None) -> list[Result]:
     by_setting: dict[str, list[Result]] = {}
     same: dict[str, Any] | None = None
     for path in sorted(Path(run.folder).parent.glob(f"{run.name}-s*-*/result.json")):
-        result = read_json(path)
-        if result.get("parents") or not (path.parent / "config.yaml").exists():
+        result, given = results.load(path, path.parent.name), path.with_name("config.yaml")
+        if result.get("parents") or not given.exists():
             continue
-        theirs = OmegaConf.load(path.parent / "config.yaml")
-        assert isinstance(theirs, DictConfig)
+        theirs = _config(given)
         if Path(_address(str(theirs.checkpoint))).name != checkpoint:
             continue
         setting = str(OmegaConf.select(theirs, chosen)) if chosen else ""
@@ -119,6 +119,16 @@ def _results(run: Run, checkpoint: str, best_of: BestOf | None) -> list[Result]:
     if best_of is None or len(by_setting) < len(best_of.values):
         return [] if best_of else by_setting.get("", [])
     return max(by_setting.values(), key=lambda found: _mean(found, best_of.metric))
+
+
+def _config(path: Path) -> DictConfig:
+    try:
+        found = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, DictConfig) or "checkpoint" not in found:
+        raise UserError(f"{path} is damaged: delete its folder, and evaluate the authors' checkpoint again")
+    return found
 
 
 def _address(given: str) -> str:

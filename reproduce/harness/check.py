@@ -237,7 +237,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "expected": table.expected,
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": code.git("rev-parse", "HEAD"),
+        "commit": code.commit(),
         "dirty": code.dirty(),
         "recorded": recorded.header if table.expected == "recorded" else {},
         "score": dict(checked.score()),

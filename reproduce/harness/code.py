@@ -2,15 +2,18 @@
 
 from functools import cache
 
-from reproduce.here import CHECKOUT, git
-
-__all__ = ["CHECKOUT", "dirty", "git", "of_runs"]
+from reproduce.here import git
 
 REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.txt", "python_only"))
 OF_RUNS = ("models", "evals", "reproduce/", *REQUIREMENTS)
 """What runs execute; git lists what is in `reproduce/` one by one."""
 NOT_OF_RUNS = ("reproduce/__main__.py", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
 """Of a config, what a run takes is in its name already."""
+
+
+def commit() -> str:
+    """The checkout's commit; empty where git knows none."""
+    return git("rev-parse", "HEAD")
 
 
 def dirty() -> bool:

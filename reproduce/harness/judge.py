@@ -10,11 +10,11 @@ import yaml
 from reproduce.errors import UserError
 from reproduce.harness import baseline, margins, results, statistics, tables
 from reproduce.harness.baseline import Recorded
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import Cell, Plan, Run
 from reproduce.harness.planning import public_weights
 from reproduce.harness.statistics import Verdict
 from reproduce.harness.tables import FAILS, Column, Margin, Printed, Row, Table
+from reproduce.here import CHECKOUT
 
 STANDARD = CHECKOUT / "reproduce/conf/data/standard.yaml"
 TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}

@@ -22,7 +22,8 @@ def possible(plan: Plan, skip_missing_data: bool) -> tuple[Plan, str]:
 def refuse_missing(plan: Plan) -> None:
     """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
     if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
-        raise UserError(f"the folder {plan.data} given as DATA is not there")
+        what = "no folder" if Path(plan.data).exists() else "not there"
+        raise UserError(f"the folder {plan.data} given as DATA is {what}")
     to_do = _to_read(plan)
     if plan.pictures or not to_do:
         return

@@ -37,7 +37,7 @@ def _of_claims(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def _of_code(plan: Plan) -> Iterator[str]:
-    here = code.git("rev-parse", "HEAD")
+    here = code.commit()
     if not here or code.dirty():
         yield "the checkout differs from its commit"
     made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := results.standing(plan, run))]

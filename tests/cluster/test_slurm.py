@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from reproduce.harness import tables
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.workflow import slurm as ours
 from reproduce.harness.workflow.start import STATE
+from reproduce.here import CHECKOUT
 from tests.runs import TINY, curve, run, tiny_pictures
 
 PATIENCE_SECONDS = 600

@@ -12,7 +12,7 @@ from reproduce import __main__ as command_line
 from reproduce import config
 from reproduce.data import released
 from reproduce.harness import claims, tables
-from reproduce.harness.code import CHECKOUT
+from reproduce.here import CHECKOUT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md")))]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -118,7 +118,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         notes=_notes(checked, behind),
         recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
-        commit=code.git("rev-parse", "--short=12", "HEAD"),
+        commit=code.commit()[:12],
         dirty=code.dirty(),
         machine=f"{processor()}, {os.cpu_count()} cores",
         style=(FOLDER / "style.css").read_text(),
@@ -186,7 +186,7 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
     skipped = sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for result in done)
     if skipped:
         notes.append(f"{skipped} pictures could not be read and were skipped, as asked; each run's row says how many.")
-    here = code.git("rev-parse", "HEAD")
+    here = code.commit()
     commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
     others = {commit: count for commit, count in commits.items() if code.of_runs(commit) != code.of_runs(here)}
     if here and others:

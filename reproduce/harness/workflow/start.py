@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, exit_status
+from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, exit_status, signal_in_words
 from reproduce.files import write_json
 from reproduce.harness.workflow import gpus, slurm
 
@@ -163,9 +163,7 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
             log.write(f"=== preempted; {'the same command continues' if ending else 'to be started again'}\n".encode())
             return STOPPED if ending else REQUEUE
     if status < 0:
-        name = signal.Signals(-status).name
-        hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""
-        say_failure(folder, 128 - status, f"the process was ended by {name}{hint}")
+        say_failure(folder, 128 - status, f"the process was ended by {signal_in_words(-status)}")
         return 128 - status
     if status != 0:
         say_failure(folder, status, last_error(folder / "log.txt") or f"exit status {status}; its log says more")

@@ -9,8 +9,8 @@ import pytest
 from reproduce.__main__ import main
 from reproduce.errors import UserError
 from reproduce.harness import baseline, code, planning
-from reproduce.harness.code import CHECKOUT
 from reproduce.harness.plan import Plan, Request
+from reproduce.here import CHECKOUT
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.errors import UserError
 from reproduce.harness import canary, check, planning, tables
 from reproduce.harness.judge import Judged
 from reproduce.harness.plan import Request, Run
@@ -67,6 +68,17 @@ def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, fin
     assert canary.listen(run).state == "disagreed"
     finish(run, metrics={"knn20": 59.25, "knn200": 55.75})
     assert canary.listen(run).state == "agreed"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("result.json", '{"run_id": "another"}'), ("config.yaml", "{"), ("config.yaml", "- a list")]
+)
+def test_a_damaged_canary_is_named(checkout: Path, sing: Sing, file: str, content: str) -> None:
+    run = sing("knn", 59.2)
+    path = Path(run.folder) / file
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path} is (not the result of|damaged)"):
+        canary.listen(run)
 
 
 def test_the_best_setting_of_the_authors_checkpoint_counts(checkout: Path, finish: Finish, sing: Sing) -> None:

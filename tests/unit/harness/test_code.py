@@ -23,7 +23,7 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         for words in (["add", name], [*author, "commit", "--quiet", "--message", name]):
             subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-        return code.git("rev-parse", "HEAD")
+        return code.commit()
 
     yield write
     code.of_runs.cache_clear()

@@ -27,6 +27,7 @@ from reproduce.harness.workflow import supervise
         (["run", "table3", "--seeds", "0"], "count from 1"),
         (["run", "table3", "--cores", "many"], "invalid int value: 'many'"),
         (["run", "table3", "--data", "nowhere"], "the folder nowhere given as DATA is not there"),
+        (["run", "table3", "--data", "tables/claims.yaml"], "the folder tables/claims.yaml given as DATA is no folder"),
         (["run", "table3", "--scale", "paper"], "needs DATA"),
         (["reproduce", "table3", "--scale", "paper", "--data", "nowhere"], "the folder nowhere given as DATA"),
         (["run", "table3", "--data-config", "generatd"], "did you mean 'generated'"),
