@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.config import Augment, Crops, Dataset, Normalize, View
 from reproduce.data.batches import Bad, centre_batches, crop_batches
 from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
 from reproduce.data.pictures import Pictures, read_splits
@@ -33,6 +32,7 @@ from reproduce.engine.features import Features, FeatureStore
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.preemption import Preemption
 from reproduce.errors import TrainingFailed, UserError
+from reproduce.schema import Augment, Crops, Dataset, Normalize, View
 
 FEATURE_BATCH = 128
 """Pictures per forward pass without gradients; it changes speed and memory, not features."""

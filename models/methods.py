@@ -11,9 +11,10 @@ from models.sela import Sela, SelaConfig
 from models.simclr import Simclr, SimclrConfig
 from models.supervised import ClassifierNet, Supervised, SupervisedConfig
 from models.swav import Swav, SwavConfig
-from reproduce.config import Network, typed
+from reproduce.config import typed
 from reproduce.engine.loop import Method
 from reproduce.errors import UserError, nearest
+from reproduce.schema import Network
 
 Build = Callable[[Any, Any, int, int], Method]
 """From a method's config, its network, the number of pictures and the global batch size to the method."""

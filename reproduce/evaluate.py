@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 import evals
 from evals.setting import Setting
-from reproduce.config import Dataset, Normalize, typed
+from reproduce.config import typed
 from reproduce.engine.checkpoint import sha256_of
 from reproduce.engine.distributed import device
 from reproduce.engine.features import FeatureStore
@@ -21,6 +21,7 @@ from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.run import Run, main_of
 from reproduce.errors import UserError, exit_status, nearest
+from reproduce.schema import Dataset, Normalize
 from reproduce.trunk import checkpoint_trunk, parents
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import methods
 from models.resnet import resnet50
-from reproduce.config import Crops, Optimizer, compose, typed
+from reproduce.config import compose, typed
 from reproduce.data.loader import StepSampler
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.distributed import device, process_group, rank, world_size
@@ -26,6 +26,7 @@ from reproduce.engine.run import Run, running
 from reproduce.errors import exit_status
 from reproduce.memory import IMAGENET_CLASSES, memory
 from reproduce.network import build_network, check_machine
+from reproduce.schema import Crops, Optimizer
 
 PAPER_DEVICES = 64
 IMAGENET_IMAGES = 1_281_167

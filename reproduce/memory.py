@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to have autocast decide on dtypes, too
 
 from models import methods
-from reproduce.config import Network, compose, typed
+from reproduce.config import compose, typed
 from reproduce.engine.precision import autocast
 from reproduce.errors import exit_status
+from reproduce.schema import Network
 
 IMAGENET_CLASSES = 1000
 

@@ -8,11 +8,12 @@ from omegaconf import DictConfig
 from models import methods
 from models.heads import MultiCropNet
 from models.supervised import ClassifierNet
-from reproduce.config import Network, typed
+from reproduce.config import typed
 from reproduce.engine.batchnorm import check_sync_batchnorm
 from reproduce.engine.distributed import device
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError, nearest
+from reproduce.schema import Network
 
 
 def check_machine(cfg: DictConfig) -> None:

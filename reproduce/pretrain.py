@@ -6,7 +6,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from models import methods
-from reproduce.config import Crops, Dataset, Optimizer, typed
+from reproduce.config import typed
 from reproduce.data.batches import crop_batches
 from reproduce.data.loader import StepSampler, order_of
 from reproduce.data.pictures import read_pictures
@@ -22,6 +22,7 @@ from reproduce.engine.schedule import learning_rate
 from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import exit_status
 from reproduce.network import build_network, check_machine
+from reproduce.schema import Crops, Dataset, Optimizer
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reproduce.config import Crops, Normalize
 from reproduce.data.augment import augment
 from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
 from reproduce.data.pictures import BadImage, Pictures, read_image
+from reproduce.schema import Crops, Normalize
 
 Bad = Callable[[list[str]], None]
 """What to do with the names of files that could not be decoded: stop, or count and go on."""

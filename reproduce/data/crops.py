@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reproduce.config import Augment, View
+from reproduce.schema import Augment, View
 
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of a crop, drawn log-uniformly (torchvision's default)."""

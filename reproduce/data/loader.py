@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from reproduce.config import Augment, View
 from reproduce.data.crops import generator, multi_crop
 from reproduce.data.decode import decode
 from reproduce.data.pictures import BadImage, Pictures
 from reproduce.data.shards import ShardOrder
 from reproduce.errors import UserError
+from reproduce.schema import Augment, View
 
 Read = TypeVar("Read")
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from reproduce.config import Dataset
 from reproduce.data.pictures import Pictures
 from reproduce.data.shards import ABOUT
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
+from reproduce.schema import Dataset
 
 THREADS = 4 * (os.cpu_count() or 1)
 """Looking at files waits for the disk: more threads than cores."""

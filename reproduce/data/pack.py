@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from reproduce.config import Dataset
 from reproduce.data import manifest
 from reproduce.data.pictures import SHARDS, BadImage, Pictures, read_splits
 from reproduce.data.shards import ABOUT, INDEX, read_index
@@ -27,6 +26,7 @@ from reproduce.data.verify import Tell, told
 from reproduce.data.voc import read_split
 from reproduce.errors import UserError
 from reproduce.files import lock, read_json, write_atomic, write_json
+from reproduce.schema import Dataset
 
 SHARD_BYTES = 64 * 2**20
 """About as large is a shard: 600 pictures of ImageNet. Few enough files, and small enough to be read ahead whole."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from reproduce.config import Dataset
 from reproduce.data.shards import Places, read_index
 from reproduce.errors import UserError
+from reproduce.schema import Dataset
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SHARDS = "shards"

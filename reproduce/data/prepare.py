@@ -23,10 +23,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from reproduce.config import Dataset
 from reproduce.data.download import Digest, Tell, download
 from reproduce.data.official import OFFICIAL, Archive, Official
 from reproduce.errors import UserError
+from reproduce.schema import Dataset
 
 TELL_EVERY_SECONDS = 10.0
 Archives = dict[str, Path]

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import Catalogue, Dataset, typed
+from reproduce.config import typed
 from reproduce.data import manifest
 from reproduce.data.manifest import THREADS
 from reproduce.data.official import OFFICIAL, Official
@@ -26,6 +26,7 @@ from reproduce.data.shards import ABOUT, read_index
 from reproduce.data.voc import read_objects
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic, write_json
+from reproduce.schema import Catalogue, Dataset
 
 Kind = Literal["missing", "surplus", "broken"]
 Decode = Literal["sample", "all"]

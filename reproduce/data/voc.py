@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from reproduce.config import Dataset
 from reproduce.data.pictures import SHARDS, UNREADABLE, Pictures
 from reproduce.data.shards import read_index
 from reproduce.errors import UserError
+from reproduce.schema import Dataset
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import Dataset, Kind, compose, config_hash, identity, run_dir, run_id, typed
+from reproduce.config import Kind, compose, config_hash, identity, run_dir, run_id, typed
 from reproduce.data import catalogue, manifest
 from reproduce.data.pictures import Pictures
 from reproduce.engine import provenance, tracking
@@ -26,6 +26,7 @@ from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, Crashed, TrainingFailed, Unavailable, UserError, explained
 from reproduce.files import lock, read_json, write_atomic, write_json
+from reproduce.schema import Dataset
 
 SKIPPING = (
     "by SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the "

@@ -2,7 +2,7 @@
 
 import math
 
-from reproduce.config import Optimizer
+from reproduce.schema import Optimizer
 
 
 def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimizer) -> float:

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-from reproduce import config
+from reproduce import schema
 from reproduce.engine.loop import Method
 from reproduce.errors import TrainingFailed, UserError, nearest
 
@@ -49,7 +49,7 @@ class Sentinel:
         self.be_patient(0, patience_epochs)
 
     @classmethod
-    def of(cls, method: Method, settings: config.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
+    def of(cls, method: Method, settings: schema.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
         """The sentinel of a run that begins or goes on at `first_step`, patient wherever its method asks for it."""
         patience_epochs = settings.patience_epochs + method.settling_epochs
         sentinel = cls(method.uniform_loss, steps_per_epoch, patience_epochs, settings.on_collapse, method.remedies)

@@ -167,6 +167,6 @@ def _fingerprint() -> str:
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
     for kept in (Path(__file__), Path(work.__file__)):
         digest.update(kept.read_bytes())
-    for path in sorted([package / "config.py", *(package / "conf").rglob("*.yaml")]):
+    for path in sorted([package / "config.py", package / "schema.py", *(package / "conf").rglob("*.yaml")]):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch import nn
 
 from models.methods import find
-from reproduce.config import Crops, compose, typed
+from reproduce.config import compose, typed
 from reproduce.files import read_json
 from reproduce.here import CHECKOUT
 from reproduce.network import build_network
+from reproduce.schema import Crops
 
 COMMON = ["experiment=swav_800ep", "scale=paper", "measurement=cost", "cluster.num_threads=1", "logging.wandb=false"]
 SMALL, LARGE = "{num: 6, size_px: 96, area: [0.05, 0.14]}", "{num: 2, size_px: 224, area: [0.14, 1.0]}"

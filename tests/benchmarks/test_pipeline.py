@@ -11,11 +11,11 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from reproduce.config import Augment, View
 from reproduce.data.augment import augment
 from reproduce.data.crops import generator, multi_crop
 from reproduce.data.decode import decode
 from reproduce.data.loader import CropBatch, Sample, collate_crops
+from reproduce.schema import Augment, View
 from tests.benchmarks.conftest import Compare
 
 NUM_PICTURES = 32

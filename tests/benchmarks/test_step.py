@@ -14,12 +14,13 @@ from models.heads import MultiCropNet
 from models.methods import find
 from models.sinkhorn import sinkhorn
 from models.swav import swapped_prediction_loss
-from reproduce.config import Crops, Optimizer, compose, typed
+from reproduce.config import compose, typed
 from reproduce.data.loader import StepSampler
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
+from reproduce.schema import Crops, Optimizer
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.share import shares_of_peak
 

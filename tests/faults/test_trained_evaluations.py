@@ -14,11 +14,12 @@ import torch
 from omegaconf import OmegaConf
 
 from reproduce import evaluate, pretrain
-from reproduce.config import Dataset, compose, typed
+from reproduce.config import compose, typed
 from reproduce.data import pack
 from reproduce.engine import checkpoint, features
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.errors import REQUEUE
+from reproduce.schema import Dataset
 from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1")

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from models import methods
-from reproduce.config import Network, Optimizer
 from reproduce.data.loader import StepSampler
 from reproduce.engine.optimizer import sgd
+from reproduce.schema import Network, Optimizer
 
 RECORDED = Path(__file__).parent / "methods.json"
 BATCH, NUM_STEPS = 8, 10

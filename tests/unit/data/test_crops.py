@@ -11,7 +11,6 @@ from PIL import ExifTags, Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from reproduce.config import Augment, Crops, Normalize, View
 from reproduce.data import augment
 from reproduce.data.batches import CentreCrops, crop_batches
 from reproduce.data.crops import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
@@ -19,6 +18,7 @@ from reproduce.data.decode import decode
 from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
 from reproduce.data.pictures import BadImage, Pictures, read_folders, read_image
 from reproduce.errors import UserError
+from reproduce.schema import Augment, Crops, Normalize, View
 from tests.host_sync import NoHostSync
 
 BYTE = 1 / 255

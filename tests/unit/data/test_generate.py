@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.config import Dataset
 from reproduce.data import generate
 from reproduce.data.coco import read_split as read_coco
 from reproduce.data.pictures import read_folders, read_image
 from reproduce.data.voc import CLASSES, read_objects
 from reproduce.data.voc import read_split as read_voc
 from reproduce.errors import UserError
+from reproduce.schema import Dataset
 
 VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "test")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.config import Dataset
 from reproduce.data import manifest, pack, verify
 from reproduce.data.pictures import Pictures, read_pictures
+from reproduce.schema import Dataset
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")

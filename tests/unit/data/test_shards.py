@@ -16,13 +16,13 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from reproduce.__main__ import main
-from reproduce.config import Dataset
 from reproduce.data import manifest, pack, shards, verify
 from reproduce.data.loader import StepSampler, order_of
 from reproduce.data.pictures import BadImage, Pictures, read_folders, read_splits
 from reproduce.data.shards import ShardOrder
 from reproduce.data.voc import read_split
 from reproduce.errors import UserError
+from reproduce.schema import Dataset
 from tests.runs import CHECKOUT, tiny_pictures
 
 FOLDERS = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from models import methods
 from models.heads import MultiCropNet
 from models.moco import Moco, MocoConfig
-from reproduce.config import Network, Optimizer
 from reproduce.data.loader import StepSampler
 from reproduce.engine.batchnorm import Groups, shared, synchronized
 from reproduce.engine.distributed import (
@@ -28,6 +27,7 @@ from reproduce.engine.distributed import (
     world_size,
 )
 from reproduce.engine.optimizer import sgd
+from reproduce.schema import Network, Optimizer
 
 BATCH, SEED, STEP = 12, 5, 3
 NUM_STEPS = 4

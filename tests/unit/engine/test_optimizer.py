@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce.config import Optimizer, compose, typed
+from reproduce.config import compose, typed
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.schedule import learning_rate
+from reproduce.schema import Optimizer
 
 
 def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:

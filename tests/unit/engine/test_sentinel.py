@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reproduce import config
+from reproduce import schema
 from reproduce.engine.loop import Method
 from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import TrainingFailed, UserError
@@ -88,7 +88,7 @@ class Queued(Method):
     ("first_step", "patient", "judged"), [(0, range(1, 30), 30), (100, range(100, 110), 110), (0, range(300, 320), 320)]
 )
 def test_its_patience_is_what_the_method_and_a_restart_ask_for(first_step: int, patient: range, judged: int) -> None:
-    settings = config.Sentinel(patience_epochs=2)
+    settings = schema.Sentinel(patience_epochs=2)
     guard = Sentinel.of(Queued(), settings, steps_per_epoch=10, first_step=first_step)
     for step in patient:
         guard.watch(step, PLATEAU)

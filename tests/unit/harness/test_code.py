@@ -15,7 +15,7 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Writes a file, commits it, and tells the commit."""
     monkeypatch.setattr(here, "CHECKOUT", tmp_path)
     code.of_runs.cache_clear()
-    code.git("init", "--quiet")
+    here.git("init", "--quiet")
 
     def write(name: str, text: str) -> str:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,8 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     for run in smoke.runs.values():
         finish(run)
     shutil.copytree(CHECKOUT / "reproduce" / "conf", Path("code/reproduce/conf"))
-    shutil.copy(CHECKOUT / "reproduce" / "config.py", "code/reproduce/config.py")
+    for name in ("config.py", "schema.py"):
+        shutil.copy(CHECKOUT / "reproduce" / name, f"code/reproduce/{name}")
     monkeypatch.setattr(composer, "CHECKOUT", Path("code").resolve())
     monkeypatch.setattr(config, "CONF", Path("code/reproduce/conf").resolve())
     conf = config.CONF / file
