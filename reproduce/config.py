@@ -29,7 +29,6 @@ AT_LEAST: dict[str, float] = {
     **dict.fromkeys(("cluster.num_processes", "cluster.num_threads", "logging.every_steps"), 1),
     "network.batchnorm_images": 1,
     "network.width": 1 / 64,  # one channel
-    "method.epsilon": 0.02,  # exp(-2 / .0194) is zero in fp32: a row that lies far from all would be 0 / 0 in Sinkhorn
 }
 LENGTHS = {"crops.augment.jitter": 4, "crops.augment.blur_radius_px": 2, "normalize.mean": 3, "normalize.std": 3}
 ON_BAD_IMAGE = ("stop", "skip")

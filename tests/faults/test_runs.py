@@ -364,7 +364,6 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["batch_size=0"], "config batch_size=0: it must be 1 or more"),
         (["seed=-1"], "config seed=-1: it must be 0 or more"),
         (["method.queue_length=-8"], "config method.queue_length=-8: it must be 0 or more"),
-        (["method.epsilon=0.01"], "config method.epsilon=0.01: it must be 0.02 or more"),
         (["network.width=0"], "config network.width=0.0: it must be 0.015625 or more"),
         (["network.width=nan"], "config network.width=nan: it must be 0.015625 or more"),
         (["on_bad_image=Stop"], "there is no on_bad_image 'Stop': did you mean 'stop'"),

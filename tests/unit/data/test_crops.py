@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
@@ -29,6 +31,16 @@ VIEWS = [View(2, 32, [0.3, 1.0]), View(3, 16, [0.1, 0.3])]
 def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), least=st.floats(0.01, 1.0), index=st.integers(0, 999))
+def test_a_box_lies_within_any_picture(width: int, height: int, least: float, index: int) -> None:
+    """And has a pixel, and its ratio is within bounds, up to the rounding of its sides."""
+    left, top, right, bottom = random_box(generator(0, 0, index), width, height, (least, 1.0))
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    w, h = right - left, bottom - top
+    assert (w - 1) / (h + 1) <= 4 / 3 or h == height
+    assert (h - 1) / (w + 1) <= 4 / 3 or w == width
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from reproduce.harness import statistics
@@ -160,6 +162,26 @@ def test_holm_by_hand() -> None:
     assert statistics.holm([0.9, 0.6]) == [1.0, 1.0]
     assert statistics.holm([0.02]) == [0.02]
     assert statistics.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_rejects_no_more_than_each_alone_and_no_less_than_bonferroni(p_values: list[float]) -> None:
+    adjusted = statistics.holm(p_values)
+    for own, corrected in zip(p_values, adjusted, strict=True):
+        assert own <= corrected <= min(1.0, len(p_values) * own)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[index] for index in order] == sorted(adjusted)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6), st.floats(0, 100), st.floats(0.01, 5))
+def test_a_verdict_and_its_mirror_image(values: list[float], printed: float, margin: float) -> None:
+    """What lies above is `better` as what lies below is `worse`; a wider margin never undoes `within`."""
+    mirrored = [2 * printed - value for value in values]
+    ours, theirs = (statistics.against_printed(each, printed, margin).verdict for each in (values, mirrored))
+    turned = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+    assert theirs == turned.get(ours, ours)
+    if ours in (Verdict.WITHIN, Verdict.REPRODUCED):
+        assert statistics.against_printed(values, printed, 2 * margin).verdict == ours
 
 
 def test_holm_keeps_the_chance_of_any_wrong_claim() -> None:
