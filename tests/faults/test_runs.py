@@ -189,7 +189,7 @@ def test_a_disk_that_fills_while_a_run_saves(
         status, said = call(pretrain.main, patch, *arguments)
     assert status == 2
     assert said.startswith("error: could not write ") and said.count("\n") == 1
-    assert "the disk is full; make room there and run the same command again" in said
+    assert "the disk is full; make room there, and run the same command again" in said
     (folder,) = tmp_path.glob("smoke/swav_*")
     kept = sorted(folder.glob("checkpoint-*.pt"))
     assert len(kept) == checkpoint.NUM_KEPT
@@ -446,9 +446,10 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
     said = []
     original = pretrain.keep_initial_weights
 
-    def start_another(*_: Any) -> None:
+    def start_another(*work: Any) -> None:
         monkeypatch.setattr(pretrain, "keep_initial_weights", original)
         said.append(call(pretrain.main, monkeypatch, *common))
+        original(*work)
 
     monkeypatch.setattr(pretrain, "keep_initial_weights", start_another)
     assert call(pretrain.main, monkeypatch, *common)[0] == 0

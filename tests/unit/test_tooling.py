@@ -53,7 +53,8 @@ def test_help_is_the_default_and_names_tables_and_experiments() -> None:
 
 def test_a_misspelt_variable_is_refused() -> None:
     """Make itself passes over it: SEED=3 would make one seed."""
-    command = ["make", "--dry-run", "reproduce-table3", "SEED=3", "DATA=/pictures", "PYTHON=python3"]
+    make = ["make", "--no-print-directory", "--dry-run"]
+    command = [*make, "reproduce-table3", "SEED=3", "DATA=/pictures", "PYTHON=python3"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists those there are.  Stop.")

@@ -114,7 +114,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     script = """if True:
         import os, signal, sys
         from pathlib import Path
-        from reproduce.config import Dataset
+        from reproduce.schema import Dataset
         from reproduce.data import pack
         pack.SHARD_BYTES, pack.THREADS, write = 5_000, 1, pack.write_atomic
         def dies(path, data):
