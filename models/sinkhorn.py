@@ -23,7 +23,8 @@ def sinkhorn(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
     """
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.float()
-        highest = torch.minimum(all_reduce_max(scores.max()), scores.amax(dim=1, keepdim=True) + FAR * epsilon)
+        nearest = scores.amax(dim=1, keepdim=True)
+        highest = torch.minimum(all_reduce_max(nearest.max()), nearest + FAR * epsilon)
         assignments = torch.exp((scores - highest) / epsilon)
         for _ in range(num_iterations):
             assignments /= all_reduce_sum(assignments.sum(dim=0)).clamp_min(torch.finfo(torch.float32).tiny)
