@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from evals.setting import Pixels, Setting, train_classifier
-from models.resnet import ResNet
-from reproduce.data.pictures import Pictures
-from reproduce.engine.distributed import device
+from models.networks.resnet import ResNet
+from reproduce.data.datasets.image_folder import Pictures
+from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import steps_per_epoch
 from reproduce.errors import UserError
 

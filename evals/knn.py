@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evals.setting import Pixels, Setting, features
-from models.resnet import ResNet
-from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
+from models.networks.resnet import ResNet
+from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 
 QUERY_BLOCK = 1024
 """Rows that are compared at a time. For each, a matrix product rearranges the whole block of the bank anew."""

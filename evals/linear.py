@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from evals.setting import Pixels, Setting, train_classifier
-from models.resnet import ResNet
-from reproduce.engine.distributed import device
+from models.networks.resnet import ResNet
+from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import cosine_per_epoch, steps_per_epoch
 from reproduce.errors import UserError, nearest
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.data.batches import Bad, centre_batches, crop_batches
-from reproduce.data.loader import Order, StepSampler, order_of, order_of_epoch
-from reproduce.data.pictures import Pictures, read_splits
+from reproduce.config.schema import Augment, Crops, Dataset, Normalize, View
+from reproduce.data.datasets.image_folder import Pictures, read_splits
+from reproduce.data.pipeline.dataloader import Bad, centre_batches, crop_batches
+from reproduce.data.pipeline.sampler import Order, StepSampler, order_of, order_of_epoch
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints, Part
-from reproduce.engine.counts import Counts
-from reproduce.engine.distributed import (
+from reproduce.engine.distributed.collectives import (
     all_reduce_mean,
     all_reduce_sum,
     any_rank,
@@ -28,11 +28,11 @@ from reproduce.engine.distributed import (
     rank,
     world_size,
 )
+from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.features import Features, FeatureStore
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import Preemption
+from reproduce.engine.runs.counts import Counts
 from reproduce.errors import TrainingFailed, UserError
-from reproduce.schema import Augment, Crops, Dataset, Normalize, View
 
 FEATURE_BATCH = 128
 """Pictures per forward pass without gradients; it changes speed and memory, not features."""

@@ -13,10 +13,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from evals.setting import Pixels, Setting, features
-from models.resnet import ResNet
-from reproduce.data.voc import CLASSES, read_split
-from reproduce.engine.distributed import all_reduce_sum, device, rank, world_size
-from reproduce.engine.processes import in_processes
+from models.networks.resnet import ResNet
+from reproduce.data.datasets.voc import CLASSES, read_split
+from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
+from reproduce.engine.distributed.processes import in_processes
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
-from reproduce.harness import planning, results, tables
-from reproduce.harness.plan import Kind, Plan, Request
+from reproduce.harness import results
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Kind, Plan, Request
+from reproduce.harness.spec import tables
 
 INTERRUPTED = 130
 RECORD_SEEDS = 8
@@ -55,7 +57,7 @@ def _plan_only(options: argparse.Namespace) -> int:
 
 def _render(options: argparse.Namespace) -> int:
     from reproduce.files import read_json
-    from reproduce.harness.workflow import kubernetes
+    from reproduce.harness.execute import kubernetes
 
     plan = _plan(options)
     if plan.cluster["executor"] != "kubernetes":
@@ -69,7 +71,7 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from reproduce.harness.check import AGREES, INCOMPLETE
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
     return INCOMPLETE if _carry_out(_plan(options), options.cores, options.skip_missing_data) else AGREES
 
@@ -84,8 +86,8 @@ def _report_only(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from reproduce.harness import baseline
-    from reproduce.harness.check import INCOMPLETE
+    from reproduce.harness.spec import baseline
+    from reproduce.harness.verdict.check import INCOMPLETE
 
     if options.seeds < baseline.MIN_SEEDS:
         raise UserError(f"{options.seeds} seeds are too few to record from: give --seeds {baseline.MIN_SEEDS} or more")
@@ -107,15 +109,15 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _one_run(options: argparse.Namespace) -> int:
-    from reproduce.harness import pictures
-    from reproduce.harness.check import AGREES, INCOMPLETE
-    from reproduce.harness.workflow.start import execute
+    from reproduce.harness import data_check as pictures
+    from reproduce.harness.execute.job import execute
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
     _check_choice(options.group, options.choice)
     kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
     request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
     overrides = (*_pixels_of(checkpoint), *options.overrides)
-    plan = planning.one(request, kind, options.choice, checkpoint, overrides)
+    plan = build.one(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
     if results.standing(plan, run):
         print(f"{results.in_words(run)}\nalready done: {run.result}")
@@ -134,7 +136,7 @@ def _one_run(options: argparse.Namespace) -> int:
 
 def _pixels_of(checkpoint: str) -> tuple[str, ...]:
     """A released checkpoint brings the normalisation that it was trained with."""
-    from reproduce.data import released
+    from models.zoo import entries as released
 
     if not checkpoint.startswith(released.PREFIX):
         return ()
@@ -142,7 +144,7 @@ def _pixels_of(checkpoint: str) -> tuple[str, ...]:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from reproduce.data import released
+    from models.zoo import entries as released
 
     entries = released.load()
     if not options.names:
@@ -164,7 +166,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _data_verify(options: argparse.Namespace) -> int:
     from reproduce import config
-    from reproduce.data import verify
+    from reproduce.data.prepare import verify
 
     catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
     fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
@@ -173,7 +175,8 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 def _data_prepare(options: argparse.Namespace) -> int:
     from reproduce import config
-    from reproduce.data import prepare, verify
+    from reproduce.data.prepare import archives as prepare
+    from reproduce.data.prepare import verify
 
     catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
     for dataset in verify.chosen(catalogue, options.sets):
@@ -183,18 +186,18 @@ def _data_prepare(options: argparse.Namespace) -> int:
 
 def _data_shard(options: argparse.Namespace) -> int:
     from reproduce import config
-    from reproduce.data import pack, verify
+    from reproduce.data.prepare import verify, write_shards
 
     catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
     names = options.sets or [dataset.name for dataset in verify.of_catalogue(catalogue)]
     for dataset in verify.chosen(catalogue, names):
-        pack.pack(Path(options.data), Path(options.shards), dataset)
+        write_shards.pack(Path(options.data), Path(options.shards), dataset)
     return 0
 
 
 def _list(_options: argparse.Namespace) -> int:
     from reproduce import config
-    from reproduce.harness import claims
+    from reproduce.harness.spec import claims
 
     for scale in tables.scales():
         print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
@@ -209,7 +212,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
     if options.seeds < 1 or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
-    return planning.make(_request(options, tuple(options.tables), tuple(range(options.seeds))))
+    return build.make(_request(options, tuple(options.tables), tuple(range(options.seeds))))
 
 
 def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
@@ -234,13 +237,14 @@ def _cluster_options(given: str) -> tuple[str, ...]:
         raise UserError(f"--cluster-options {given}: {error}") from error
     if wrong := [key for key, equals, _ in pairs if not key or not equals]:
         raise UserError(f"--cluster-options takes KEY=VALUE KEY=VALUE, as slurm.partition=gpu; {wrong[0]!r} is none")
-    return tuple(f"{key}={planning.quoted(value)}" for key, _, value in pairs)
+    return tuple(f"{key}={build.quoted(value)}" for key, _, value in pairs)
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
     """A line a run: how far it is, what it serves, what it costs; then what all of it comes to."""
-    from reproduce.harness import baseline, cost
-    from reproduce.harness.workflow.progress import Progress, duration, expectations
+    from reproduce.harness.execute.progress import Progress, duration, expectations
+    from reproduce.harness.plan import cost
+    from reproduce.harness.spec import baseline
 
     prices = cost.price(plan)
     print(cost.as_text(plan, prices))
@@ -254,9 +258,10 @@ def _print_plan(plan: Plan, cores: int) -> None:
 
 def _carry_out(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or those whose data is there; whether any is missing in the end."""
-    from reproduce.harness import baseline, pictures
-    from reproduce.harness.workflow.progress import Screen
-    from reproduce.harness.workflow.supervise import carry_out
+    from reproduce.harness import data_check as pictures
+    from reproduce.harness.execute.progress import Screen
+    from reproduce.harness.execute.supervise import carry_out
+    from reproduce.harness.spec import baseline
 
     seconds = baseline.load(plan.request.scale).wall_seconds
     possible, why = pictures.possible(plan, skip_missing_data)
@@ -269,8 +274,10 @@ def _carry_out(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
 
 
 def _check(plan: Plan, strict: bool) -> int:
-    from reproduce.harness import check, judge_claims, show_claims
-    from reproduce.harness.strict import complaints
+    from reproduce.harness.report import claims as show_claims
+    from reproduce.harness.verdict import check
+    from reproduce.harness.verdict import claims as judge_claims
+    from reproduce.harness.verdict.strict import complaints
 
     checked, answers = check.check(plan), judge_claims.judge(plan)
     news = check.write(plan, checked, answers)
@@ -387,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "download released checkpoints, which evaluate takes as released:NAME; without NAME, list them"
     fetch = commands.add_parser("fetch", help=text, description=text)
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/released.yaml")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/zoo/released.yaml")
     fetch.set_defaults(command=_fetch)
 
     text = "say what of the data sets is missing, surplus or broken; exit status 0 where all is fine, 2 where not"

@@ -1,7 +1,7 @@
 """One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data=DIR`.
 
-`checkpoint=released:swav_800ep` takes public weights (models/released.yaml), fetched where they aren't there yet.
-On several GPUs: `python -m reproduce.engine.launch --processes 8 reproduce.evaluate eval=linear_imagenet ...`.
+`checkpoint=released:swav_800ep` takes public weights (models/zoo/released.yaml), fetched where they aren't there yet.
+On several GPUs: `python -m reproduce.engine.distributed.launch --processes 8 reproduce.evaluate eval=knn ...`.
 """
 
 import importlib
@@ -13,16 +13,16 @@ from omegaconf import DictConfig
 
 import evals
 from evals.setting import Setting
+from reproduce.checkpoint_source import checkpoint_trunk, parents
 from reproduce.config import typed
+from reproduce.config.schema import Dataset, Normalize
 from reproduce.engine.checkpoint import sha256_of
-from reproduce.engine.distributed import device
+from reproduce.engine.distributed.collectives import device
+from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
-from reproduce.engine.preemption import Preemption
-from reproduce.engine.run import Run, main_of
+from reproduce.engine.runs.run import Run, main_of
 from reproduce.errors import UserError, exit_status, nearest
-from reproduce.schema import Dataset, Normalize
-from reproduce.trunk import checkpoint_trunk, parents
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:

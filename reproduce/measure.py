@@ -12,21 +12,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from models import methods
-from models.resnet import resnet50
+from models.methods import registry
+from models.networks.resnet import resnet50
 from reproduce.config import compose, typed
-from reproduce.data.loader import StepSampler
+from reproduce.config.schema import Crops, Optimizer
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import shared
-from reproduce.engine.distributed import device, process_group, rank, world_size
+from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import loss_scaler
-from reproduce.engine.provenance import peak_memory_gb
-from reproduce.engine.run import Run, running
+from reproduce.engine.runs.provenance import peak_memory_gb
+from reproduce.engine.runs.run import Run, running
 from reproduce.errors import exit_status
 from reproduce.memory import IMAGENET_CLASSES, memory
 from reproduce.network import build_network, check_machine
-from reproduce.schema import Crops, Optimizer
 
 PAPER_DEVICES = 64
 IMAGENET_IMAGES = 1_281_167
@@ -85,7 +85,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         run.tell(done, num_steps, **values)
 
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = methods.find(cfg.method)
+    method_config, build_method = registry.find(cfg.method)
     net = build_network(cfg, method_config, IMAGENET_CLASSES)
     method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
     trained = shared(net, sync_batchnorm=cfg.cluster.sync_batchnorm)

@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to have autocast decide on dtypes, too
 
-from models import methods
+from models.methods import registry
 from reproduce.config import compose, typed
+from reproduce.config.schema import Network
 from reproduce.engine.precision import autocast
 from reproduce.errors import exit_status
-from reproduce.schema import Network
 
 IMAGENET_CLASSES = 1000
 
@@ -54,8 +54,8 @@ def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: boo
     """What one of `num_processes` processes holds when the forward pass of `cfg`'s pretraining ends."""
     images = cfg.batch_size // num_processes
     with FakeTensorMode():
-        method, _ = methods.find(cfg.method)
-        net = methods.network(typed(cfg.network, Network, "network"), method, IMAGENET_CLASSES)
+        method, _ = registry.find(cfg.method)
+        net = registry.network(typed(cfg.network, Network, "network"), method, IMAGENET_CLASSES)
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
         kept: dict[int, torch.UntypedStorage] = {}

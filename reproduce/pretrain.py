@@ -5,31 +5,31 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from models import methods
+from models.methods import registry
 from reproduce.config import typed
-from reproduce.data.batches import crop_batches
-from reproduce.data.loader import StepSampler, order_of
-from reproduce.data.pictures import read_pictures
+from reproduce.config.schema import Crops, Dataset, Optimizer
+from reproduce.data.datasets.image_folder import read_pictures
+from reproduce.data.pipeline.dataloader import crop_batches
+from reproduce.data.pipeline.sampler import StepSampler, order_of
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, shared, synchronized
-from reproduce.engine.distributed import device, is_main, rank, world_size
+from reproduce.engine.collapse import Sentinel
+from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
+from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.preemption import Preemption
-from reproduce.engine.run import Run, main_of
+from reproduce.engine.runs.run import Run, main_of
 from reproduce.engine.schedule import learning_rate
-from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import exit_status
 from reproduce.network import build_network, check_machine
-from reproduce.schema import Crops, Dataset, Optimizer
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
     check_machine(cfg)
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = methods.find(cfg.method)
+    method_config, build_method = registry.find(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
     pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
     run.quote(cfg.dataset.train, pictures)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reproduce.data import generate
+from reproduce.data.prepare import synthetic
 from reproduce.errors import exit_status
 
 CHECKOUT = Path(__file__).parents[1]
@@ -29,17 +29,17 @@ def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None
     """The generated sets with few pictures of each class."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            generate, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in generate.CLASS_SETS)
+            synthetic, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in synthetic.CLASS_SETS)
         )
-        patch.setattr(generate, "VOC_SPLITS", num_voc or {"trainval": 60, "test": 30})
-        patch.setattr(generate, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
-        patch.setattr(generate, "COCO_SCENES", replace(generate.COCO_SCENES, size_px=(128, 128)))
-        generate.generate(root)
+        patch.setattr(synthetic, "VOC_SPLITS", num_voc or {"trainval": 60, "test": 30})
+        patch.setattr(synthetic, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
+        patch.setattr(synthetic, "COCO_SCENES", replace(synthetic.COCO_SCENES, size_px=(128, 128)))
+        synthetic.generate(root)
 
 
 def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
-    launcher = ["-m", "reproduce.engine.launch", f"--processes={processes}"] if processes > 1 else ["-m"]
+    launcher = ["-m", "reproduce.engine.distributed.launch", f"--processes={processes}"] if processes > 1 else ["-m"]
     return [sys.executable, *launcher, module, *overrides]
 
 

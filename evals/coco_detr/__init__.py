@@ -11,11 +11,11 @@ from evals.coco_detr.losses import Target, Weights, corners, losses
 from evals.coco_detr.score import average_precision, shown
 from evals.coco_detr.views import Views, test_pictures, training_batches
 from evals.setting import Setting, train_network
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
 from reproduce.data import detections as drawn
-from reproduce.data.coco import Split, annotations, read_split
-from reproduce.data.pictures import Pictures
-from reproduce.engine.distributed import all_reduce_sum, device, is_main, rank, world_size
+from reproduce.data.datasets.coco import Split, annotations, read_split
+from reproduce.data.datasets.image_folder import Pictures
+from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
 

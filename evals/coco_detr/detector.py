@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
 
 POSITION_TEMPERATURE = 10_000
 POSITION_EPSILON = 1e-6

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
-from reproduce.engine.distributed import all_reduce_mean
+from reproduce.engine.distributed.collectives import all_reduce_mean
 from reproduce.errors import TrainingFailed
 
 

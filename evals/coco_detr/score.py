@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from reproduce.data.coco import Split
+from reproduce.data.datasets.coco import Split
 from reproduce.data.detections import Box, Detected, chosen
 
 METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evals.coco_detr.losses import Target
-from reproduce.data.batches import Bad, data_loader
-from reproduce.data.coco import Boxed
-from reproduce.data.crops import generator
-from reproduce.data.loader import StepSampler, read_or_next
-from reproduce.data.pictures import BadImage
-from reproduce.schema import Normalize
+from reproduce.config.schema import Normalize
+from reproduce.data.datasets.coco import Boxed
+from reproduce.data.datasets.image_folder import BadImage
+from reproduce.data.pipeline.dataloader import Bad, data_loader
+from reproduce.data.pipeline.multicrop import generator
+from reproduce.data.pipeline.sampler import StepSampler, read_or_next
 
 FLIP_PROBABILITY = 0.5
 LEFT_RIGHT = [0, 2]

@@ -22,22 +22,15 @@ from evals.voc_detection.compatibility import (
 )
 from evals.voc_detection.detector import build, configuration, total
 from evals.voc_detection.voc import evaluator
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
 from reproduce.data import detections
-from reproduce.data.batches import data_loader
+from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.voc import CLASSES, Annotated, read_boxes
 from reproduce.data.detections import Box, Detected
-from reproduce.data.pictures import Pictures
-from reproduce.data.voc import CLASSES, Annotated, read_boxes
+from reproduce.data.pipeline.dataloader import data_loader
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints
-from reproduce.engine.distributed import (
-    all_reduce_mean,
-    all_reduce_sum,
-    device,
-    is_main,
-    rank,
-    world_size,
-)
+from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError
 

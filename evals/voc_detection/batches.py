@@ -7,10 +7,10 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
-from reproduce.data.crops import generator
-from reproduce.data.loader import order_of_epoch
-from reproduce.data.pictures import UNREADABLE
-from reproduce.data.voc import Annotated
+from reproduce.data.datasets.image_folder import UNREADABLE
+from reproduce.data.datasets.voc import Annotated
+from reproduce.data.pipeline.multicrop import generator
+from reproduce.data.pipeline.sampler import order_of_epoch
 from reproduce.errors import UserError
 
 Record = dict[str, Any]

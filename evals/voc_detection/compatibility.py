@@ -22,7 +22,7 @@ import PIL.Image
 import torch.distributed as dist
 
 from reproduce.engine.batchnorm import CpuSyncBatchNorm
-from reproduce.engine.distributed import world_size
+from reproduce.engine.distributed.collectives import world_size
 
 
 def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:

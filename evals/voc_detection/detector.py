@@ -14,9 +14,9 @@ from evals.voc_detection.compatibility import (
     get_cfg,
     get_norm,
 )
-from models.resnet import ResNet
-from reproduce.data.voc import CLASSES
-from reproduce.engine.distributed import device
+from models.networks.resnet import ResNet
+from reproduce.data.datasets.voc import CLASSES
+from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError
 
 NEW = ("proposal_generator.", "roi_heads.box_predictor.", "roi_heads.res5.norm.")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evals.voc_detection.compatibility import MetadataCatalog, PascalVOCDetectionEvaluator
-from reproduce.data.voc import CLASSES, CORNERS, Annotated
-from reproduce.engine.distributed import is_main
+from reproduce.data.datasets.voc import CLASSES, CORNERS, Annotated
+from reproduce.engine.distributed.collectives import is_main
 
 METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 

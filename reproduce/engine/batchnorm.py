@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from reproduce.engine.distributed import all_reduce_sum_differentiable, device, world_size
+from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, world_size
 from reproduce.errors import UserError, nearest
 
 SYNC_BATCHNORM = ("torch", "apex")

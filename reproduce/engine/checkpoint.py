@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from reproduce.engine.distributed import all_reduce_sum, any_rank, barrier, device, is_main, world_size
+from reproduce.engine.distributed.collectives import all_reduce_sum, any_rank, barrier, device, is_main, world_size
 from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_with
 

@@ -15,13 +15,18 @@ import PIL
 import torch
 from torch import Tensor
 
-from reproduce.engine.distributed import any_rank, barrier, is_main, rank, world_size
+from reproduce.engine.distributed.collectives import any_rank, barrier, is_main, rank, world_size
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json, write_with
 
 MADE_BY = (
-    *("models.weights", "models.released", "models.tensor_bundle", "models.resnet"),
-    *("reproduce.data.batches", "reproduce.data.pictures", "reproduce.engine.precision", __name__),
+    *("models.zoo.load", "models.zoo.layouts", "models.zoo.tensor_bundle", "models.networks.resnet"),
+    *(
+        "reproduce.data.pipeline.dataloader",
+        "reproduce.data.datasets.image_folder",
+        "reproduce.engine.precision",
+        __name__,
+    ),
 )
 """The code that decides on a feature: where it changes, features are worked out anew."""
 

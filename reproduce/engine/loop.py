@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reproduce.data.loader import StepSampler
-from reproduce.engine.distributed import all_reduce_mean
-from reproduce.engine.finite import FiniteGuard, Keep
+from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.distributed.collectives import all_reduce_mean
+from reproduce.engine.nan_guard import FiniteGuard, Keep
 from reproduce.engine.precision import autocast
-from reproduce.engine.provenance import peak_memory_gb
+from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.errors import TrainingFailed
 
 
 class Method(ABC):
-    """What the loop asks of a method (`models/swav.py` is one); a subclass has its own of what it needs."""
+    """What the loop asks of a method (`models/methods/swav.py` is one); a subclass has its own of what it needs."""
 
     uniform_loss: float | None = None
     """The loss of a method that has learned nothing (ln K), where that does not change."""

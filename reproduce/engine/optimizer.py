@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reproduce.schema import Optimizer
+from reproduce.config.schema import Optimizer
 
 EPSILON = 1e-8
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from reproduce.engine.distributed import device
+from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError, nearest
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

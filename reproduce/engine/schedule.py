@@ -2,7 +2,7 @@
 
 import math
 
-from reproduce.schema import Optimizer
+from reproduce.config.schema import Optimizer
 
 
 def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimizer) -> float:

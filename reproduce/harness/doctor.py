@@ -19,7 +19,7 @@ from reproduce.harness import machine
 from reproduce.harness.machine import Finding
 
 if TYPE_CHECKING:
-    from reproduce.harness.tables import Table
+    from reproduce.harness.spec.tables import Table
 
 TRACKING = "https://api.wandb.ai"
 """W&B's own, where WANDB_BASE_URL names no other."""
@@ -59,7 +59,7 @@ def tell(heading: str, findings: Iterator[Finding] | list[Finding]) -> list[Find
 
 
 def _keys() -> Iterator[Finding]:
-    from reproduce.engine import tracking
+    from reproduce.engine.runs import tracking
 
     kept = "there: runs are tracked online" if tracking.has_key() else "none: runs are tracked offline (wandb sync)"
     yield Finding("W&B key", kept)
@@ -70,10 +70,10 @@ def _addresses() -> dict[str, str]:
     tracker = os.environ.get("WANDB_BASE_URL", TRACKING)
     found = {"W&B": tracker} if urlsplit(tracker).scheme == "https" else {}
     try:
-        from reproduce.data import released
+        from models.zoo import entries
     except ImportError:  # no .venv yet
         return found
-    hosts = {urlsplit(item.address).netloc for item in released.load().values() if item.address}
+    hosts = {urlsplit(item.address).netloc for item in entries.load().values() if item.address}
     return found | {f"public weights ({host})": f"https://{host}" for host in sorted(hosts)}
 
 
@@ -93,7 +93,7 @@ class Here:
 
 def _tables(data: str | None, data_config: str | None) -> Iterator[Finding]:
     """Of each table, how many numbers can be made here, and what the others lack."""
-    from reproduce.harness import tables
+    from reproduce.harness.spec import tables
 
     has_gpu = isinstance(found := machine.gpus(), list) and bool(found)
     for scale in sorted(tables.scales(), reverse=True):
@@ -122,12 +122,12 @@ def _table(table: "Table", here: Here) -> Finding:
 
 def _lacking(scale: str, evaluations: set[str], data: str | None, data_config: str | None) -> dict[str, list[str]]:
     """The data sets that are not there, by evaluation; of "" those of pretraining."""
-    from reproduce.harness import cost, planning
-    from reproduce.harness.plan import Request
+    from reproduce.harness.plan import build, cost
+    from reproduce.harness.plan.model import Request
 
     request = Request((), scale, data=data, data_config=data_config)
-    plans = {name: planning.one(request, "evaluate", name, "any") for name in sorted(evaluations)}
-    plans[""] = planning.one(request, "pretrain", "random")
+    plans = {name: build.one(request, "evaluate", name, "any") for name in sorted(evaluations)}
+    plans[""] = build.one(request, "pretrain", "random")
     lacking = {}
     for name, plan in plans.items():
         (run,) = plan.runs.values()
@@ -137,10 +137,10 @@ def _lacking(scale: str, evaluations: set[str], data: str | None, data_config: s
 
 
 def _weights() -> Finding:
-    from reproduce.data import released
+    from models.zoo import entries
 
-    public = [item for item in released.load().values() if item.address]
-    here = sum(released.file_of(item).exists() for item in public)
+    public = [item for item in entries.load().values() if item.address]
+    here = sum(entries.file_of(item).exists() for item in public)
     return Finding("public weights", f"{here} of {len(public)} are downloaded (make fetch lists them)")
 
 

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from reproduce.here import CHECKOUT, processor
+from reproduce.system import CHECKOUT, processor
 
 VERSIONS = CHECKOUT / "docker/versions.env"
 """The images' pins, one NAME=VALUE a line."""

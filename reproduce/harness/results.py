@@ -11,8 +11,8 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json
-from reproduce.harness.plan import Plan, Run
-from reproduce.harness.planning import for_seeds
+from reproduce.harness.plan.build import for_seeds
+from reproduce.harness.plan.model import Plan, Run
 
 ENDINGS = ("result.json", "failure.json")
 RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-[0-9a-f]{10}")

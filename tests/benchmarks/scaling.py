@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models.methods import find
+from models.methods.registry import find
 from reproduce.config import compose, typed
+from reproduce.config.schema import Crops
 from reproduce.files import read_json
-from reproduce.here import CHECKOUT
 from reproduce.network import build_network
-from reproduce.schema import Crops
+from reproduce.system import CHECKOUT
 
 COMMON = ["experiment=swav_800ep", "scale=paper", "measurement=cost", "cluster.num_threads=1", "logging.wandb=false"]
 SMALL, LARGE = "{num: 6, size_px: 96, area: [0.05, 0.14]}", "{num: 2, size_px: 224, area: [0.14, 1.0]}"
@@ -49,7 +49,7 @@ GROUP_IMAGES = 2
 def seconds_per_image(processes: int, overrides: list[str]) -> float:
     """Of one process, the median over a few steps."""
     with tempfile.TemporaryDirectory() as results:
-        start = ["reproduce.engine.launch", f"--processes={processes}"] if processes > 1 else []
+        start = ["reproduce.engine.distributed.launch", f"--processes={processes}"] if processes > 1 else []
         words = ["-m", *start, "reproduce.measure", *COMMON, "measurement.num_steps=4", *overrides]
         subprocess.run(
             [sys.executable, *words, f"paths.results={results}"], cwd=CHECKOUT, check=True, capture_output=True,

@@ -12,7 +12,7 @@ from evals.coco_detr.detector import Detr
 from evals.coco_detr.losses import Target
 from evals.voc_detection.compatibility import Boxes, EventStorage, Instances, build_optimizer
 from evals.voc_detection.detector import build, configuration, total
-from models.resnet import resnet50
+from models.networks.resnet import resnet50
 from reproduce.config import compose, typed
 from tests.benchmarks.share import shares_of_peak
 

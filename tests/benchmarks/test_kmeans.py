@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from models.clustering import BLOCK_SCORES, blocks
-from models.deepcluster import nearest
+from models.methods.clustering import BLOCK_SCORES, blocks
+from models.methods.deepcluster import nearest
 from tests.benchmarks.share import told
 
 NUM_ROWS, EMBEDDING, NUM_CENTROIDS = 8192, 128, 3000

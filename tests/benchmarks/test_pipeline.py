@@ -11,11 +11,11 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from reproduce.data.augment import augment
-from reproduce.data.crops import generator, multi_crop
-from reproduce.data.decode import decode
-from reproduce.data.loader import CropBatch, Sample, collate_crops
-from reproduce.schema import Augment, View
+from reproduce.config.schema import Augment, View
+from reproduce.data.pipeline.augment import augment
+from reproduce.data.pipeline.image_io import decode
+from reproduce.data.pipeline.multicrop import generator, multi_crop
+from reproduce.data.pipeline.sampler import CropBatch, Sample, collate_crops
 from tests.benchmarks.conftest import Compare
 
 NUM_PICTURES = 32

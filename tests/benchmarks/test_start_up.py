@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.here import CHECKOUT
+from reproduce.system import CHECKOUT
 
 COMMANDS = {
     "help": ["--help"],

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.heads import MultiCropNet
-from models.methods import find
-from models.sinkhorn import sinkhorn
-from models.swav import swapped_prediction_loss
+from models.methods.registry import find
+from models.methods.sinkhorn import sinkhorn
+from models.methods.swav import swapped_prediction_loss
+from models.networks.heads import MultiCropNet
 from reproduce.config import compose, typed
-from reproduce.data.loader import StepSampler
+from reproduce.config.schema import Crops, Optimizer
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
-from reproduce.schema import Crops, Optimizer
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.share import shares_of_peak
 

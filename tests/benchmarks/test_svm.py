@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from evals.setting import Pixels
 from evals.voc07_svm import Protocol, judge
-from reproduce.engine.processes import in_processes
+from reproduce.engine.distributed.processes import in_processes
 from tests.benchmarks.conftest import Compare
 
 NUM_CLASSES, NUM_TRAIN, NUM_FEATURES = 8, 1000, 2048

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness import check, judge_claims, planning, report
-from reproduce.harness.plan import Request
+from reproduce.harness import report
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Request
+from reproduce.harness.verdict import check
+from reproduce.harness.verdict import claims as judge_claims
 from tests.browser.chromium import PROGRAM, Browser, browser
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt-get install chromium)")
@@ -21,7 +24,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
-        plan = planning.make(Request(tables, "paper", (0, 1)))
+        plan = build.make(Request(tables, "paper", (0, 1)))
         metrics = {name for cell in plan.cells for name in (cell.metric, cell.best_by)}
         for number, run in enumerate(plan.runs.values()):
             run.result.parent.mkdir(parents=True)

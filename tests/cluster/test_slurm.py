@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from reproduce.harness import tables
-from reproduce.harness.workflow import slurm as ours
-from reproduce.harness.workflow.start import STATE
-from reproduce.here import CHECKOUT
+from reproduce.harness.execute import slurm as ours
+from reproduce.harness.execute.job import STATE
+from reproduce.harness.spec import tables
+from reproduce.system import CHECKOUT
 from tests.runs import TINY, curve, run, tiny_pictures
 
 PATIENCE_SECONDS = 600

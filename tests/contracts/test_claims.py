@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from reproduce import config
-from reproduce.harness import claims, tables
-from reproduce.harness.claims import Claim, Comparison
+from reproduce.harness.spec import claims, tables
+from reproduce.harness.spec.claims import Claim, Comparison
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
 EVERY = claims.load()

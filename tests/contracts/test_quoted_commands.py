@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from models.zoo import entries
 from reproduce import __main__ as command_line
 from reproduce import config
-from reproduce.data import released
-from reproduce.harness import claims, tables
-from reproduce.here import CHECKOUT
+from reproduce.harness.spec import claims, tables
+from reproduce.system import CHECKOUT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md")))]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -60,8 +60,8 @@ def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
         if "group" in options:
             assert options.choice in config.options(options.group)
         checkpoint = getattr(options, "checkpoint", "")
-        if checkpoint.startswith(released.PREFIX):
-            released.entry(checkpoint.removeprefix(released.PREFIX))
+        if checkpoint.startswith(entries.PREFIX):
+            entries.entry(checkpoint.removeprefix(entries.PREFIX))
 
 
 @pytest.mark.parametrize("page", PAGES)

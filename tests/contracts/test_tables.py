@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reproduce import config
-from reproduce.harness import tables
+from reproduce.harness.spec import tables
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
 EVERY = [(scale, name) for scale in tables.scales() for name in tables.names(scale)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from evals import voc07_svm
 from reproduce import evaluate
-from reproduce.engine.processes import in_processes
+from reproduce.engine.distributed.processes import in_processes
 from reproduce.errors import exit_status
 
 Judge = Callable[..., tuple[float, float]]

@@ -7,11 +7,11 @@ from unittest.mock import patch
 import torch
 from omegaconf import DictConfig
 
-from models.resnet import ResNet
-from reproduce import evaluate, trunk
+from models.networks.resnet import ResNet
+from reproduce import checkpoint_source, evaluate
 from reproduce.errors import exit_status
 
-checkpoint_trunk = trunk.checkpoint_trunk
+checkpoint_trunk = checkpoint_source.checkpoint_trunk
 
 
 def in_double(cfg: DictConfig) -> tuple[Path, ResNet]:

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from reproduce.files import lock
-from reproduce.harness import check, planning
-from reproduce.harness.plan import CACHE, Plan, Request
-from reproduce.harness.workflow import start
-from reproduce.here import CHECKOUT
+from reproduce.harness.execute import job
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import CACHE, Plan, Request
+from reproduce.harness.verdict import check
+from reproduce.system import CHECKOUT
 
 FAKE = Path(__file__).with_name("fake_run.py")
 
@@ -30,7 +31,7 @@ from reproduce import __main__ as command_line
 from reproduce.engine import tracking
 from reproduce.errors import exit_status
 from reproduce.harness import baseline
-from reproduce.harness.plan import Run
+from reproduce.harness.plan.model import Run
 
 fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";") if item)
 
@@ -54,7 +55,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        planning.make(Request(("table3", "table7"), "smoke"))
+        build.make(Request(("table3", "table7"), "smoke"))
     return folder / CACHE
 
 
@@ -63,7 +64,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A working directory of one's own, with its pictures there."""
     shutil.copytree(composed, tmp_path / CACHE)
     monkeypatch.chdir(tmp_path)
-    data = Path(planning.make(Request((), "smoke")).data)
+    data = Path(build.make(Request((), "smoke")).data)
     data.mkdir(parents=True)
     (data / "manifest.json").write_text("{}")
     return tmp_path
@@ -107,12 +108,12 @@ def starts() -> list[str]:
 
 
 def plan() -> Plan:
-    return planning.make(Request(("table7",), "smoke"))
+    return build.make(Request(("table7",), "smoke"))
 
 
 def running() -> list[str]:
     """Runs that a process still works on."""
-    return [run.label for run in plan().runs.values() if start.is_held(Path(run.folder) / "fake.lock")]
+    return [run.label for run in plan().runs.values() if job.is_held(Path(run.folder) / "fake.lock")]
 
 
 @pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=2"])
@@ -161,7 +162,7 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
     assert status == check.INCOMPLETE, out
-    whole = planning.make(Request(("table3", "table7"), "smoke"))
+    whole = build.make(Request(("table3", "table7"), "smoke"))
     times = Counter(starts())
     assert {whole.runs[name].label: count for name, count in times.items() if count > 1} == {
         "knn of random, seed 0": 2,  # a crash is tried again; a wrong request is not
@@ -313,7 +314,7 @@ def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
 
 def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
     run = next(run for run in plan().runs.values() if run.name == "random")
-    events = Path("reports/smoke") / start.EVENTS
+    events = Path("reports/smoke") / job.EVENTS
     with lock(Path(run.folder) / ".lock", "the run"):
         process = popen("", "run", "table7", "--cores", "4")
         wait_for(lambda: events.exists() and '"wait"' in events.read_text())
@@ -325,13 +326,13 @@ def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(job, "GRACE_SECONDS", 0.2)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == b"here\n"
-    start.stop(process)
+    job.stop(process)
     assert process.returncode == -signal.SIGKILL
     process.stdout.close()
 
@@ -339,7 +340,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
 def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
     suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    assert start.execute(suicide, tmp_path / "run") == 128 + 9
+    assert job.execute(suicide, tmp_path / "run") == 128 + 9
     for number, handler in before.items():
         signal.signal(number, handler)
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
@@ -348,10 +349,10 @@ def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
 
 def test_a_wrong_request_is_final(tmp_path: Path) -> None:
     failure = tmp_path / "failure.json"
-    assert not start.is_final(failure)
+    assert not job.is_final(failure)
     for said, final in (({"exit_status": 2}, True), ({"exit_status": 3}, True), ({"exit_status": 1}, False)):
         failure.write_text(json.dumps(said))
-        assert start.is_final(failure) is final
+        assert job.is_final(failure) is final
 
 
 def test_results_copied_out_of_order_are_done_and_those_of_another_checkpoint_are_not() -> None:

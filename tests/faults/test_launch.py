@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.data.loader import order_of_epoch
-from reproduce.data.pictures import read_folders
-from reproduce.engine.launch import MAX_RESTARTS
+from reproduce.data.datasets.image_folder import read_folders
+from reproduce.data.pipeline.sampler import order_of_epoch
+from reproduce.engine.distributed.launch import MAX_RESTARTS
 from reproduce.errors import REQUEUE, TRAINING_FAILED
 from reproduce.files import read_json
 from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
@@ -157,7 +157,7 @@ def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path
 
 
 def test_several_machines_need_a_place_to_meet() -> None:
-    asked = [sys.executable, "-m", "reproduce.engine.launch", "--processes=1", "--nodes=2", FAKE]
+    asked = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--processes=1", "--nodes=2", FAKE]
     refused = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "--nodes needs --node, and --main HOST:PORT" in refused.stderr
@@ -167,7 +167,7 @@ def test_a_scheduler_tells_machines_apart(tmp_path: Path) -> None:
     asked = [
         sys.executable,
         "-m",
-        "reproduce.engine.launch",
+        "reproduce.engine.distributed.launch",
         "--processes=1",
         "--nodes=2",
         FAKE,

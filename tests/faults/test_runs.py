@@ -16,10 +16,10 @@ import torch
 
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
-from reproduce.engine.attempts import Attempts
 from reproduce.engine.loop import Method, train
 from reproduce.engine.precision import loss_scaler
-from reproduce.engine.run import Run
+from reproduce.engine.runs.attempts import Attempts
+from reproduce.engine.runs.run import Run
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
 from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from reproduce import evaluate, pretrain
 from reproduce.config import compose, typed
-from reproduce.data import pack
+from reproduce.config.schema import Dataset
+from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint, features
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.errors import REQUEUE
-from reproduce.schema import Dataset
 from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1")
@@ -187,7 +187,7 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
     ):
         assert call(evaluate.main, monkeypatch, *asked, *more)[0] == 0
         assert len(written) == expected
-    monkeypatch.setattr(features, "MADE_BY", ("models.resnet",))
+    monkeypatch.setattr(features, "MADE_BY", ("models.networks.resnet",))
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
     assert len(written) == 8
 
@@ -308,7 +308,7 @@ def test_shards_give_what_folders_give(
     catalogue = compose("pretrain", ["data=generated"]).data
     for name in ("imagenet", "voc07"):
         dataset = typed(catalogue[name], Dataset, name)
-        pack.pack(data, tmp_path / "shards", dataset, lambda _: None)
+        write_shards.pack(data, tmp_path / "shards", dataset, lambda _: None)
     own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
     results: list[dict[str, Any]] = []

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
 from reproduce import evaluate
-from reproduce.data import detections, generate
-from reproduce.data.voc import CLASSES, read_boxes
+from reproduce.data import detections
+from reproduce.data.datasets.voc import CLASSES, read_boxes
+from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.errors import REQUEST_IS_WRONG, REQUEUE
@@ -43,8 +44,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         # All of one size: a process that holds fewer of them pads them no less.
-        scenes = replace(generate.VOC0712_SCENES, size_px=(96, 96))
-        patch.setitem(generate.VOC_SETS, "VOC0712", (scenes, "voc0712"))
+        scenes = replace(synthetic.VOC0712_SCENES, size_px=(96, 96))
+        patch.setitem(synthetic.VOC_SETS, "VOC0712", (scenes, "voc0712"))
         tiny_pictures(root, num_voc={"trainval": 10, "test": 6})
     return root
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from models.heads import MultiCropNet
+from models.networks.heads import MultiCropNet
 from reproduce.config import compose, identity, options
 
 GOLDEN = Path(__file__).parent

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import methods
-from reproduce.data.loader import StepSampler
+from models.methods import registry
+from reproduce.config.schema import Network, Optimizer
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.optimizer import sgd
-from reproduce.schema import Network, Optimizer
 
 RECORDED = Path(__file__).parent / "methods.json"
 BATCH, NUM_STEPS = 8, 10
@@ -42,9 +42,9 @@ def ten_losses(name: str) -> list[float]:
         drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
         return drawn[: NUM_CROPS.get(name)]
 
-    config, build = methods.find({"name": name, **CONFIGS[name]})
+    config, build = registry.find({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = methods.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
+    net = registry.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
     method.begin(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = sgd(net.parameters(), Optimizer(lr=0.3))
@@ -63,7 +63,7 @@ def ten_losses(name: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"swav"}))
+@pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"swav"}))
 def test_ten_losses(name: str) -> None:
     recorded = json.loads(RECORDED.read_text())[name]
     found = ten_losses(name)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.heads import MultiCropNet
-from models.resnet import resnet50, resnet50w2, resnet50w4, resnet50w5
-from models.sinkhorn import sinkhorn
-from models.swav import Swav, SwavConfig
+from models.methods.sinkhorn import sinkhorn
+from models.methods.swav import Swav, SwavConfig
+from models.networks.heads import MultiCropNet
+from models.networks.resnet import resnet50, resnet50w2, resnet50w4, resnet50w5
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.schedule import warmup_cosine
 

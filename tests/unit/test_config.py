@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from reproduce import config
 from reproduce.config import CONF, GLOBAL, compose, config_hash, options, run_dir, run_id, typed
 from reproduce.errors import UserError
 
@@ -45,7 +44,7 @@ def test_a_wrong_evaluation_is_one_sentence(
 ) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "eval" / "mine.yaml").write_text(text)
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
     with pytest.raises(UserError, match=sentence):
         compose("evaluate", ["eval=mine", "checkpoint=x"])
 

@@ -7,8 +7,8 @@ import pytest
 
 from reproduce import measure
 from reproduce.files import read_json
-from reproduce.harness import planning
-from reproduce.harness.plan import Request
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Request
 from tests.runs import call
 
 SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data=/nowhere")
@@ -47,7 +47,7 @@ def test_every_kind_of_method_has_a_cost(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_needs_no_pictures_can_be_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = planning.make(Request(("table2",), "paper"))
+    whole = build.make(Request(("table2",), "paper"))
     part = whole.only(lambda run: run.kind == "measure")
     assert {run.kind for run in part.runs.values()} == {"measure"}
     assert {cell.column for cell in part.cells} == {"params_millions"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.heads import MultiCropNet
+from models.networks.heads import MultiCropNet
 from reproduce.config import compose
 from reproduce.engine import precision
 from reproduce.memory import memory, row

@@ -15,14 +15,16 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
-from reproduce.harness import code, show_claims, summary, tables
-from reproduce.harness.check import DIFFERENT, SAME, SYMBOLS
-from reproduce.harness.judge_claims import Standing
-from reproduce.harness.plan import REPORTS
-from reproduce.harness.report import drawing, figures, runs, speed
-from reproduce.harness.statistics import Verdict
-from reproduce.harness.workflow.progress import duration
-from reproduce.here import processor
+from reproduce.harness import revision
+from reproduce.harness.execute.progress import duration
+from reproduce.harness.plan.model import REPORTS
+from reproduce.harness.report import claims as show_claims
+from reproduce.harness.report import drawing, figures, runs, speed, summary
+from reproduce.harness.spec import tables
+from reproduce.harness.verdict.check import DIFFERENT, SAME, SYMBOLS
+from reproduce.harness.verdict.claims import Standing
+from reproduce.harness.verdict.stats import Verdict
+from reproduce.system import processor
 
 FOLDER = Path(__file__).parent
 
@@ -118,8 +120,8 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         notes=_notes(checked, behind),
         recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
-        commit=code.commit()[:12],
-        dirty=code.dirty(),
+        commit=revision.commit()[:12],
+        dirty=revision.dirty(),
         machine=f"{processor()}, {os.cpu_count()} cores",
         style=(FOLDER / "style.css").read_text(),
         script=script,
@@ -186,9 +188,9 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
     skipped = sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for result in done)
     if skipped:
         notes.append(f"{skipped} pictures could not be read and were skipped, as asked; each run's row says how many.")
-    here = code.commit()
+    here = revision.commit()
     commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
-    others = {commit: count for commit, count in commits.items() if code.of_runs(commit) != code.of_runs(here)}
+    others = {commit: count for commit, count in commits.items() if revision.of_runs(commit) != revision.of_runs(here)}
     if here and others:
         theirs = ", ".join(sorted(commit[:12] for commit in others))
         notes.append(

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reproduce.harness import tables
 from reproduce.harness.report.drawing import Chart, Series, averaged, chart
+from reproduce.harness.spec import tables
 
 
 @dataclass(frozen=True)

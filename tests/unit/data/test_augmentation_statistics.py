@@ -9,11 +9,11 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms
 
-from reproduce.data.batches import crop_batches
-from reproduce.data.crops import PARAMETERS, colour_parameters, generator
-from reproduce.data.loader import StepSampler
-from reproduce.data.pictures import read_folders
-from reproduce.schema import Augment, Crops, Normalize, View
+from reproduce.config.schema import Augment, Crops, Normalize, View
+from reproduce.data.datasets.image_folder import read_folders
+from reproduce.data.pipeline.dataloader import crop_batches
+from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator
+from reproduce.data.pipeline.sampler import StepSampler
 
 FULL = Augment(0.5, [0.8, 0.8, 0.8, 0.2], 0.8, 0.2, 0.5, [0.1, 2.0])
 AREA, SIZE_PX, NUM_PICTURES, NUM_EPOCHS = [0.14, 1.0], 32, 8, 75

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce.data import coco
-from reproduce.data.coco import read_split
-from reproduce.data.pictures import BadImage
+from reproduce.data.datasets import coco
+from reproduce.data.datasets.coco import read_split
+from reproduce.data.datasets.image_folder import BadImage
 from reproduce.errors import UserError
 
 Content = dict[str, Any]

@@ -13,14 +13,14 @@ from PIL import ExifTags, Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from reproduce.data import augment
-from reproduce.data.batches import CentreCrops, crop_batches
-from reproduce.data.crops import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
-from reproduce.data.decode import decode
-from reproduce.data.loader import MultiCropDataset, StepSampler, collate_crops
-from reproduce.data.pictures import BadImage, Pictures, read_folders, read_image
+from reproduce.config.schema import Augment, Crops, Normalize, View
+from reproduce.data.datasets.image_folder import BadImage, Pictures, read_folders, read_image
+from reproduce.data.pipeline import augment
+from reproduce.data.pipeline.dataloader import CentreCrops, crop_batches
+from reproduce.data.pipeline.image_io import decode
+from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
+from reproduce.data.pipeline.sampler import MultiCropDataset, StepSampler, collate_crops
 from reproduce.errors import UserError
-from reproduce.schema import Augment, Crops, Normalize, View
 from tests.host_sync import NoHostSync
 
 BYTE = 1 / 255

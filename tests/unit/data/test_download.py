@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from models.zoo import entries
 from reproduce.config import CONF
-from reproduce.data import download as downloads
-from reproduce.data import released
-from reproduce.data.download import Digest, DigestMismatch, download
+from reproduce.data.prepare import download as downloads
+from reproduce.data.prepare.download import Digest, DigestMismatch, download
 from reproduce.errors import Unavailable, UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -191,48 +191,48 @@ def test_a_redirection_does_not_lead_elsewhere(address: str, server: Server, tmp
 
 class TestZoo:
     @pytest.fixture
-    def item(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> released.Released:
+    def item(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> entries.Released:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        return replace(released.entry("swav_800ep"), address=server.url())
+        return replace(entries.entry("swav_800ep"), address=server.url())
 
     def test_the_first_download_records_the_sum_and_the_next_is_held_to_it(
-        self, item: released.Released, server: Server
+        self, item: entries.Released, server: Server
     ) -> None:
         said: list[str] = []
-        path = released.fetch(item, said.append)
+        path = entries.fetch(item, said.append)
         digest = hashlib.sha256(CONTENT).hexdigest()
         assert (
             said[-1]
-            == f"swav_800ep has the sha256 {digest}; put it into models/released.yaml to hold every machine to it"
+            == f"swav_800ep has the sha256 {digest}; put it into models/zoo/released.yaml to hold every machine to it"
         )
         assert path.name == "swav_800ep-weights.pth.tar"
         said.clear()
-        assert released.fetch(item, said.append) == path
+        assert entries.fetch(item, said.append) == path
         assert said == []
         path.unlink()
         server.content = b"other weights"
         with pytest.raises(DigestMismatch, match="its publisher has put another file in its place"):
-            released.fetch(item, said.append)
+            entries.fetch(item, said.append)
 
-    def test_a_file_that_was_damaged_in_the_cache_is_noticed(self, item: released.Released) -> None:
-        path = released.fetch(item)
+    def test_a_file_that_was_damaged_in_the_cache_is_noticed(self, item: entries.Released) -> None:
+        path = entries.fetch(item)
         path.write_bytes(b"damaged")
         with pytest.raises(DigestMismatch, match=f"delete {path} to download it anew"):
-            released.fetch(item)
+            entries.fetch(item)
 
-    def test_the_publishers_digits_are_enforced(self, item: released.Released) -> None:
+    def test_the_publishers_digits_are_enforced(self, item: entries.Released) -> None:
         published = {"md5": hashlib.md5(CONTENT).hexdigest()[:8]}
-        released.fetch(replace(item, name="other", published=published))
+        entries.fetch(replace(item, name="other", published=published))
         with pytest.raises(DigestMismatch, match="has the md5"):
-            released.fetch(replace(item, published={"md5": "b251726a"}))
+            entries.fetch(replace(item, published={"md5": "b251726a"}))
 
     def test_weights_that_nobody_published_are_unavailable(self) -> None:
         with pytest.raises(Unavailable, match=r"^unavailable: released:bownet can't be downloaded: no public weights"):
-            released.fetch(released.entry("bownet"))
+            entries.fetch(entries.entry("bownet"))
 
 
 def test_every_entry_can_be_followed() -> None:
-    for item in released.load().values():
+    for item in entries.load().values():
         assert (item.address is None) == (item.unavailable is not None), item.name
         assert item.address is None or (item.address.startswith("https://") and item.licence), item.name
         assert item.status == "unknown", (
@@ -252,13 +252,13 @@ def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -
             (content["table"], ", ".join(filter(None, (row["method"], row.get("setting"))))): row
             for row in content["rows"]
         }
-    entries = released.load()
-    filled = {(table, row): name for name, item in entries.items() for table, row in item.fills.items()}
+    known = entries.load()
+    filled = {(table, row): name for name, item in known.items() for table, row in item.fills.items()}
     assert set(filled) <= set(rows)
     for at, row in rows.items():
         if "weights" in row:
             assert at in filled, f"{at} says that it has public weights"
-        if row.get("pretrain") in entries:
+        if row.get("pretrain") in known:
             assert filled[at] == row["pretrain"]
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.data import generate
-from reproduce.data.coco import read_split as read_coco
-from reproduce.data.pictures import read_folders, read_image
-from reproduce.data.voc import CLASSES, read_objects
-from reproduce.data.voc import read_split as read_voc
+from reproduce.config.schema import Dataset
+from reproduce.data.datasets.coco import read_split as read_coco
+from reproduce.data.datasets.image_folder import read_folders, read_image
+from reproduce.data.datasets.voc import CLASSES, read_objects
+from reproduce.data.datasets.voc import read_split as read_voc
+from reproduce.data.prepare import synthetic
 from reproduce.errors import UserError
-from reproduce.schema import Dataset
 
 VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "test")
 
@@ -20,34 +20,34 @@ VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "tes
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few pictures of each class instead of hundreds."""
-    sets = tuple(replace(item, num_train=2, num_val=1) for item in generate.CLASS_SETS)
-    monkeypatch.setattr(generate, "CLASS_SETS", sets)
-    monkeypatch.setattr(generate, "VOC_SPLITS", {"trainval": 12, "test": 6})
-    monkeypatch.setattr(generate, "COCO_SPLITS", {"train2017": 30, "val2017": 10})
+    sets = tuple(replace(item, num_train=2, num_val=1) for item in synthetic.CLASS_SETS)
+    monkeypatch.setattr(synthetic, "CLASS_SETS", sets)
+    monkeypatch.setattr(synthetic, "VOC_SPLITS", {"trainval": 12, "test": 6})
+    monkeypatch.setattr(synthetic, "COCO_SPLITS", {"train2017": 30, "val2017": 10})
 
 
 @pytest.fixture
 def root(small: None, tmp_path: Path) -> Path:
-    generate.generate(tmp_path / "a")
+    synthetic.generate(tmp_path / "a")
     return tmp_path / "a"
 
 
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(root: Path, tmp_path: Path) -> None:
     hashes = json.loads((root / "manifest.json").read_text())["sha256"]
-    generate.generate(tmp_path / "b")
-    generate.generate(tmp_path / "c", seed=1)
+    synthetic.generate(tmp_path / "b")
+    synthetic.generate(tmp_path / "c", seed=1)
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["sha256"] == hashes
     assert not set(hashes.values()) & set(json.loads((tmp_path / "c" / "manifest.json").read_text())["sha256"].values())
 
 
 def test_a_finished_set_is_left_alone(root: Path) -> None:
     made = (root / "manifest.json").stat().st_mtime_ns
-    generate.generate(root)
+    synthetic.generate(root)
     assert (root / "manifest.json").stat().st_mtime_ns == made
 
 
 def test_class_folders(root: Path) -> None:
-    for item in generate.CLASS_SETS:
+    for item in synthetic.CLASS_SETS:
         train, val = (read_folders(root / item.name / split) for split in ("train", "val"))
         assert train.classes == val.classes == sorted(item.textures)
         assert (len(train), len(val)) == (2 * len(item.textures), len(item.textures))
@@ -80,7 +80,7 @@ def test_a_set_from_before_coco_had_pictures_of_its_own_is_made_anew(root: Path)
     before = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: value for key, value in before.items() if key != "coco"}))
     (root / "coco" / "train2017" / "000005.jpg").write_bytes(b"of that time")
-    generate.generate(root)
+    synthetic.generate(root)
     assert json.loads(manifest.read_text()) == before
     assert not (root / "coco" / "train2017" / "000005.jpg").exists()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.data import manifest, pack, verify
-from reproduce.data.pictures import Pictures, read_pictures
-from reproduce.schema import Dataset
+from reproduce.config.schema import Dataset
+from reproduce.data.datasets.image_folder import Pictures, read_pictures
+from reproduce.data.prepare import manifest, verify, write_shards
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -43,7 +43,7 @@ def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> Non
 
 def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, made: Path, tmp_path: Path) -> None:
     plain = quoted(data)
-    pack.pack(data, tmp_path / "shards", IMAGENET, lambda _: None)
+    write_shards.pack(data, tmp_path / "shards", IMAGENET, lambda _: None)
     sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
     assert quoted(tmp_path / "shards", dataset=sharded) == plain
     pictures = read_pictures(made / "imagenet", IMAGENET, "val")

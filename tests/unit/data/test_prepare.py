@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from reproduce.data.official import OFFICIAL, Archive
-from reproduce.data.prepare import prepare
+from reproduce.config.schema import Dataset
+from reproduce.data.prepare.archives import prepare
+from reproduce.data.prepare.official import OFFICIAL, Archive
 from reproduce.errors import UserError
-from reproduce.schema import Dataset
 
 IMAGENET = Dataset("imagenet", "ILSVRC2012", "folders", "imagenet", "train", "val")
 PLACES = Dataset("places205", "Places205", "folders", "places205", "train", "val")

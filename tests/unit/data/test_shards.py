@@ -16,13 +16,14 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from reproduce.__main__ import main
-from reproduce.data import manifest, pack, shards, verify
-from reproduce.data.loader import StepSampler, order_of
-from reproduce.data.pictures import BadImage, Pictures, read_folders, read_splits
-from reproduce.data.shards import ShardOrder
-from reproduce.data.voc import read_split
+from reproduce.config.schema import Dataset
+from reproduce.data.datasets import shards
+from reproduce.data.datasets.image_folder import BadImage, Pictures, read_folders, read_splits
+from reproduce.data.datasets.shards import ShardOrder
+from reproduce.data.datasets.voc import read_split
+from reproduce.data.pipeline.sampler import StepSampler, order_of
+from reproduce.data.prepare import manifest, verify, write_shards
 from reproduce.errors import UserError
-from reproduce.schema import Dataset
 from tests.runs import CHECKOUT, tiny_pictures
 
 FOLDERS = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -42,9 +43,9 @@ def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of about three pictures each."""
     root = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "SHARD_BYTES", 5_000)
+        patch.setattr(write_shards, "SHARD_BYTES", 5_000)
         for dataset in (FOLDERS, VOC):
-            pack.pack(data, root, dataset, lambda _: None)
+            write_shards.pack(data, root, dataset, lambda _: None)
     return root
 
 
@@ -97,14 +98,14 @@ def test_any_webdataset_reader_reads_them(data: Path, packed: Path) -> None:
 def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothing(
     data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack, "SHARD_BYTES", 5_000)
-    pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+    monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
+    write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.suffix != ".lock"
             and path.is_file() and not path.name.startswith(".")}  # fmt: skip
     assert made == {name: (packed / name).read_bytes() for name in made}
-    monkeypatch.setattr(pack, "_shard", None)
+    monkeypatch.setattr(write_shards, "_shard", None)
     said: list[str] = []
-    pack.pack(data, tmp_path, FOLDERS, said.append)
+    write_shards.pack(data, tmp_path, FOLDERS, said.append)
     assert said == [f"imagenet/{split}: {n} pictures lie in {tmp_path}/imagenet/{split} already"
                     for split, n in (("train", 40), ("val", 20))]  # fmt: skip
 
@@ -114,16 +115,16 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     script = """if True:
         import os, signal, sys
         from pathlib import Path
-        from reproduce.schema import Dataset
+        from reproduce.config.schema import Dataset
         from reproduce.data import pack
-        pack.SHARD_BYTES, pack.THREADS, write = 5_000, 1, pack.write_atomic
+        write_shards.SHARD_BYTES, write_shards.THREADS, write = 5_000, 1, write_shards.write_atomic
         def dies(path, data):
             if path.name == "00006.tar":
                 (path.parent / ".00006.tar.half").write_bytes(data[:100])
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, data)
-        pack.write_atomic = dies
-        pack.pack(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
+        write_shards.write_atomic = dies
+        write_shards.pack(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
     """
     arguments = [str(data), str(tmp_path), *filter(None, vars(FOLDERS).values())]
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=CHECKOUT, check=False, capture_output=True)
@@ -133,8 +134,8 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     assert sorted(before) == [f"{number:05d}.tar" for number in range(6)]
     with pytest.raises(UserError, match=r"holds no shards \(shards\.json is not there\): make them by data-shard"):
         read_splits(tmp_path / "imagenet", SHARDED)
-    monkeypatch.setattr(pack, "SHARD_BYTES", 5_000)
-    pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+    monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
+    write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
     names = sorted(path.name for path in (packed / "imagenet" / "train").iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -194,7 +195,7 @@ def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_w
 ) -> None:
     monkeypatch.setattr(manifest, "_size", lambda _: 7)
     with pytest.raises(UserError, match="changed while it was packed: start again"):
-        pack.pack(data, tmp_path, FOLDERS, lambda _: None)
+        write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
     monkeypatch.undo()
     mine = tmp_path / "mine"
     shutil.copytree(data / "imagenet", mine / "imagenet")
@@ -202,7 +203,7 @@ def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_w
     victim.unlink()
     victim.symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(UserError, match=f"can't read picture {victim} .*: data-verify names all such"):
-        pack.pack(mine, tmp_path / "out", FOLDERS, lambda _: None)
+        write_shards.pack(mine, tmp_path / "out", FOLDERS, lambda _: None)
 
 
 @pytest.mark.parametrize(("batch_size", "num_ranks"), [(64, 2), (96, 3), (10, 2), (7, 7)])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.data import verify
-from reproduce.data.official import OFFICIAL, Official, Split
-from reproduce.schema import Dataset
+from reproduce.config.schema import Dataset
+from reproduce.data.prepare import verify
+from reproduce.data.prepare.official import OFFICIAL, Official, Split
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")

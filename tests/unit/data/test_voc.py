@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reproduce.data.voc import Annotated, VocBox, read_boxes
+from reproduce.data.datasets.voc import Annotated, VocBox, read_boxes
 
 OBJECT = (
     "<object><name>dog</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"

@@ -13,12 +13,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from models import methods
-from models.heads import MultiCropNet
-from models.moco import Moco, MocoConfig
-from reproduce.data.loader import StepSampler
+from models.methods import registry
+from models.methods.moco import Moco, MocoConfig
+from models.networks.heads import MultiCropNet
+from reproduce.config.schema import Network, Optimizer
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import Groups, shared, synchronized
-from reproduce.engine.distributed import (
+from reproduce.engine.distributed.collectives import (
     all_gather,
     all_reduce_mean,
     is_main,
@@ -27,7 +28,6 @@ from reproduce.engine.distributed import (
     world_size,
 )
 from reproduce.engine.optimizer import sgd
-from reproduce.schema import Network, Optimizer
 
 BATCH, SEED, STEP = 12, 5, 3
 NUM_STEPS = 4
@@ -48,9 +48,9 @@ NUM_CROPS = {"moco": 2}
 
 def steps(name: str) -> dict[str, Any]:
     """Losses of two epochs of two steps, gradients of the first, and the method's state after the last."""
-    config, build = methods.find({"name": name, **CONFIGS[name]})
+    config, build = registry.find({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = methods.network(Network(0.0625, 16, True, 8), config, num_classes=3, blocks=(1, 1, 1, 1)).double()
+    net = registry.network(Network(0.0625, 16, True, 8), config, num_classes=3, blocks=(1, 1, 1, 1)).double()
     num_pictures = 2 * BATCH + 1
     method = build(config, net, num_pictures, BATCH)
     draw = torch.Generator().manual_seed(1)

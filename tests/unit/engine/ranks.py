@@ -10,17 +10,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from models.heads import MultiCropNet
-from models.sinkhorn import sinkhorn
-from models.swav import Swav, SwavConfig
+from models.methods.sinkhorn import sinkhorn
+from models.methods.swav import Swav, SwavConfig
+from models.networks.heads import MultiCropNet
 from reproduce.engine.batchnorm import batchnorm_groups, shared
-from reproduce.engine.distributed import (
-    all_reduce_mean,
-    is_main,
-    process_group,
-    rank,
-    world_size,
-)
+from reproduce.engine.distributed.collectives import all_reduce_mean, is_main, process_group, rank, world_size
 from reproduce.engine.optimizer import Larc
 
 BATCH = 12

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from reproduce.engine import finite
-from reproduce.engine.finite import FiniteGuard
+from reproduce.engine import nan_guard
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.errors import TrainingFailed
 
 
 def test_a_healthy_rank_says_that_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finite, "all_reduce_max", torch.ones_like)
+    monkeypatch.setattr(nan_guard, "all_reduce_max", torch.ones_like)
     guard = FiniteGuard(lambda _: pytest.fail("it kept a loss that is finite"))
     guard.take(7, torch.tensor(7.98))
     with pytest.raises(TrainingFailed, match=r"^the loss of another rank is not finite at step 7: lower optimizer\.lr"):

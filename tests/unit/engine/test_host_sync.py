@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from models.heads import MultiCropNet
-from models.swav import Swav, SwavConfig
-from reproduce.engine.finite import FiniteGuard
+from models.methods.swav import Swav, SwavConfig
+from models.networks.heads import MultiCropNet
 from reproduce.engine.loop import train
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import loss_scaler
 from tests.host_sync import NoHostSync

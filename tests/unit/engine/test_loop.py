@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.heads import MultiCropNet
-from models.swav import Swav, SwavConfig
+from models.methods.swav import Swav, SwavConfig
+from models.networks.heads import MultiCropNet
 from reproduce.engine.loop import train
 from reproduce.engine.precision import loss_scaler
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.methods import METHODS
+from models.methods.registry import METHODS
 from tests.unit.engine.test_distributed import outcome
 
 SCRIPT = Path(__file__).parent / "method_ranks.py"

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from reproduce.config import compose, typed
+from reproduce.config.schema import Optimizer
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.schedule import learning_rate
-from reproduce.schema import Optimizer
 
 
 def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reproduce.engine import provenance
+from reproduce.engine.runs import provenance
 
 
 @pytest.mark.parametrize(

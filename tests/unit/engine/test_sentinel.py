@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from reproduce import schema
+from reproduce.config import schema
+from reproduce.engine.collapse import Sentinel
 from reproduce.engine.loop import Method
-from reproduce.engine.sentinel import Sentinel
 from reproduce.errors import TrainingFailed, UserError
 
 HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0, "unit_length_error": 1e-6}

@@ -10,8 +10,8 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from reproduce.engine import tracking
-from reproduce.engine.attempts import Attempts
+from reproduce.engine.runs import tracking
+from reproduce.engine.runs.attempts import Attempts
 from tests.runs import TINY, run, tiny_pictures
 
 BLOCK = 32768

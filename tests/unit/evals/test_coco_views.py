@@ -19,9 +19,9 @@ from evals.coco_detr.views import (
     target_size,
     training_view,
 )
-from reproduce.data.coco import Boxed, Split
+from reproduce.config.schema import Normalize
+from reproduce.data.datasets.coco import Boxed, Split
 from reproduce.data.detections import Box, Detected
-from reproduce.schema import Normalize
 
 VIEWS = Views([48, 64], 64, 100, 0.5, [60, 80], [40, 60])
 

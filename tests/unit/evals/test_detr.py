@@ -16,7 +16,7 @@ from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 from evals.coco_detr import Protocol, detected, learning_rates, loss, optimizer
 from evals.coco_detr.detector import Detr, Size, sine_positions
 from evals.coco_detr.losses import Target, Weights, corners, losses, match
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
 from reproduce.config import compose, typed
 from reproduce.errors import TrainingFailed
 

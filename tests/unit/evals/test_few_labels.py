@@ -8,7 +8,7 @@ import pytest
 
 from evals.finetune import Protocol, Subset, labelled, learning_rates
 from reproduce.config import compose, typed
-from reproduce.data.pictures import Pictures
+from reproduce.data.datasets.image_folder import Pictures
 from reproduce.errors import UserError
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
+from models.zoo import entries
 from reproduce import evaluate
 from reproduce.__main__ import main
-from reproduce.data import released
 from tests.runs import call, tiny_pictures
 
 WIDTH = 0.0625
@@ -37,8 +37,8 @@ def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/moco.pth.tar"
-    item = replace(released.entry("moco_v1_200ep"), address=address, published={}, width=WIDTH)
-    monkeypatch.setattr(released, "entry", lambda _: item)
+    item = replace(entries.entry("moco_v1_200ep"), address=address, published={}, width=WIDTH)
+    monkeypatch.setattr(entries, "entry", lambda _: item)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield folder / "moco.pth.tar"
@@ -85,8 +85,8 @@ def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, mo
 
 def test_the_wrong_width_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_pictures(Path("pictures"))
-    item = replace(released.entry(""), width=1)
-    monkeypatch.setattr(released, "entry", lambda _: item)
+    item = replace(entries.entry(""), width=1)
+    monkeypatch.setattr(entries, "entry", lambda _: item)
     status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=imagenet")
     assert status == 2
     assert "is 0.0625 times as wide as a ResNet-50, not 1" in said

@@ -13,10 +13,10 @@ from evals.voc_detection.batches import GroupedSteps
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.detector import NEW, build, configuration, converted
 from evals.voc_detection.voc import evaluator
-from models.released import SamePool
-from models.resnet import ResNet
+from models.networks.resnet import ResNet
+from models.zoo.layouts import SamePool
 from reproduce.config import compose, typed
-from reproduce.data.voc import CLASSES, Annotated, VocBox
+from reproduce.data.datasets.voc import CLASSES, Annotated, VocBox
 from reproduce.errors import UserError
 
 CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")

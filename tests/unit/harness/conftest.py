@@ -10,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from reproduce import config
-from reproduce.harness import planning, tables
-from reproduce.harness.plan import CACHE, Plan, Request, Run
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import CACHE, Plan, Request, Run
+from reproduce.harness.spec import tables
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
 METRICS = {
@@ -30,10 +31,10 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        planning.make(Request(("table3", "table7"), "smoke"))
-        planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-        planning.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
-        planning.make(Request((*tables.names("paper"), "claims"), "paper"))
+        build.make(Request(("table3", "table7"), "smoke"))
+        build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+        build.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
+        build.make(Request((*tables.names("paper"), "claims"), "paper"))
     return folder / CACHE
 
 
@@ -53,7 +54,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def smoke(checkout: Path) -> Plan:
     """The plan of both smoke tables."""
-    return planning.make(Request(("table3", "table7"), "smoke"))
+    return build.make(Request(("table3", "table7"), "smoke"))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def sing(finish: Callable[..., None]) -> Callable[..., Run]:
 
     def write(evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS) -> Run:
         given = f"/far/away/{checkpoint}"
-        (run,) = planning.one(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
+        (run,) = build.one(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
         finish(run, value)
         (Path(run.folder) / "config.yaml").write_text(
             OmegaConf.to_yaml(config.compose("evaluate", run.overrides), resolve=True)

@@ -8,14 +8,16 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import baseline, code, planning
-from reproduce.harness.plan import Plan, Request
-from reproduce.here import CHECKOUT
+from reproduce.harness import revision
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.spec import baseline
+from reproduce.system import CHECKOUT
 
 
 @pytest.fixture
 def five(checkout: Path) -> Plan:
-    return planning.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    return build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
 
 
 def test_what_is_written_is_read(five: Plan, finish: Callable[..., None]) -> None:
@@ -72,7 +74,9 @@ def test_results_of_unknown_code_are_refused(
 
 
 def test_a_dirty_checkout_is_refused_before_anything_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "git", lambda *arguments: " M models/swav.py" if "status" in arguments else "c" * 40)
+    monkeypatch.setattr(
+        revision, "git", lambda *arguments: " M models/methods/swav.py" if "status" in arguments else "c" * 40
+    )
     with pytest.raises(UserError, match="--allow-dirty"):
         main(["record"])
 

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import check, planning, tables
-from reproduce.harness.judge import Judged
-from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request, Run
+from reproduce.harness.spec import tables
+from reproduce.harness.verdict import check
+from reproduce.harness.verdict.cells import Judged
 
 RATES = {1e-5: "1e-05", 5e-5: "5e-05", 1e-4: "0.0001"}
 
 
 @pytest.fixture
 def table5(checkout: Path) -> Plan:
-    return planning.make(Request(("table5",), "paper"))
+    return build.make(Request(("table5",), "paper"))
 
 
 def rate(run: Run) -> float:
@@ -77,7 +79,7 @@ def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[...
 
 
 def test_seeds_choose_together(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = planning.make(Request(("table5",), "paper", (0, 1)))
+    plan = build.make(Request(("table5",), "paper", (0, 1)))
     for run in plan.runs.values():
         high_once = 43.0 if run.seed else 39.0
         ap = 0.0 if run.kind == "pretrain" else {1e-5: 41.5, 5e-5: high_once, 1e-4: 40.0}[rate(run)]

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import canary, check, planning, tables
-from reproduce.harness.judge import Judged
-from reproduce.harness.plan import Request, Run
-from reproduce.harness.statistics import Verdict
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Request, Run
+from reproduce.harness.spec import tables
+from reproduce.harness.verdict import canary, check
+from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.stats import Verdict
 
 Finish = Callable[..., None]
 Sing = Callable[..., Run]
@@ -17,7 +19,7 @@ Sing = Callable[..., Run]
 
 def judged(finish: Finish) -> Judged:
     """Table 9's first cell, three seeds of ours on the printed number."""
-    plan = planning.make(Request(("table9",), "paper", (0, 1, 2)))
+    plan = build.make(Request(("table9",), "paper", (0, 1, 2)))
     plan.write()
     for run in plan.runs.values():
         finish(run, 73.9 + 0.01 * run.seed)
@@ -37,7 +39,7 @@ def test_a_canary_that_is_missing_keeps_a_number_from_counting(checkout: Path, f
     cell = judged(finish)
     assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "missing")
     assert "Not preceded by its canary, so it does not count as reproduced" in cell.reason
-    plan = planning.make(Request(("table9",), "paper", (0, 1, 2)))
+    plan = build.make(Request(("table9",), "paper", (0, 1, 2)))
     checked = check.check(plan)
     assert "✓ within°" in check.as_text(checked[0]) and canary.FOOTNOTE in check.as_text(checked[0])
     check.write(plan, checked)

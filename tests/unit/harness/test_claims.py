@@ -10,9 +10,14 @@ from scipy import stats
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import check, claims, judge_claims, planning, report, show_claims, strict
-from reproduce.harness.judge_claims import Answer, Standing
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness import report
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.report import claims as show_claims
+from reproduce.harness.spec import claims
+from reproduce.harness.verdict import check, strict
+from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.claims import Answer, Standing
 
 Finish = Callable[..., None]
 BASE, FIXED, HARD, ONE = (
@@ -23,7 +28,7 @@ PROTOTYPES = [BASE, *(f"swav_400ep_prototypes{number}" for number in (10000, 300
 
 def done(finish: Finish, values: dict[str, float], *seeds: int, table: str = "claims", step: float = 0.1) -> Plan:
     """The plan of all claims, with results of some experiments: their value, `step` more for each seed."""
-    plan = planning.make(Request((table,), "paper", seeds or (0,)))
+    plan = build.make(Request((table,), "paper", seeds or (0,)))
     for run in plan.runs.values():
         if (run.of or run.name) in values:
             finish(run, values[run.of or run.name] + step * run.seed)
@@ -101,7 +106,7 @@ def test_a_tables_check_judges_the_claims_that_it_touches(checkout: Path, finish
         "three-iterations": "not run",
         "enough-prototypes": "not run",
     }
-    assert set(plan.runs) == set(planning.make(plan.request).runs)  # judging adds no run
+    assert set(plan.runs) == set(build.make(plan.request).runs)  # judging adds no run
 
 
 def test_convergence(checkout: Path, finish: Finish) -> None:
@@ -148,7 +153,7 @@ def test_spread(checkout: Path, finish: Finish, last: float, standing: str) -> N
 
 def test_a_claim_of_many_parts_is_all_of_them(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {"swav_100ep": 70.0, "swav_200ep": 72.0, "swav_400ep": 74.0}, 0, 1, 2)
-    one = planning.make(Request(("claims",), "paper"))
+    one = build.make(Request(("claims",), "paper"))
     assert answer(plan, "longer").standing == Standing.NOT_RUN
     done(finish, {"swav_800ep": 76.0}, 0, 1, 2)
     assert answer(plan, "longer").standing == Standing.HOLDS
@@ -169,7 +174,7 @@ def test_sooner(checkout: Path, finish: Finish) -> None:
     (finding,) = answer(plan, "hard-converges-faster").findings
     assert (finding.standing, finding.difference) == (Standing.HOLDS, 30.0)
     assert finding.interval is not None and finding.interval[0] < 30 < finding.interval[1]
-    (alone,) = answer(planning.make(Request(("claims",), "paper")), "hard-converges-faster").findings
+    (alone,) = answer(build.make(Request(("claims",), "paper")), "hard-converges-faster").findings
     assert (alone.standing, alone.side, alone.difference) == (Standing.INCONCLUSIVE, "right", 30.0)
     assert alone.interval is None, "an interval of no width would look like certainty"
     assert "+30.0 points, on the right side" in alone.reason
@@ -203,7 +208,7 @@ def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.
 
 
 def test_claims_go_to_wandb_when_they_are_news(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reproduce.engine import tracking
+    from reproduce.engine.runs import tracking
 
     sent = []
     monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
@@ -238,7 +243,7 @@ def test_every_standing_is_shown() -> None:
 
 def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
     for scale in ("smoke", "paper"):
-        plan = planning.make(Request(("claims",), scale))
+        plan = build.make(Request(("claims",), scale))
         assert {run.name for run in plan.runs.values()} >= {BASE, ONE, "swav_w5_400ep", "linear_imagenet", "voc07_svm"}
 
 

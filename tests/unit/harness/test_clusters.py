@@ -14,10 +14,10 @@ import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import planning
-from reproduce.harness.composer import WHOLE_MACHINE, Composer
-from reproduce.harness.plan import Plan, Request, Run
-from reproduce.harness.workflow import kubernetes, slurm
+from reproduce.harness.execute import kubernetes, slurm
+from reproduce.harness.plan import build
+from reproduce.harness.plan.config_cache import WHOLE_MACHINE, Composer
+from reproduce.harness.plan.model import Plan, Request, Run
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kubernetes.yaml"
 EIGHT_NODES = ("num_processes=64", "processes_per_node=8", "num_threads=4")
@@ -25,7 +25,7 @@ SITE = ("slurm.partition=gpu", "slurm.account=vision", "slurm.gpu='gpu:a100'", "
 
 
 def planned(cluster: str, *options: str) -> Plan:
-    return planning.make(Request(("table7",), "paper", cluster=cluster, cluster_options=options))
+    return build.make(Request(("table7",), "paper", cluster=cluster, cluster_options=options))
 
 
 def named(plan: Plan, name: str) -> Run:
@@ -49,7 +49,7 @@ def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checko
     pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "knn")
     assert (pretraining.num_nodes, pretraining.num_processes) == (8, 64)
     assert (evaluation.num_nodes, evaluation.num_processes) == (1, 1)
-    launcher = ["-m", "reproduce.engine.launch", "--processes", "8", "--nodes", "8", "reproduce.pretrain"]
+    launcher = ["-m", "reproduce.engine.distributed.launch", "--processes", "8", "--nodes", "8", "reproduce.pretrain"]
     assert pretraining.command()[1:8] == launcher
 
 
@@ -137,7 +137,7 @@ def test_manifests_are_the_expected_ones_and_valid(checkout: Path) -> None:
 
 
 def golden() -> str:
-    plan = planning.make(Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
+    plan = build.make(Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
     runs = [as_read(plan, name) for name in ("swav_800ep", "knn")]
     return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data)])
 

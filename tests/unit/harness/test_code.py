@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import here
-from reproduce.harness import code
+from reproduce import system
+from reproduce.harness import revision
 
 
 @pytest.fixture
 def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
     """Writes a file, commits it, and tells the commit."""
-    monkeypatch.setattr(here, "CHECKOUT", tmp_path)
-    code.of_runs.cache_clear()
-    here.git("init", "--quiet")
+    monkeypatch.setattr(system, "CHECKOUT", tmp_path)
+    revision.of_runs.cache_clear()
+    system.git("init", "--quiet")
 
     def write(name: str, text: str) -> str:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -23,35 +23,35 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         for words in (["add", name], [*author, "commit", "--quiet", "--message", name]):
             subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-        return code.commit()
+        return revision.commit()
 
     yield write
-    code.of_runs.cache_clear()
+    revision.of_runs.cache_clear()
 
 
 def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str], str]) -> None:
-    first = commit("models/swav.py", "loss = 1")
+    first = commit("models/methods/swav.py", "loss = 1")
     for name in (
         "README.md",
-        "reproduce/harness/plan.py",
+        "reproduce/harness/plan/model.py",
         "reproduce/conf/swav.yaml",
         "requirements/dev.txt",
         "tests/a",
     ):
-        assert code.of_runs(commit(name, "new")) == code.of_runs(first), name
-    seen = {code.of_runs(first)}
+        assert revision.of_runs(commit(name, "new")) == revision.of_runs(first), name
+    seen = {revision.of_runs(first)}
     for name in (
-        "models/swav.py",
+        "models/methods/swav.py",
         "evals/knn.py",
         "reproduce/engine/loop.py",
         "reproduce/pretrain.py",
         "requirements/run.txt",
     ):
-        seen.add(code.of_runs(commit(name, "new")))
+        seen.add(revision.of_runs(commit(name, "new")))
     assert len(seen) == 6
 
 
 def test_a_commit_that_is_not_known_here_is_like_itself_only(commit: Callable[[str, str], str]) -> None:
-    commit("models/swav.py", "")
-    assert code.of_runs("a" * 40) == "a" * 40
-    assert code.of_runs("<b>-x</b>") == "<b>-x</b>"
+    commit("models/methods/swav.py", "")
+    assert revision.of_runs("a" * 40) == "a" * 40
+    assert revision.of_runs("<b>-x</b>") == "<b>-x</b>"

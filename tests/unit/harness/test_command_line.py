@@ -11,8 +11,8 @@ import pytest
 from reproduce import __main__ as command_line
 from reproduce.__main__ import main
 from reproduce.errors import UserError, exit_status
-from reproduce.harness.plan import Plan
-from reproduce.harness.workflow import supervise
+from reproduce.harness.execute import supervise
+from reproduce.harness.plan.model import Plan
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from models.zoo import entries as released
 from reproduce.__main__ import main
-from reproduce.data import released
-from reproduce.harness import cost, planning, tables
-from reproduce.harness.cost import Cost
-from reproduce.harness.plan import Plan, Request
+from reproduce.harness.plan import build, cost
+from reproduce.harness.plan.cost import Cost
+from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.spec import tables
 
 Finish = Callable[..., None]
 
 
 def paper(*names: str, data: str | None = None, seeds: tuple[int, ...] = (0,)) -> Plan:
-    return planning.make(Request(names, "paper", seeds, data))
+    return build.make(Request(names, "paper", seeds, data))
 
 
 def of(plan: Plan, name: str) -> Cost:
@@ -53,7 +54,7 @@ def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     priced = of(paper("table3"), "linear_places205")
     assert priced.hours == pytest.approx(28 * (2_448_873 + 20_500) / 1261 / 3600)
     assert (priced.num_gpus, priced.gpu, priced.basis) == (1, "V100", "estimate")
-    wide = planning.make(Request(("table2",), "paper"))
+    wide = build.make(Request(("table2",), "paper"))
     runs = {run.of: cost.price(wide).runs[run.run_id] for run in wide.runs.values() if run.kind == "evaluate"}
     assert runs["swav_w4_400ep"].hours == pytest.approx(100 * 1_331_167 / 1261 / 3600 * 16)
 
@@ -83,7 +84,7 @@ def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Fi
 @pytest.mark.parametrize("names", [("table3",), ("table3", "table9"), ("table7", "claims")])
 def test_the_advertised_subset_is_its_own_plan(checkout: Path, names: tuple[str, ...]) -> None:
     """What FROM=released is said to cost is what a plan of it says, to the digit."""
-    plan, own = paper(*names), planning.make(Request(names, "paper", source="released"))
+    plan, own = paper(*names), build.make(Request(names, "paper", source="released"))
     told, asked = cost.as_data(plan, cost.price(plan)), cost.as_data(own, cost.price(own))
     for gpu in ("V100", "A100", "H100"):
         assert told["gpus"][gpu]["gpu_hours_from_released"] == asked["gpus"][gpu]["gpu_hours"] > 0
@@ -119,7 +120,7 @@ def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
 
 
 def test_other_pictures_at_paper_scale_have_no_published_hours(checkout: Path) -> None:
-    plan = planning.make(Request(("table7",), "paper", data_config="cifar10"))
+    plan = build.make(Request(("table7",), "paper", data_config="cifar10"))
     prices = cost.price(plan)
     assert {priced.basis for priced in prices.runs.values()} == {"unknown"}
     assert " ? [1]" in cost.as_text(plan, prices)

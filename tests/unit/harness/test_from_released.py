@@ -8,15 +8,17 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.files import write_json
-from reproduce.harness import check, judge_claims, planning
-from reproduce.harness.judge import Judged
-from reproduce.harness.judge_claims import Standing
-from reproduce.harness.plan import Plan, Request
-from reproduce.harness.statistics import Verdict
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.verdict import check
+from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.claims import Standing
+from reproduce.harness.verdict.stats import Verdict
 
 
 def released(*tables: str) -> Plan:
-    return planning.make(Request(tables, "paper", source="released"))
+    return build.make(Request(tables, "paper", source="released"))
 
 
 def cells_of(plan: Plan) -> dict[str, Judged]:
@@ -76,7 +78,7 @@ def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Pat
 
 
 def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = planning.make(Request(("table7",), "paper", (0, 1, 2), source="released"))
+    plan = build.make(Request(("table7",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
         finish(run, metrics={"knn20": 59.2, "knn200": 55.8 + 0.01 * run.seed})
     cells = cells_of(plan)
@@ -97,14 +99,14 @@ def test_claims_are_of_public_weights_where_both_sides_have_some(checkout: Path)
     assert {str(answer.standing) for answer in answers.values()} == {"not run"}
     assert {name for name, answer in answers.items() if answer.lacking} == {cell.row for cell in plan.cells}
     assert answers["soft-assignments"].findings[0].reason == (
-        "No public weights of swav_400ep_2x160_4x96 (models/released.yaml): none are known; FROM=scratch trains it."
+        "No public weights of swav_400ep_2x160_4x96 (models/zoo/released.yaml): none are known; FROM=scratch trains it."
     )
 
 
 def test_claims_of_public_weights_are_judged_and_say_so(
     checkout: Path, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planning.make(Request(("claims",), "paper", (0, 1, 2), source="released"))
+    plan = build.make(Request(("claims",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
         finish(run, 76.0 if run.of in ("released:swav_800ep", "released:swav_w5_400ep") else 70.0)
     answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
@@ -119,7 +121,7 @@ def test_claims_of_public_weights_are_judged_and_say_so(
     assert "frozen features transfer better than SimCLR's. (L0) |" in Path("reports/paper/summary.md").read_text()
     assert main(["report", "claims", "--scale", "paper"]) == 0
     assert "level L0: public checkpoints" in Path("reports/paper/index.html").read_text()
-    table = planning.make(Request(("table3",), "paper", (0, 1, 2), source="released"))
+    table = build.make(Request(("table3",), "paper", (0, 1, 2), source="released"))
     assert {(each.claim.claim, each.level) for each in judge_claims.judge(table)} == {
         ("over-simclr", "L0"),
         ("over-supervised", "L0"),

@@ -8,8 +8,8 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.harness import machine
+from reproduce.harness.execute import gpus
 from reproduce.harness.machine import Gpu
-from reproduce.harness.workflow import gpus
 
 
 @pytest.fixture(autouse=True)

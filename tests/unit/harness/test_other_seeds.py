@@ -4,17 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from reproduce.harness import check, judge_claims, planning, results
-from reproduce.harness.judge import Judged
-from reproduce.harness.judge_claims import Standing
-from reproduce.harness.plan import Plan, Request, Run
-from reproduce.harness.statistics import Verdict
+from reproduce.harness import results
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request, Run
+from reproduce.harness.verdict import check
+from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.claims import Standing
+from reproduce.harness.verdict.stats import Verdict
 
 Finish = Callable[..., None]
 
 
 def plan_of(table: str, *seeds: int) -> Plan:
-    return planning.make(Request((table,), "paper", seeds))
+    return build.make(Request((table,), "paper", seeds))
 
 
 def fail(run: Run, status: str = "collapsed") -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import check, judge_claims, planning, report, results, strict
-from reproduce.harness.judge import Judged
-from reproduce.harness.judge_claims import Standing
-from reproduce.harness.plan import Plan, Request, Run
+from reproduce.harness import report, results
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.results import State
-from reproduce.harness.statistics import Verdict
+from reproduce.harness.verdict import check, strict
+from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.claims import Standing
+from reproduce.harness.verdict.stats import Verdict
 
 Finish = Callable[..., None]
 LATER = "2026-01-02T00:00:00+00:00"
@@ -36,7 +39,7 @@ def knn20(plan: Plan) -> dict[str, Judged]:
 
 @pytest.fixture
 def table7(checkout: Path, finish: Finish) -> Plan:
-    plan = planning.make(Request(("table7",), "smoke"))
+    plan = build.make(Request(("table7",), "smoke"))
     finish_all(plan, finish)
     return plan
 
@@ -106,16 +109,16 @@ def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: 
 
 
 def test_other_seeds_of_an_earlier_checkpoint_are_not_told(checkout: Path, finish: Finish) -> None:
-    both = planning.make(Request(("table7",), "smoke", (0, 1)))
+    both = build.make(Request(("table7",), "smoke", (0, 1)))
     finish_all(both, finish)
-    one = planning.make(Request(("table7",), "smoke"))
+    one = build.make(Request(("table7",), "smoke"))
     assert "seeds that were not asked for: 1" in knn20(one)["SwAV"].reason
     again_by_sha(next(run for run in both.runs.values() if (run.name, run.seed) == ("swav_800ep", 1)), finish)
     assert "not asked for" not in knn20(one)["SwAV"].reason
 
 
 def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: Finish) -> None:
-    plan = planning.make(Request(("table9",), "paper"))
+    plan = build.make(Request(("table9",), "paper"))
     finish_all(plan, finish)
     hard = next(run for run in plan.runs.values() if run.name == "swav_400ep_hard")
     again_by_sha(hard, finish)
@@ -135,7 +138,7 @@ def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: F
 def test_one_run_by_itself_is_done_again(
     table7: Plan, finish: Finish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from reproduce.harness.workflow import start
+    from reproduce.harness.execute import job
 
     run, started = swav(table7), []
 
@@ -143,8 +146,8 @@ def test_one_run_by_itself_is_done_again(
         started.append(command)
         return 1
 
-    monkeypatch.setattr(start, "execute", execute)
-    monkeypatch.setattr("reproduce.harness.pictures.generate", lambda _: None)
+    monkeypatch.setattr(job, "execute", execute)
+    monkeypatch.setattr("reproduce.harness.data_check.generate", lambda _: None)
     ask = ["evaluate", "knn", "--checkpoint", run.run_id]
     assert main(ask) == 0 and not started
     again_by_sha(run, finish)

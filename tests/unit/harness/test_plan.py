@@ -13,11 +13,13 @@ import pytest
 
 from reproduce import config
 from reproduce.errors import UserError
-from reproduce.harness import composer, planning, results
-from reproduce.harness.composer import Composer
-from reproduce.harness.plan import Kind, Plan, Request, Source
+from reproduce.harness import results
+from reproduce.harness.plan import build
+from reproduce.harness.plan import config_cache as composer
+from reproduce.harness.plan.config_cache import Composer
+from reproduce.harness.plan.model import Kind, Plan, Request, Source
 from reproduce.harness.results import State
-from reproduce.here import CHECKOUT
+from reproduce.system import CHECKOUT
 
 Finish = Callable[..., None]
 
@@ -48,7 +50,7 @@ def test_runs_are_named_as_they_name_themselves(smoke: Plan) -> None:
 
 
 def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
-    plan = planning.make(Request(("table7",), "smoke", seeds=(0, 1, 2)))
+    plan = build.make(Request(("table7",), "smoke", seeds=(0, 1, 2)))
     assert len(plan.runs) == 12
     assert all(sorted(cell.runs) == [0, 1, 2] for cell in plan.cells)
     assert all(plan.runs[run.parents[0]].seed == run.seed for run in plan.runs.values() if run.parents)
@@ -56,7 +58,7 @@ def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
 
 @pytest.mark.parametrize("source", ["scratch", "released"])
 def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(checkout: Path, source: Source) -> None:
-    plan = planning.make(Request(("table3",), "paper", seeds=(0, 1), source=source))
+    plan = build.make(Request(("table3",), "paper", seeds=(0, 1), source=source))
     (cell,) = [cell for cell in plan.cells if cell.column == "voc0712_ap50" and cell.row == "SwAV"]
     runs = [plan.runs[name] for name in cell.runs.values()]
     assert list(cell.runs) == [run.seed for run in runs] == list(range(10))
@@ -71,7 +73,7 @@ def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(che
 
 
 def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
-    plan = planning.make(Request(("table3",), "paper"))
+    plan = build.make(Request(("table3",), "paper"))
     assert {(cell.row, cell.column) for cell in plan.cells} == {
         (row, key)
         for row in ("Supervised", "MoCo", "MoCov2", "SwAV")
@@ -82,14 +84,14 @@ def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
 
 
 def test_generated_pictures_go_below_the_cache(checkout: Path) -> None:
-    plan = planning.make(Request(("table7",), "smoke"))
+    plan = build.make(Request(("table7",), "smoke"))
     assert plan.pictures == plan.data and plan.data.startswith(".cache/")
-    assert planning.make(Request(("table7",), "smoke", data=str(checkout / "mine"))).pictures == ""
+    assert build.make(Request(("table7",), "smoke", data=str(checkout / "mine"))).pictures == ""
 
 
 def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None:
     odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
-    plan = planning.make(Request(("table7",), "smoke", data=odd))
+    plan = build.make(Request(("table7",), "smoke", data=odd))
     for run in plan.runs.values():
         assert config.compose(run.kind, run.overrides).paths.data == odd
 
@@ -97,14 +99,14 @@ def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None
 def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:
     request = Request((), "smoke")
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
-    assert list(planning.one(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
-    (alone,) = planning.one(request, "evaluate", "knn", checkpoint=swav.run_id).runs
+    assert list(build.one(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
+    (alone,) = build.one(request, "evaluate", "knn", checkpoint=swav.run_id).runs
     assert alone in smoke.runs
 
 
 def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'generated'"):
-        planning.make(Request(("table7",), "smoke", data_config="generatd"))
+        build.make(Request(("table7",), "smoke", data_config="generatd"))
 
 
 @pytest.mark.parametrize(
@@ -126,14 +128,13 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     for run in smoke.runs.values():
         finish(run)
     shutil.copytree(CHECKOUT / "reproduce" / "conf", Path("code/reproduce/conf"))
-    for name in ("config.py", "schema.py"):
-        shutil.copy(CHECKOUT / "reproduce" / name, f"code/reproduce/{name}")
+    shutil.copytree(CHECKOUT / "reproduce" / "config", Path("code/reproduce/config"))
     monkeypatch.setattr(composer, "CHECKOUT", Path("code").resolve())
-    monkeypatch.setattr(config, "CONF", Path("code/reproduce/conf").resolve())
+    monkeypatch.setattr("reproduce.config.compose.CONF", Path("code/reproduce/conf").resolve())
     conf = config.CONF / file
     assert before in conf.read_text()
     conf.write_text(conf.read_text().replace(before, after))
-    again = planning.make(smoke.request)
+    again = build.make(smoke.request)
     new = [again.runs[name] for name, state in results.states(again).items() if state != State.DONE]
     assert {run.name for run in new} == changed
     if file.startswith("experiment"):
@@ -169,7 +170,7 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
 
 @pytest.mark.parametrize("table", ["table10", "claims"])
 def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table: str) -> None:
-    plan = planning.make(Request((table,), "paper"))
+    plan = build.make(Request((table,), "paper"))
     for name in ("swav_400ep_sinkhorn1", "swav_400ep_sinkhorn30", "swav_400ep_hard"):
         for run in plan.runs.values():
             if run.name == name:
@@ -202,7 +203,7 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
 
 
 def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:
-    plan = planning.make(Request(("table10",), "paper"))
+    plan = build.make(Request(("table10",), "paper"))
     (run,) = [run for run in plan.runs.values() if run.name == "swav_400ep_sinkhorn1"]
     assert plan.should_fail(run)
     (printed,) = [cell for cell in plan.cells if cell.pretrain == "swav_400ep_sinkhorn10" and cell.column]

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from reproduce.harness.plan import Plan, Run
+from reproduce.harness.execute.progress import Progress, Screen, duration, expectations, schedule
+from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.workload import Work
 from reproduce.harness.results import states
-from reproduce.harness.work import Work
-from reproduce.harness.workflow.progress import Progress, Screen, duration, expectations, schedule
 
 
 def run(name: str, parents: tuple[str, ...] = (), cores: int = 1) -> Run:

@@ -17,12 +17,16 @@ from PIL import Image
 from reproduce.data import detections
 from reproduce.data.detections import Box, Detected
 from reproduce.errors import UserError
-from reproduce.harness import check, code, judge_claims, planning, report, results, summary, tables
-from reproduce.harness.judge_claims import Standing
-from reproduce.harness.plan import Plan, Request
-from reproduce.harness.report import drawing, figures, runs
+from reproduce.harness import report, results, revision
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.report import drawing, figures, runs, summary
 from reproduce.harness.report.drawing import Series
-from reproduce.harness.statistics import Verdict
+from reproduce.harness.spec import tables
+from reproduce.harness.verdict import check
+from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.claims import Standing
+from reproduce.harness.verdict.stats import Verdict
 
 VOID = {"meta", "link", "br"}
 SCRIPT = report.FOLDER / "page.js"
@@ -124,7 +128,7 @@ def hostile(value: Any, key: str = "") -> Any:
 
 
 def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout: Path) -> None:
-    plan = planning.make(Request(("table2", "table3", "figure2", "claims"), "paper"))
+    plan = build.make(Request(("table2", "table3", "figure2", "claims"), "paper"))
     check.write(plan, check.check(plan), judge_claims.judge(plan))
     for path in plan.reports.glob("*.json"):
         if path.name != "plan.json":
@@ -158,7 +162,7 @@ def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout
 
 
 def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
-    plan = planning.make(Request(("table3",), "paper"))
+    plan = build.make(Request(("table3",), "paper"))
     text, page = page_of(plan)
     assert "table3-swav-coco_ap" in page.ids
     assert "46.9†" in text
@@ -167,7 +171,7 @@ def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
 
 
 def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
-    text, page = page_of(planning.make(Request(tuple(tables.names("paper")), "paper")))
+    text, page = page_of(build.make(Request(tuple(tables.names("paper")), "paper")))
     assert set(tables.names("paper")) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "4h09" in text and "93.9 (printed 188)" in text
@@ -214,7 +218,7 @@ def test_what_another_version_checked_is_named(done: Plan, name: str, content: s
 
 
 def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
+    monkeypatch.setattr(revision, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
     text, _ = page_of(done)
     assert "14 of 14 results were made by other code" in text
 
@@ -347,7 +351,7 @@ def test_a_claims_strip_has_zero_in_its_middle() -> None:
 
 
 def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = planning.make(Request(("figure2", "figure3"), "paper"))
+    plan = build.make(Request(("figure2", "figure3"), "paper"))
     empty = {figure.table: figure for figure in figures.draw(*checked_of(plan))}
     assert empty["figure3"].chart is None
     assert empty["figure2"].chart and [series.name for series in empty["figure2"].chart.series] == ["SwAV, paper"]
@@ -372,7 +376,7 @@ def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_claims_stand_with_effect_size_and_interval(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = planning.make(Request(("claims",), "paper", (0, 1, 2)))
+    plan = build.make(Request(("claims",), "paper", (0, 1, 2)))
     for run in plan.runs.values():
         finish(run, 74.0 + run.seed / 10 + ("fixed" not in run.of))
     answers = judge_claims.judge(plan)

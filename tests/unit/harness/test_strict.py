@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import check, code, planning, strict, summary
-from reproduce.harness.judge import Judged
-from reproduce.harness.plan import Plan, Request, Run
-from reproduce.harness.statistics import Verdict
+from reproduce.harness import revision
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request, Run
+from reproduce.harness.report import summary
+from reproduce.harness.verdict import check, strict
+from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.stats import Verdict
 
 Finish = Callable[..., None]
 HEAD = "a" * 40
@@ -19,7 +22,7 @@ HEAD = "a" * 40
 @pytest.fixture
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout without changes."""
-    monkeypatch.setattr(code, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
+    monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
 
 
 def cells(plan: Plan) -> dict[str, Judged]:
@@ -27,7 +30,7 @@ def cells(plan: Plan) -> dict[str, Judged]:
 
 
 def measured_table1() -> Plan:
-    return planning.make(Request(("table1",), "paper"))
+    return build.make(Request(("table1",), "paper"))
 
 
 def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -> None:
@@ -65,7 +68,7 @@ def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
 def test_a_mean_of_several_runs_is_told(checkout: Path, finish: Finish) -> None:
     path = checkout / "tables" / "paper" / "table7.yaml"
     path.write_text(path.read_text().replace("metric: knn20\n", "metric: knn20\n    num_runs: 5\n"))
-    plan = planning.make(Request(("table7",), "paper"))
+    plan = build.make(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 59.2)
     reason = cells(plan)["SwAV/knn20"].reason
@@ -78,7 +81,7 @@ def test_strict_passes_what_leaves_no_doubt(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
     finish(sing("knn", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
-    plan = planning.make(Request(("table7",), "paper"))
+    plan = build.make(Request(("table7",), "paper"))
     for run in plan.runs.values():
         metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
@@ -88,8 +91,8 @@ def test_strict_passes_what_leaves_no_doubt(
 
 
 def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
-    plan = planning.make(Request(("table7",), "paper"))
+    monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
+    plan = build.make(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
     told = strict.complaints(plan, check.check(plan), [])
@@ -115,10 +118,10 @@ def test_strict_changes_the_exit_status(
 
 
 def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -> None:
-    plan = planning.make(Request(("table9",), "paper"))
+    plan = build.make(Request(("table9",), "paper"))
     for run in plan.runs.values():
         finish(run, 73.9, provenance={"git_commit": HEAD, "git_dirty": False})
-    from reproduce.harness import judge_claims
+    from reproduce.harness.verdict import claims as judge_claims
 
     told = strict.complaints(plan, [], judge_claims.judge(plan))
     assert "claim soft-assignments: inconclusive" in told
@@ -127,7 +130,7 @@ def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -
 
 def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, committed: None) -> None:
     for name in ("table3", "table7"):
-        plan = planning.make(Request((name,), "paper"))
+        plan = build.make(Request((name,), "paper"))
         for run in plan.runs.values():
             if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.of):
                 finish(run, 56.7)

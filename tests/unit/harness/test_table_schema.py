@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from reproduce.errors import UserError
-from reproduce.harness import tables
+from reproduce.harness.spec import tables
 
 
 def change(checkout: Path, edit: str) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from reproduce.harness import statistics
-from reproduce.harness.statistics import FAMILY_LEVEL, Interval, Verdict
+from reproduce.harness.verdict import stats as statistics
+from reproduce.harness.verdict.stats import FAMILY_LEVEL, Interval, Verdict
 
 
 def test_mean_and_sd() -> None:

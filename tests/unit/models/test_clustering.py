@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from models import clustering
-from models.deepcluster import DeepCluster, DeepClusterConfig, spherical_kmeans
-from models.heads import MultiCropNet
-from models.sela import equal_labels
-from models.sinkhorn import sinkhorn
-from reproduce.data.loader import StepSampler
+from models.methods import clustering
+from models.methods.deepcluster import DeepCluster, DeepClusterConfig, spherical_kmeans
+from models.methods.sela import equal_labels
+from models.methods.sinkhorn import sinkhorn
+from models.networks.heads import MultiCropNet
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.errors import TrainingFailed, UserError
 
 NO_LABELS = torch.zeros(0)

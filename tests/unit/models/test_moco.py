@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import MultiCropNet
-from models.moco import NOT_SHUFFLED, Moco, MocoConfig, queue_loss
-from reproduce.data.loader import StepSampler
+from models.methods.moco import NOT_SHUFFLED, Moco, MocoConfig, queue_loss
+from models.networks.heads import MultiCropNet
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import Groups, synchronized
 from reproduce.errors import UserError
 

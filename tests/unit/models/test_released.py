@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.released import SamePool, simclr_tensorflow
-from models.resnet import ResNet
-from models.tensor_bundle import MAGIC, is_archive, read_archive
-from models.weights import load_trunk
-from reproduce.data import released
+from models.networks.resnet import ResNet
+from models.zoo import entries
+from models.zoo.layouts import SamePool, simclr_tensorflow
+from models.zoo.load import load_trunk
+from models.zoo.tensor_bundle import MAGIC, is_archive, read_archive
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
@@ -281,4 +281,4 @@ def write_bundle(path: Path, variables: dict[str, np.ndarray], damage: str = "")
 
 def test_an_entry_of_another_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"there is no released checkpoint 'swav_801ep': did you mean 'swav_800ep'"):
-        released.entry("swav_801ep")
+        entries.entry("swav_801ep")

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.resnet import ResNet, resnet50
+from models.networks.resnet import ResNet, resnet50
 
 
 def after_one_step(activation_checkpointing: bool) -> tuple[ResNet, Tensor, int]:

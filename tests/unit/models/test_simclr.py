@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.simclr import contrastive_loss
+from models.methods.simclr import contrastive_loss
 
 
 def embeddings(num_crops: int, batch: int) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sinkhorn import sinkhorn
+from models.methods.sinkhorn import sinkhorn
 
 
 def scores(batch: int, prototypes: int, seed: int = 0) -> torch.Tensor:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from models.supervised import ClassifierNet, Supervised, SupervisedConfig
-from models.weights import load_trunk
+from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
+from models.zoo.load import load_trunk
 from reproduce.engine import checkpoint
 
 

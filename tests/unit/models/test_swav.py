@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.heads import MultiCropNet
-from models.swav import Queue, Swav, SwavConfig, swapped_prediction_loss
-from models.weights import load_trunk
+from models.methods.swav import Queue, Swav, SwavConfig, swapped_prediction_loss
+from models.networks.heads import MultiCropNet
+from models.zoo.load import load_trunk
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 

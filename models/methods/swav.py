@@ -1,0 +1,168 @@
+"""SwAV: swapped prediction of assignments between the crops of an image (paper, section 3; A.1, A.6)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.methods.diagnostics import embedding_spread, unit_length_error
+from models.methods.sinkhorn import sinkhorn
+from models.networks.heads import MultiCropNet
+from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
+from reproduce.engine.loop import Method
+from reproduce.errors import UserError
+
+NUM_LARGE_CROPS = 2
+"""Assignments are computed for the two large crops only; each predicts all other crops."""
+
+
+def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float) -> Tensor:
+    """Cross-entropy of every other crop's prediction against each large crop's assignment.
+
+    scores: `(num_crops * B, K)`, crop by crop. assignments: one `(B, K)` per large crop.
+    Returns the scalar mean over the pairs (large crop, other crop) and over the batch.
+    """
+    log_predictions = F.log_softmax(scores.float() / temperature, dim=1).chunk(num_crops)
+    pairs = [(large, other) for large in range(len(assignments)) for other in range(num_crops) if other != large]
+    losses = [-(assignments[large] * log_predictions[other]).sum(dim=1).mean() for large, other in pairs]
+    return torch.stack(losses).mean()
+
+
+class Queue:
+    """Embeddings of the last batches, one `(length, embedding)` block per large crop and rank (A.6); newest first."""
+
+    def __init__(self, length: int, embedding: int, device: torch.device) -> None:
+        self.blocks = torch.zeros(NUM_LARGE_CROPS, length, embedding, device=device)
+        self.num_filled = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the oldest slot holds an embedding: only then is the queue used."""
+        return self.num_filled >= self.blocks.shape[1]
+
+    def push(self, embeddings: list[Tensor]) -> None:
+        """Put one batch `(B, embedding)` per large crop in front; the oldest rows fall out."""
+        batch = len(embeddings[0])
+        for block, rows in zip(self.blocks, embeddings, strict=True):
+            block[batch:] = block[:-batch].clone()
+            block[:batch] = rows.detach()
+        self.num_filled += batch
+
+
+@dataclass
+class SwavConfig:
+    """conf/method/swav.yaml. Queue length is global; each rank keeps its share."""
+
+    name: str
+    num_prototypes: int
+    temperature: float
+    epsilon: float
+    num_sinkhorn_iterations: int
+    freeze_prototypes_epochs: float
+    train_prototypes: bool
+    hard_assignments: bool
+    queue_length: int
+    queue_start_epochs: int
+
+    @property
+    def prototypes(self) -> int:
+        """What the network needs."""
+        return self.num_prototypes
+
+
+class Swav(Method):
+    """The method as the loop uses it: what to do before, for and after each step's backward pass."""
+
+    remedies = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+
+    def __init__(self, config: SwavConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
+        assert isinstance(net.prototypes, nn.Linear)
+        self.config = config
+        self.prototypes = net.prototypes.weight
+        # The released code freezes for 313 steps where an epoch has 312 whole batches: the incomplete one counts.
+        frozen = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
+        self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
+        self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
+        self.uniform_loss = math.log(config.num_prototypes)
+        self.settling_epochs = config.freeze_prototypes_epochs
+        self.disturbed_at_step = self.queue_start_step if config.queue_length else None
+        if config.queue_length % batch_size:
+            raise UserError(
+                f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
+                "whole batches"
+            )
+        self._share = batch_size // world_size()
+        length = config.queue_length // world_size()
+        self.queue = Queue(length, self.prototypes.shape[1], self.prototypes.device) if length else None
+
+    @torch.no_grad()
+    def before_forward(self) -> None:
+        """Put the prototypes back on the unit sphere."""
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+
+    def loss(self, embeddings: Tensor, scores: Tensor, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one batch, and what to watch: entropy of the assignments (nats) and prototypes in use."""
+        batch = len(embeddings) // num_crops
+        large = range(NUM_LARGE_CROPS)
+        assignments = [self._assign(crop, scores.detach()[crop * batch : (crop + 1) * batch], step) for crop in large]
+        if self.queue is not None and step >= self.queue_start_step:
+            self.queue.push([embeddings[crop * batch : (crop + 1) * batch] for crop in large])
+        loss = swapped_prediction_loss(scores, assignments, num_crops, self.config.temperature)
+        return loss, _watch(torch.cat(assignments), embeddings, self.prototypes)
+
+    def after_backward(self, step: int) -> None:
+        """Keep the prototypes where they are while they are frozen."""
+        if step < self.freeze_prototypes_steps:
+            self.prototypes.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the network: the queue of the whole batch (a collective).
+
+        `queue` is `(2, length, embedding)`, batch by batch, as one process would hold it.
+        """
+        if self.queue is None:
+            return {}
+        shares = all_gather(self.queue.blocks).unflatten(2, (-1, self._share))  # rank, large crop, batch, picture
+        return {
+            "queue": shares.permute(1, 2, 0, 3, 4).flatten(1, 3),
+            "num_filled": self.queue.num_filled * world_size(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of `state_dict`, from a run of any number of processes."""
+        if self.queue is None:
+            return
+        batches = state["queue"].unflatten(1, (-1, world_size(), self._share))
+        self.queue.blocks.copy_(batches[:, :, rank()].flatten(1, 2))
+        self.queue.num_filled = state["num_filled"] // world_size()
+
+    @torch.no_grad()
+    def _assign(self, crop: int, scores: Tensor, step: int) -> Tensor:
+        batch = len(scores)
+        if self.queue is not None and self.queue.full and step >= self.queue_start_step:
+            queued = F.linear(self.queue.blocks[crop], self.prototypes.to(self.queue.blocks.dtype))
+            scores = torch.cat([queued, scores.to(queued.dtype)])
+        assignments = sinkhorn(scores, self.config.epsilon, self.config.num_sinkhorn_iterations)[-batch:]
+        if self.config.hard_assignments:
+            return F.one_hot(assignments.argmax(dim=1), assignments.shape[1]).to(assignments.dtype)
+        return assignments
+
+
+@torch.no_grad()
+def _watch(assignments: Tensor, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
+    """Over the batch of all ranks: what tells a collapse.
+
+    The assignments' mean entropy in nats, and how many prototypes are somebody's first choice.
+    """
+    entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
+    used = torch.zeros(assignments.shape[1], device=assignments.device)
+    used[assignments.argmax(dim=1)] = 1
+    return {
+        "assignment_entropy": all_reduce_mean(entropy),
+        "prototypes_used": all_reduce_max(used).sum(),
+        "embedding_spread": embedding_spread(embeddings),
+        "unit_length_error": unit_length_error(embeddings, prototypes),
+    }

@@ -1,0 +1,1 @@
+"""Make, download, unpack, verify and shard datasets."""

@@ -1,0 +1,70 @@
+"""Whether the pictures that a plan's runs read are there: said before any of them starts, or generated."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from reproduce.errors import UserError
+from reproduce.harness import results
+from reproduce.harness.plan import cost
+from reproduce.harness.plan.model import Plan, Run
+
+
+def possible(plan: Plan, skip_missing_data: bool) -> tuple[Plan, str]:
+    """The part of a plan whose data is there, as far as it may be made without the rest, and why it is a part."""
+    if _lacks_data(plan):
+        return plan.only(lambda run: run.kind == "measure"), "no DATA is given"
+    if not skip_missing_data or plan.pictures or not Path(plan.data).is_dir():
+        return plan, ""
+    absent = _absent(plan)
+    return plan.only(lambda run: run.run_id not in absent), f"DATA misses {_phrases(absent)}"
+
+
+def refuse_missing(plan: Plan) -> None:
+    """Raise `UserError` where pictures that the runs need are not there, before any of them starts."""
+    if plan.request.data and not plan.pictures and not Path(plan.data).is_dir():
+        what = "no folder" if Path(plan.data).exists() else "not there"
+        raise UserError(f"the folder {plan.data} given as DATA is {what}")
+    to_do = _to_read(plan)
+    if plan.pictures or not to_do:
+        return
+    if _lacks_data(plan):
+        name = to_do[0].catalogue
+        raise UserError(
+            f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
+        )
+    if absent := _absent(plan):
+        rest = plan.only(lambda run: run.run_id not in absent).cells
+        hint = (
+            f"; {len(rest)} of {len(plan.cells)} cells need none of it: SKIP_MISSING_DATA=1 (python -m reproduce: "
+            "--skip-missing-data) makes them"
+        )
+        raise UserError(f"DATA misses what the runs read: {_phrases(absent)}{hint if rest else ''}")
+
+
+def generate(plan: Plan) -> None:
+    """Make the pictures that are generated, unless they are there. Raises `UserError` where that fails."""
+    if not plan.pictures:
+        return
+    command = [sys.executable, "-m", "reproduce.data.prepare.synthetic", "--root", plan.pictures]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"the pictures in {plan.pictures} could not be generated; the lines above say why")
+
+
+def _lacks_data(plan: Plan) -> bool:
+    return not plan.data and not plan.pictures
+
+
+def _to_read(plan: Plan) -> list[Run]:
+    """The runs that are still to read pictures."""
+    states = results.states(plan)
+    return [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
+
+
+def _absent(plan: Plan) -> dict[str, list[str]]:
+    """By run, what it would read and is not there."""
+    return {run.run_id: absent for run in _to_read(plan) if (absent := cost.lacking(plan, run))}
+
+
+def _phrases(absent: dict[str, list[str]]) -> str:
+    return "; ".join(dict.fromkeys(what for missing in absent.values() for what in missing))

@@ -1,0 +1,1 @@
+"""What is asked: tables, claims, margins, recorded numbers."""

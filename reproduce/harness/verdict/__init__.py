@@ -1,0 +1,1 @@
+"""What came out: results held against printed and recorded numbers."""
