@@ -91,7 +91,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     trained = shared(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
     num_steps = measurement.num_steps + 1  # the first is not counted
     steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
-    method.begin(trained, steps, ())
+    method.on_train_start(trained, steps, ())
     train(
         trained,
         method,

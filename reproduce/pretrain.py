@@ -65,11 +65,11 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         checkpoints.save_if_due(done)
 
     trained = shared(net, groups, cfg.cluster.sync_batchnorm)
-    for own in method.networks:
+    for own in method.extra_networks:
         synchronized(own, groups, cfg.cluster.sync_batchnorm)
     extra_epoch = batches(steps(epochs=cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
-        method.begin(trained, sampler, (crops for crops, _ in extra_epoch))
+        method.on_train_start(trained, sampler, (crops for crops, _ in extra_epoch))
     if method.note:
         run.provenance["note"] = method.note
     train(

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet, PrototypeSets
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_sum, rank, world_size
-from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
 BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**25}
@@ -90,8 +90,8 @@ class ClusteringConfig:
 class Clustering(Method):
     """A method that classifies all crops of an image into its pseudo-labels, one per head (equation 2 of D).
 
-    `begin` fills the banks before the first epoch; from then on each epoch's embeddings are the next one's banks.
-    A subclass says how a bank is labelled.
+    `on_train_start` fills the banks before the first epoch; from then on each epoch's embeddings are the next one's
+    banks. A subclass says how a bank is labelled.
     """
 
     def __init__(self, config: ClusteringConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
@@ -114,7 +114,7 @@ class Clustering(Method):
         """Labels `(N,)` of this rank's rows of a bank, `(N, embedding)`, before an epoch (a collective)."""
 
     @torch.no_grad()
-    def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
         """Fill the banks by a pass over an extra epoch, unless the run goes on from a checkpoint."""
         self.sampler = sampler
         if sampler.first_step:

@@ -45,7 +45,7 @@ class DeepClusterConfig(ClusteringConfig):
 class DeepCluster(Clustering):
     """The method as the loop uses it. Prototypes follow from the banks: SGD never moves them."""
 
-    remedies = "fewer method.num_prototypes"
+    collapse_hints = "fewer method.num_prototypes"
 
     def __init__(self, config: DeepClusterConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
         super().__init__(config, net, num_pictures, batch_size)

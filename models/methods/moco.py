@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import sees_whole_batch
 from reproduce.engine.distributed.collectives import all_gather, rank, world_size
-from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
@@ -59,7 +59,7 @@ class Moco(Method):
     (or a group of it, `network.batchnorm_images`) does not tell a query its key by the company that both keep.
     """
 
-    remedies = "a larger method.queue_length, a method.momentum nearer to 1"
+    collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_pictures: int, batch_size: int) -> None:
         if config.queue_length % batch_size or not config.queue_length:
@@ -70,13 +70,13 @@ class Moco(Method):
         self.config, self.net = config, net
         self.uniform_loss = math.log(1 + config.queue_length)
         self.key_encoder = copy.deepcopy(net).requires_grad_(False)
-        self.networks = [self.key_encoder]
+        self.extra_networks = [self.key_encoder]
         weight = list(net.projection_head.parameters())[-1]
         self.queue = F.normalize(torch.randn(config.queue_length, len(weight)), dim=1).to(weight)
         self.pointer = 0
         """Where the oldest keys stand, which the next batch replaces."""
 
-    def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
         """Keep what the order of the keys is drawn from; note where it changes nothing."""
         self.seed = sampler.seed
         self.note = NOT_SHUFFLED if sees_whole_batch(self.key_encoder) else ""

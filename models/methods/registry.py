@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
 from models.methods.sela import Sela, SelaConfig
@@ -13,7 +14,6 @@ from models.networks.heads import MultiCropNet
 from models.networks.resnet import BLOCKS_R50
 from reproduce.config import typed
 from reproduce.config.schema import Network
-from reproduce.engine.loop import Method
 from reproduce.errors import UserError, nearest
 
 Build = Callable[[Any, Any, int, int], Method]

@@ -71,13 +71,13 @@ class SelaConfig(ClusteringConfig):
 class Sela(Clustering):
     """The method as the loop uses it."""
 
-    remedies = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+    collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
     def __init__(self, config: SelaConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
         super().__init__(config, net, num_pictures, batch_size)
         self.config = config
         self.freeze_prototypes_steps = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
-        self.settling_epochs = config.freeze_prototypes_epochs
+        self.plateau_grace_epochs = config.freeze_prototypes_epochs
 
     def label(self, head: int, rows: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
         """Spread a bank evenly over the head's prototypes."""

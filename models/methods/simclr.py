@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather_differentiable, rank
-from reproduce.engine.loop import Method
 
 
 def contrastive_loss(embeddings: Tensor, num_crops: int, temperature: float) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread
 from models.networks.resnet import BLOCKS_R50, ResNet
-from reproduce.engine.loop import Method
 
 
 class ClassifierNet(ResNet):

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.sinkhorn import sinkhorn
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
-from reproduce.engine.loop import Method
 from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
@@ -76,7 +76,7 @@ class SwavConfig:
 class Swav(Method):
     """The method as the loop uses it: what to do before, for and after each step's backward pass."""
 
-    remedies = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+    collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, nn.Linear)
@@ -87,8 +87,8 @@ class Swav(Method):
         self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
         self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
         self.uniform_loss = math.log(config.num_prototypes)
-        self.settling_epochs = config.freeze_prototypes_epochs
-        self.disturbed_at_step = self.queue_start_step if config.queue_length else None
+        self.plateau_grace_epochs = config.freeze_prototypes_epochs
+        self.loss_jump_step = self.queue_start_step if config.queue_length else None
         if config.queue_length % batch_size:
             raise UserError(
                 f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "

@@ -7,9 +7,9 @@ embedding, so every assignment is uniform. The loss falls below it within the fi
 import math
 from collections import deque
 from collections.abc import Mapping
+from typing import Protocol
 
 from reproduce.config import schema
-from reproduce.engine.loop import Method
 from reproduce.errors import TrainingFailed, UserError, nearest
 
 PLATEAU = 0.005
@@ -21,6 +21,26 @@ UNIT_LENGTH = 0.02
 ON_COLLAPSE = ("stop", "warn")
 REMEDIES = "a lower optimizer.lr, or fewer and softer crops; check that the pictures differ"
 """For any method; its own stand before them."""
+
+
+class LossProfile(Protocol):
+    """What a method declares about its loss (`models/methods/base.py`)."""
+
+    @property
+    def uniform_loss(self) -> float | None:
+        """The loss of uniform predictions; None if the method has no such constant."""
+
+    @property
+    def plateau_grace_epochs(self) -> float:
+        """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
+
+    @property
+    def loss_jump_step(self) -> int | None:
+        """The step at which the objective changes, so that the loss jumps."""
+
+    @property
+    def collapse_hints(self) -> str:
+        """What to change in the method's config after a collapse."""
 
 
 class Sentinel:
@@ -49,13 +69,15 @@ class Sentinel:
         self.be_patient(0, patience_epochs)
 
     @classmethod
-    def of(cls, method: Method, settings: schema.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
+    def of(cls, method: LossProfile, settings: schema.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
         """The sentinel of a run that begins or goes on at `first_step`, patient wherever its method asks for it."""
-        patience_epochs = settings.patience_epochs + method.settling_epochs
-        sentinel = cls(method.uniform_loss, steps_per_epoch, patience_epochs, settings.on_collapse, method.remedies)
+        patience_epochs = settings.patience_epochs + method.plateau_grace_epochs
+        sentinel = cls(
+            method.uniform_loss, steps_per_epoch, patience_epochs, settings.on_collapse, method.collapse_hints
+        )
         sentinel.be_patient(first_step, epochs=1)
-        if method.disturbed_at_step is not None:
-            sentinel.be_patient(method.disturbed_at_step, epochs=2)
+        if method.loss_jump_step is not None:
+            sentinel.be_patient(method.loss_jump_step, epochs=2)
         return sentinel
 
     def be_patient(self, step: int, epochs: float) -> None:

@@ -2,14 +2,12 @@
 
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.distributed.collectives import all_reduce_mean
 from reproduce.engine.nan_guard import FiniteGuard, Keep
 from reproduce.engine.precision import autocast
@@ -17,57 +15,9 @@ from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.errors import TrainingFailed
 
 
-class Method(ABC):
-    """What the loop asks of a method (`models/methods/swav.py` is one); a subclass has its own of what it needs."""
-
-    uniform_loss: float | None = None
-    """The loss of a method that has learned nothing (ln K), where that does not change."""
-    settling_epochs: float = 0
-    """How long the loss may stand at that, beyond the usual."""
-    disturbed_at_step: int | None = None
-    """The step at which something changes that the loss needs to get over."""
-    remedies: str = ""
-    """What of its config may help against a collapse."""
-    networks: Sequence[nn.Module] = ()
-    """Those of its own that see crops, too: their BatchNorm goes over the same ranks as that of the trained one."""
-    note: str = ""
-    """What a reader of the result must know of how it ran here."""
-
-    def begin(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
-        """Called once before the first step, with what knows each step's pictures.
-
-        `extra_epoch` yields the crops of an epoch that follows the last (`sampler.pictures` knows its steps, too), made
-        only if they are asked for.
-        """
-
-    def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
-        """Called first in each step, with its crops and the labels `(B,)` of its pictures.
-
-        Returns the crops that the network is trained on.
-        """
-        return crops
-
-    def before_forward(self) -> None:
-        """Called before each forward pass."""
-
-    @abstractmethod
-    def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of one batch, and scalars to watch."""
-
-    def after_backward(self, step: int) -> None:
-        """Called between the backward pass and the optimiser's step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond network and optimiser (a collective)."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict`, from a run of any number of processes."""
-
-
 def train(
     net: nn.Module,
-    method: Method,
+    method: Any,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[tuple[list[Tensor], Tensor]],
     learning_rate: Callable[[int], float],

@@ -73,7 +73,7 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     config, build = find(cfg.method)
     net = build_network(cfg, config, 1000)
     method = build(config, net, NUM_PICTURES, images)
-    method.begin(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())
+    method.on_train_start(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())
     optimizer = sgd(net.parameters(), typed(cfg.optimizer, Optimizer, "optimizer"))
     views = typed(cfg.crops, Crops, "crops").views
     sizes = [view.size_px for view in views for _ in range(view.num)]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from models.methods.base import Method
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
-from reproduce.engine.loop import Method, train
+from reproduce.engine.loop import train
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.run import Run

@@ -46,7 +46,7 @@ def ten_losses(name: str) -> list[float]:
     torch.manual_seed(0)
     net = registry.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
-    method.begin(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
+    method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = sgd(net.parameters(), Optimizer(lr=0.3))
     labels = torch.arange(BATCH) % 4
     losses = []

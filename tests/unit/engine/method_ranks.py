@@ -63,9 +63,9 @@ def steps(name: str) -> dict[str, Any]:
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine] for size in sizes]
 
     trained = shared(net)
-    for own in method.networks:
+    for own in method.extra_networks:
         synchronized(own, Groups(world_size()))
-    method.begin(
+    method.on_train_start(
         trained, StepSampler(num_pictures, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
     optimizer = sgd(net.parameters(), Optimizer(lr=0.5))
@@ -96,7 +96,7 @@ def keys_of_halves() -> dict[str, Tensor]:
     torch.manual_seed(0)
     net = MultiCropNet(0.0625, 16, 8, blocks=(1, 1, 1, 1)).double()
     method = Moco(MocoConfig("moco", **CONFIGS["moco"]), net, BATCH, BATCH)
-    method.begin(net, StepSampler(BATCH, BATCH, 1, SEED, 0, rank(), world_size()), [])
+    method.on_train_start(net, StepSampler(BATCH, BATCH, 1, SEED, 0, rank(), world_size()), [])
     crops = torch.randn(BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).double()
     if world_size() == 1:
         order = torch.from_numpy(np.random.default_rng((SEED, STEP)).permutation(BATCH))

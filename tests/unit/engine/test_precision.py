@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reproduce.engine.loop import Method, train
+from models.methods.base import Method
+from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from models.methods.base import Method
 from reproduce.config import schema
 from reproduce.engine.collapse import Sentinel
-from reproduce.engine.loop import Method
 from reproduce.errors import TrainingFailed, UserError
 
 HEALTHY = {"loss": 3.0, "embedding_spread": 0.8, "prototypes_used": 20.0, "unit_length_error": 1e-6}
@@ -78,7 +78,7 @@ def test_it_is_patient_anew_when_the_queue_starts_and_judges_before() -> None:
 
 
 class Queued(Method):
-    uniform_loss, settling_epochs, disturbed_at_step = math.log(60), 1.0, 300
+    uniform_loss, plateau_grace_epochs, loss_jump_step = math.log(60), 1.0, 300
 
     def loss(self, *_: Any) -> Any:
         raise NotImplementedError

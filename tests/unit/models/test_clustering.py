@@ -103,7 +103,7 @@ def started(num_pictures: int, batch_size: int, **changes: object) -> tuple[Deep
     method = DeepCluster(cfg, net, num_pictures, batch_size)
     sampler = StepSampler(num_pictures, batch_size, epochs=2, seed=0)
     extra = ([torch.randn(batch_size, 3, 32, 32) for _ in range(3)] for _ in range(num_pictures // batch_size))
-    method.begin(net, sampler, extra)
+    method.on_train_start(net, sampler, extra)
     return method, net
 
 

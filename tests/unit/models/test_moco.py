@@ -22,7 +22,7 @@ def started(head_hidden: int | None = 16, **changes: float) -> Moco:
     net = MultiCropNet(0.0625, head_hidden, 8, head_batchnorm=False, blocks=(1, 1, 1, 1))
     values = {"queue_length": 12, "momentum": 0.9, "temperature": 0.2, **changes}
     method = Moco(MocoConfig("moco", **values), net, 8, 4)  # type: ignore[arg-type]
-    method.begin(net, StepSampler(8, 4, epochs=2, seed=0), [])
+    method.on_train_start(net, StepSampler(8, 4, epochs=2, seed=0), [])
     return method
 
 
@@ -102,7 +102,7 @@ def test_batchnorm_over_the_whole_batch_leaves_a_note() -> None:
     method = started()
     assert method.note == NOT_SHUFFLED
     synchronized(method.key_encoder, Groups(1, per_rank=2, images=2))
-    method.begin(method.net, StepSampler(8, 4, epochs=2, seed=0), [])
+    method.on_train_start(method.net, StepSampler(8, 4, epochs=2, seed=0), [])
     assert method.note == ""
 
 

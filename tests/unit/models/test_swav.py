@@ -50,8 +50,8 @@ def test_queue_keeps_the_newest_in_front_and_is_full_when_its_oldest_slot_is_fil
 
 def test_the_sentinel_is_told_when_a_queue_starts() -> None:
     queued = Swav(config(queue_length=20, queue_start_epochs=15), small_net(), num_pictures=25, batch_size=10)
-    assert queued.disturbed_at_step == queued.queue_start_step == 30
-    assert Swav(config(), small_net(), num_pictures=25, batch_size=10).disturbed_at_step is None
+    assert queued.loss_jump_step == queued.queue_start_step == 30
+    assert Swav(config(), small_net(), num_pictures=25, batch_size=10).loss_jump_step is None
 
 
 def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> None:

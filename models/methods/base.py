@@ -1,0 +1,57 @@
+"""The contract between the training loop and a method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from reproduce.data.pipeline.sampler import StepSampler
+
+
+class Method(ABC):
+    """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
+
+    A subclass overrides the hooks that it needs; only `loss` is required (`models/methods/simclr.py` has nothing else).
+    """
+
+    uniform_loss: float | None = None
+    """The loss of uniform predictions (ln K); None if the method has no such constant."""
+    plateau_grace_epochs: float = 0
+    """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
+    loss_jump_step: int | None = None
+    """The step at which the objective changes (a queue starts), so that the loss jumps; None if it never does."""
+    collapse_hints: str = ""
+    """What to change in the method's config after a collapse."""
+    extra_networks: Sequence[nn.Module] = ()
+    """Further networks that see crops. Their BatchNorm statistics cover the same ranks as the trained network's."""
+    note: str = ""
+    """What a reader of the result must know about this run; goes into the result's provenance."""
+
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+        """Prepare the method before its first step, or after a resume.
+
+        `sampler` maps steps to image indices. `extra_epoch` yields the crops of one epoch after the last; these are
+        generated only if the method iterates over them, and `sampler` covers their steps as well.
+        """
+
+    def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """Return the crops to train on, given the step's crops and the labels `(B,)` of its images."""
+        return crops
+
+    def before_forward(self) -> None:
+        """Prepare the weights before each forward pass."""
+
+    @abstractmethod
+    def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss of one batch, and scalar metrics to log."""
+
+    def after_backward(self, step: int) -> None:
+        """Change gradients or state between the backward pass and the optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beyond network and optimizer. A collective."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the result of `state_dict`, saved by any number of processes."""
