@@ -11,7 +11,7 @@ from torch import nn
 
 from evals.setting import Pixels, Setting, train_classifier
 from models.networks.resnet import ResNet
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import steps_per_epoch
 from reproduce.errors import UserError
@@ -96,7 +96,7 @@ def learning_rates(protocol: Protocol, epoch: int) -> tuple[float, float]:
     return trunk, head
 
 
-def labelled(pictures: Pictures, subset: Subset, root: Path) -> Pictures:
+def labelled(pictures: ImageList, subset: Subset, root: Path) -> ImageList:
     """The pictures of a subset, in their order; ImageNet's from its list, others by one seeded draw for each class.
 
     Raises `UserError` where the list is not there, is another, or names what is not there, and where a class is too
@@ -122,10 +122,10 @@ def labelled(pictures: Pictures, subset: Subset, root: Path) -> Pictures:
                 "each class: give more, or lower protocol.subset.images_per_class"
             )
         chosen += sorted(rng.permutation(of_class)[:wanted].tolist())
-    return pictures.taken(chosen)
+    return pictures.subset(chosen)
 
 
-def _listed(pictures: Pictures, path: Path, sha256: str | None) -> Pictures:
+def _listed(pictures: ImageList, path: Path, sha256: str | None) -> ImageList:
     where = f"SimCLR's list {path.name} (github.com/google-research/simclr, imagenet_subsets)"
     if not path.is_file():
         raise UserError(f"list {path} is not there: put {where} at that place")
@@ -140,4 +140,4 @@ def _listed(pictures: Pictures, path: Path, sha256: str | None) -> Pictures:
             f"{len(gone)} of the {len(names)} pictures that {path} names are not among the training pictures of "
             f"{path.parent}, e.g. {gone[0]}: restore them from ImageNet's archive"
         )
-    return pictures.taken(sorted(at[name] for name in names))
+    return pictures.subset(sorted(at[name] for name in names))

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.config.schema import Augment, Crops, Dataset, Normalize, View
-from reproduce.data.datasets.image_folder import Pictures, read_splits
-from reproduce.data.pipeline.dataloader import Bad, centre_batches, crop_batches
-from reproduce.data.pipeline.sampler import Order, StepSampler, order_of, order_of_epoch
+from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
+from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches, multicrop_batches
+from reproduce.data.pipeline.sampler import Order, StepSampler, epoch_order_for, epoch_permutation
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed.collectives import (
@@ -62,9 +62,9 @@ class Setting:
     precision: str
     num_workers: int
     num_threads: int
-    on_bad: Bad
-    on_broken: Bad
-    """As `on_bad`, for annotations: a sentence for each that is wrong."""
+    on_unreadable: OnUnreadable
+    on_broken: OnUnreadable
+    """As `on_unreadable`, for annotations: a sentence for each that is wrong."""
     tell: Callable[..., None]
     forget_after: Callable[[int], None]
     counts: Counts
@@ -79,12 +79,12 @@ class Setting:
     save_every_seconds: float
     agree_every_steps: int
     preemption: Preemption
-    quote: Callable[[str, Pictures], None]
+    quote: Callable[[str, ImageList], None]
     """Notes in the result which pictures a split is."""
 
-    def splits(self) -> tuple[Pictures, Pictures]:
+    def splits(self) -> tuple[ImageList, ImageList]:
         """The pictures to train on and to judge by, of a set in classes; they are quoted in the result."""
-        train, val = read_splits(self.root, self.dataset)
+        train, val = read_train_and_val(self.root, self.dataset)
         for split, pictures in ((self.dataset.train, train), (self.dataset.val, val)):
             self.quote(split, pictures)
         return train, val
@@ -104,7 +104,7 @@ class Setting:
         return scale
 
 
-def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting) -> Features:
+def features(trunk: nn.Module, pictures: ImageList, pixels: Pixels, setting: Setting) -> Features:
     """Pooled features of the centre crops, from the disk where they lie there, else shared by all ranks and kept.
 
     Pictures that can't be decoded are left out (or stop the run).
@@ -122,24 +122,24 @@ def features(trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Sett
     if any_rank(found is None) or found is None:  # another run may have put them there since another rank looked
         bad: list[str] = []
         found = setting.store.write(about, _rows(trunk, pictures, pixels, setting, bad), bad)
-    setting.on_bad(found.bad)
+    setting.on_unreadable(found.bad)
     return found
 
 
 @torch.no_grad()
 def _rows(
-    trunk: nn.Module, pictures: Pictures, pixels: Pixels, setting: Setting, bad: list[str]
+    trunk: nn.Module, pictures: ImageList, pixels: Pixels, setting: Setting, bad: list[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share, which the disk reads forward: indices among all pictures, and features. Bad ones: `bad`."""
+    """This rank's share, which the disk reads forward: indices among all pictures, and features. OnUnreadable ones: `bad`."""
     trunk.eval()
     start, end = (len(pictures) * number // world_size() for number in (rank(), rank() + 1))
 
     def note(names: list[str]) -> None:
-        setting.on_bad(names)
+        setting.on_unreadable(names)
         bad.extend(names)
 
     mine = pictures.reading_order()[start:end]
-    share = pictures.taken(mine.tolist())
+    share = pictures.subset(mine.tolist())
     for number, (index, images) in enumerate(_centres(share, pixels, setting, note), start=1):
         with autocast(setting.precision):
             rows = trunk(images)
@@ -149,8 +149,10 @@ def _rows(
     setting.preemption.stop_if_asked(0, "features are worked out anew")
 
 
-def _centres(pictures: Pictures, pixels: Pixels, setting: Setting, on_bad: Bad) -> Iterator[tuple[Tensor, Tensor]]:
-    return centre_batches(
+def _centres(
+    pictures: ImageList, pixels: Pixels, setting: Setting, on_unreadable: OnUnreadable
+) -> Iterator[tuple[Tensor, Tensor]]:
+    return center_crop_batches(
         pictures,
         pixels.resize_px,
         pixels.crop_px,
@@ -158,7 +160,7 @@ def _centres(pictures: Pictures, pixels: Pixels, setting: Setting, on_bad: Bad) 
         batch_size=FEATURE_BATCH,
         num_workers=setting.num_workers,
         device=device(),
-        on_bad=on_bad,
+        on_unreadable=on_unreadable,
     )
 
 
@@ -185,8 +187,8 @@ def train_classifier(
     kept: Mapping[str, Part],
     optimizer: torch.optim.Optimizer,
     learning_rates: Callable[[int], list[float]],
-    train: Pictures,
-    val: Pictures,
+    train: ImageList,
+    val: ImageList,
     *,
     epochs: int,
     batch_size: int,
@@ -203,7 +205,12 @@ def train_classifier(
     scores = _Scores()
     crop = Crops("one", [View(1, pixels.crop_px, CROP_AREA)], FLIP_ONLY, setting.normalize)
     batches = partial(
-        crop_batches, train, crop, num_workers=setting.num_workers, device=device(), on_bad=setting.on_bad
+        multicrop_batches,
+        train,
+        crop,
+        num_workers=setting.num_workers,
+        device=device(),
+        on_unreadable=setting.on_unreadable,
     )
 
     def loss(trained: nn.Module, batch: tuple[list[Tensor], Tensor], _: int) -> Tensor:
@@ -222,11 +229,11 @@ def train_classifier(
         batches,
         loss,
         judge,
-        num_pictures=len(train),
+        num_images=len(train),
         epochs=epochs,
         batch_size=batch_size,
         setting=setting,
-        order=order_of(train, batch_size),
+        order=epoch_order_for(train, batch_size),
     )
     return scores.last | {f"{name}_best": value for name, value in scores.best.items()}
 
@@ -240,11 +247,11 @@ def train_network(
     loss_of: Callable[[nn.Module, Batch, int], Tensor],
     judge: Callable[[int], dict[str, float]],
     *,
-    num_pictures: int,
+    num_images: int,
     epochs: int,
     batch_size: int,
     setting: Setting,
-    order: Order = order_of_epoch,
+    order: Order = epoch_permutation,
     clip_norm: float = math.inf,
 ) -> None:
     """Train `net` as all ranks share it: `loss_of(net, batch, step)` on each of the sampler's `batches`.
@@ -262,7 +269,7 @@ def train_network(
         setting.agree_every_steps,
     )
     first_step = checkpoints.resume()
-    sampler = StepSampler(num_pictures, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order)
+    sampler = StepSampler(num_images, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order)
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
     trained = shared(net)
@@ -297,13 +304,13 @@ def train_network(
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, val: Pictures, pixels: Pixels, setting: Setting) -> dict[str, float]:
+def accuracy(net: nn.Module, val: ImageList, pixels: Pixels, setting: Setting) -> dict[str, float]:
     """Top-1 and top-5 in percent on centre crops, which the ranks share. A collective; leaves `net` in eval mode."""
     net.eval()
-    share = val.taken(val.reading_order()[rank() :: world_size()].tolist())
+    share = val.subset(val.reading_order()[rank() :: world_size()].tolist())
     labels = torch.tensor(share.labels, device=device())
     counts = torch.zeros(3, device=device())
-    for index, images in _centres(share, pixels, setting, setting.on_bad):
+    for index, images in _centres(share, pixels, setting, setting.on_unreadable):
         with autocast(setting.precision):
             logits = net(images)
         counts[:2] += top_hits(logits, labels[index.to(device())])

@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         precision=cfg.precision,
         num_workers=cfg.cluster.num_workers,
         num_threads=cfg.cluster.num_threads,
-        on_bad=run.skip_or_stop,
+        on_unreadable=run.skip_or_stop,
         on_broken=run.drop_or_stop,
         tell=run.tell,
         forget_after=run.forget_after,

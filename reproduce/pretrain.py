@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from models.methods import registry
 from reproduce.config import typed
 from reproduce.config.schema import Crops, Dataset, Optimizer
-from reproduce.data.datasets.image_folder import read_pictures
-from reproduce.data.pipeline.dataloader import crop_batches
-from reproduce.data.pipeline.sampler import StepSampler, order_of
+from reproduce.data.datasets.image_folder import read_image_list
+from reproduce.data.pipeline.dataloader import multicrop_batches
+from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, shared, synchronized
 from reproduce.engine.collapse import Sentinel
@@ -31,7 +31,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     optim = typed(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
-    pictures = read_pictures(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
+    pictures = read_image_list(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
     run.quote(cfg.dataset.train, pictures)
 
     net = build_network(cfg, method_config, len(pictures.classes))
@@ -46,9 +46,11 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     first_step = checkpoints.resume()
     run.forget_after(first_step)
 
-    crops, order = typed(cfg.crops, Crops, "crops"), order_of(pictures, cfg.batch_size)
+    crops, order = typed(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
     num_workers = cfg.cluster.num_workers
-    batches = partial(crop_batches, pictures, crops, num_workers=num_workers, device=device(), on_bad=run.skip_or_stop)
+    batches = partial(
+        multicrop_batches, pictures, crops, num_workers=num_workers, device=device(), on_unreadable=run.skip_or_stop
+    )
     steps = partial(
         StepSampler, len(pictures), cfg.batch_size, seed=cfg.seed, rank=rank(), world_size=world_size(), order=order
     )

@@ -14,7 +14,7 @@ from evals.setting import Setting, train_network
 from models.networks.resnet import ResNet
 from reproduce.data import detections as drawn
 from reproduce.data.datasets.coco import Split, annotations, read_split
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
@@ -55,7 +55,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         files = [str(annotations(setting.root, split)) for split in (setting.dataset.train, setting.dataset.val)]
         raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
     for split, found in ((setting.dataset.train, train), (setting.dataset.val, val)):
-        setting.quote(split, Pictures([picture.path for picture in found.pictures], [0] * len(found.pictures), []))
+        setting.quote(split, ImageList([picture.path for picture in found.pictures], [0] * len(found.pictures), []))
     setting.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
     setting.counts["num_train_images"] = len(train.pictures)
     torch.manual_seed(setting.seed)
@@ -81,11 +81,11 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
             sampler,
             num_workers=setting.num_workers,
             device=device(),
-            on_bad=setting.on_bad,
+            on_unreadable=setting.on_unreadable,
         ),
         lambda trained, batch, step: loss(trained, batch, protocol.weights, (setting.seed, step)),
         judge,
-        num_pictures=len(train.pictures),
+        num_images=len(train.pictures),
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
         setting=setting,
@@ -140,7 +140,7 @@ def score(net: Detr, val: Split, views: Views, setting: Setting) -> dict[str, fl
         setting.normalize,
         num_workers=setting.num_workers,
         device=device(),
-        on_bad=setting.on_bad,
+        on_unreadable=setting.on_unreadable,
     )
     for number, image, padding in pictures:
         with autocast(setting.precision):

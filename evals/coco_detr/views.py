@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from evals.coco_detr.losses import Target
 from reproduce.config.schema import Normalize
 from reproduce.data.datasets.coco import Boxed
-from reproduce.data.datasets.image_folder import BadImage
-from reproduce.data.pipeline.dataloader import Bad, data_loader
+from reproduce.data.datasets.image_folder import UnreadableImage
+from reproduce.data.pipeline.dataloader import OnUnreadable, data_loader
 from reproduce.data.pipeline.multicrop import generator
 from reproduce.data.pipeline.sampler import StepSampler, read_or_next
 
@@ -161,12 +161,12 @@ def training_batches(
     *,
     num_workers: int,
     device: torch.device,
-    on_bad: Bad,
+    on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
     """Per step this rank's images `(B, 3, H, W)`, their padding `(B, H, W)` and targets, on the device."""
     dataset = TrainingViews(pictures, views, sampler.seed)
     for batch in data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=padded):
-        on_bad(batch.bad)
+        on_unreadable(batch.bad)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))
         targets = [Target(target.labels.to(device), target.boxes.to(device)) for target in batch.targets]
         yield normalized(pixels, padding, normalize), padding, targets
@@ -187,7 +187,7 @@ class TestViews(Dataset[tuple[int, np.ndarray | None, str]]):
         """Picture `index`."""
         try:
             image = self.pictures[index].read()
-        except BadImage as error:
+        except UnreadableImage as error:
             return index, None, str(error)
         size = target_size(*image.size, self.views.test_px, self.views.max_px)
         return index, _pixels(image.resize(size, Image.Resampling.BILINEAR)), ""
@@ -200,7 +200,7 @@ def test_pictures(
     *,
     num_workers: int,
     device: torch.device,
-    on_bad: Bad,
+    on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Each picture that can be decoded: its number, image `(1, 3, H, W)` and padding `(1, H, W)`, of which it has none.
 
@@ -208,7 +208,7 @@ def test_pictures(
     """
     for index, pixels, bad in data_loader(TestViews(pictures, views), num_workers, batch_size=None):
         if bad:
-            on_bad([bad])
+            on_unreadable([bad])
             continue
         image = torch.as_tensor(pixels).to(device, non_blocking=True).unsqueeze(0)
         padding = torch.zeros_like(image[:, 0], dtype=torch.bool)

@@ -24,7 +24,7 @@ from evals.voc_detection.detector import build, configuration, total
 from evals.voc_detection.voc import evaluator
 from models.networks.resnet import ResNet
 from reproduce.data import detections
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.voc import CLASSES, Annotated, read_boxes
 from reproduce.data.detections import Box, Detected
 from reproduce.data.pipeline.dataloader import data_loader
@@ -79,7 +79,7 @@ def read(setting: Setting) -> tuple[list[Annotated], list[Annotated]]:
     if not test:
         raise UserError(f"no picture of {data.val} in {setting.root} can be used: there is nothing to test on")
     for split, pictures in ((data.train, train), (data.val, test)):
-        setting.quote(split, Pictures([each.path for each in pictures], [0] * len(pictures), []))
+        setting.quote(split, ImageList([each.path for each in pictures], [0] * len(pictures), []))
     setting.counts["num_train_images"] = len(train)
     return train, test
 
@@ -144,7 +144,7 @@ def batches(
     steps = GroupedSteps(wide, cfg.SOLVER.IMS_PER_BATCH, seed, first_step, num_steps, rank(), world_size())
     data = data_loader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
     for inputs, bad in data:
-        setting.on_bad(bad)
+        setting.on_unreadable(bad)
         yield inputs
 
 
@@ -159,7 +159,7 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
     undecodable = 0
     with evaluator(test) as ours:
         for index, (inputs, bad) in enumerate(data):
-            setting.on_bad([bad] if bad else [])
+            setting.on_unreadable([bad] if bad else [])
             if inputs is None:
                 undecodable += 1
                 continue

@@ -7,10 +7,10 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
-from reproduce.data.datasets.image_folder import UNREADABLE
+from reproduce.data.datasets.image_folder import DECODE_ERRORS
 from reproduce.data.datasets.voc import Annotated
 from reproduce.data.pipeline.multicrop import generator
-from reproduce.data.pipeline.sampler import order_of_epoch
+from reproduce.data.pipeline.sampler import epoch_permutation
 from reproduce.errors import UserError
 
 Record = dict[str, Any]
@@ -74,7 +74,7 @@ class GroupedSteps(Sampler[list[tuple[int, int]]]):
         waiting: dict[bool, list[int]] = {True: [], False: []}
         epoch = 0
         while True:
-            for index in order_of_epoch(len(self.wide), self.seed, epoch).tolist():
+            for index in epoch_permutation(len(self.wide), self.seed, epoch).tolist():
                 group = waiting[self.wide[index]]
                 group.append(index)
                 if len(group) == GROUP:
@@ -100,7 +100,7 @@ class Training(Dataset[tuple[Record, list[str]]]):
             picture = self.pictures[(index + shift) % len(self.pictures)]
             try:
                 return self.mapper(record(picture)), bad
-            except UNREADABLE as error:
+            except DECODE_ERRORS as error:
                 bad.append(f"{picture.path} ({error})")
         raise UserError(f"none of the {len(self.pictures)} training pictures can be decoded; the first: {bad[0]}")
 
@@ -120,7 +120,7 @@ class Testing(Dataset[tuple[Record | None, str]]):
         picture = self.pictures[index]
         try:
             return self.mapper(record(picture)), ""
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             return None, f"{picture.path} ({error})"
 
 

@@ -94,9 +94,9 @@ class Clustering(Method):
     banks. A subclass says how a bank is labelled.
     """
 
-    def __init__(self, config: ClusteringConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
+    def __init__(self, config: ClusteringConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, PrototypeSets)
-        self.steps_per_epoch = num_pictures // batch_size
+        self.steps_per_epoch = num_images // batch_size
         if config.num_prototypes > self.steps_per_epoch * batch_size:
             raise UserError(
                 f"method.num_prototypes {config.num_prototypes} is more than the {self.steps_per_epoch * batch_size} "
@@ -107,7 +107,7 @@ class Clustering(Method):
         self.uniform_loss = math.log(config.num_prototypes)
         embedding, device = self.heads[0].shape[1], self.heads[0].device
         self.bank = MemoryBank(config.num_banks, self.steps_per_epoch, batch_size, embedding, device)
-        self.labels = torch.full((config.num_heads, num_pictures), UNSEEN, dtype=torch.int32, device=device)
+        self.labels = torch.full((config.num_heads, num_images), UNSEEN, dtype=torch.int32, device=device)
 
     @abstractmethod
     def label(self, head: int, rows: Tensor, epoch: int) -> Tensor:
@@ -165,4 +165,4 @@ class Clustering(Method):
         self.labels = all_reduce_sum(labels) + UNSEEN  # every picture is in one rank's bank at most
 
     def _pictures(self, step: int) -> Tensor:
-        return torch.from_numpy(self.sampler.pictures(step)).to(self.labels.device)
+        return torch.from_numpy(self.sampler.indices_at(step)).to(self.labels.device)

@@ -47,8 +47,8 @@ class DeepCluster(Clustering):
 
     collapse_hints = "fewer method.num_prototypes"
 
-    def __init__(self, config: DeepClusterConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
-        super().__init__(config, net, num_pictures, batch_size)
+    def __init__(self, config: DeepClusterConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
+        super().__init__(config, net, num_images, batch_size)
         self.num_kmeans_iterations = config.num_kmeans_iterations
         for prototypes in self.heads:
             prototypes.requires_grad_(False)

@@ -61,7 +61,7 @@ class Moco(Method):
 
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
-    def __init__(self, config: MocoConfig, net: MultiCropNet, _num_pictures: int, batch_size: int) -> None:
+    def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:
         if config.queue_length % batch_size or not config.queue_length:
             raise UserError(
                 f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "

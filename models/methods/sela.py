@@ -73,10 +73,10 @@ class Sela(Clustering):
 
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
-    def __init__(self, config: SelaConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
-        super().__init__(config, net, num_pictures, batch_size)
+    def __init__(self, config: SelaConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
+        super().__init__(config, net, num_images, batch_size)
         self.config = config
-        self.freeze_prototypes_steps = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
+        self.freeze_prototypes_steps = math.ceil(config.freeze_prototypes_epochs * num_images / batch_size)
         self.plateau_grace_epochs = config.freeze_prototypes_epochs
 
     def label(self, head: int, rows: Tensor, epoch: int) -> Tensor:  # noqa: ARG002

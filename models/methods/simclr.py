@@ -49,7 +49,7 @@ class SimclrConfig:
 class Simclr(Method):
     """The method as the loop uses it; it keeps nothing between steps."""
 
-    def __init__(self, config: SimclrConfig, _net: MultiCropNet, _num_pictures: int, _batch_size: int) -> None:
+    def __init__(self, config: SimclrConfig, _net: MultiCropNet, _num_images: int, _batch_size: int) -> None:
         self.config = config
 
     def loss(self, embeddings: Tensor, _scores: None, num_crops: int, _step: int) -> tuple[Tensor, dict[str, Tensor]]:

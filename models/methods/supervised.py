@@ -40,7 +40,7 @@ class SupervisedConfig:
 class Supervised(Method):
     """The method as the loop uses it; it keeps nothing between steps."""
 
-    def __init__(self, _config: SupervisedConfig, net: ClassifierNet, _num_pictures: int, _batch_size: int) -> None:
+    def __init__(self, _config: SupervisedConfig, net: ClassifierNet, _num_images: int, _batch_size: int) -> None:
         self.uniform_loss = math.log(net.fc.out_features)
 
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002

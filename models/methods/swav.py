@@ -78,14 +78,14 @@ class Swav(Method):
 
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
-    def __init__(self, config: SwavConfig, net: MultiCropNet, num_pictures: int, batch_size: int) -> None:
+    def __init__(self, config: SwavConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, nn.Linear)
         self.config = config
         self.prototypes = net.prototypes.weight
         # The released code freezes for 313 steps where an epoch has 312 whole batches: the incomplete one counts.
-        frozen = math.ceil(config.freeze_prototypes_epochs * num_pictures / batch_size)
+        frozen = math.ceil(config.freeze_prototypes_epochs * num_images / batch_size)
         self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
-        self.queue_start_step = config.queue_start_epochs * (num_pictures // batch_size)
+        self.queue_start_step = config.queue_start_epochs * (num_images // batch_size)
         self.uniform_loss = math.log(config.num_prototypes)
         self.plateau_grace_epochs = config.freeze_prototypes_epochs
         self.loss_jump_step = self.queue_start_step if config.queue_length else None

@@ -38,10 +38,10 @@ class Detected:
     true: list[Box]
 
 
-def chosen(num_pictures: int) -> list[int]:
+def chosen(num_images: int) -> list[int]:
     """Which of so many test pictures are shown: evenly spread, the same for every network."""
-    shown = min(NUM_PICTURES, num_pictures)
-    return [number * num_pictures // shown for number in range(shown)]
+    shown = min(NUM_PICTURES, num_images)
+    return [number * num_images // shown for number in range(shown)]
 
 
 def write(folder: Path, pictures: Sequence[Detected]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.data.datasets.image_folder import read_folders
-from reproduce.data.pipeline.sampler import order_of_epoch
+from reproduce.data.datasets.image_folder import read_image_folder
+from reproduce.data.pipeline.sampler import epoch_permutation
 from reproduce.engine.distributed.launch import MAX_RESTARTS
 from reproduce.errors import REQUEUE, TRAINING_FAILED
 from reproduce.files import read_json
@@ -138,8 +138,8 @@ def process_of_rank(rank: int, launcher: int) -> int:
 def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path) -> None:
     root = tmp_path / "data"
     tiny_pictures(root)
-    pictures = read_folders(root / "imagenet" / "train")
-    broken = Path(pictures.paths[order_of_epoch(len(pictures), 0, 0)[7]])  # in the second half of the first batch
+    pictures = read_image_folder(root / "imagenet" / "train")
+    broken = Path(pictures.paths[epoch_permutation(len(pictures), 0, 0)[7]])  # in the second half of the first batch
     broken.write_bytes(broken.read_bytes()[:300])
     done = run(
         "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data={root}", f"paths.results={tmp_path}",

@@ -60,7 +60,7 @@ def test_loss_and_its_gradients(queued: bool) -> None:
     assert net.prototypes is not None
     with torch.no_grad():
         net.prototypes.weight.copy_(torch.from_numpy(golden["prototypes"]))
-    method = Swav(swav_config(queue_length=24 if queued else 0), net, num_pictures=8, batch_size=8)
+    method = Swav(swav_config(queue_length=24 if queued else 0), net, num_images=8, batch_size=8)
     if queued:
         method.load_state_dict({"queue": torch.from_numpy(golden["queue"]), "num_filled": 24})
 
@@ -154,7 +154,7 @@ def test_trajectory_of_twelve_steps() -> None:
     method = Swav(
         swav_config(freeze_prototypes_epochs=golden["freeze_prototype_iterations"]),
         net,
-        num_pictures=golden["batch"],
+        num_images=golden["batch"],
         batch_size=golden["batch"],
     )
     optimizer = Larc(net.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)

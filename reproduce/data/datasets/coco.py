@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reproduce.data.datasets.image_folder import BadImage, read_image
+from reproduce.data.datasets.image_folder import UnreadableImage, read_image
 from reproduce.errors import UserError
 
 OUTSIDE_PX = 1.0
@@ -38,11 +38,11 @@ class Boxed:
     labels: np.ndarray
 
     def read(self) -> Image.Image:
-        """The picture; raises `BadImage` where it can't be decoded, or is none of the size that the boxes are for."""
+        """Decode the image to RGB. Raises `UnreadableImage` if it can't be decoded or its size is not the annotated one."""
         image = read_image(self.path)
         if image.size != (self.width, self.height):
             found = f"{image.width} x {image.height}"
-            raise BadImage(f"{self.path} (its annotation says {self.width} x {self.height}, it is {found})")
+            raise UnreadableImage(f"{self.path} (its annotation says {self.width} x {self.height}, it is {found})")
         return image
 
 
@@ -68,9 +68,9 @@ def annotations(root: Path, split: str) -> Path:
     return root / "annotations" / f"instances_{split}.json"
 
 
-def read_split(root: Path, split: str, source: str, on_bad: Callable[[list[str]], None]) -> Split:
+def read_split(root: Path, split: str, source: str, on_unreadable: Callable[[list[str]], None]) -> Split:
     """Read a split. What is broken - a box outside its picture or without area, an unknown category, a picture that is
-    not there - is named to `on_bad`, which stops, or else it is left out.
+    not there - is named to `on_unreadable`, which stops, or else it is left out.
 
     Raises `UserError` where the file is no COCO JSON, or nothing is left.
     """
@@ -102,7 +102,7 @@ def read_split(root: Path, split: str, source: str, on_bad: Callable[[list[str]]
         raise UserError(f"{error.filename} is not there: DATA must hold COCO's pictures and annotations") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not COCO's JSON ({error!r}); restore it from the archive") from error
-    on_bad(bad)
+    on_unreadable(bad)
     if not pictures or not names:
         raise UserError(f"{path} names no {'picture that is there' if names else 'category'}")
     kept = [annotation for objects in good.values() for annotation in objects]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.shards import Places, read_index
+from reproduce.data.datasets.shards import ShardIndex, read_index
 from reproduce.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -19,16 +19,16 @@ SHARDS = "shards"
 """The layout of a data set that was packed by data-shard."""
 
 
-UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What decoding a file that is missing, cut or no picture may raise."""
 
 
-class BadImage(Exception):
+class UnreadableImage(Exception):
     """A file that can't be decoded; `str()` names it and says why."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageList:
     """Files and their class numbers; `classes` are the folders' names, sorted.
 
     Where they lie in shards, `paths` are those that they had in folders, and all else is as it was there.
@@ -37,26 +37,26 @@ class Pictures:
     paths: list[str]
     labels: list[int]
     classes: list[str]
-    places: Places | None = None
+    shard_index: ShardIndex | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def taken(self, indices: Sequence[int]) -> "Pictures":
+    def subset(self, indices: Sequence[int]) -> "ImageList":
         """Only these, in this order; the classes stay."""
-        places = self.places.taken(indices) if self.places else None
-        return Pictures([self.paths[i] for i in indices], [self.labels[i] for i in indices], self.classes, places)
+        shard_index = self.shard_index.subset(indices) if self.shard_index else None
+        return ImageList([self.paths[i] for i in indices], [self.labels[i] for i in indices], self.classes, shard_index)
 
-    def encoded(self, index: int) -> bytes:
-        """One picture as it is stored; raises `BadImage` where it can't be had."""
+    def read_bytes(self, index: int) -> bytes:
+        """One picture as it is stored; raises `UnreadableImage` where it can't be had."""
         try:
-            return self.places.read(index) if self.places else Path(self.paths[index]).read_bytes()
+            return self.shard_index.read(index) if self.shard_index else Path(self.paths[index]).read_bytes()
         except OSError as error:
-            raise BadImage(f"{self.paths[index]} ({error})") from error
+            raise UnreadableImage(f"{self.paths[index]} ({error})") from error
 
     def reading_order(self) -> np.ndarray:
         """All indices, in the order in which the disk reads the pictures best."""
-        return self.places.reading_order() if self.places else np.arange(len(self))
+        return self.shard_index.reading_order() if self.shard_index else np.arange(len(self))
 
     def sha256(self) -> str:
         """Hash of the files' names below their folders and of their labels: which pictures these are, wherever."""
@@ -64,7 +64,7 @@ class Pictures:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_folders(root: Path) -> Pictures:
+def read_image_folder(root: Path) -> ImageList:
     """The pictures below `root/<class>/`, sorted by name; nested folders and other files are passed over.
 
     Raises `UserError` where the folder is not there or holds no picture.
@@ -80,23 +80,25 @@ def read_folders(root: Path) -> Pictures:
         labels += [label] * len(files)
     if not paths:
         raise UserError(f"folder {root} holds no pictures: it needs one folder per class with {', '.join(SUFFIXES)}")
-    return Pictures(paths, labels, classes)
+    return ImageList(paths, labels, classes)
 
 
-def read_shards(root: Path, split: str) -> Pictures:
+def read_sharded_images(root: Path, split: str) -> ImageList:
     """The pictures packed as the shards in `root/split`, in the order of the class folders that they come from."""
-    about, labels, names, places = read_index(root / split)
-    return Pictures([f"{root}/{name}" for name in names], [int(label) for label in labels], about["classes"], places)
+    about, labels, names, shard_index = read_index(root / split)
+    return ImageList(
+        [f"{root}/{name}" for name in names], [int(label) for label in labels], about["classes"], shard_index
+    )
 
 
-def read_pictures(root: Path, dataset: Dataset, split: str) -> Pictures:
+def read_image_list(root: Path, dataset: Dataset, split: str) -> ImageList:
     """A split of a set in class folders, or packed from such. Raises `UserError` where it is not there."""
-    return read_shards(root, split) if dataset.layout == SHARDS else read_folders(root / split)
+    return read_sharded_images(root, split) if dataset.layout == SHARDS else read_image_folder(root / split)
 
 
-def read_splits(root: Path, dataset: Dataset) -> tuple[Pictures, Pictures]:
+def read_train_and_val(root: Path, dataset: Dataset) -> tuple[ImageList, ImageList]:
     """Both splits of a set; `UserError` where their class folders differ: one number would mean two classes."""
-    first, second = (read_pictures(root, dataset, split) for split in (dataset.train, dataset.val))
+    first, second = (read_image_list(root, dataset, split) for split in (dataset.train, dataset.val))
     if first.classes != second.classes:
         strange = sorted(set(first.classes) ^ set(second.classes))[:5]
         where = f"{root / dataset.train} and {root / dataset.val}"
@@ -107,12 +109,12 @@ def read_splits(root: Path, dataset: Dataset) -> tuple[Pictures, Pictures]:
 def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
     """Decode a file, or what it holds, to an RGB picture.
 
-    Raises `BadImage` naming the file where it is missing, cut or no picture.
+    Raises `UnreadableImage` naming the file where it is missing, cut or no picture.
     """
     try:
         with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:  # whose words differ each time: they hold an address in memory
-        raise BadImage(f"{path} (no picture that PIL knows)") from error
-    except UNREADABLE as error:
-        raise BadImage(f"{path} ({error})") from error
+        raise UnreadableImage(f"{path} (no picture that PIL knows)") from error
+    except DECODE_ERRORS as error:
+        raise UnreadableImage(f"{path} ({error})") from error

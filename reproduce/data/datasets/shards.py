@@ -43,7 +43,7 @@ _opened = lru_cache(OPEN_FILES)(_File)
 
 
 @dataclass(frozen=True)
-class Places:
+class ShardIndex:
     """Where each of some pictures lies: number of its shard, and offset and size in bytes there, `(n,)` each."""
 
     files: list[str]
@@ -53,10 +53,10 @@ class Places:
     whole: bool = True
     """Whether these are all pictures of the shards, so that a shard which is opened will be read to its end."""
 
-    def taken(self, indices: Sequence[int]) -> "Places":
+    def subset(self, indices: Sequence[int]) -> "ShardIndex":
         """Of only these pictures, in this order."""
         at = np.asarray(indices, dtype=np.int64)
-        return Places(self.files, self.shard[at], self.offset[at], self.size[at], whole=False)
+        return ShardIndex(self.files, self.shard[at], self.offset[at], self.size[at], whole=False)
 
     def read(self, index: int) -> bytes:
         """A picture as it was packed. Raises `OSError` where it is not there in full. Threads may share a reader."""
@@ -71,7 +71,7 @@ class Places:
         return np.lexsort((self.offset, self.shard))
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], Places]:
+def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], ShardIndex]:
     """What `shards.json` says, and of each picture its label as text, its name below the data set, and its place.
 
     In the order of the folder that was packed. Raises `UserError` where a shard is missing or has another size.
@@ -97,7 +97,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], Plac
         ) from error
     if len(lines) != about["manifest"]["pictures"]:
         raise UserError(f"{folder / INDEX} does not belong to {folder / ABOUT}: copy both anew")
-    return about, list(columns[3]), list(columns[4]), Places(files, shard, offset, size)
+    return about, list(columns[3]), list(columns[4]), ShardIndex(files, shard, offset, size)
 
 
 class ShardOrder:
@@ -109,13 +109,13 @@ class ShardOrder:
     any number of them each picture comes at most once an epoch, and a run goes on in the middle of one.
     """
 
-    def __init__(self, places: Places, batch_size: int) -> None:
+    def __init__(self, places: ShardIndex, batch_size: int) -> None:
         self._places, self._batch_size = places, batch_size
         self._made = lru_cache(maxsize=2)(self._make)  # of the steps prefetched and the one under way
 
-    def __call__(self, num_pictures: int, seed: int, epoch: int) -> np.ndarray:
-        """A permutation of `num_pictures`."""
-        assert num_pictures == len(self._places.shard)
+    def __call__(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
+        """A permutation of `num_images`."""
+        assert num_images == len(self._places.shard)
         return self._made(seed, epoch)
 
     def _make(self, seed: int, epoch: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import SHARDS, UNREADABLE, Pictures
+from reproduce.data.datasets.image_folder import DECODE_ERRORS, SHARDS, ImageList
 from reproduce.data.datasets.shards import read_index
 from reproduce.errors import UserError
 
@@ -99,7 +99,7 @@ def _size(picture: Path, content: ElementTree.Element) -> tuple[int, int]:
             size = image.size
     except FileNotFoundError as error:
         raise _Broken(f"picture {picture} is not there") from error
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise _Broken(f"picture {picture} can't be decoded ({error})") from error
     annotated = (content.findtext("size/width", "").strip(), content.findtext("size/height", "").strip())
     if annotated != tuple(map(str, size)):
@@ -145,12 +145,12 @@ def _names(root: Path, split: str) -> list[str]:
     return names
 
 
-def read_split(root: Path, dataset: Dataset, split: str) -> tuple[Pictures, list[list[int]]]:
+def read_split(root: Path, dataset: Dataset, split: str) -> tuple[ImageList, list[list[int]]]:
     """The pictures of a split, and per picture one number per class: 1 present, 0 only as difficult, -1 absent."""
     if dataset.layout == SHARDS:
-        about, packed, names, places = read_index(root / split)
+        about, packed, names, shard_index = read_index(root / split)
         paths = [f"{root}/{name}" for name in names]
-        return Pictures(paths, [0] * len(paths), about["classes"], places), [json.loads(text) for text in packed]
+        return ImageList(paths, [0] * len(paths), about["classes"], shard_index), [json.loads(text) for text in packed]
     ids = _names(root, split)
     labels = []
     for name in ids:
@@ -159,4 +159,4 @@ def read_split(root: Path, dataset: Dataset, split: str) -> tuple[Pictures, list
         difficult = {item.name for item in objects if item.difficult}
         labels.append([1 if cls in sure else 0 if cls in difficult else -1 for cls in CLASSES])
     paths = [str(root / "JPEGImages" / f"{name}.jpg") for name in ids]
-    return Pictures(paths, [0] * len(ids), list(CLASSES)), labels
+    return ImageList(paths, [0] * len(ids), list(CLASSES)), labels

@@ -11,25 +11,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reproduce.config.schema import Crops, Normalize
-from reproduce.data.datasets.image_folder import BadImage, Pictures, read_image
+from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image
 from reproduce.data.pipeline.augment import augment
 from reproduce.data.pipeline.sampler import MultiCropDataset, StepSampler, collate_crops
 
-Bad = Callable[[list[str]], None]
+OnUnreadable = Callable[[list[str]], None]
 """What to do with the names of files that could not be decoded: stop, or count and go on."""
 
-Centre = tuple[int, np.ndarray | None, str]
+CenterCropSample = tuple[int, np.ndarray | None, str]
 """Index, pixels `(3, crop_px, crop_px)` uint8, and "" - or None and what is wrong with the file."""
 
 
-def crop_batches(
-    pictures: Pictures,
+def multicrop_batches(
+    pictures: ImageList,
     recipe: Crops,
     sampler: StepSampler,
     *,
     num_workers: int,
     device: torch.device,
-    on_bad: Bad,
+    on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Per step this rank's crops, a list of normalised `(B, 3, S, S)` float32, and labels `(B,)`.
 
@@ -39,7 +39,7 @@ def crop_batches(
     dataset = MultiCropDataset(pictures, recipe.views, recipe.augment, sampler.seed)
     loader = data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
     for batch in loader:
-        on_bad(batch.bad)
+        on_unreadable(batch.bad)
         crops: list[Tensor] = []
         for pixels, parameters, view in zip(batch.crops, batch.parameters, recipe.views, strict=True):
             crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
@@ -50,20 +50,20 @@ def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
     return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
 
 
-class CentreCrops(Dataset[Centre]):
+class CenterCropDataset(Dataset[CenterCropSample]):
     """Each picture once, resized to `resize_px` on its shorter side and cut to its `crop_px` centre."""
 
-    def __init__(self, pictures: Pictures, resize_px: int, crop_px: int) -> None:
+    def __init__(self, pictures: ImageList, resize_px: int, crop_px: int) -> None:
         self.pictures, self.resize_px, self.crop_px = pictures, resize_px, crop_px
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> Centre:
+    def __getitem__(self, index: int) -> CenterCropSample:
         """Picture `index`, cut."""
         try:
-            image = read_image(self.pictures.paths[index], self.pictures.encoded(index))
-        except BadImage as error:
+            image = read_image(self.pictures.paths[index], self.pictures.read_bytes(index))
+        except UnreadableImage as error:
             return index, None, str(error)
         width, height = image.size
         shorter = min(width, height)
@@ -74,8 +74,8 @@ class CentreCrops(Dataset[Centre]):
         return index, np.asarray(image.crop(box)).transpose(2, 0, 1), ""
 
 
-def centre_batches(
-    pictures: Pictures,
+def center_crop_batches(
+    pictures: ImageList,
     resize_px: int,
     crop_px: int,
     normalize: Normalize,
@@ -83,20 +83,20 @@ def centre_batches(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-    on_bad: Bad,
+    on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each picture once, in order: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
     mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
-    dataset = CentreCrops(pictures, resize_px, crop_px)
+    dataset = CenterCropDataset(pictures, resize_px, crop_px)
     loader = data_loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
     for indices, pixels, bad in loader:
-        on_bad(bad)
+        on_unreadable(bad)
         if len(indices):
             x = (pixels.to(device, non_blocking=True).float() / 255 - mean) / std
             yield indices, x.contiguous(memory_format=torch.channels_last)
 
 
-def _collate_centres(samples: list[Centre]) -> tuple[Tensor, Tensor, list[str]]:
+def _collate_centres(samples: list[CenterCropSample]) -> tuple[Tensor, Tensor, list[str]]:
     good = [(index, pixels) for index, pixels, _ in samples if pixels is not None]
     pixels = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else torch.empty(0)
     return torch.tensor([index for index, _ in good]), pixels, [bad for _, _, bad in samples if bad]

@@ -16,7 +16,7 @@ JPEG = b"\xff\xd8\xff"
 
 
 def decode(encoded: bytes, path: str) -> Tensor:
-    """An RGB picture `(3, H, W)` uint8, channels-last in memory; raises `BadImage` where it is cut or no picture.
+    """Decode to RGB pixels `(3, H, W)` uint8, channels-last in memory. Raises `UnreadableImage` if PIL can't read it.
 
     JPEG goes to torch's own decoder, which gives the same bits as PIL in less time; what is left, to PIL.
     """

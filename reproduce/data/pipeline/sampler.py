@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from reproduce.config.schema import Augment, View
-from reproduce.data.datasets.image_folder import BadImage, Pictures
+from reproduce.data.datasets.image_folder import ImageList, UnreadableImage
 from reproduce.data.datasets.shards import ShardOrder
 from reproduce.data.pipeline.image_io import decode
 from reproduce.data.pipeline.multicrop import generator, multi_crop
@@ -34,18 +34,18 @@ class CropBatch:
 
 
 @lru_cache(maxsize=2)  # of the steps prefetched and the one under way
-def order_of_epoch(num_pictures: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffled order of all pictures in one epoch; the same on every rank."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))).permutation(num_pictures)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))).permutation(num_images)
 
 
 Order = Callable[[int, int, int], np.ndarray]
 """From the number of pictures, the seed and the epoch to the order of all pictures; the same on every rank."""
 
 
-def order_of(pictures: Pictures, batch_size: int) -> Order:
+def epoch_order_for(pictures: ImageList, batch_size: int) -> Order:
     """Any order for files of their own; for shards one that reads forward."""
-    return ShardOrder(pictures.places, batch_size) if pictures.places else order_of_epoch
+    return ShardOrder(pictures.shard_index, batch_size) if pictures.shard_index else epoch_permutation
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -57,24 +57,24 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        num_pictures: int,
+        num_images: int,
         batch_size: int,
         epochs: int,
         seed: int,
         first_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        order: Order = order_of_epoch,
+        order: Order = epoch_permutation,
     ) -> None:
         if batch_size % world_size:
             raise UserError(f"batch_size {batch_size} can't be shared evenly by {world_size} processes")
-        self.steps_per_epoch = num_pictures // batch_size
+        self.steps_per_epoch = num_images // batch_size
         if epochs and not self.steps_per_epoch:
             raise UserError(
-                f"the training set has {num_pictures} pictures, fewer than one batch of {batch_size}: "
+                f"the training set has {num_images} pictures, fewer than one batch of {batch_size}: "
                 "give more pictures or a smaller batch_size"
             )
-        self.num_pictures, self.batch_size, self.epochs, self.seed = num_pictures, batch_size, epochs, seed
+        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
         self.first_step, self.rank, self.share, self.order = first_step, rank, batch_size // world_size, order
 
     def __len__(self) -> int:
@@ -83,19 +83,19 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first_step, self.epochs * self.steps_per_epoch):
             epoch = step // self.steps_per_epoch
-            yield [(epoch, int(index)) for index in self.pictures(step)]
+            yield [(epoch, int(index)) for index in self.indices_at(step)]
 
-    def pictures(self, step: int) -> np.ndarray:
+    def indices_at(self, step: int) -> np.ndarray:
         """Indices of this rank's pictures in a step, of those that it yields or any other."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size + self.rank * self.share
-        return self.order(self.num_pictures, self.seed, epoch)[start : start + self.share]
+        return self.order(self.num_images, self.seed, epoch)[start : start + self.share]
 
 
 class MultiCropDataset(Dataset[Sample]):
-    """Crops and colour parameters of one picture in one epoch; a picture that can't be read gives a `BadImage`."""
+    """Crops and augmentation parameters of each image, per epoch."""
 
-    def __init__(self, pictures: Pictures, views: Sequence[View], augment: Augment, seed: int) -> None:
+    def __init__(self, pictures: ImageList, views: Sequence[View], augment: Augment, seed: int) -> None:
         self.pictures, self.views, self.augment, self.seed = pictures, views, augment, seed
 
     def __getitem__(self, at: tuple[int, int]) -> Sample:
@@ -103,22 +103,22 @@ class MultiCropDataset(Dataset[Sample]):
         epoch, index = at
         pictures = self.pictures
         instead, image, bad = read_or_next(
-            len(pictures), index, lambda number: decode(pictures.encoded(number), pictures.paths[number])
+            len(pictures), index, lambda number: decode(pictures.read_bytes(number), pictures.paths[number])
         )
         views = multi_crop(image, self.views, self.augment, generator(self.seed, epoch, index))
         return views, pictures.labels[instead], bad
 
 
-def read_or_next(num_pictures: int, index: int, read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
+def read_or_next(num_images: int, index: int, read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
     """Picture `index`, or the next that can be read, so that a batch keeps its size: its number, it, what was bad."""
     bad: list[str] = []
-    for shift in range(num_pictures):
-        instead = (index + shift) % num_pictures
+    for shift in range(num_images):
+        instead = (index + shift) % num_images
         try:
             return instead, read(instead), bad
-        except BadImage as error:
+        except UnreadableImage as error:
             bad.append(str(error))
-    raise UserError(f"none of the {num_pictures} pictures can be read; the first: {bad[0]}")
+    raise UserError(f"none of the {num_images} pictures can be read; the first: {bad[0]}")
 
 
 def collate_crops(samples: list[Sample]) -> CropBatch:

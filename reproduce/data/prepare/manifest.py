@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.shards import ABOUT
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
@@ -52,7 +52,7 @@ def path(data: Path, dataset: Dataset) -> Path:
     return data / ".manifests" / f"{dataset.name}.json"
 
 
-def of_split(data: Path, dataset: Dataset, split: str, pictures: Pictures, cache: Path) -> dict[str, Any]:
+def of_split(data: Path, dataset: Dataset, split: str, pictures: ImageList, cache: Path) -> dict[str, Any]:
     """The `summary` of a split that was read from `data`, with the day on which data-verify `verified` it, if it did.
 
     Taken from the manifest that data-verify wrote, where this names the same pictures, or from what shards say of
@@ -68,7 +68,7 @@ def of_split(data: Path, dataset: Dataset, split: str, pictures: Pictures, cache
         found: dict[str, Any] = kept["splits"].get(split, {})
         if kept["source"] == dataset.source and found.get("names_sha256") == names_sha256:
             return found | {"verified": kept["written"]}
-    if pictures.places:
+    if pictures.shard_index:
         return read_json(root / split / ABOUT)["manifest"]
     key = json.dumps([str(root.resolve()), split, names_sha256])
     answer = cache / f"{_sha256([key])[:20]}.json"

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import typed
 from reproduce.config.schema import Catalogue, Dataset
-from reproduce.data.datasets.image_folder import SHARDS, SUFFIXES, BadImage, read_image
+from reproduce.data.datasets.image_folder import SHARDS, SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.shards import ABOUT, read_index
 from reproduce.data.datasets.voc import read_objects
 from reproduce.data.prepare import manifest
@@ -265,7 +265,7 @@ def _decode(root: Path, split: str, files: dict[str, int], decode: Decode, found
 def _undecodable(path: Path) -> str:
     try:
         read_image(str(path)).close()
-    except BadImage as error:
+    except UnreadableImage as error:
         return str(error)
     return ""
 

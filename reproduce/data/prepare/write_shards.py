@@ -20,7 +20,7 @@ import numpy as np
 import webdataset
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import SHARDS, BadImage, Pictures, read_splits
+from reproduce.data.datasets.image_folder import SHARDS, ImageList, UnreadableImage, read_train_and_val
 from reproduce.data.datasets.shards import ABOUT, INDEX, read_index
 from reproduce.data.datasets.voc import read_split
 from reproduce.data.prepare import manifest
@@ -40,7 +40,7 @@ ORDER_SEED = 0
 class Split:
     """A split to pack: its pictures, their names below the data set, and of each its label and what goes beside it."""
 
-    pictures: Pictures
+    pictures: ImageList
     names: list[str]
     labels: list[Any]
     beside: Callable[[int], dict[str, bytes]]
@@ -67,20 +67,20 @@ def _splits(root: Path, dataset: Dataset) -> dict[str, Split]:
     if dataset.layout == "voc":
         found = {name: read_split(root, dataset, name) for name in names}
         return {name: _split(root, pictures, labels, _annotation) for name, (pictures, labels) in found.items()}
-    both = zip(names, read_splits(root, dataset), strict=True)
+    both = zip(names, read_train_and_val(root, dataset), strict=True)
     return {name: _split(root, pictures, pictures.labels, _class) for name, pictures in both}
 
 
-def _split(root: Path, pictures: Pictures, labels: Sequence[Any], beside: Callable[..., dict[str, bytes]]) -> Split:
+def _split(root: Path, pictures: ImageList, labels: Sequence[Any], beside: Callable[..., dict[str, bytes]]) -> Split:
     names = [path.removeprefix(f"{root}/") for path in pictures.paths]
     return Split(pictures, names, list(labels), lambda index: beside(pictures, index))
 
 
-def _class(pictures: Pictures, index: int) -> dict[str, bytes]:
+def _class(pictures: ImageList, index: int) -> dict[str, bytes]:
     return {"cls": str(pictures.labels[index]).encode()}
 
 
-def _annotation(pictures: Pictures, index: int) -> dict[str, bytes]:
+def _annotation(pictures: ImageList, index: int) -> dict[str, bytes]:
     picture = Path(pictures.paths[index])
     return {"xml": (picture.parents[1] / "Annotations" / f"{picture.stem}.xml").read_bytes()}
 
@@ -152,8 +152,8 @@ def _shard(folder: Path, number: int, members: list[int], split: Split, sizes: l
     with webdataset.TarWriter(content, encoder=False, mtime=0) as writer:
         for index in members:
             try:
-                picture = split.pictures.encoded(index)
-            except BadImage as error:
+                picture = split.pictures.read_bytes(index)
+            except UnreadableImage as error:
                 raise UserError(f"can't read picture {error}: data-verify names all such") from error
             if len(picture) != sizes[index]:
                 raise UserError(f"picture {split.pictures.paths[index]} changed while it was packed: start again")

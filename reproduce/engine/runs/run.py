@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config import Kind, compose, config_hash, identity, run_dir, run_id, typed
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import catalog
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.prepare import manifest
 from reproduce.engine.distributed.collectives import barrier, is_main, process_group, rank, world_size
 from reproduce.engine.distributed.preemption import Preempted, Preemption
@@ -73,7 +73,7 @@ class Run:
         """The run's own checkpoint."""
         return self.folder / "checkpoint.pt"
 
-    def quote(self, split: str, pictures: Pictures) -> None:
+    def quote(self, split: str, pictures: ImageList) -> None:
         """Note in the result which pictures a split is: the hash of its manifest, and when this was verified."""
         if not is_main():
             return

@@ -10,8 +10,8 @@ from scipy.stats import ks_2samp
 from torchvision import transforms
 
 from reproduce.config.schema import Augment, Crops, Normalize, View
-from reproduce.data.datasets.image_folder import read_folders
-from reproduce.data.pipeline.dataloader import crop_batches
+from reproduce.data.datasets.image_folder import read_image_folder
+from reproduce.data.pipeline.dataloader import multicrop_batches
 from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator
 from reproduce.data.pipeline.sampler import StepSampler
 
@@ -38,11 +38,11 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
     for number in range(NUM_PICTURES):
         coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((72, 54), Image.Resampling.BICUBIC).save(tmp_path / "only" / f"{number}.png")
-    pictures = read_folders(tmp_path)
-    batches = crop_batches(
+    pictures = read_image_folder(tmp_path)
+    batches = multicrop_batches(
         pictures, Crops("", [View(1, SIZE_PX, AREA)], FULL, Normalize([0.0] * 3, [1.0] * 3)),
         StepSampler(NUM_PICTURES, NUM_PICTURES, NUM_EPOCHS, seed=0),
-        num_workers=0, device=torch.device("cpu"), on_bad=lambda _: None,
+        num_workers=0, device=torch.device("cpu"), on_unreadable=lambda _: None,
     )  # fmt: skip
     ours = torch.cat([crops for (crops,), _ in batches])
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reproduce.data.datasets import coco
 from reproduce.data.datasets.coco import read_split
-from reproduce.data.datasets.image_folder import BadImage
+from reproduce.data.datasets.image_folder import UnreadableImage
 from reproduce.errors import UserError
 
 Content = dict[str, Any]
@@ -109,7 +109,7 @@ def test_the_official_releases_own_flaws_are_passed_over(write: Callable[..., Pa
 def test_a_picture_of_another_size_than_annotated_is_bad(write: Callable[..., Path]) -> None:
     root = write(lambda content: content["images"][1].update(height=31))
     picture = read_split(root, "val", "mine", stop).pictures[1]
-    with pytest.raises(BadImage, match=r"8.jpg \(its annotation says 40 x 31, it is 40 x 30\)"):
+    with pytest.raises(UnreadableImage, match=r"8.jpg \(its annotation says 40 x 31, it is 40 x 30\)"):
         picture.read()
 
 

@@ -14,9 +14,9 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from reproduce.config.schema import Augment, Crops, Normalize, View
-from reproduce.data.datasets.image_folder import BadImage, Pictures, read_folders, read_image
+from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image, read_image_folder
 from reproduce.data.pipeline import augment
-from reproduce.data.pipeline.dataloader import CentreCrops, crop_batches
+from reproduce.data.pipeline.dataloader import CenterCropDataset, multicrop_batches
 from reproduce.data.pipeline.image_io import decode
 from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
 from reproduce.data.pipeline.sampler import MultiCropDataset, StepSampler, collate_crops
@@ -44,12 +44,12 @@ def test_a_box_lies_within_any_picture(width: int, height: int, least: float, in
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
+def pictures(tmp_path: Path) -> ImageList:
     for number in range(12):
         folder = tmp_path / f"class{number % 3}"
         folder.mkdir(exist_ok=True)
         picture(number).save(folder / f"{number}.jpg")
-    return read_folders(tmp_path)
+    return read_image_folder(tmp_path)
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_no_picture_is_told_in_the_same_words_each_time() -> None:
     """Files are counted by what is said of them."""
     said = set()
     for _ in range(2):
-        with pytest.raises(BadImage) as error:
+        with pytest.raises(UnreadableImage) as error:
             decode(bytes(100), "there")
         said.add(str(error.value))
     assert said == {"there (no picture that PIL knows)"}
@@ -164,12 +164,12 @@ def test_a_picture_cut_short_is_bad() -> None:
     stored = BytesIO()
     picture(1).save(stored, "JPEG")
     for length in (0, 10, 500, len(stored.getvalue()) // 2):
-        with pytest.raises(BadImage, match="there"):
+        with pytest.raises(UnreadableImage, match="there"):
             decode(stored.getvalue()[:length], "there")
 
 
-def test_centre_crops_equal_torchvisions(pictures: Pictures) -> None:
-    _, ours, _ = CentreCrops(pictures, 40, 32)[5]
+def test_centre_crops_equal_torchvisions(pictures: ImageList) -> None:
+    _, ours, _ = CenterCropDataset(pictures, 40, 32)[5]
     image = Image.open(pictures.paths[5]).convert("RGB")
     expected = as_tensor(reference.center_crop(reference.resize(image, 40), [32, 32]))
     assert ours is not None
@@ -213,12 +213,12 @@ def test_colours_are_drawn_as_torchvision_draws_them() -> None:
     assert counts.std() / counts.mean() < 0.15  # orders are alike in number: a share of 1 / sqrt(170), give or take
 
 
-def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures: Pictures) -> None:
+def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures: ImageList) -> None:
     def batches(num_workers: int, first_step: int = 0) -> list[list[torch.Tensor]]:
         sampler = StepSampler(len(pictures), 4, epochs=2, seed=5, first_step=first_step)
-        made = crop_batches(
+        made = multicrop_batches(
             pictures, Crops("", VIEWS, FULL, Normalize([0.5] * 3, [0.2] * 3)), sampler,
-            num_workers=num_workers, device=torch.device("cpu"), on_bad=lambda _: None,
+            num_workers=num_workers, device=torch.device("cpu"), on_unreadable=lambda _: None,
         )  # fmt: skip
         return [crops for crops, _ in made]
 
@@ -289,7 +289,7 @@ def test_fewer_pictures_than_a_batch_is_an_error() -> None:
         StepSampler(20, 32, epochs=1, seed=0)
 
 
-def test_batches_are_ordered_crop_by_crop(pictures: Pictures) -> None:
+def test_batches_are_ordered_crop_by_crop(pictures: ImageList) -> None:
     dataset = MultiCropDataset(pictures, VIEWS, FULL, seed=0)
     samples = [dataset[(0, index)] for index in (4, 9)]
     batch = collate_crops(samples)
@@ -298,10 +298,10 @@ def test_batches_are_ordered_crop_by_crop(pictures: Pictures) -> None:
     assert batch.labels.tolist() == [pictures.labels[4], pictures.labels[9]]
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: Pictures) -> None:
+def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: ImageList) -> None:
     whole = Path(pictures.paths[4]).read_bytes()
     Path(pictures.paths[4]).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadImage, match=pictures.paths[4]):
+    with pytest.raises(UnreadableImage, match=pictures.paths[4]):
         read_image(pictures.paths[4])
     views, label, bad = MultiCropDataset(pictures, VIEWS, FULL, seed=0)[(0, 4)]
     assert views[0][0].shape == (2, 3, 32, 32)
@@ -312,6 +312,6 @@ def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: Pictures)
 
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not there"):
-        read_folders(tmp_path / "nowhere")
+        read_image_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no pictures"):
-        read_folders(tmp_path)
+        read_image_folder(tmp_path)

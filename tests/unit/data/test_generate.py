@@ -8,7 +8,7 @@ import pytest
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.coco import read_split as read_coco
-from reproduce.data.datasets.image_folder import read_folders, read_image
+from reproduce.data.datasets.image_folder import read_image, read_image_folder
 from reproduce.data.datasets.voc import CLASSES, read_objects
 from reproduce.data.datasets.voc import read_split as read_voc
 from reproduce.data.prepare import synthetic
@@ -48,7 +48,7 @@ def test_a_finished_set_is_left_alone(root: Path) -> None:
 
 def test_class_folders(root: Path) -> None:
     for item in synthetic.CLASS_SETS:
-        train, val = (read_folders(root / item.name / split) for split in ("train", "val"))
+        train, val = (read_image_folder(root / item.name / split) for split in ("train", "val"))
         assert train.classes == val.classes == sorted(item.textures)
         assert (len(train), len(val)) == (2 * len(item.textures), len(item.textures))
         assert read_image(train.paths[0]).size == (item.size_px, item.size_px)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import Pictures, read_pictures
+from reproduce.data.datasets.image_folder import ImageList, read_image_list
 from reproduce.data.prepare import manifest, verify, write_shards
 from tests.runs import tiny_pictures
 
@@ -28,7 +28,7 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 
 def quoted(data: Path, split: str = "val", dataset: Dataset = IMAGENET) -> dict[str, object]:
-    pictures = read_pictures(data / "imagenet", dataset, split)
+    pictures = read_image_list(data / "imagenet", dataset, split)
     return manifest.of_split(data, dataset, split, pictures, data / "cache")
 
 
@@ -46,7 +46,7 @@ def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, mad
     write_shards.pack(data, tmp_path / "shards", IMAGENET, lambda _: None)
     sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
     assert quoted(tmp_path / "shards", dataset=sharded) == plain
-    pictures = read_pictures(made / "imagenet", IMAGENET, "val")
+    pictures = read_image_list(made / "imagenet", IMAGENET, "val")
     assert manifest.of_split(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
     assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
     verified = quoted(data)
@@ -60,7 +60,7 @@ def test_pictures_beside_the_root_are_named_below_data_as_well(data: Path, tmp_p
     beside = Dataset("imagenet", "tiny", "folders", "imagenet/train", "0", "0")
     hashes = set()
     for place in (data, tmp_path / "elsewhere"):
-        pictures = read_pictures(place / "imagenet", IMAGENET, "val")
+        pictures = read_image_list(place / "imagenet", IMAGENET, "val")
         hashes.add(manifest.of_split(place, beside, "0", pictures, place / "cache")["sha256"])
     assert len(hashes) == 1
 
@@ -87,7 +87,7 @@ def test_files_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert looked == [20]
     shutil.rmtree(data / "cache")
     (data / "cache").write_text("in the way")
-    picture = Pictures([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
+    picture = ImageList([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
     monkeypatch.setattr(manifest, "write_json", _full)
     assert manifest.of_split(data, IMAGENET, "val", picture, data / "other")["pictures"] == 1
 

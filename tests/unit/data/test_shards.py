@@ -18,10 +18,10 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from reproduce.__main__ import main
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import shards
-from reproduce.data.datasets.image_folder import BadImage, Pictures, read_folders, read_splits
+from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image_folder, read_train_and_val
 from reproduce.data.datasets.shards import ShardOrder
 from reproduce.data.datasets.voc import read_split
-from reproduce.data.pipeline.sampler import StepSampler, order_of
+from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.data.prepare import manifest, verify, write_shards
 from reproduce.errors import UserError
 from tests.runs import CHECKOUT, tiny_pictures
@@ -63,13 +63,13 @@ def samples(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
             yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
 
 
-def content(pictures: Pictures) -> list[tuple[int, bytes]]:
-    return [(label, pictures.encoded(index)) for index, label in enumerate(pictures.labels)]
+def content(pictures: ImageList) -> list[tuple[int, bytes]]:
+    return [(label, pictures.read_bytes(index)) for index, label in enumerate(pictures.labels)]
 
 
 def test_shards_hold_the_same_pictures_labels_and_indices(data: Path, packed: Path) -> None:
-    folders = read_splits(data / "imagenet", FOLDERS)
-    sharded = read_splits(packed / "imagenet", SHARDED)
+    folders = read_train_and_val(data / "imagenet", FOLDERS)
+    sharded = read_train_and_val(packed / "imagenet", SHARDED)
     for before, after in zip(folders, sharded, strict=True):
         assert content(after) == content(before)
         assert after.classes == before.classes
@@ -92,7 +92,7 @@ def test_any_webdataset_reader_reads_them(data: Path, packed: Path) -> None:
     listed = list(samples((packed / "imagenet" / "train").glob("*.tar")))
     found = {int(sample["__key__"]): (int(sample["cls"]), sample["jpg"]) for sample in listed}
     assert len(listed) == len(found)
-    assert [found[index] for index in range(len(found))] == content(read_folders(data / "imagenet" / "train"))
+    assert [found[index] for index in range(len(found))] == content(read_image_folder(data / "imagenet" / "train"))
 
 
 def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothing(
@@ -133,7 +133,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     assert sorted(before) == [f"{number:05d}.tar" for number in range(6)]
     with pytest.raises(UserError, match=r"holds no shards \(shards\.json is not there\): make them by data-shard"):
-        read_splits(tmp_path / "imagenet", SHARDED)
+        read_train_and_val(tmp_path / "imagenet", SHARDED)
     monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
     write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
@@ -145,27 +145,27 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
 def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = min((copied / "imagenet" / "train").glob("*.tar"))
     size = tar.stat().st_size
-    read_splits(copied / "imagenet", SHARDED)[0].encoded(0)
+    read_train_and_val(copied / "imagenet", SHARDED)[0].read_bytes(0)
     os.truncate(tar, size // 2)
     sentence = f"shard {tar} has {size // 2:,} bytes in place of {size:,}: copy it anew, or make it again by data-shard"
     with pytest.raises(UserError) as error:
-        read_splits(copied / "imagenet", SHARDED)
+        read_train_and_val(copied / "imagenet", SHARDED)
     assert str(error.value) == sentence
     lines: list[str] = []
     assert not verify.verify(copied, SHARDED, None, "sample", lines.append)
     assert f"  missing: {sentence}" in lines
     tar.unlink()
     with pytest.raises(UserError, match=f"shard {tar} is not there: copy it anew"):
-        read_splits(copied / "imagenet", SHARDED)
+        read_train_and_val(copied / "imagenet", SHARDED)
 
 
 def test_a_shard_that_is_cut_while_it_is_read_names_the_picture(copied: Path) -> None:
-    pictures = read_splits(copied / "imagenet", SHARDED)[0]
-    assert pictures.places
-    last = int(np.flatnonzero(pictures.places.shard == 0)[-1])
-    os.truncate(pictures.places.files[0], 600)
-    with pytest.raises(BadImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is cut short\)"):
-        pictures.encoded(last)
+    pictures = read_train_and_val(copied / "imagenet", SHARDED)[0]
+    assert pictures.shard_index
+    last = int(np.flatnonzero(pictures.shard_index.shard == 0)[-1])
+    os.truncate(pictures.shard_index.files[0], 600)
+    with pytest.raises(UnreadableImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is cut short\)"):
+        pictures.read_bytes(last)
 
 
 def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None:
@@ -184,10 +184,10 @@ def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
     whole = index.read_bytes()
     index.write_bytes(whole[:50])
     with pytest.raises(UserError, match=r"index\.tsv\.gz is damaged \(.*\): copy it anew"):
-        read_splits(copied / "imagenet", SHARDED)
+        read_train_and_val(copied / "imagenet", SHARDED)
     index.write_bytes(gzip.compress(b"\n".join(gzip.decompress(whole).splitlines()[1:])))
     with pytest.raises(UserError, match="does not belong to"):
-        read_splits(copied / "imagenet", SHARDED)
+        read_train_and_val(copied / "imagenet", SHARDED)
 
 
 def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_writer(
@@ -227,10 +227,10 @@ def test_ranks_cover_an_epoch_disjointly_in_the_order_of_one_process(batch_size:
     assert sorted(order(1000, 5, 0).tolist()) == list(range(1000))
 
 
-def places(num_pictures: int, num_shards: int) -> shards.Places:
-    shard = np.random.default_rng(0).permutation(np.arange(num_pictures) % num_shards)
-    offset = np.arange(num_pictures) * 1024
-    return shards.Places([str(n) for n in range(num_shards)], shard, offset, np.ones_like(shard))
+def places(num_images: int, num_shards: int) -> shards.ShardIndex:
+    shard = np.random.default_rng(0).permutation(np.arange(num_images) % num_shards)
+    offset = np.arange(num_images) * 1024
+    return shards.ShardIndex([str(n) for n in range(num_shards)], shard, offset, np.ones_like(shard))
 
 
 def test_a_rank_reads_forward_through_few_shards_at_a_time() -> None:
@@ -249,15 +249,15 @@ def test_a_rank_reads_forward_through_few_shards_at_a_time() -> None:
 
 
 def test_evaluations_read_forward_and_know_each_picture(packed: Path) -> None:
-    pictures = read_splits(packed / "imagenet", SHARDED)[0]
-    assert pictures.places
+    pictures = read_train_and_val(packed / "imagenet", SHARDED)[0]
+    assert pictures.shard_index
     order = pictures.reading_order()
     assert sorted(order.tolist()) == list(range(40))
-    met = [(pictures.places.shard[index], pictures.places.offset[index]) for index in order]
+    met = [(pictures.shard_index.shard[index], pictures.shard_index.offset[index]) for index in order]
     assert met == sorted(met)
-    few = pictures.taken([7, 3])
+    few = pictures.subset([7, 3])
     assert content(few) == [content(pictures)[7], content(pictures)[3]]
-    assert order_of(few, 1)(2, 0, 0).tolist() in ([0, 1], [1, 0])
+    assert epoch_order_for(few, 1)(2, 0, 0).tolist() in ([0, 1], [1, 0])
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

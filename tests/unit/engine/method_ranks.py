@@ -51,8 +51,8 @@ def steps(name: str) -> dict[str, Any]:
     config, build = registry.find({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
     net = registry.network(Network(0.0625, 16, True, 8), config, num_classes=3, blocks=(1, 1, 1, 1)).double()
-    num_pictures = 2 * BATCH + 1
-    method = build(config, net, num_pictures, BATCH)
+    num_images = 2 * BATCH + 1
+    method = build(config, net, num_images, BATCH)
     draw = torch.Generator().manual_seed(1)
     share = BATCH // world_size()
     mine = slice(rank() * share, (rank() + 1) * share)
@@ -66,7 +66,7 @@ def steps(name: str) -> dict[str, Any]:
     for own in method.extra_networks:
         synchronized(own, Groups(world_size()))
     method.on_train_start(
-        trained, StepSampler(num_pictures, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
+        trained, StepSampler(num_images, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
     optimizer = sgd(net.parameters(), Optimizer(lr=0.5))
     losses: list[Tensor] = []

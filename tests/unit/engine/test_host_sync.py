@@ -19,7 +19,7 @@ class Done(Exception):
 def one_step(precision: str, queue_length: int) -> None:
     net = MultiCropNet(0.125, 16, 8, 6, blocks=(1, 1, 1, 1))
     config = SwavConfig("swav", 6, 0.1, 0.05, 3, 1, True, False, queue_length, 0)
-    method = Swav(config, net, num_pictures=40, batch_size=4)
+    method = Swav(config, net, num_images=40, batch_size=4)
     if method.queue is not None:
         method.queue.num_filled = queue_length
     crops = [torch.randn(4, 3, size, size) for size in (32, 32, 16)]

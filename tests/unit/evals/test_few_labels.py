@@ -8,14 +8,14 @@ import pytest
 
 from evals.finetune import Protocol, Subset, labelled, learning_rates
 from reproduce.config import compose, typed
-from reproduce.data.datasets.image_folder import Pictures
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.errors import UserError
 
 
-def of_classes(num_classes: int, num_each: int, name: str = "n{:08d}") -> Pictures:
+def of_classes(num_classes: int, num_each: int, name: str = "n{:08d}") -> ImageList:
     classes = [name.format(number) for number in range(num_classes)]
     paths = [f"/data/train/{cls}/{cls}_{number}.JPEG" for cls in classes for number in range(num_each)]
-    return Pictures(paths, [label for label in range(num_classes) for _ in range(num_each)], classes)
+    return ImageList(paths, [label for label in range(num_classes) for _ in range(num_each)], classes)
 
 
 def protocol(name: str) -> Protocol:
@@ -50,7 +50,7 @@ def test_imagenet_takes_the_published_list_and_nothing_else(tmp_path: Path) -> N
     assert found.labels == [0, 5, 999]
     assert found.classes == pictures.classes
     with pytest.raises(UserError, match=re.escape("1 of the 3 pictures") + ".*e.g. n00000005_2.JPEG"):
-        labelled(pictures.taken([index for index in range(3000) if index != 17]), subset, tmp_path)
+        labelled(pictures.subset([index for index in range(3000) if index != 17]), subset, tmp_path)
 
 
 @pytest.mark.parametrize(("share", "each", "expected"), [(0.1, 500, 50), (0.01, 500, 13), (0.01, 5, 5)])

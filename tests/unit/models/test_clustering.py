@@ -95,14 +95,14 @@ def test_assignments_that_are_equal_by_a_hair_less_train_on(capsys: pytest.Captu
     assert "not equal to 0.001 after" in capsys.readouterr().out
 
 
-def started(num_pictures: int, batch_size: int, **changes: object) -> tuple[DeepCluster, MultiCropNet]:
+def started(num_images: int, batch_size: int, **changes: object) -> tuple[DeepCluster, MultiCropNet]:
     """A method whose banks are filled."""
     torch.manual_seed(0)
     cfg = config(**changes)
     net = MultiCropNet(0.0625, 16, 8, cfg.prototypes, blocks=(1, 1, 1, 1))
-    method = DeepCluster(cfg, net, num_pictures, batch_size)
-    sampler = StepSampler(num_pictures, batch_size, epochs=2, seed=0)
-    extra = ([torch.randn(batch_size, 3, 32, 32) for _ in range(3)] for _ in range(num_pictures // batch_size))
+    method = DeepCluster(cfg, net, num_images, batch_size)
+    sampler = StepSampler(num_images, batch_size, epochs=2, seed=0)
+    extra = ([torch.randn(batch_size, 3, 32, 32) for _ in range(3)] for _ in range(num_images // batch_size))
     method.on_train_start(net, sampler, extra)
     return method, net
 
@@ -117,8 +117,8 @@ def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -
         rows = method.bank.embeddings[head % 2]
         assert torch.equal(method.labels[head, method.bank.pictures].long(), (rows @ prototypes.T).argmax(dim=1))
 
-    (step,) = [step for step in (0, 1) if set(unseen) & set(method.sampler.pictures(step).tolist())]
-    pictures = method.sampler.pictures(step)
+    (step,) = [step for step in (0, 1) if set(unseen) & set(method.sampler.indices_at(step).tolist())]
+    pictures = method.sampler.indices_at(step)
     embeddings = F.normalize(torch.randn(30, 8), dim=1)
     assert net.prototypes is not None
     scores = net.prototypes(embeddings)

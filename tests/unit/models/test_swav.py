@@ -49,15 +49,15 @@ def test_queue_keeps_the_newest_in_front_and_is_full_when_its_oldest_slot_is_fil
 
 
 def test_the_sentinel_is_told_when_a_queue_starts() -> None:
-    queued = Swav(config(queue_length=20, queue_start_epochs=15), small_net(), num_pictures=25, batch_size=10)
+    queued = Swav(config(queue_length=20, queue_start_epochs=15), small_net(), num_images=25, batch_size=10)
     assert queued.loss_jump_step == queued.queue_start_step == 30
-    assert Swav(config(), small_net(), num_pictures=25, batch_size=10).loss_jump_step is None
+    assert Swav(config(), small_net(), num_images=25, batch_size=10).loss_jump_step is None
 
 
 def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> None:
     net = small_net()
     assert net.prototypes is not None
-    method = Swav(config(), net, num_pictures=25, batch_size=10)  # one epoch of 2.5 batches: three steps
+    method = Swav(config(), net, num_images=25, batch_size=10)  # one epoch of 2.5 batches: three steps
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     crops = [torch.randn(10, 3, 32, 32) for _ in range(2)]
     moved = []
@@ -76,7 +76,7 @@ def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> N
 
 
 def test_hard_assignments_are_one_prototype_each() -> None:
-    method = Swav(config(hard_assignments=True), small_net(), num_pictures=8, batch_size=8)
+    method = Swav(config(hard_assignments=True), small_net(), num_images=8, batch_size=8)
     assignments = method._assign(0, torch.rand(8, 6), step=0)
     assert assignments.sum(dim=1).tolist() == [1.0] * 8
     assert set(assignments.flatten().tolist()) == {0.0, 1.0}
