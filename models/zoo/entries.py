@@ -104,4 +104,4 @@ def _record(lock: Path, name: str, digest: str, tell: Tell) -> None:
     with open(lock.with_suffix(".lock"), "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         write_json(lock, _recorded(lock) | {name: digest})
-    tell(f"{name} has the sha256 {digest}; put it into models/{ZOO.name} to hold every machine to it")
+    tell(f"{name} has the sha256 {digest}; put it into models/zoo/{ZOO.name} to hold every machine to it")

@@ -38,7 +38,7 @@ class Boxed:
     labels: np.ndarray
 
     def read(self) -> Image.Image:
-        """Decode the image to RGB. Raises `UnreadableImage` if it can't be decoded or its size is not the annotated one."""
+        """Decode the image to RGB. Raises `UnreadableImage` if it can't be decoded or has another size."""
         image = read_image(self.path)
         if image.size != (self.width, self.height):
             found = f"{image.width} x {image.height}"
