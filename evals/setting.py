@@ -130,7 +130,7 @@ def features(trunk: nn.Module, pictures: ImageList, pixels: Pixels, setting: Set
 def _rows(
     trunk: nn.Module, pictures: ImageList, pixels: Pixels, setting: Setting, bad: list[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share, which the disk reads forward: indices among all pictures, and features. OnUnreadable ones: `bad`."""
+    """This rank's share, which the disk reads forward: indices among all pictures, and features. Bad ones: `bad`."""
     trunk.eval()
     start, end = (len(pictures) * number // world_size() for number in (rank(), rank() + 1))
 
