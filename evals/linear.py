@@ -9,7 +9,7 @@ from evals.setting import Pixels, Setting, train_classifier
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import cosine_per_epoch, steps_per_epoch
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 WEIGHT_STD = 0.01
 SCHEDULES = ("cosine", "steps")
@@ -56,7 +56,7 @@ class Probe(nn.Module):
 def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
     """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`."""
     if protocol.schedule not in SCHEDULES:
-        raise UserError(f"there is no schedule {protocol.schedule!r}: {nearest(protocol.schedule, SCHEDULES)}")
+        raise UserError(f"there is no schedule {protocol.schedule!r}: {did_you_mean(protocol.schedule, SCHEDULES)}")
     train, val = setting.splits()
     torch.manual_seed(setting.seed)
     classifier = nn.Linear(trunk.num_features, len(train.classes)).to(device())

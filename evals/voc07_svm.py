@@ -16,7 +16,7 @@ from evals.setting import Pixels, Setting, features
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.voc import CLASSES, read_split
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
-from reproduce.engine.distributed.processes import in_processes
+from reproduce.engine.distributed.processes import process_map
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 
@@ -77,7 +77,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     with setting.preemption.alone("the classes that are judged are kept") as leave_if_asked:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
         of_class = partial(judge, protocol, train, test)
-        for number, answer in in_processes(of_class, to_do, setting.num_threads, leave_if_asked):
+        for number, answer in process_map(of_class, to_do, setting.num_threads, leave_if_asked):
             kept.put(number, list(answer))
             take(number, list(answer))
     all_reduce_sum(precisions)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from reproduce.errors import REQUEST_IS_WRONG, UserError, exit_status, nearest
+from reproduce.errors import EXIT_USAGE, UserError, did_you_mean, run_cli
 from reproduce.harness import results
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Kind, Plan, Request
@@ -97,7 +97,7 @@ def _record(options: argparse.Namespace) -> int:
     if not options.tables:
         raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
     if printed := set(options.tables) - set(recordable):
-        raise UserError(f"{min(printed)} cannot be recorded: {nearest(min(printed), recordable)}")
+        raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
     baseline.refuse_dirty(options.allow_dirty)
     plan = _plan(options)
     if _carry_out(plan, options.cores):
@@ -170,7 +170,7 @@ def _data_verify(options: argparse.Namespace) -> int:
 
     catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
     fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
-    return 0 if fine else REQUEST_IS_WRONG
+    return 0 if fine else EXIT_USAGE
 
 
 def _data_prepare(options: argparse.Namespace) -> int:
@@ -309,7 +309,7 @@ def _check_choice(group: str, choice: str) -> None:
     valid = config.options(group)
     if choice not in valid:
         what = {"experiment": "experiment", "eval": "evaluation"}[group]
-        raise UserError(f"there is no {what} {choice!r}: {nearest(choice, valid)}")
+        raise UserError(f"there is no {what} {choice!r}: {did_you_mean(choice, valid)}")
 
 
 def _cores() -> int:
@@ -427,4 +427,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(main))
+    raise SystemExit(run_cli(main))

@@ -1,4 +1,4 @@
-"""Errors that a person can mend: one clear sentence and an exit status, never a traceback."""
+"""Errors that the user can fix: they end a command with one clear sentence and an exit status, never a traceback."""
 
 import contextlib
 import difflib
@@ -7,97 +7,97 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-REQUEST_IS_WRONG = 2
-"""Exit status of a wrong request, config or input (DESIGN.md, Contracts)."""
-TRAINING_FAILED = 3
-"""Exit status of a training that collapsed or diverged. This and the former would come again: never tried again."""
+EXIT_USAGE = 2
+"""Exit status of a wrong request, config or input (DESIGN.md, Contracts). Retrying cannot help."""
+EXIT_TRAINING_FAILED = 3
+"""Exit status of a training that collapsed or diverged. Retrying cannot help."""
 REQUEUE = 75
-"""Exit status of a run that saved its state and wants to be started again (EX_TEMPFAIL)."""
-ERROR = "error: "
-"""How the sentence of an error starts on stderr."""
+"""Exit status of a preempted run that saved its state and should be started again (EX_TEMPFAIL)."""
+ERROR_PREFIX = "error: "
+"""Start of the line on stderr that carries an error's sentence."""
 
-MAKE_ROOM = "make room there"
-RIGHTS = "get the right to use it, or take another place"
-OUT_OF_THE_WAY = "move it out of the way"
-PLACE_IS_WRONG = {
-    errno.ENOSPC: ("the disk is full", MAKE_ROOM),
-    errno.EDQUOT: ("the disk quota is used up", MAKE_ROOM),
-    errno.EACCES: ("permission is denied", RIGHTS),
-    errno.EPERM: ("permission is denied", RIGHTS),
-    errno.EROFS: ("its file system is read-only", RIGHTS),
-    errno.ENOTDIR: ("there is a file where a folder should be", OUT_OF_THE_WAY),
-    errno.EEXIST: ("there is a file where a folder should be", OUT_OF_THE_WAY),
-    errno.EISDIR: ("there is a folder where a file should be", OUT_OF_THE_WAY),
+FREE_SPACE = "free some space there"
+FIX_PERMISSIONS = "fix its permissions or use another location"
+MOVE_IT = "move it out of the way"
+OS_ERROR_HINTS = {
+    errno.ENOSPC: ("the disk is full", FREE_SPACE),
+    errno.EDQUOT: ("the disk quota is used up", FREE_SPACE),
+    errno.EACCES: ("permission is denied", FIX_PERMISSIONS),
+    errno.EPERM: ("permission is denied", FIX_PERMISSIONS),
+    errno.EROFS: ("its file system is read-only", FIX_PERMISSIONS),
+    errno.ENOTDIR: ("there is a file where a folder should be", MOVE_IT),
+    errno.EEXIST: ("there is a file where a folder should be", MOVE_IT),
+    errno.EISDIR: ("there is a folder where a file should be", MOVE_IT),
 }
-"""What a person can mend about a file's place: what it is, and how to."""
+"""Problem and remedy of each system error that the user can fix."""
 
 
 class UserError(Exception):
-    """What happened, where, and what to do about it, in one sentence."""
+    """An error that the user can fix. The message says what happened, where, and what to do."""
 
 
 class Unavailable(UserError):
-    """Nobody can get it now: an address that is gone, weights that were never published."""
+    """Data or weights that nobody can get: the URL is gone, or they were never published."""
 
 
 class TrainingFailed(Exception):
-    """The run can't go on (a loss that is not finite, a collapse): one sentence; `status` goes to failure.json."""
+    """A training that cannot continue: its loss is not finite, or it collapsed. `status` goes to failure.json."""
 
-    def __init__(self, sentence: str, status: str = "failed") -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, status: str = "failed") -> None:
+        super().__init__(message)
         self.status = status
 
 
-class Crashed(Exception):
-    """Something around the run broke, not the run: one sentence. The same command goes on from the last checkpoint."""
+class RetryableError(Exception):
+    """A failure around the run rather than in it. The same command resumes from the last checkpoint."""
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """How to go on after an unknown `word`: the closest valid ones, or all of them where none is close."""
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Return a hint for an unknown `word`: the closest valid words, or all of them if none is close."""
     valid = sorted(valid)
     close = difflib.get_close_matches(word, valid, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
-    return "valid are: " + ", ".join(valid) if valid else "there is none to choose from"
+    return "valid are: " + ", ".join(valid) if valid else "there are no valid values"
 
 
-def explained(error: Exception) -> tuple[str, int] | None:
-    """The sentence and the exit status of an error that was foreseen; None for any other."""
+def describe_error(error: Exception) -> tuple[str, int] | None:
+    """Return the message and exit status of an error that we handle, or None for any other error."""
     if isinstance(error, UserError):
-        return str(error), REQUEST_IS_WRONG
+        return str(error), EXIT_USAGE
     if isinstance(error, TrainingFailed):
-        return str(error), TRAINING_FAILED
-    if isinstance(error, Crashed):
+        return str(error), EXIT_TRAINING_FAILED
+    if isinstance(error, RetryableError):
         return str(error), 1
-    if isinstance(error, OSError) and (said := about_place(error)):
-        return f"{error.filename} can't be used: {said}" if error.filename else said, REQUEST_IS_WRONG
+    if isinstance(error, OSError) and (hint := os_error_hint(error)):
+        return f"can't use {error.filename}: {hint}" if error.filename else hint, EXIT_USAGE
     return None
 
 
-def about_place(error: OSError) -> str:
-    """What is wrong with the place of a file, and how to go on; empty where nothing is that a person can mend."""
-    if error.errno not in PLACE_IS_WRONG:
+def os_error_hint(error: OSError) -> str:
+    """Return the problem and its remedy, or an empty string if the user can't fix this system error."""
+    if error.errno not in OS_ERROR_HINTS:
         return ""
-    return "{}; {}, and run the same command again".format(*PLACE_IS_WRONG[error.errno])
+    return "{}; {}, and run the same command again".format(*OS_ERROR_HINTS[error.errno])
 
 
-def exit_status(main: Callable[[], int | None]) -> int:
-    """Run an entry point; an error that was foreseen becomes a sentence on stderr and a status (`explained`)."""
+def run_cli(main: Callable[[], int | None]) -> int:
+    """Run an entry point and return its exit status. Errors that `describe_error` knows go to stderr as one line."""
     try:
         return main() or 0
     except Exception as error:
-        said = explained(error)
-        if said is None:
+        described = describe_error(error)
+        if described is None:
             raise
-    sentence, status = said
+    message, status = described
     with contextlib.suppress(OSError):
-        sys.stdout.flush()  # in a file of both, what came before the error stands before it
-    print(f"{ERROR}{sentence}", file=sys.stderr)
+        sys.stdout.flush()  # keeps the order when both streams go to one file
+    print(f"{ERROR_PREFIX}{message}", file=sys.stderr)
     return status
 
 
-def signal_in_words(number: int) -> str:
-    """What ended a process: SIGTERM, say. A real-time signal has no name."""
+def describe_signal(number: int) -> str:
+    """Return the name of the signal that ended a process, e.g. "SIGTERM"; real-time signals have only a number."""
     try:
         name = signal.Signals(number).name
     except ValueError:

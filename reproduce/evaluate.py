@@ -22,7 +22,7 @@ from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
 from reproduce.engine.runs.run import Run, main_of
-from reproduce.errors import UserError, exit_status, nearest
+from reproduce.errors import UserError, did_you_mean, run_cli
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     protocols = [module.name for module in pkgutil.iter_modules(evals.__path__) if module.name != "setting"]
     if cfg.protocol.name not in protocols:
         raise UserError(
-            f"there is no protocol.name {cfg.protocol.name!r} in evals/: {nearest(cfg.protocol.name, protocols)}"
+            f"there is no protocol.name {cfg.protocol.name!r} in evals/: {did_you_mean(cfg.protocol.name, protocols)}"
         )
     module = importlib.import_module(f"evals.{cfg.protocol.name}")
     protocol = typed(cfg.protocol, module.Protocol, "protocol")
@@ -76,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

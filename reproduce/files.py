@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, careful reads, and locks."""
+"""Files that are complete or absent: atomic writes, checked reads, and lock files."""
 
 import fcntl
 import json
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reproduce.errors import UserError, about_place
+from reproduce.errors import UserError, os_error_hint
 
 
-def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
-    Readers see the old file or the new one, never a part; `write` may read back what it wrote. Raises `UserError` where
-    the disk is full or the place not writable; the old file then still stands.
+    Readers see the old file or the new one, never a part. `write` may read back what it wrote. Raises `UserError` if
+    the disk is full or `path` is not writable; the old file then stays.
     """
     temporary = None
     try:
@@ -29,18 +29,18 @@ def write_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if not (said := about_place(error)):
+        if not (hint := os_error_hint(error)):
             raise
-        raise UserError(f"could not write {path}: {said}") from error
+        raise UserError(f"could not write {path}: {hint}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write text (UTF-8) or bytes as a whole or not at all; see `write_with`."""
+    """Write text (as UTF-8) or bytes to `path`, completely or not at all. Raises as `write_atomic_with` does."""
     data = content.encode() if isinstance(content, str) else content
-    write_with(path, lambda file: _write_all(file, data))
+    write_atomic_with(path, lambda file: _write_all(file, data))
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
@@ -48,16 +48,16 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, as a whole or not at all. NaN and infinity are refused: they are not JSON."""
+    """Write `value` as indented JSON, completely or not at all. Raises ValueError for NaN or infinity."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours; a missing or cut one is a `UserError` that names it."""
+    """Return the content of a JSON file that we wrote. Raises `UserError` if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; run the command that makes it first") from error
+        raise UserError(f"{path} does not exist; first run the command that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is cut short or damaged ({error}); delete it and run the same command again"
@@ -65,10 +65,10 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def lock(path: Path, holder: str, remedy: str = "wait until it ends, or stop it") -> Iterator[None]:
-    """Hold the lock file `path`; raise `UserError` where another process holds it.
+def file_lock(path: Path, owner: str, remedy: str = "wait until it ends, or stop it") -> Iterator[None]:
+    """Lock the file `path` for this process. Raises `UserError` with `owner` and `remedy` if another process has it.
 
-    The kernel drops the lock with its process, so a killed holder leaves nothing to clean up.
+    The kernel releases the lock when the process ends, so a killed owner leaves nothing to clean up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
@@ -77,7 +77,7 @@ def lock(path: Path, holder: str, remedy: str = "wait until it ends, or stop it"
         except BlockingIOError as error:
             file.seek(0)
             other = file.read().strip() or "unknown"
-            raise UserError(f"{holder} is already running here (process {other}, lock {path}); {remedy}") from error
+            raise UserError(f"{owner} is already running here (process {other}, lock {path}); {remedy}") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

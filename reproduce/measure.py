@@ -24,7 +24,7 @@ from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, running
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 from reproduce.memory import IMAGENET_CLASSES, memory
 from reproduce.network import build_network, check_machine
 
@@ -144,4 +144,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -16,7 +16,7 @@ from models.methods import registry
 from reproduce.config import compose, typed
 from reproduce.config.schema import Network
 from reproduce.engine.precision import autocast
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 
 IMAGENET_CLASSES = 1000
 
@@ -110,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

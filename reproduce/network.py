@@ -13,7 +13,7 @@ from reproduce.config.schema import Network
 from reproduce.engine.batchnorm import check_sync_batchnorm
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.precision import autocast
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 
 def check_machine(cfg: DictConfig) -> None:
@@ -22,7 +22,7 @@ def check_machine(cfg: DictConfig) -> None:
     check_sync_batchnorm(cfg.cluster.sync_batchnorm)
     backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
     if backend and backend not in valid:
-        raise UserError(f"there is no cluster.compile_backend {backend!r}: {nearest(backend, valid)}")
+        raise UserError(f"there is no cluster.compile_backend {backend!r}: {did_you_mean(backend, valid)}")
     if cfg.cluster.activation_checkpointing and cfg.cluster.sync_batchnorm == "apex":
         raise UserError(
             "cluster.activation_checkpointing runs each block's forward pass twice, and apex's SyncBatchNorm would "

@@ -21,7 +21,7 @@ from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.run import Run, main_of
 from reproduce.engine.schedule import learning_rate
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 from reproduce.network import build_network, check_machine
 
 
@@ -111,4 +111,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

@@ -1,34 +1,34 @@
-"""This checkout and this machine, as git and the system tell them. Standard library only: it answers without .venv."""
+"""Facts about this checkout and this machine. Uses only the standard library, so that it works without .venv."""
 
 import platform
 import re
 import subprocess
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 30
+REPO_ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_SECONDS = 30
 
 
 def git(*arguments: str) -> str:
-    """What git says of the checkout; empty where there is no git or no commit."""
+    """Run git in the checkout and return its output, or an empty string if git fails or there is no commit."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *arguments],
+            ["git", "-C", str(REPO_ROOT), *arguments],
             capture_output=True,
             text=True,
             check=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
 
 
-def processor(root: Path = Path("/")) -> str:
-    """The processor's own name, where the system tells it, else its kind. `root` is where /proc lies."""
+def cpu_name(root: Path = Path("/")) -> str:
+    """Return the CPU's model name from `root`/proc/cpuinfo, or its architecture if that gives none."""
     try:
-        told = (root / "proc/cpuinfo").read_text()
+        cpuinfo = (root / "proc/cpuinfo").read_text()
     except OSError:
-        told = ""
-    found = re.search(r"^model name\s*:[ \t]*(\S.*)", told, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        cpuinfo = ""
+    model = re.search(r"^model name\s*:[ \t]*(\S.*)", cpuinfo, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from reproduce.data.prepare import synthetic
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 
-CHECKOUT = Path(__file__).parents[1]
+REPO_ROOT = Path(__file__).parents[1]
 TINY = (
     "scale=smoke", "data=generated", "network.width=0.0625", "network.head_hidden=16", "network.embedding=8",
     "batch_size=10", "epochs=3", "sentinel.on_collapse=warn", "logging.every_steps=1", "cluster.num_threads=1",
@@ -47,7 +47,7 @@ def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: s
     """An entry point in this process: exit status and stderr."""
     monkeypatch.setattr("sys.argv", ["run", *overrides])
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        status = exit_status(main)
+        status = run_cli(main)
     return status, stderr.getvalue()
 
 
@@ -55,7 +55,7 @@ def run(module: str, *overrides: str, processes: int = 1, **environment: str) ->
     """Start a run and wait for its end."""
     return subprocess.run(
         command(module, *overrides, processes=processes),
-        cwd=CHECKOUT,
+        cwd=REPO_ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from models.networks.heads import MultiCropNet
 from models.networks.resnet import BLOCKS_R50
 from reproduce.config import typed
 from reproduce.config.schema import Network
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 Build = Callable[[Any, Any, int, int], Method]
 """From a method's config, its network, the number of pictures and the global batch size to the method."""
@@ -44,6 +44,6 @@ def network(
 def find(section: Mapping[str, Any]) -> tuple[Any, Build]:
     """The checked config of a `method` section, and what builds the method; `UserError` where there is no such."""
     if section["name"] not in METHODS:
-        raise UserError(f"there is no method.name {section['name']!r}: {nearest(section['name'], list(METHODS))}")
+        raise UserError(f"there is no method.name {section['name']!r}: {did_you_mean(section['name'], list(METHODS))}")
     schema, build = METHODS[section["name"]]
     return typed(section, schema, "method"), build

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from reproduce.data.prepare.download import Digest, DigestMismatch, Tell, cache_folder, download, file_digest
-from reproduce.errors import Unavailable, UserError, nearest
+from reproduce.errors import Unavailable, UserError, did_you_mean
 from reproduce.files import read_json, write_json
 
 PREFIX = "released:"
@@ -60,7 +60,7 @@ def entry(name: str, zoo: Path = ZOO) -> Released:
     """One entry; `UserError` naming the nearest where there is none of this name."""
     entries = load(zoo)
     if name not in entries:
-        raise UserError(f"there is no released checkpoint {name!r}: {nearest(name, entries)}")
+        raise UserError(f"there is no released checkpoint {name!r}: {did_you_mean(name, entries)}")
     return entries[name]
 
 

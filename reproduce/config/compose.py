@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from reproduce.config.schema import Catalogue  # and its schemas, registered with Hydra
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 CONF = Path(__file__).parents[1] / "conf"
 GLOBAL = "# @package _global_"
@@ -96,7 +96,7 @@ def _check_options(overrides: list[str]) -> None:
             raise UserError(f"{item!r} sets no key: write KEY=VALUE, and special characters as KEY=\"'VALUE'\"")
         valid = options(group)
         if valid and choice not in valid:
-            raise UserError(f"there is no {group} {choice!r}: {nearest(choice, valid)}")
+            raise UserError(f"there is no {group} {choice!r}: {did_you_mean(choice, valid)}")
 
 
 def _check_values(cfg: DictConfig) -> None:
@@ -119,7 +119,9 @@ def _check_values(cfg: DictConfig) -> None:
     if "crops" in cfg and not cfg.crops.views:
         raise UserError("config crops.views=[]: there must be a view")
     if cfg.get("on_bad_image", "stop") not in ON_BAD_IMAGE:
-        raise UserError(f"there is no on_bad_image {cfg.on_bad_image!r}: {nearest(cfg.on_bad_image, ON_BAD_IMAGE)}")
+        raise UserError(
+            f"there is no on_bad_image {cfg.on_bad_image!r}: {did_you_mean(cfg.on_bad_image, ON_BAD_IMAGE)}"
+        )
 
 
 def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
@@ -143,7 +145,7 @@ def _sentence(kind: Kind, overrides: list[str], error: Exception) -> str:
         for file in (CONF / full_key[1] / f"{item.partition('=')[2]}.yaml" for item in overrides):
             if file.is_file() and not file.read_text().startswith(GLOBAL):
                 return f"{file} has to begin with the line {GLOBAL!r}: its keys are the whole config's"
-        return f"there is no config key {full_key[1]!r}: {nearest(full_key[1], _keys(kind))}"
+        return f"there is no config key {full_key[1]!r}: {did_you_mean(full_key[1], _keys(kind))}"
     reason = next(line for line in cause.splitlines() if line and not line.endswith("raised while composing config:"))
     where = f" (at {full_key[1]})" if full_key else ""
     return f"config of {' '.join(overrides)!r}: {reason.strip().rstrip('.')}{where}"
@@ -206,5 +208,5 @@ def typed(section: Any, schema: type[T], where: str) -> T:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         valid = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
-        hint = "" if key in valid else f": {nearest(key, valid)}"
+        hint = "" if key in valid else f": {did_you_mean(key, valid)}"
         raise UserError(f"config {where}.{key}: {str(error).splitlines()[0]}{hint}") from error

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, world_size
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 SYNC_BATCHNORM = ("torch", "apex")
 """Implementations of BatchNorm over several GPUs; the numbers are the same. On a CPU there is one, our own."""
@@ -57,7 +57,7 @@ def check_sync_batchnorm(implementation: str) -> None:
     """Raise `UserError` where an implementation of SyncBatchNorm is unknown, not installed, or does not run here."""
     if implementation not in SYNC_BATCHNORM:
         raise UserError(
-            f"there is no cluster.sync_batchnorm {implementation!r}: {nearest(implementation, SYNC_BATCHNORM)}"
+            f"there is no cluster.sync_batchnorm {implementation!r}: {did_you_mean(implementation, SYNC_BATCHNORM)}"
         )
     if implementation != "apex":
         return

@@ -14,7 +14,7 @@ import torch
 
 from reproduce.engine.distributed.collectives import all_reduce_sum, any_rank, barrier, device, is_main, world_size
 from reproduce.errors import TrainingFailed, UserError
-from reproduce.files import write_atomic, write_with
+from reproduce.files import write_atomic, write_atomic_with
 
 UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, AttributeError, TypeError)
 """What torch raises over a file that is damaged or none of its own, by the bytes that it meets."""
@@ -24,7 +24,7 @@ NUM_KEPT = 2
 
 def save(path: Path, state: dict[str, Any]) -> Path:
     """Write tensors and plain values, and return `path`; a reader never sees a part of the file."""
-    write_with(path, lambda file: _write(state, file))
+    write_atomic_with(path, lambda file: _write(state, file))
     return path
 
 
@@ -173,7 +173,7 @@ class Checkpoints:
             # Before the checkpoint has its name: killed between the two, a run would take a whole one for damaged.
             write_atomic(path.with_suffix(".sha256"), _sha256(file))
 
-        write_with(path, fill)
+        write_atomic_with(path, fill)
         for old in self._numbered()[:-NUM_KEPT]:
             self._delete(old)
 

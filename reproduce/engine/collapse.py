@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from reproduce.config import schema
-from reproduce.errors import TrainingFailed, UserError, nearest
+from reproduce.errors import TrainingFailed, UserError, did_you_mean
 
 PLATEAU = 0.005
 """A loss this close to ln K, as a share of it, is no better than uniform predictions."""
@@ -58,7 +58,7 @@ class Sentinel:
         remedies: str = "",
     ) -> None:
         if on_collapse not in ON_COLLAPSE:
-            raise UserError(f"there is no sentinel.on_collapse {on_collapse!r}: {nearest(on_collapse, ON_COLLAPSE)}")
+            raise UserError(f"there is no sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}")
         self._uniform_loss = uniform_loss
         self._remedies = f"try {remedies}, {REMEDIES}" if remedies else f"try {REMEDIES}"
         self._steps_per_epoch = steps_per_epoch

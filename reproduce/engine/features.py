@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reproduce.engine.distributed.collectives import any_rank, barrier, is_main, rank, world_size
 from reproduce.errors import UserError
-from reproduce.files import read_json, write_json, write_with
+from reproduce.files import read_json, write_atomic_with, write_json
 
 MADE_BY = (
     *("models.zoo.load", "models.zoo.layouts", "models.zoo.tensor_bundle", "models.networks.resnet"),
@@ -84,7 +84,7 @@ class FeatureStore:
                 indices.append(index.cpu())
                 width = rows.shape[1]
 
-        write_with(unfinished / f"rows-{rank()}", fill)
+        write_atomic_with(unfinished / f"rows-{rank()}", fill)
         share = torch.cat(indices).tolist() if indices else []
         if not any_rank(bool(share)):
             raise UserError(f"none of the pictures can be decoded{f'; the first: {bad[0]}' if bad else ''}")
@@ -134,6 +134,6 @@ def _put_together(folder: Path, about: dict[str, Any]) -> None:
             (folder / f"rows-{number}").unlink()
             (folder / f"share-{number}.json").unlink()
 
-    write_with(folder / "rows.npy", fill)
-    write_with(folder / "indices.npy", lambda file: np.save(file, indices))
+    write_atomic_with(folder / "rows.npy", fill)
+    write_atomic_with(folder / "indices.npy", lambda file: np.save(file, indices))
     write_json(folder / "about.json", {**about, "bad": [name for share in shares for name in share["bad"]]})

@@ -3,7 +3,7 @@
 import torch
 
 from reproduce.engine.distributed.collectives import device
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What each `precision` of a config casts to; weights, losses, Sinkhorn and the optimiser stay in fp32."""
@@ -15,7 +15,7 @@ def autocast(precision: str, device_type: str | None = None) -> torch.autocast:
     `device_type` ("cpu") is said where tensors lie elsewhere.
     """
     if precision not in AUTOCAST:
-        raise UserError(f"there is no precision {precision!r}: {nearest(precision, AUTOCAST)}")
+        raise UserError(f"there is no precision {precision!r}: {did_you_mean(precision, AUTOCAST)}")
     dtype = AUTOCAST[precision]
     return torch.autocast(device_type or device().type, dtype=dtype, enabled=dtype is not None)
 

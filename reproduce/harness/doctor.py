@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from reproduce.errors import UserError, exit_status
+from reproduce.errors import UserError, run_cli
 from reproduce.harness import machine
 from reproduce.harness.machine import Finding
 
@@ -145,4 +145,4 @@ def _weights() -> Finding:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

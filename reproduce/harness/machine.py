@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from reproduce.system import CHECKOUT, processor
+from reproduce.system import REPO_ROOT, cpu_name
 
-VERSIONS = CHECKOUT / "docker/versions.env"
+VERSIONS = REPO_ROOT / "docker/versions.env"
 """The images' pins, one NAME=VALUE a line."""
 
 PATIENCE_SECONDS = 10
@@ -85,7 +85,7 @@ def hardware(root: Path = Path("/")) -> Iterator[Finding]:
 
 def _processor(root: Path) -> Finding:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = f"{processor(root)}, {num_cores} cores"
+    words = f"{cpu_name(root)}, {num_cores} cores"
     quota, period = cpu_quota(root)
     if quota < num_cores * period:
         words += f", of whose time {quota / period:g} are granted (say CORES={max(1, quota // period)})"
@@ -169,7 +169,7 @@ def _gpu_findings() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """What is installed of the lock, and what the images alone bring."""
     name = ".venv" if sys.prefix != sys.base_prefix else sys.executable
-    pins = re.findall(r"^([\w.-]+)==([\w.!+]+)", (CHECKOUT / "requirements/run.txt").read_text(), re.MULTILINE)
+    pins = re.findall(r"^([\w.-]+)==([\w.!+]+)", (REPO_ROOT / "requirements/run.txt").read_text(), re.MULTILINE)
     others = [package for package, wanted in pins if _version(package).split("+")[0] != wanted]
     if len(others) == len(pins):
         yield Finding("packages", f"{name} holds none of requirements/run.txt: make setup installs them", "missing")

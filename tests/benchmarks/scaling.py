@@ -23,7 +23,7 @@ from reproduce.config import compose, typed
 from reproduce.config.schema import Crops
 from reproduce.files import read_json
 from reproduce.network import build_network
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 COMMON = ["experiment=swav_800ep", "scale=paper", "measurement=cost", "cluster.num_threads=1", "logging.wandb=false"]
 SMALL, LARGE = "{num: 6, size_px: 96, area: [0.05, 0.14]}", "{num: 2, size_px: 224, area: [0.14, 1.0]}"
@@ -52,7 +52,7 @@ def seconds_per_image(processes: int, overrides: list[str]) -> float:
         start = ["reproduce.engine.distributed.launch", f"--processes={processes}"] if processes > 1 else []
         words = ["-m", *start, "reproduce.measure", *COMMON, "measurement.num_steps=4", *overrides]
         subprocess.run(
-            [sys.executable, *words, f"paths.results={results}"], cwd=CHECKOUT, check=True, capture_output=True,
+            [sys.executable, *words, f"paths.results={results}"], cwd=REPO_ROOT, check=True, capture_output=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         (result,) = Path(results).glob("*/*/result.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 COMMANDS = {
     "help": ["--help"],
@@ -24,9 +24,9 @@ def test_start_up(seconds: Callable[..., float], tell: Callable[..., None], tmp_
     def answer() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "reproduce", *COMMANDS[command]], cwd=tmp_path, capture_output=True, check=False,
-            env=os.environ | {"PYTHONPATH": str(CHECKOUT), "WANDB_MODE": "disabled"},
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT), "WANDB_MODE": "disabled"},
         )  # fmt: skip
         assert done.returncode in (0, 3), done.stderr  # nothing has run yet
 
-    (tmp_path / "tables").symlink_to(CHECKOUT / "tables")
+    (tmp_path / "tables").symlink_to(REPO_ROOT / "tables")
     tell(seconds=seconds(answer, rounds=3))  # the first, which composes configs, is not counted

@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from evals.setting import Pixels
 from evals.voc07_svm import Protocol, judge
-from reproduce.engine.distributed.processes import in_processes
+from reproduce.engine.distributed.processes import process_map
 from tests.benchmarks.conftest import Compare
 
 NUM_CLASSES, NUM_TRAIN, NUM_FEATURES = 8, 1000, 2048
@@ -26,7 +26,7 @@ def test_svm(compare: Compare) -> None:
 
     def ours() -> None:
         of_all, cores = partial(judge, protocol, train, test), os.cpu_count() or 1
-        assert len(list(in_processes(of_all, dict(enumerate(labels)), cores, lambda: None))) == NUM_CLASSES
+        assert len(list(process_map(of_all, dict(enumerate(labels)), cores, lambda: None))) == NUM_CLASSES
 
     def plain() -> None:
         for of_train, _ in labels:

@@ -20,7 +20,7 @@ import pytest
 from reproduce.harness.execute import slurm as ours
 from reproduce.harness.execute.job import STATE
 from reproduce.harness.spec import tables
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 from tests.runs import TINY, curve, run, tiny_pictures
 
 PATIENCE_SECONDS = 600
@@ -66,7 +66,7 @@ class Harness:
         command = [sys.executable, "-m", "reproduce", "pretrain", *given, "--data-config", "generated", "--"]
         self.process = subprocess.Popen(
             [*command, "swav_800ep", *wanted, *overrides],
-            env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_a_table(checkout: Path) -> None:
     """Every cell agrees with the numbers that were recorded on one machine."""
     made = subprocess.run(
         [sys.executable, "-m", "reproduce", "reproduce", "table3", "--cluster", "slurm", "--cluster-options", OPTIONS],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(REPO_ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr + log()
     assert "SLURM job" in Path("reports/smoke/index.html").read_text()

@@ -16,11 +16,11 @@ import models
 from reproduce import config, measure
 from reproduce.config import CONF, compose, options
 
-CHECKOUT = CONF.parents[1]
+REPO_ROOT = CONF.parents[1]
 CODE = {
     path: path.read_text()
     for folder in ("reproduce", "models", "evals")
-    for path in (CHECKOUT / folder).rglob("*")
+    for path in (REPO_ROOT / folder).rglob("*")
     if path.suffix == ".py" or path.name == "Snakefile"
 }
 CONFIGS = {path: path.read_text() for path in CONF.rglob("*.yaml")}

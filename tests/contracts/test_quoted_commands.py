@@ -12,9 +12,9 @@ from models.zoo import entries
 from reproduce import __main__ as command_line
 from reproduce import config
 from reproduce.harness.spec import claims, tables
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((CHECKOUT / "docs").glob("*.md")))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((REPO_ROOT / "docs").glob("*.md")))]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INSTEAD = {
     "reproduce-<name>": "reproduce-table7",
@@ -29,7 +29,7 @@ INSTEAD = {
 
 def quoted(page: str) -> set[str]:
     """Every `make ...` in a page's code, without what is said about it."""
-    text = (CHECKOUT / page).read_text()
+    text = (REPO_ROOT / page).read_text()
     lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
     commands = [part for line in lines for part in re.sub(r"\s+# .*|\s\.\.\.$", "", line).split(" && ")]
@@ -42,7 +42,9 @@ def quoted(page: str) -> set[str]:
 def as_parsed(command: str) -> Iterator[argparse.Namespace]:
     """What `python -m reproduce` is asked for by a command, which make itself has to accept."""
     words = shlex.split(command)
-    asked = subprocess.run(["make", "--dry-run", *words[1:]], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        ["make", "--dry-run", *words[1:]], cwd=REPO_ROOT, capture_output=True, text=True, check=False
+    )
     assert asked.returncode == 0, asked.stderr
     for line in asked.stdout.replace("\\\n", " ").splitlines():
         _, started, arguments = line.partition(" -m reproduce ")
@@ -52,7 +54,7 @@ def as_parsed(command: str) -> Iterator[argparse.Namespace]:
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in sorted(quoted(page))])
 def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
-    variables = re.findall(r"^([A-Z_]+) [?]=", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    variables = re.findall(r"^([A-Z_]+) [?]=", (REPO_ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\s([A-Z_]+)=", command)) <= {*variables, "UPGRADE"}
     for options in as_parsed(command):
         for name in getattr(options, "tables", []):
@@ -66,14 +68,14 @@ def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_quoted_modules_and_links_are_there(page: str) -> None:
-    text = (CHECKOUT / page).read_text()
+    text = (REPO_ROOT / page).read_text()
     for module in re.findall(r"python -m ((?:reproduce|tests)[\w.]*)", text):
-        path = CHECKOUT / module.replace(".", "/")
+        path = REPO_ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
-        assert (CHECKOUT / page).parent.joinpath(target).exists(), target
+        assert (REPO_ROOT / page).parent.joinpath(target).exists(), target
     for script in re.findall(r"(?:bash|/python) ([\w.]+/[\w./]+)", text):
-        assert (CHECKOUT / script).exists(), script
+        assert (REPO_ROOT / script).exists(), script
 
 
 def test_the_pages_quote_commands() -> None:

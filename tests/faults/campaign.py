@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reproduce import pretrain
 from reproduce.config import compose, run_dir
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 
 MAX_DELAY_SECONDS = 0.06
 """Some steps at most, so that a run is never far ahead of its next kill."""
@@ -28,7 +28,7 @@ def start(overrides: list[str]) -> int:
     if child:
         return child
     sys.argv = ["pretrain", *overrides]
-    os._exit(exit_status(pretrain.main))
+    os._exit(run_cli(pretrain.main))
 
 
 def kill_once(overrides: list[str], folder: Path, num_points: int, in_a_save: bool, delay: float) -> bool:

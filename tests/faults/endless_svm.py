@@ -8,8 +8,8 @@ from typing import Any
 
 from evals import voc07_svm
 from reproduce import evaluate
-from reproduce.engine.distributed.processes import in_processes
-from reproduce.errors import exit_status
+from reproduce.engine.distributed.processes import process_map
+from reproduce.errors import run_cli
 
 Judge = Callable[..., tuple[float, float]]
 
@@ -27,9 +27,9 @@ def started(
     """The classes in processes, all but the first endless."""
     first = min(arguments)
     given = {number: (number != first, *of_class) for number, of_class in arguments.items()}
-    return in_processes(partial(judge, real), given, *rest)
+    return process_map(partial(judge, real), given, *rest)
 
 
 if __name__ == "__main__":
-    vars(voc07_svm)["in_processes"] = started
-    sys.exit(exit_status(evaluate.main))
+    vars(voc07_svm)["process_map"] = started
+    sys.exit(run_cli(evaluate.main))

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from models.networks.resnet import ResNet
 from reproduce import checkpoint_source, evaluate
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 
 checkpoint_trunk = checkpoint_source.checkpoint_trunk
 
@@ -24,4 +24,4 @@ def in_double(cfg: DictConfig) -> tuple[Path, ResNet]:
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     with patch.object(evaluate, "checkpoint_trunk", in_double):
-        sys.exit(exit_status(evaluate.main))
+        sys.exit(run_cli(evaluate.main))

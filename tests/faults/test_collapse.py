@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from reproduce import pretrain
-from reproduce.errors import TRAINING_FAILED
+from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
 from tests.runs import TINY, call, curve, tiny_pictures
 
@@ -24,7 +24,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> 
     status, said = call(
         pretrain.main, monkeypatch, *TINY, "sentinel.on_collapse=stop", f"paths.results={results}", *overrides
     )
-    assert status == TRAINING_FAILED, said
+    assert status == EXIT_TRAINING_FAILED, said
     assert said.count("\n") == 1
     (failure,) = results.glob("smoke/*/failure.json")
     assert read_json(failure)["status"] == "collapsed"
@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_keeps_its_scores(
 ) -> None:
     few = ("optimizer.lr=1e30", "optimizer.warmup_epochs=0", f"paths.data={data}", f"paths.results={tmp_path}")
     status, said = call(pretrain.main, monkeypatch, *TINY, "experiment=swav_400ep", *few)
-    assert status == TRAINING_FAILED
+    assert status == EXIT_TRAINING_FAILED
     assert "lower optimizer.lr" in said
     (kept,) = tmp_path.glob("smoke/*/not-finite-rank0.pt")
     assert str(kept) in said

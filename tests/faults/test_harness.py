@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.files import lock
+from reproduce.files import file_lock
 from reproduce.harness.execute import job
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import CACHE, Plan, Request
 from reproduce.harness.verdict import check
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 FAKE = Path(__file__).with_name("fake_run.py")
 
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from reproduce import __main__ as command_line
 from reproduce.engine import tracking
-from reproduce.errors import exit_status
+from reproduce.errors import run_cli
 from reproduce.harness import baseline
 from reproduce.harness.plan.model import Run
 
@@ -42,7 +42,7 @@ def command(run):
 Run.command = command
 tracking.log_table = lambda *verdicts: None
 baseline.path = lambda scale: Path("recorded.yaml")
-raise SystemExit(exit_status(lambda: command_line.main(sys.argv[3:])))
+raise SystemExit(run_cli(lambda: command_line.main(sys.argv[3:])))
 """
 """`python -m reproduce`, but for W&B and for what a run's process is: "knn=9:ok" lets every kNN take nine seconds."""
 
@@ -71,7 +71,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def popen(modes: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | {"PYTHONPATH": str(REPO_ROOT)}
     command = [sys.executable, "-c", HARNESS, str(FAKE), modes, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -267,7 +267,7 @@ def test_a_harness_that_was_stopped_starts_no_preempted_run_again() -> None:
 
 def test_a_second_harness_refuses() -> None:
     Path(".cache").mkdir(exist_ok=True)
-    with lock(Path(".cache/harness.lock"), "a harness"):
+    with file_lock(Path(".cache/harness.lock"), "a harness"):
         status, out = harness("", "run", "table7")
     assert status == 2
     assert f"error: a harness is already running here (process {os.getpid()}" in out
@@ -296,7 +296,7 @@ def test_a_place_that_cannot_be_written_is_named(checkout: Path, folder: str) ->
         status, out = harness("", command, "table7")
         assert status == 2
         (said,) = [line for line in out.splitlines() if "error" in line.lower()]
-        assert re.match(rf"error: .*{folder}/\S+.*: permission is denied; get the right to use it", said), out
+        assert re.match(rf"error: .*{folder}/\S+.*: permission is denied; fix its permissions", said), out
     assert starts() == []
 
 
@@ -315,7 +315,7 @@ def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
 def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
     run = next(run for run in plan().runs.values() if run.name == "random")
     events = Path("reports/smoke") / job.EVENTS
-    with lock(Path(run.folder) / ".lock", "the run"):
+    with file_lock(Path(run.folder) / ".lock", "the run"):
         process = popen("", "run", "table7", "--cores", "4")
         wait_for(lambda: events.exists() and '"wait"' in events.read_text())
         subprocess.run([sys.executable, str(FAKE), run.folder, "0", "ok"], check=True)

@@ -12,9 +12,9 @@ import pytest
 from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.pipeline.sampler import epoch_permutation
 from reproduce.engine.distributed.launch import MAX_RESTARTS
-from reproduce.errors import REQUEUE, TRAINING_FAILED
+from reproduce.errors import EXIT_TRAINING_FAILED, REQUEUE
 from reproduce.files import read_json
-from tests.runs import CHECKOUT, TINY, command, curve, run, tiny_pictures
+from tests.runs import REPO_ROOT, TINY, command, curve, run, tiny_pictures
 
 FAKE = "tests.faults.fake_rank"
 
@@ -29,7 +29,7 @@ def starts(folder: Path) -> dict[str, int]:
         (("ok", "ok"), 0, ""),
         (("waits", "wrong"), 2, "error: rank 1: the pictures of 1 are gone\n"),
         (("wrong", "wrong", "everywhere"), 2, "error: everywhere\n"),
-        (("failed", "waits"), TRAINING_FAILED, "error: rank 0: the pictures of 0 are gone\n"),
+        (("failed", "waits"), EXIT_TRAINING_FAILED, "error: rank 0: the pictures of 0 are gone\n"),
     ],
 )
 def test_what_would_end_in_the_same_way_ends_at_once(
@@ -63,7 +63,7 @@ def test_a_rank_that_always_dies_ends_the_run(tmp_path: Path, mode: str, status:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
     launcher = subprocess.Popen(
-        command(FAKE, str(tmp_path), "preempted", "preempted", processes=2), cwd=CHECKOUT,
+        command(FAKE, str(tmp_path), "preempted", "preempted", processes=2), cwd=REPO_ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert launcher.stdout is not None
@@ -104,7 +104,7 @@ def test_two_processes_go_on_as_if_undisturbed(
     """One rank is killed, and the launcher starts both again; or the run is preempted, and started again."""
     arguments = (*common, f"paths.results={tmp_path}")
     launcher = subprocess.Popen(
-        command("reproduce.pretrain", *arguments, processes=2), cwd=CHECKOUT,
+        command("reproduce.pretrain", *arguments, processes=2), cwd=REPO_ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert launcher.stdout is not None
@@ -158,7 +158,7 @@ def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path
 
 def test_several_machines_need_a_place_to_meet() -> None:
     asked = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--processes=1", "--nodes=2", FAKE]
-    refused = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    refused = subprocess.run(asked, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "--nodes needs --node, and --main HOST:PORT" in refused.stderr
 
@@ -177,5 +177,5 @@ def test_a_scheduler_tells_machines_apart(tmp_path: Path) -> None:
     ]
     told = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
     for name, number in (("SLURM_PROCID", "1"), ("JOB_COMPLETION_INDEX", "0")):
-        subprocess.run(asked, cwd=CHECKOUT, env={**os.environ, **told, name: number}, check=True)
+        subprocess.run(asked, cwd=REPO_ROOT, env={**os.environ, **told, name: number}, check=True)
     assert starts(tmp_path) == {"1": 1, "0": 1}

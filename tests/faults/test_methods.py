@@ -9,7 +9,7 @@ from PIL import Image
 
 from reproduce import pretrain
 from reproduce.engine import checkpoint
-from reproduce.errors import TRAINING_FAILED
+from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
 from tests.faults.test_runs import Killed, weights
 from tests.runs import TINY, call, curve, tiny_pictures
@@ -71,7 +71,7 @@ def test_pictures_that_are_all_the_same_stop_the_run(
     few = ("epochs=20", "sentinel.patience_epochs=2", "sentinel.on_collapse=stop", f"paths.data={tmp_path}")
     overrides = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], *few, f"paths.results={tmp_path / 'r'}")
     status, said = call(pretrain.main, monkeypatch, *overrides)
-    assert status == TRAINING_FAILED, said
+    assert status == EXIT_TRAINING_FAILED, said
     assert "check that the pictures differ" in said
     (failure,) = (tmp_path / "r").glob("smoke/*/failure.json")
     assert read_json(failure)["status"] == "collapsed"

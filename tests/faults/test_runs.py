@@ -23,7 +23,7 @@ from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.run import Run
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
-from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
+from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp
 
     stopped = subprocess.Popen(
         command("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}"),
-        cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert stopped.stdout is not None
@@ -128,7 +128,7 @@ def test_killed_fifty_times_a_run_ends_with_the_same_weights(
     common, undisturbed = campaign
     asked = ["0", "50", str(NUM_STEPS), *common, f"paths.results={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.campaign", *asked], cwd=CHECKOUT,
+        [sys.executable, "-m", "tests.faults.campaign", *asked], cwd=REPO_ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +147,7 @@ def test_a_data_loader_worker_that_dies(campaign: tuple[tuple[str, ...], Path], 
     common, undisturbed = campaign
     arguments = (*common, "cluster.num_workers=1", f"paths.results={tmp_path}")
     process = subprocess.Popen(
-        command("reproduce.pretrain", *arguments), cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command("reproduce.pretrain", *arguments), cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -190,7 +190,7 @@ def test_a_disk_that_fills_while_a_run_saves(
         status, said = call(pretrain.main, patch, *arguments)
     assert status == 2
     assert said.startswith("error: could not write ") and said.count("\n") == 1
-    assert "the disk is full; make room there, and run the same command again" in said
+    assert "the disk is full; free some space there, and run the same command again" in said
     (folder,) = tmp_path.glob("smoke/swav_*")
     kept = sorted(folder.glob("checkpoint-*.pt"))
     assert len(kept) == checkpoint.NUM_KEPT
@@ -427,7 +427,7 @@ def test_a_disk_that_fills_while_torch_writes_is_a_sentence(tmp_path: Path, monk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(data)
 
-    monkeypatch.setattr(checkpoint, "write_with", lambda _, write: write(Full()))
+    monkeypatch.setattr(checkpoint, "write_atomic_with", lambda _, write: write(Full()))
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path / "checkpoint.pt", {"weights": torch.zeros(10_000)})
 

@@ -20,7 +20,7 @@ from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint, features
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.errors import REQUEUE
-from tests.runs import CHECKOUT, TINY, call, command, curve, run, tiny_pictures
+from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1")
 TRAINED = {
@@ -196,7 +196,7 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
 def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
     asked = (*TRAINED[kind], *common, "protocol.epochs=200", f"paths.results={tmp_path}")
     process = subprocess.Popen(
-        command("reproduce.evaluate", *asked), cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command("reproduce.evaluate", *asked), cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -238,7 +238,7 @@ def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
     """Two ranks, each with a class judged and one that never ends: all stop, and what was kept is not fitted again."""
     asked = ("eval=voc07_svm", *common, "logging.wandb=false")
     process = subprocess.Popen(
-        command("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2), cwd=CHECKOUT,
+        command("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2), cwd=REPO_ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

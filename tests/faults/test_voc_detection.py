@@ -19,7 +19,7 @@ from reproduce.data.datasets.voc import CLASSES, read_boxes
 from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import Checkpoints
-from reproduce.errors import REQUEST_IS_WRONG, REQUEUE
+from reproduce.errors import EXIT_USAGE, REQUEUE
 from tests.runs import call, curve, run, tiny_pictures
 
 KEYS = "protocol.detectron2"
@@ -158,7 +158,7 @@ def test_broken_data_stops_the_run_unless_told_to_go_on(
 ) -> None:
     asked = (*common, f"paths.data={broken}", f"paths.results={tmp_path / 'results'}")
     status, said = call(evaluate.main, monkeypatch, *asked)
-    assert status == REQUEST_IS_WRONG
+    assert status == EXIT_USAGE
     assert said.startswith("error: 6 broken annotations; the first: object ") and "SKIP_BAD_IMAGES=1" in said
     status, said = call(evaluate.main, monkeypatch, *asked, "on_bad_image=skip")
     assert status == 0

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from reproduce.errors import signal_in_words
+from reproduce.errors import describe_signal
 
 
 @pytest.mark.parametrize(
@@ -15,5 +15,5 @@ from reproduce.errors import signal_in_words
         (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}"),
     ],
 )
-def test_a_signal_is_named_where_it_has_a_name(number: int, words: str) -> None:
-    assert signal_in_words(number) == words
+def test_describe_signal_names_it_if_it_has_a_name(number: int, words: str) -> None:
+    assert describe_signal(number) == words

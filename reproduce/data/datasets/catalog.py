@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from reproduce.errors import nearest
+from reproduce.errors import did_you_mean
 
 LAYOUTS = ("folders", "voc", "coco", "shards")
 VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -19,7 +19,9 @@ def missing(cfg: DictConfig) -> list[str]:
     if not base.is_dir():
         return [f"DATA folder {base} is not there"]
     if data.layout not in LAYOUTS:
-        return [f"data config {cfg.data.name}: there is no layout {data.layout!r}: {nearest(data.layout, LAYOUTS)}"]
+        return [
+            f"data config {cfg.data.name}: there is no layout {data.layout!r}: {did_you_mean(data.layout, LAYOUTS)}"
+        ]
     root = base / data.root
     if not root.is_dir():
         return [f"folder {root} is not there ({data.name} of data config {cfg.data.name!r})"]

@@ -24,8 +24,8 @@ from PIL import Image
 
 from reproduce.data.datasets.voc import CLASSES as VOC_CLASSES
 from reproduce.data.prepare.textures import Texture, picture
-from reproduce.errors import exit_status
-from reproduce.files import lock, read_json, write_json
+from reproduce.errors import run_cli
+from reproduce.files import file_lock, read_json, write_json
 
 VERSION = "generated-1"
 """Changes whenever the pictures do; `source` in conf/data/generated.yaml names it."""
@@ -155,7 +155,7 @@ def generate(root: Path, seed: int = 0) -> None:
     """Write all sets below `root`, on all cores; nothing is done where the manifest of this version is there."""
     manifest = root / "manifest.json"
     wanted = {"version": VERSION, "coco": COCO_VERSION, "voc0712": VOC0712_VERSION, "seed": seed}
-    with lock(root / ".lock", "the picture generator"):
+    with file_lock(root / ".lock", "the picture generator"):
         if manifest.exists() and read_json(manifest).items() >= wanted.items():
             return
         root.mkdir(parents=True, exist_ok=True)
@@ -301,4 +301,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_cli(main))

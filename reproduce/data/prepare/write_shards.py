@@ -26,7 +26,7 @@ from reproduce.data.datasets.voc import read_split
 from reproduce.data.prepare import manifest
 from reproduce.data.prepare.verify import Tell, told
 from reproduce.errors import UserError
-from reproduce.files import lock, read_json, write_atomic, write_json
+from reproduce.files import file_lock, read_json, write_atomic, write_json
 
 SHARD_BYTES = 64 * 2**20
 """About as large is a shard: 600 pictures of ImageNet. Few enough files, and small enough to be read ahead whole."""
@@ -58,7 +58,7 @@ def pack(data: Path, shards: Path, dataset: Dataset, tell: Tell = print) -> None
         raise UserError(f"the folder {data} given as DATA is not there")
     for split, content in _splits(data / dataset.root, dataset).items():
         folder = shards / dataset.root / split
-        with lock(folder / ".lock", f"data-shard of {dataset.name}/{split}"):
+        with file_lock(folder / ".lock", f"data-shard of {dataset.name}/{split}"):
             _pack_split(folder, f"{dataset.name}/{split}", dataset.source, content, tell)
 
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, signal_in_words
+from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 
 NODE_NUMBER = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 """What schedulers call a machine's number among those of the run."""
@@ -56,8 +56,8 @@ class Rank:
     def _listen(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            if line.startswith(ERROR):
-                self.sentence = line.removeprefix(ERROR).rstrip("\n")
+            if line.startswith(ERROR_PREFIX):
+                self.sentence = line.removeprefix(ERROR_PREFIX).rstrip("\n")
             else:
                 said = line.removeprefix(f"[rank{self.number}]: ").strip()  # how torch begins a traceback's lines
                 self.last_line = said or self.last_line
@@ -72,7 +72,7 @@ class Rank:
         """How it crashed, in words."""
         code = self.process.returncode
         if code < 0:
-            return f"was ended by {signal_in_words(-code)}"
+            return f"was ended by {describe_signal(-code)}"
         return f"crashed: {self.sentence or self.last_line or f'exit status {code}'}"
 
 
@@ -94,9 +94,9 @@ class Launcher:
                 self._send(signal.SIGTERM)
             dead = self._wait()
             codes = {rank.process.returncode for rank in self._ranks}
-            for status in (REQUEST_IS_WRONG, TRAINING_FAILED):
+            for status in (EXIT_USAGE, EXIT_TRAINING_FAILED):
                 if status in codes:
-                    print(f"{ERROR}{self._sentence(status)}", file=sys.stderr)
+                    print(f"{ERROR_PREFIX}{self._sentence(status)}", file=sys.stderr)
                     return status
             if codes == {0}:
                 return 0
@@ -107,7 +107,7 @@ class Launcher:
             if restart < MAX_RESTARTS:
                 again = f"all start again from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
                 print(f"warning: {death}; {again}", file=sys.stderr, flush=True)
-        print(f"{ERROR}{death}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{death}; the same command goes on from the last checkpoint", file=sys.stderr)
         code = culprit.process.returncode
         return code if code > 0 else 128 - code
 

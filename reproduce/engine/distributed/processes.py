@@ -1,4 +1,4 @@
-"""Work for several processes of one rank."""
+"""Worker processes of one rank."""
 
 import multiprocessing
 import signal
@@ -10,37 +10,36 @@ from typing import Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 from reproduce.engine.distributed.preemption import SIGNALS
-from reproduce.errors import Crashed
+from reproduce.errors import RetryableError
 
 Key = TypeVar("Key")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 POLL_SECONDS = 0.2
 
 
-def in_processes(
-    function: Callable[..., Answer],
+def process_map(
+    function: Callable[..., Result],
     arguments: Mapping[Key, tuple[Any, ...]],
     num_processes: int,
-    often: Callable[[], None],
-) -> Iterator[tuple[Key, Answer]]:
-    """Call `function` with each of the arguments in processes of its own; the answers come as they are made.
+    poll: Callable[[], None],
+) -> Iterator[tuple[Key, Result]]:
+    """Call `function` on each of `arguments` in worker processes; yield (key, result) pairs as they complete.
 
-    What `function` holds (a `partial`'s arrays) the processes share with this one; arguments are sent to them.
-    Meanwhile `often` is called a few times a second; what it raises ends the processes. Raises `Crashed` where one
-    dies.
+    The workers are forked and share what `function` holds (a `partial`'s arrays); the arguments are pickled. `poll` is
+    called several times a second and may raise, which kills the workers. Raises `RetryableError` if a worker dies.
     """
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("fork"), _begin, (function,))
-    waiting = {pool.submit(_call, given): key for key, given in arguments.items()}
+    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("fork"), _initialize_worker, (function,))
+    waiting = {pool.submit(_call_function, each): key for key, each in arguments.items()}
     try:
         while waiting:
-            often()
+            poll()
             done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
-        often()  # who signals all processes of a job may reach these first
-        raise Crashed("a process died that worked for this one; the same command goes on from what was done") from error
+        poll()  # a signal to the whole job may reach the workers before us: then we were asked to stop
+        raise RetryableError("a worker process died; the same command resumes from the finished ones") from error
     finally:
         if waiting:
             for child in multiprocessing.active_children():
@@ -49,17 +48,16 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-_called: list[Callable[..., Any]] = []
-"""In such a process, what it calls: it came with the fork, and was not sent."""
+_functions: list[Callable[..., Any]] = []
+"""The function that this worker calls. It arrives by fork, so its arrays are shared and never pickled."""
 
 
-def _begin(function: Callable[..., Any]) -> None:
-    """Die when told to, not remember it, as the process does that this one was forked from."""
-    _called[:] = [function]
-    threadpool_limits(1)  # each BLAS would take all cores, and they wait for each other: the SVMs took twice as long
+def _initialize_worker(function: Callable[..., Any]) -> None:
+    _functions[:] = [function]
+    threadpool_limits(1)  # BLAS would use all cores in each worker: contention made the SVMs twice as slow
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)  # die of it; the parent's handler only sets a flag
 
 
-def _call(given: tuple[Any, ...]) -> Any:
-    return _called[0](*given)
+def _call_function(arguments: tuple[Any, ...]) -> Any:
+    return _functions[0](*arguments)

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from reproduce.system import git, processor
+from reproduce.system import cpu_name, git
 
 PACKAGES = (
     "torch",
@@ -52,7 +52,7 @@ def hardware() -> str:
     """The accelerators' names, or the processor's name and core count."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 def peak_memory_gb() -> float:

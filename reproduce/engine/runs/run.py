@@ -26,8 +26,8 @@ from reproduce.engine.runs import provenance, tracking
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.counts import Counts
 from reproduce.engine.runs.tracking import NoTracker, Tracker
-from reproduce.errors import REQUEUE, Crashed, TrainingFailed, Unavailable, UserError, explained
-from reproduce.files import lock, read_json, write_atomic, write_json
+from reproduce.errors import REQUEUE, RetryableError, TrainingFailed, Unavailable, UserError, describe_error
+from reproduce.files import file_lock, read_json, write_atomic, write_json
 
 SKIPPING = (
     "by SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a run by itself: on_bad_image=skip), counted in the "
@@ -214,7 +214,7 @@ def running(cfg: DictConfig) -> Iterator[Run]:
         except Exception as error:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, here too, when a worker has died
             cause = _foreseen(error) or error
-            if said := explained(cause):
+            if said := describe_error(cause):
                 run.fail(_status(cause), said[1], said[0])
             elif world_size() == 1:
                 run.fail("failed", 1, f"{type(error).__name__}: {error}")
@@ -254,7 +254,7 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
     if not is_main():
         yield
         return
-    with lock(folder / ".lock", f"run {name}"):
+    with file_lock(folder / ".lock", f"run {name}"):
         yield
 
 
@@ -269,7 +269,7 @@ def _foreseen(error: Exception) -> Exception | None:
     told = str(error).startswith("DataLoader worker")
     if not told and not isinstance(error, ConnectionError | EOFError):
         return None
-    return Crashed(
+    return RetryableError(
         f"a data-loader worker died ({str(error).splitlines()[0].rstrip(' .') if told else type(error).__name__}); "
         "where memory ran out, lower cluster.num_workers; the same command goes on from the last checkpoint"
     )

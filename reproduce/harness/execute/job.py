@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, exit_status, signal_in_words
+from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal, run_cli
 from reproduce.files import write_json
 from reproduce.harness.execute import gpus, slurm
 
@@ -46,7 +46,7 @@ def main(plan_file: str, run_id: str, attempt: int) -> int:
     if not supervised():
         return STOPPED
     if attempt > 1 and is_final(folder / "failure.json"):
-        return REQUEST_IS_WRONG
+        return EXIT_USAGE
     events = Path(plan_file).with_name(EVENTS)
     if is_held(folder / ".lock"):
         tell(events, run_id, event="wait")
@@ -91,7 +91,7 @@ def is_final(failure: Path) -> bool:
         said = json.loads(failure.read_text())
     except (OSError, ValueError):
         return False
-    return said.get("exit_status") in (REQUEST_IS_WRONG, TRAINING_FAILED)
+    return said.get("exit_status") in (EXIT_USAGE, EXIT_TRAINING_FAILED)
 
 
 def execute(
@@ -163,7 +163,7 @@ def _execute_once(command: list[str], folder: Path, what: str, stopping: Callabl
             log.write(f"=== preempted; {'the same command continues' if ending else 'to be started again'}\n".encode())
             return STOPPED if ending else REQUEUE
     if status < 0:
-        say_failure(folder, 128 - status, f"the process was ended by {signal_in_words(-status)}")
+        say_failure(folder, 128 - status, f"the process was ended by {describe_signal(-status)}")
         return 128 - status
     if status != 0:
         say_failure(folder, status, last_error(folder / "log.txt") or f"exit status {status}; its log says more")
@@ -229,7 +229,7 @@ def last_error(log: Path) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()
-    sentences = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    sentences = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
     return sentences[-1] if sentences else ""
 
 
@@ -251,4 +251,4 @@ def say_failure(folder: Path, status: int, message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(lambda: main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    raise SystemExit(run_cli(lambda: main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from reproduce.errors import ERROR, REQUEST_IS_WRONG, REQUEUE, TRAINING_FAILED, UserError, exit_status
+from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, UserError, run_cli
 from reproduce.files import write_atomic
 
 PORT = 29500
@@ -68,7 +68,7 @@ def manifests(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) -> 
         },
     }
     ends = [
-        {"action": "FailJob", "onExitCodes": _exit_codes(REQUEST_IS_WRONG, TRAINING_FAILED)},  # it would come again
+        {"action": "FailJob", "onExitCodes": _exit_codes(EXIT_USAGE, EXIT_TRAINING_FAILED)},  # it would come again
         {"action": "Ignore", "onExitCodes": _exit_codes(REQUEUE)},  # it has saved, and goes on in the next pod
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
@@ -252,7 +252,7 @@ class _Job:
         """Exit status of a Job that failed: that of the pod that ended it, where it is one that counts."""
         states = [state for pod in self._pods() for state in pod["status"].get("containerStatuses", [])]
         codes = {state.get("state", {}).get("terminated", {}).get("exitCode") for state in states}
-        return next((code for code in (REQUEST_IS_WRONG, TRAINING_FAILED) if code in codes), 1)
+        return next((code for code in (EXIT_USAGE, EXIT_TRAINING_FAILED) if code in codes), 1)
 
     def _pods(self) -> list[dict[str, Any]]:
         found = self._get("pods", "--selector", f"{FOUND}={self.name}") or {}
@@ -292,9 +292,9 @@ def main(plan_file: str, run_id: str) -> int:
     job.heard_out()
     if ending["type"] == "Complete":
         return 0
-    print(f"{ERROR}the Job {job.name} failed: {ending.get('message') or ending.get('reason')}", file=sys.stderr)
+    print(f"{ERROR_PREFIX}the Job {job.name} failed: {ending.get('message') or ending.get('reason')}", file=sys.stderr)
     return job.status()
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(lambda: main(sys.argv[1], sys.argv[2])))
+    raise SystemExit(run_cli(lambda: main(sys.argv[1], sys.argv[2])))

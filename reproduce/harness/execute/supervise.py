@@ -17,13 +17,13 @@ from types import FrameType
 from typing import IO, Any
 
 from reproduce.errors import UserError
-from reproduce.files import lock
+from reproduce.files import file_lock
 from reproduce.harness import results
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.job import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
 from reproduce.harness.execute.progress import Progress, Screen, duration, expectations
 from reproduce.harness.plan.model import CACHE, Plan
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 POLL_SECONDS = 0.3
@@ -52,7 +52,7 @@ def carry_out(
     """
     CACHE.mkdir(exist_ok=True)
     lock_file = CACHE / "harness.lock"
-    with lock(lock_file, "a harness"), _sole_workflow(screen) as token, _signals_interrupt():
+    with file_lock(lock_file, "a harness"), _sole_workflow(screen) as token, _signals_interrupt():
         states = results.states(plan)
         to_do = [name for name, state in states.items() if not state.settled]
         if not to_do:
@@ -80,7 +80,7 @@ def carry_out(
             SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
             gpus.SHARED: ",".join(own_gpus),
             MALLOC: os.environ.get(MALLOC, HUGE_PAGES),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO_ROOT), os.environ.get("PYTHONPATH")])),
         }
         progress = Progress(plan, cores, expectations(plan, recorded_seconds), states)
         log = plan_file.with_name("snakemake.log")

@@ -17,7 +17,7 @@ from reproduce.files import write_json
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Kind, Request, Run
 from reproduce.harness.plan.workload import Work
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # which the harness imports only where a plan is new
@@ -163,7 +163,7 @@ def _catalogue(overrides: list[str]) -> dict[str, str]:
 
 def _fingerprint() -> str:
     """Hash of all that a composed config, and what is kept of it, depends on."""
-    package = CHECKOUT / "reproduce"
+    package = REPO_ROOT / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
     for kept in (Path(__file__), Path(workload.__file__)):
         digest.update(kept.read_bytes())

@@ -24,7 +24,7 @@ from reproduce.harness.spec import tables
 from reproduce.harness.verdict.check import DIFFERENT, SAME, SYMBOLS
 from reproduce.harness.verdict.claims import Standing
 from reproduce.harness.verdict.stats import Verdict
-from reproduce.system import processor
+from reproduce.system import cpu_name
 
 FOLDER = Path(__file__).parent
 
@@ -122,7 +122,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         written=datetime.now(UTC),
         commit=revision.commit()[:12],
         dirty=revision.dirty(),
-        machine=f"{processor()}, {os.cpu_count()} cores",
+        machine=f"{cpu_name()}, {os.cpu_count()} cores",
         style=(FOLDER / "style.css").read_text(),
         script=script,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -17,7 +17,7 @@ from reproduce.harness import revision as code
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import stats as statistics
-from reproduce.system import processor
+from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
 HEADER = ("commit", "dirty", "date", "seeds", "machine", "packages")
@@ -119,7 +119,7 @@ def write(plan: Plan, allow_dirty: bool = False) -> Path:
         "dirty": dirty,
         "date": datetime.now(UTC).date().isoformat(),
         "seeds": list(plan.request.seeds),
-        "machine": {"cpu": processor(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "packages": next(iter(done.values()))["provenance"]["packages"],
     }
     content = {

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from reproduce.errors import UserError, nearest
+from reproduce.errors import UserError, did_you_mean
 
 TABLES = Path(__file__).resolve().parents[3] / "tables"
 NOT_TABLES = ("recorded",)
@@ -174,7 +174,7 @@ def scales() -> list[str]:
 def names(scale: str) -> list[str]:
     """The tables of a scale, table10 after table9, then the rest. Raises `UserError` for an unknown scale."""
     if scale not in scales():
-        raise UserError(f"there is no scale {scale!r}: {nearest(scale, scales())}")
+        raise UserError(f"there is no scale {scale!r}: {did_you_mean(scale, scales())}")
     found = [path.stem for path in (TABLES / scale).glob("*.yaml") if path.stem not in NOT_TABLES]
     return sorted(found, key=lambda name: (not name.startswith("table"), len(name), name))
 
@@ -183,7 +183,7 @@ def load(name: str, scale: str) -> Table:
     """Read and check one table. Raises `UserError` for an unknown scale or table, and for what is wrong in its file."""
     if name not in names(scale):
         elsewhere = [other for other in scales() if name in names(other)]
-        instead = f"say SCALE={elsewhere[0]} (--scale)" if elsewhere else nearest(name, names(scale))
+        instead = f"say SCALE={elsewhere[0]} (--scale)" if elsewhere else did_you_mean(name, names(scale))
         raise UserError(f"there is no table {name!r} at scale {scale}: {instead}")
     path = TABLES / scale / f"{name}.yaml"
     table: Table = read(Table, path)
@@ -224,7 +224,7 @@ def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
         return _read_union(arguments, raw, file, key)
     if origin is Literal:
         if raw not in arguments:
-            raise UserError(f"{file}: {key} is {raw!r}; {nearest(str(raw), arguments)}")
+            raise UserError(f"{file}: {key} is {raw!r}; {did_you_mean(str(raw), arguments)}")
         return raw
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
@@ -250,7 +250,7 @@ def _read_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
     annotations = typing.get_type_hints(kind)
     for name in raw:
         if name not in known:
-            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {nearest(str(name), known)}")
+            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {did_you_mean(str(name), known)}")
     for name, entry in known.items():
         if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
@@ -282,7 +282,7 @@ def _check_column(table: Table, column: Column, where: str) -> None:
         raise UserError(f"{where} needs a margin with its source, to judge printed numbers by")
     labels = [row.label for row in table.rows]
     if column.relative_to and column.relative_to not in labels:
-        raise UserError(f"{where}: relative_to names no row of the table: {nearest(column.relative_to, labels)}")
+        raise UserError(f"{where}: relative_to names no row of the table: {did_you_mean(column.relative_to, labels)}")
 
 
 def _check_row(table: Table, row: Row, where: str) -> None:
@@ -292,14 +292,14 @@ def _check_row(table: Table, row: Row, where: str) -> None:
         raise UserError(f"{where}: cells should be those of the columns: {', '.join(table.columns)}")
     labels = [other.label for other in table.rows]
     if row.beats and row.beats not in labels:
-        raise UserError(f"{where}: beats names no row of the table: {nearest(row.beats, labels)}")
+        raise UserError(f"{where}: beats names no row of the table: {did_you_mean(row.beats, labels)}")
     if row.network and row.pretrain:
         raise UserError(f"{where} is trained here; its network is that of its pretrain, leave the other out")
     if row.weights and not row.not_run:
         raise UserError(f"{where} names public weights; it needs a reason under not_run why nothing evaluates them")
     for key in [*row.cells, *row.rerun_by_authors, *row.margins, *row.errata]:
         if key not in table.columns:
-            raise UserError(f"{where}: there is no column {key!r}: {nearest(key, table.columns)}")
+            raise UserError(f"{where}: there is no column {key!r}: {did_you_mean(key, table.columns)}")
     for key, printed in row.cells.items():
         if isinstance(printed, str) and printed != FAILS and number(printed) is None:
             raise UserError(f"{where}: cells.{key} is {printed!r}: write a number, 4h09, 3min40s, {FAILS} or null")

@@ -16,9 +16,9 @@ from reproduce.harness.spec.baseline import Recorded
 from reproduce.harness.spec.tables import FAILS, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import stats as statistics
 from reproduce.harness.verdict.stats import Verdict
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
-STANDARD = CHECKOUT / "reproduce/conf/data/standard.yaml"
+STANDARD = REPO_ROOT / "reproduce/conf/data/standard.yaml"
 TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 """What above and below the margin mean of a cost."""
 

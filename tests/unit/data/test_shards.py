@@ -24,7 +24,7 @@ from reproduce.data.datasets.voc import read_split
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.data.prepare import manifest, verify, write_shards
 from reproduce.errors import UserError
-from tests.runs import CHECKOUT, tiny_pictures
+from tests.runs import REPO_ROOT, tiny_pictures
 
 FOLDERS = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
 SHARDED = replace(FOLDERS, layout="shards")
@@ -127,7 +127,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
         write_shards.pack(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
     """
     arguments = [str(data), str(tmp_path), *filter(None, vars(FOLDERS).values())]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=CHECKOUT, check=False, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=REPO_ROOT, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     folder = tmp_path / "imagenet" / "train"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}

@@ -12,7 +12,7 @@ from reproduce.harness import revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import baseline
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
     ],
 )
 def test_a_damaged_record_is_named(checkout: Path, found: str, instead: str, says: str) -> None:
-    whole = (CHECKOUT / "tables/smoke/recorded.yaml").read_text()
+    whole = (REPO_ROOT / "tables/smoke/recorded.yaml").read_text()
     baseline.path("smoke").write_text(whole)
     assert baseline.load("smoke").cells
     damaged, changes = re.subn(found, instead, whole, count=1, flags=re.MULTILINE)

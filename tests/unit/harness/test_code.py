@@ -13,7 +13,7 @@ from reproduce.harness import revision
 @pytest.fixture
 def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
     """Writes a file, commits it, and tells the commit."""
-    monkeypatch.setattr(system, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
     revision.of_runs.cache_clear()
     system.git("init", "--quiet")
 

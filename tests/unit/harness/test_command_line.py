@@ -10,7 +10,7 @@ import pytest
 
 from reproduce import __main__ as command_line
 from reproduce.__main__ import main
-from reproduce.errors import UserError, exit_status
+from reproduce.errors import UserError, run_cli
 from reproduce.harness.execute import supervise
 from reproduce.harness.plan.model import Plan
 
@@ -42,7 +42,7 @@ from reproduce.harness.plan.model import Plan
     ],
 )
 def test_a_wrong_request(checkout: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
-    assert exit_status(lambda: main(arguments)) == 2
+    assert run_cli(lambda: main(arguments)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and says in error
     assert error.count("\n") == 1

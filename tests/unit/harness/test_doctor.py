@@ -11,7 +11,7 @@ import pytest
 from reproduce.harness import doctor, machine
 from reproduce.harness.machine import Finding
 
-CHECKOUT = Path(__file__).parents[3]
+REPO_ROOT = Path(__file__).parents[3]
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 580.65.06\n"
 OLD = "Tesla V100-SXM2-16GB, 16384, 470.57.02\n"
 
@@ -136,7 +136,7 @@ def test_a_command_that_hangs_is_given_up(command: Say) -> None:
 
 
 def test_packages_are_those_of_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Say) -> None:
-    monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(machine, "REPO_ROOT", tmp_path)
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements/run.txt"
     torch = f"torch=={machine._version('torch').split('+')[0]}"
@@ -200,13 +200,13 @@ def test_results_that_can_not_be_kept_end_with_1(
 
 def test_without_a_venv_it_says_what_to_do() -> None:
     command = [sys.executable, "-S", "-m", "reproduce.harness.doctor", "--short"]
-    done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPO_ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "make setup installs them" in " ".join(done.stdout.split()) and not done.stderr
 
 
 def test_a_wrong_folder_is_one_sentence(checkout: Path) -> None:
     command = [sys.executable, "-m", "reproduce.harness.doctor", "--data", "nowhere"]
-    done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPO_ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: the folder nowhere given as DATA is not there\n"

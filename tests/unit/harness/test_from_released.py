@@ -141,8 +141,8 @@ def test_a_claim_whose_weights_are_gone_is_not_run(checkout: Path, finish: Calla
 
 
 def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from reproduce.errors import exit_status
+    from reproduce.errors import run_cli
 
     monkeypatch.setattr("sys.argv", ["reproduce", "plan", "table7", "--from", "released"])
-    assert exit_status(main) == 2
+    assert run_cli(main) == 2
     assert "give it --scale paper" in capsys.readouterr().err

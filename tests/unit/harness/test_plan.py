@@ -19,7 +19,7 @@ from reproduce.harness.plan import config_cache as composer
 from reproduce.harness.plan.config_cache import Composer
 from reproduce.harness.plan.model import Kind, Plan, Request, Source
 from reproduce.harness.results import State
-from reproduce.system import CHECKOUT
+from reproduce.system import REPO_ROOT
 
 Finish = Callable[..., None]
 
@@ -127,9 +127,9 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
 ) -> None:
     for run in smoke.runs.values():
         finish(run)
-    shutil.copytree(CHECKOUT / "reproduce" / "conf", Path("code/reproduce/conf"))
-    shutil.copytree(CHECKOUT / "reproduce" / "config", Path("code/reproduce/config"))
-    monkeypatch.setattr(composer, "CHECKOUT", Path("code").resolve())
+    shutil.copytree(REPO_ROOT / "reproduce" / "conf", Path("code/reproduce/conf"))
+    shutil.copytree(REPO_ROOT / "reproduce" / "config", Path("code/reproduce/config"))
+    monkeypatch.setattr(composer, "REPO_ROOT", Path("code").resolve())
     monkeypatch.setattr("reproduce.config.compose.CONF", Path("code/reproduce/conf").resolve())
     conf = config.CONF / file
     assert before in conf.read_text()
@@ -163,7 +163,7 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
         f"import sys; from reproduce.__main__ import main; main([{command!r}, 'table3', 'table7']);"
         f" sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
     )
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "WANDB_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": str(REPO_ROOT), "WANDB_MODE": "disabled"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
