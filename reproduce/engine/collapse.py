@@ -58,7 +58,9 @@ class Sentinel:
         remedies: str = "",
     ) -> None:
         if on_collapse not in ON_COLLAPSE:
-            raise UserError(f"there is no sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}")
+            raise UserError(
+                f"there is no sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}"
+            )
         self._uniform_loss = uniform_loss
         self._remedies = f"try {remedies}, {REMEDIES}" if remedies else f"try {REMEDIES}"
         self._steps_per_epoch = steps_per_epoch
