@@ -165,30 +165,30 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _data_verify(options: argparse.Namespace) -> int:
-    from reproduce import config
+    from reproduce.config.compose import compose
     from reproduce.data.prepare import verify
 
-    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    catalogue = compose("pretrain", [f"data={options.data_config}"]).data
     fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
     return 0 if fine else EXIT_USAGE
 
 
 def _data_prepare(options: argparse.Namespace) -> int:
-    from reproduce import config
+    from reproduce.config.compose import compose
     from reproduce.data.prepare import archives as prepare
     from reproduce.data.prepare import verify
 
-    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    catalogue = compose("pretrain", [f"data={options.data_config}"]).data
     for dataset in verify.chosen(catalogue, options.sets):
         prepare.prepare(Path(options.archives), Path(options.data), dataset)
     return 0
 
 
 def _data_shard(options: argparse.Namespace) -> int:
-    from reproduce import config
+    from reproduce.config.compose import compose
     from reproduce.data.prepare import verify, write_shards
 
-    catalogue = config.compose("pretrain", [f"data={options.data_config}"]).data
+    catalogue = compose("pretrain", [f"data={options.data_config}"]).data
     names = options.sets or [dataset.name for dataset in verify.of_catalogue(catalogue)]
     for dataset in verify.chosen(catalogue, names):
         write_shards.pack(Path(options.data), Path(options.shards), dataset)
@@ -196,14 +196,14 @@ def _data_shard(options: argparse.Namespace) -> int:
 
 
 def _list(_options: argparse.Namespace) -> int:
-    from reproduce import config
+    from reproduce.config.compose import group_options
     from reproduce.harness.spec import claims
 
     for scale in tables.scales():
         print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
     print(f"claims, at every scale: {', '.join(claim.claim for claim in claims.load())}")
-    print(f"experiments: {', '.join(config.options('experiment'))}")
-    print(f"evaluations: {', '.join(config.options('eval'))}")
+    print(f"experiments: {', '.join(group_options('experiment'))}")
+    print(f"evaluations: {', '.join(group_options('eval'))}")
     return 0
 
 
@@ -304,9 +304,9 @@ def _report(plan: Plan) -> Path:
 
 
 def _check_choice(group: str, choice: str) -> None:
-    from reproduce import config
+    from reproduce.config.compose import group_options
 
-    valid = config.options(group)
+    valid = group_options(group)
     if choice not in valid:
         what = {"experiment": "experiment", "eval": "evaluation"}[group]
         raise UserError(f"there is no {what} {choice!r}: {did_you_mean(choice, valid)}")

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from models.networks.resnet import ResNet
 from models.zoo import entries
 from models.zoo.load import load_trunk
-from reproduce.config import CONF
+from reproduce.config.compose import CONF_DIR
 from reproduce.errors import UserError
 
 
@@ -23,7 +23,7 @@ def checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
 def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     """Refuses pixels that the network was not trained to see, before anything is downloaded."""
     entry = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX))
-    if cfg.normalize != OmegaConf.load(CONF / "normalize" / f"{entry.normalize}.yaml"):
+    if cfg.normalize != OmegaConf.load(CONF_DIR / "normalize" / f"{entry.normalize}.yaml"):
         raise UserError(f"{cfg.checkpoint} was trained on other pixels: give it normalize={entry.normalize}")
     path = entries.fetch(entry)
     trunk = load_trunk(path, entry.layout)

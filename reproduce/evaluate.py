@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 import evals
 from evals.setting import Setting
 from reproduce.checkpoint_source import checkpoint_trunk, parents
-from reproduce.config import typed
 from reproduce.config.schema import Dataset, Normalize
+from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.distributed.preemption import Preemption
@@ -34,15 +34,15 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
             f"there is no protocol.name {cfg.protocol.name!r} in evals/: {did_you_mean(cfg.protocol.name, protocols)}"
         )
     module = importlib.import_module(f"evals.{cfg.protocol.name}")
-    protocol = typed(cfg.protocol, module.Protocol, "protocol")
+    protocol = to_dataclass(cfg.protocol, module.Protocol, "protocol")
     root = run.dataset_root
     path, trunk = checkpoint_trunk(cfg)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     run.goes_on_with(sha256_of(path))
     setting = Setting(
         root=root,
-        dataset=typed(cfg.dataset, Dataset, "dataset"),
-        normalize=typed(cfg.normalize, Normalize, "normalize"),
+        dataset=to_dataclass(cfg.dataset, Dataset, "dataset"),
+        normalize=to_dataclass(cfg.normalize, Normalize, "normalize"),
         seed=cfg.seed,
         precision=cfg.precision,
         num_workers=cfg.cluster.num_workers,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from models.methods import registry
 from models.networks.resnet import resnet50
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Crops, Optimizer
+from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
@@ -54,7 +55,7 @@ class Cost:
 
 def parameters(cfg: DictConfig) -> dict[str, float]:
     """Millions of parameters of the trunk alone, as Table 2 counts them (B.2); no memory is needed for them."""
-    typed(cfg.measurement, Parameters, "measurement")
+    to_dataclass(cfg.measurement, Parameters, "measurement")
     with torch.device("meta"):
         trunk = resnet50(cfg.network.width)
     return {"params_millions": sum(weight.numel() for weight in trunk.parameters()) / 1e6}
@@ -70,7 +71,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     CPU what is counted for a GPU (`reproduce.memory`), which has no convolution workspaces.
     """
     check_machine(cfg)
-    measurement = typed(cfg.measurement, Cost, "measurement")
+    measurement = to_dataclass(cfg.measurement, Cost, "measurement")
     on_gpu = device().type == "cuda"
     share = cfg.batch_size // PAPER_DEVICES if on_gpu else measurement.images_per_step
     batch_size = share * world_size()
@@ -84,7 +85,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         paces.append(world_size() / values["images_per_second"])
         run.tell(done, num_steps, **values)
 
-    optim = typed(cfg.optimizer, Optimizer, "optimizer")
+    optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
     net = build_network(cfg, method_config, IMAGENET_CLASSES)
     method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
@@ -96,7 +97,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         trained,
         method,
         sgd(net.parameters(), optim),
-        _noise(typed(cfg.crops, Crops, "crops"), share, num_steps),
+        _noise(to_dataclass(cfg.crops, Crops, "crops"), share, num_steps),
         lambda _: optim.warmup_start_lr,
         first_step=MIDDLE,
         num_steps=MIDDLE + num_steps,

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to have autocast decide on dtypes, too
 
 from models.methods import registry
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Network
+from reproduce.config.validate import to_dataclass
 from reproduce.engine.precision import autocast
 from reproduce.errors import run_cli
 
@@ -55,7 +56,7 @@ def memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: boo
     images = cfg.batch_size // num_processes
     with FakeTensorMode():
         method, _ = registry.find(cfg.method)
-        net = registry.network(typed(cfg.network, Network, "network"), method, IMAGENET_CLASSES)
+        net = registry.network(to_dataclass(cfg.network, Network, "network"), method, IMAGENET_CLASSES)
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
         kept: dict[int, torch.UntypedStorage] = {}

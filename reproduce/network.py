@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from models.methods import registry
 from models.methods.supervised import ClassifierNet
 from models.networks.heads import MultiCropNet
-from reproduce.config import typed
 from reproduce.config.schema import Network
+from reproduce.config.validate import to_dataclass
 from reproduce.engine.batchnorm import check_sync_batchnorm
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.precision import autocast
@@ -35,7 +35,7 @@ def check_machine(cfg: DictConfig) -> None:
 def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
     """The network at its seeded initial weights, on the device; `method_config` None trains nothing."""
     torch.manual_seed(cfg.seed)
-    net = registry.network(typed(cfg.network, Network, "network"), method_config, num_classes)
+    net = registry.network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
     net = net.to(device()).to(memory_format=torch.channels_last)
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:

@@ -6,8 +6,8 @@ from functools import partial
 from omegaconf import DictConfig
 
 from models.methods import registry
-from reproduce.config import typed
 from reproduce.config.schema import Crops, Dataset, Optimizer
+from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.pipeline.dataloader import multicrop_batches
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
@@ -28,10 +28,10 @@ from reproduce.network import build_network, check_machine
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
     check_machine(cfg)
-    optim = typed(cfg.optimizer, Optimizer, "optimizer")
+    optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
-    pictures = read_image_list(run.dataset_root, typed(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
+    pictures = read_image_list(run.dataset_root, to_dataclass(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
     run.quote(cfg.dataset.train, pictures)
 
     net = build_network(cfg, method_config, len(pictures.classes))
@@ -46,7 +46,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     first_step = checkpoints.resume()
     run.forget_after(first_step)
 
-    crops, order = typed(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
+    crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
     num_workers = cfg.cluster.num_workers
     batches = partial(
         multicrop_batches, pictures, crops, num_workers=num_workers, device=device(), on_unreadable=run.skip_or_stop

@@ -12,8 +12,8 @@ from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfi
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
 from models.networks.resnet import BLOCKS_R50
-from reproduce.config import typed
 from reproduce.config.schema import Network
+from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError, did_you_mean
 
 Build = Callable[[Any, Any, int, int], Method]
@@ -46,4 +46,4 @@ def find(section: Mapping[str, Any]) -> tuple[Any, Build]:
     if section["name"] not in METHODS:
         raise UserError(f"there is no method.name {section['name']!r}: {did_you_mean(section['name'], list(METHODS))}")
     schema, build = METHODS[section["name"]]
-    return typed(section, schema, "method"), build
+    return to_dataclass(section, schema, "method"), build

@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import nn
 
 from models.methods.registry import find
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Crops
+from reproduce.config.validate import to_dataclass
 from reproduce.files import read_json
 from reproduce.network import build_network
 from reproduce.system import REPO_ROOT
@@ -65,7 +66,7 @@ def sent(experiment: str) -> Counter[str]:
     config, build = find(cfg.method)
     net = build_network(cfg, config)
     method = build(config, net, 1_281_167, GROUP_IMAGES)
-    sizes = [view.size_px for view in typed(cfg.crops, Crops, "crops").views for _ in range(view.num)]
+    sizes = [view.size_px for view in to_dataclass(cfg.crops, Crops, "crops").views for _ in range(view.num)]
     counts: Counter[str] = Counter()
 
     def of_batchnorm(module: nn.Module, *_: Any) -> None:

@@ -13,7 +13,8 @@ from evals.coco_detr.losses import Target
 from evals.voc_detection.compatibility import Boxes, EventStorage, Instances, build_optimizer
 from evals.voc_detection.detector import build, configuration, total
 from models.networks.resnet import resnet50
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
+from reproduce.config.validate import to_dataclass
 from tests.benchmarks.share import shares_of_peak
 
 HEIGHT, WIDTH = 480, 640
@@ -23,7 +24,7 @@ NUM_OBJECTS = 7
 
 def protocol(evaluation: str, schema: type) -> Any:
     cfg = compose("evaluate", [f"eval={evaluation}", "scale=paper", "checkpoint=x", "paths.data=none"])
-    return typed(cfg.protocol, schema, "protocol")
+    return to_dataclass(cfg.protocol, schema, "protocol")
 
 
 def detr() -> Callable[[], None]:

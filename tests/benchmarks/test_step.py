@@ -14,8 +14,9 @@ from models.methods.registry import find
 from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import swapped_prediction_loss
 from models.networks.heads import MultiCropNet
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Crops, Optimizer
+from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import train
 from reproduce.engine.optimizer import Larc, sgd
@@ -74,8 +75,8 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     net = build_network(cfg, config, 1000)
     method = build(config, net, NUM_PICTURES, images)
     method.on_train_start(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())
-    optimizer = sgd(net.parameters(), typed(cfg.optimizer, Optimizer, "optimizer"))
-    views = typed(cfg.crops, Crops, "crops").views
+    optimizer = sgd(net.parameters(), to_dataclass(cfg.optimizer, Optimizer, "optimizer"))
+    views = to_dataclass(cfg.crops, Crops, "crops").views
     sizes = [view.size_px for view in views for _ in range(view.num)]
     crops = [crop.contiguous(memory_format=torch.channels_last) for crop in noise(images, sizes)]
 

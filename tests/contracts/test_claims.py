@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reproduce import config
+from reproduce.config.compose import group_options
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Comparison
 
@@ -35,8 +35,8 @@ def printed(of: str, part: Comparison) -> set[float]:
 def test_a_claim_names_what_exists(claim: Claim) -> None:
     assert claim.says.endswith(".") and claim.section
     for need in claim.needs():
-        assert need.pretrain in config.options("experiment")
-        assert not need.eval or need.eval in config.options("eval")
+        assert need.pretrain in group_options("experiment")
+        assert not need.eval or need.eval in group_options("eval")
 
 
 @pytest.mark.parametrize(("claim", "part"), COMPARISONS)

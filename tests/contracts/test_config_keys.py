@@ -12,18 +12,19 @@ import pytest
 from omegaconf import OmegaConf
 
 import evals
-import models
-from reproduce import config, measure
-from reproduce.config import CONF, compose, options
+import models.methods
+from reproduce import measure
+from reproduce.config import schema
+from reproduce.config.compose import CONF_DIR, compose, group_options
 
-REPO_ROOT = CONF.parents[1]
+REPO_ROOT = CONF_DIR.parents[1]
 CODE = {
     path: path.read_text()
     for folder in ("reproduce", "models", "evals")
     for path in (REPO_ROOT / folder).rglob("*")
     if path.suffix == ".py" or path.name == "Snakefile"
 }
-CONFIGS = {path: path.read_text() for path in CONF.rglob("*.yaml")}
+CONFIGS = {path: path.read_text() for path in CONF_DIR.rglob("*.yaml")}
 READ_BY_CODE = {"name"}
 """Of a scale; what else it says is for the other configs."""
 
@@ -36,36 +37,36 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
         yield from leaves(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
 
 
-@pytest.mark.parametrize("scale", options("scale"))
+@pytest.mark.parametrize("scale", group_options("scale"))
 def test_every_key_of_a_scale_is_used(scale: str) -> None:
     used = {found for text in CONFIGS.values() for found in re.findall(r"\$\{scale\.([\w.]+)\}", text)}
-    keys = set(leaves(OmegaConf.load(CONF / "scale" / f"{scale}.yaml").scale)) - READ_BY_CODE
+    keys = set(leaves(OmegaConf.load(CONF_DIR / "scale" / f"{scale}.yaml").scale)) - READ_BY_CODE
     unused = {key for key in keys if not any(key == each or key.startswith(f"{each}.") for each in used)}
     assert not unused
 
 
 def test_scales_say_the_same_things() -> None:
-    one, *others = (set(OmegaConf.load(CONF / "scale" / f"{scale}.yaml").scale) for scale in options("scale"))
+    one, *others = (set(OmegaConf.load(CONF_DIR / "scale" / f"{scale}.yaml").scale) for scale in group_options("scale"))
     assert all(other == one for other in others)
 
 
 def schemas() -> list[type]:
     """The dataclasses that configs are checked against."""
-    folders = [importlib.import_module(f"{package.__name__}.{module.name}") for package in (evals, models)
-               for module in pkgutil.iter_modules(package.__path__)]  # fmt: skip
+    modules = [importlib.import_module(module.name) for package in (evals, models.methods)
+               for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]  # fmt: skip
     found = {
         item
-        for module in (config, measure, *folders)
+        for module in (schema, measure, *modules)
         for _, item in inspect.getmembers(module, dataclasses.is_dataclass)
         if isinstance(item, type) and item.__module__.split(".")[0] in ("reproduce", "models", "evals")
     }
     return sorted(found, key=lambda item: f"{item.__module__}.{item.__qualname__}")
 
 
-@pytest.mark.parametrize("schema", schemas(), ids=lambda item: f"{item.__module__}.{item.__qualname__}")
-def test_every_key_of_a_schema_is_read(schema: type) -> None:
+@pytest.mark.parametrize("section", schemas(), ids=lambda item: f"{item.__module__}.{item.__qualname__}")
+def test_every_key_of_a_schema_is_read(section: type) -> None:
     read = "\n".join(CODE.values()) + "\n".join(CONFIGS.values())
-    for field in dataclasses.fields(schema):
+    for field in dataclasses.fields(section):
         assert re.search(rf"(\.{field.name}\b|[\"']{field.name}[\"'])", read), field.name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.zoo import entries
 from reproduce import __main__ as command_line
-from reproduce import config
+from reproduce.config.compose import group_options
 from reproduce.harness.spec import claims, tables
 from reproduce.system import REPO_ROOT
 
@@ -60,7 +60,7 @@ def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
         for name in getattr(options, "tables", []):
             assert name == claims.REQUEST or name in tables.names(options.scale)
         if "group" in options:
-            assert options.choice in config.options(options.group)
+            assert options.choice in group_options(options.group)
         checkpoint = getattr(options, "checkpoint", "")
         if checkpoint.startswith(entries.PREFIX):
             entries.entry(checkpoint.removeprefix(entries.PREFIX))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reproduce import config
+from reproduce.config.compose import group_options
 from reproduce.harness.spec import tables
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
@@ -95,10 +95,10 @@ OURS: Cells = {
 def test_a_table_names_what_exists(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     named = {name for row in table.rows for name in (row.pretrain, row.network) if name}
-    assert named <= set(config.options("experiment"))
-    assert {column.eval for column in table.columns.values() if column.eval} <= set(config.options("eval"))
+    assert named <= set(group_options("experiment"))
+    assert {column.eval for column in table.columns.values() if column.eval} <= set(group_options("eval"))
     measurements = {column.measurement for column in table.columns.values() if column.measurement}
-    assert measurements <= set(config.options("measurement"))
+    assert measurements <= set(group_options("measurement"))
 
 
 @pytest.mark.parametrize(("scale", "name"), EVERY)

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from reproduce import pretrain
-from reproduce.config import compose, run_dir
+from reproduce.config.compose import compose
+from reproduce.config.identity import run_dir
 from reproduce.errors import run_cli
 
 MAX_DELAY_SECONDS = 0.06

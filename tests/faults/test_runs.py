@@ -492,10 +492,10 @@ def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monke
     trained = [f"linear_{data}" for data in ("places205", "inat18", "imagenet")]
     trained += ["semisup_1pct", "semisup_10pct", "lowshot_13", "lowshot_128"]
     expected |= {name: {"top1", "top5", "top1_best", "top5_best"} for name in trained}
-    from reproduce.config import options
+    from reproduce.config.compose import group_options
 
     detectors = {"coco_detr", "voc_detection"}  # run by test_trained_evaluations and test_voc_detection
-    assert set(options("eval")) == set(expected) | detectors
+    assert set(group_options("eval")) == set(expected) | detectors
     for name, metrics in expected.items():
         few = ["protocol.epochs=1", "protocol.batch_size=8"] if name in trained else []
         few += ["protocol.subset.images_per_class=2"] if name.startswith("lowshot") else []

@@ -14,8 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 from reproduce import evaluate, pretrain
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Dataset
+from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint, features
 from reproduce.engine.checkpoint import Checkpoints
@@ -307,7 +308,7 @@ def test_shards_give_what_folders_give(
     """Where the order of training does not matter, to the bit; and the same pictures are quoted."""
     catalogue = compose("pretrain", ["data=generated"]).data
     for name in ("imagenet", "voc07"):
-        dataset = typed(catalogue[name], Dataset, name)
+        dataset = to_dataclass(catalogue[name], Dataset, name)
         write_shards.pack(data, tmp_path / "shards", dataset, lambda _: None)
     own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")

@@ -10,15 +10,16 @@ import torch
 import yaml
 
 from models.networks.heads import MultiCropNet
-from reproduce.config import compose, identity, options
+from reproduce.config.compose import compose, group_options
+from reproduce.config.identity import identity
 
 GOLDEN = Path(__file__).parent
 
 
 def resolved(scale: str) -> str:
     """All that decides what runs compute at a scale, as YAML."""
-    requests = {name: ("pretrain", [f"experiment={name}"]) for name in options("experiment")}
-    requests |= {name: ("evaluate", [f"eval={name}", "checkpoint=any"]) for name in options("eval")}
+    requests = {name: ("pretrain", [f"experiment={name}"]) for name in group_options("experiment")}
+    requests |= {name: ("evaluate", [f"eval={name}", "checkpoint=any"]) for name in group_options("eval")}
     configs = {
         name: identity(compose(kind, [*overrides, f"scale={scale}"]))  # type: ignore[arg-type]
         for name, (kind, overrides) in requests.items()
@@ -26,7 +27,7 @@ def resolved(scale: str) -> str:
     return yaml.safe_dump(configs, sort_keys=True, default_flow_style=None, width=120)
 
 
-@pytest.mark.parametrize("scale", options("scale"))
+@pytest.mark.parametrize("scale", group_options("scale"))
 def test_what_each_experiment_resolves_to(scale: str) -> None:
     now, then = resolved(scale), (GOLDEN / f"experiments-{scale}.yaml").read_text()
     assert now == then, "meant so? `python -m tests.golden.test_experiments` takes it up"
@@ -47,5 +48,5 @@ def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
 
 
 if __name__ == "__main__":
-    for name in options("scale"):
+    for name in group_options("scale"):
         (GOLDEN / f"experiments-{name}.yaml").write_text(resolved(name))

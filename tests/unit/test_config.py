@@ -7,26 +7,28 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from reproduce.config import CONF, GLOBAL, compose, config_hash, options, run_dir, run_id, typed
+from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, group_options
+from reproduce.config.identity import config_hash, run_dir, run_id
+from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError
 
 SWAV = ("experiment=swav_800ep", "scale=smoke")
 
 
-@pytest.mark.parametrize("scale", options("scale"))
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("scale", group_options("scale"))
+@pytest.mark.parametrize("experiment", group_options("experiment"))
 def test_every_experiment_is_complete_at_every_scale(experiment: str, scale: str) -> None:
     cfg = compose("pretrain", [f"experiment={experiment}", f"scale={scale}"])
     assert cfg.name == experiment
     assert not OmegaConf.missing_keys(cfg.dataset)
 
 
-@pytest.mark.parametrize("scale", options("scale"))
-@pytest.mark.parametrize("name", options("eval"))
+@pytest.mark.parametrize("scale", group_options("scale"))
+@pytest.mark.parametrize("name", group_options("eval"))
 def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> None:
     cfg = compose("evaluate", [f"eval={name}", f"scale={scale}", "checkpoint=x"])
     assert cfg.name == name
-    typed(cfg.protocol, importlib.import_module(f"evals.{cfg.protocol.name}").Protocol, "protocol")
+    to_dataclass(cfg.protocol, importlib.import_module(f"evals.{cfg.protocol.name}").Protocol, "protocol")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> N
     [
         ("name: mine\n", r"eval/mine\.yaml has to begin with the line '# @package _global_'"),
         (
-            f"{GLOBAL}\nname: mine\ndataset: imagenet\nprotocol: {{name: knn}}\n",
+            f"{GLOBAL_PACKAGE}\nname: mine\ndataset: imagenet\nprotocol: {{name: knn}}\n",
             r"'imagenet' is no data set: write \$\{data",
         ),
     ],
@@ -42,9 +44,9 @@ def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> N
 def test_a_wrong_evaluation_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
 ) -> None:
-    shutil.copytree(CONF, tmp_path / "conf")
+    shutil.copytree(CONF_DIR, tmp_path / "conf")
     (tmp_path / "conf" / "eval" / "mine.yaml").write_text(text)
-    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    monkeypatch.setattr("reproduce.config.compose.CONF_DIR", tmp_path / "conf")
     with pytest.raises(UserError, match=sentence):
         compose("evaluate", ["eval=mine", "checkpoint=x"])
 

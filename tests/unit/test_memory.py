@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.networks.heads import MultiCropNet
-from reproduce.config import compose
+from reproduce.config.compose import compose
 from reproduce.engine import precision
 from reproduce.memory import memory, row
 

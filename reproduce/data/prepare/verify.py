@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import typed
 from reproduce.config.schema import Catalogue, Dataset
+from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import SHARDS, SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.shards import ABOUT, read_index
 from reproduce.data.datasets.voc import read_objects
@@ -88,7 +88,7 @@ def of_catalogue(catalogue: DictConfig) -> list[Dataset]:
     """The data sets that a catalogue has; a person's own may lack some."""
     names = [item.name for item in fields(Catalogue) if item.name != "name"]
     given = [name for name in names if name not in COMBINED and not OmegaConf.is_missing(catalogue[name], "root")]
-    return [typed(catalogue[name], Dataset, f"data.{name}") for name in given]
+    return [to_dataclass(catalogue[name], Dataset, f"data.{name}") for name in given]
 
 
 def verify(data: Path, dataset: Dataset, official: Official | None, decode: Decode, tell: Tell) -> bool:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import Kind, compose, config_hash, identity, run_dir, run_id, typed
+from reproduce.config.compose import Kind, compose
+from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
+from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.prepare import manifest
@@ -77,7 +79,7 @@ class Run:
         """Note in the result which pictures a split is: the hash of its manifest, and when this was verified."""
         if not is_main():
             return
-        data, dataset = Path(self.cfg.paths.data), typed(self.cfg.dataset, Dataset, "dataset")
+        data, dataset = Path(self.cfg.paths.data), to_dataclass(self.cfg.dataset, Dataset, "dataset")
         found = manifest.of_split(data, dataset, split, pictures, self.folder.parent / ".manifests")
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]

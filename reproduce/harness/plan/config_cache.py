@@ -66,13 +66,13 @@ class Composer:
 
     def _compose(self, kind: Kind, overrides: list[str]) -> dict[str, Any]:
         """What a run is. Composing takes a quarter of a second: runs that differ in plain keys share one config."""
-        from reproduce import config
+        from reproduce.config.compose import compose
 
         rest, plain = _plain_keys(overrides)
         shared = [*rest, *(f"{key}=0" for key in plain)]
         key = _key(kind, shared)
         if key not in self.composed:
-            self.composed[key] = config.compose(kind, shared)
+            self.composed[key] = compose(kind, shared)
         self.composed[key].update(plain)
         return _summary(kind, self.composed[key])
 
@@ -114,13 +114,13 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _summary(kind: Kind, cfg: "DictConfig") -> dict[str, Any]:
-    from reproduce import config
+    from reproduce.config.identity import run_dir, run_id
 
     return {
-        "run_id": config.run_id(cfg),
+        "run_id": run_id(cfg),
         "name": cfg.name,
         "seed": cfg.seed,
-        "folder": str(config.run_dir(cfg)),
+        "folder": str(run_dir(cfg)),
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "num_nodes": _num_nodes(cfg.cluster),
@@ -148,16 +148,16 @@ def _num_nodes(cluster: Any) -> int:
 def _cluster(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from reproduce import config
+    from reproduce.config.compose import compose
 
-    section: Any = OmegaConf.to_container(config.compose("pretrain", overrides).cluster)
+    section: Any = OmegaConf.to_container(compose("pretrain", overrides).cluster)
     return dict(section)
 
 
 def _catalogue(overrides: list[str]) -> dict[str, str]:
-    from reproduce import config
+    from reproduce.config.compose import compose
 
-    data = config.compose("pretrain", overrides).data
+    data = compose("pretrain", overrides).data
     return {"name": data.name, "source": data.imagenet.source}
 
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from models.zoo import entries
 from models.zoo.entries import PREFIX
-from reproduce import config
+from reproduce.config.compose import compose
+from reproduce.config.identity import identity
 from reproduce.errors import UserError
 from reproduce.harness import results
 from reproduce.harness.plan.model import Run
@@ -115,7 +116,7 @@ def _results(run: Run, checkpoint: str, best_of: BestOf | None) -> list[Result]:
         if Path(_address(str(theirs.checkpoint))).name != checkpoint:
             continue
         setting = str(OmegaConf.select(theirs, chosen)) if chosen else ""
-        same = same or _protocol(config.compose("evaluate", run.overrides), chosen)
+        same = same or _protocol(compose("evaluate", run.overrides), chosen)
         if _protocol(theirs, chosen) == same:
             by_setting.setdefault(setting, []).append(result)
     if best_of is None or len(by_setting) < len(best_of.values):
@@ -146,4 +147,4 @@ def _protocol(cfg: DictConfig, chosen: str) -> dict[str, Any]:
     cfg.checkpoint, cfg.seed = "", 0
     if chosen:
         OmegaConf.update(cfg, chosen, None)
-    return {key: value for key, value in config.identity(cfg).items() if key != "normalize"}
+    return {key: value for key, value in identity(cfg).items() if key != "normalize"}

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from models.zoo import entries
-from reproduce.config import CONF
+from reproduce.config.compose import CONF_DIR
 from reproduce.data.prepare import download as downloads
 from reproduce.data.prepare.download import Digest, DigestMismatch, download
 from reproduce.errors import Unavailable, UserError
@@ -238,7 +238,7 @@ def test_every_entry_can_be_followed() -> None:
         assert item.status == "unknown", (
             "nothing has been downloaded yet: a verified entry has a sha256, and this changes"
         )
-        assert (CONF / "normalize" / f"{item.normalize}.yaml").is_file()
+        assert (CONF_DIR / "normalize" / f"{item.normalize}.yaml").is_file()
         for algorithm, digits in item.published.items():
             assert algorithm in hashlib.algorithms_guaranteed
             assert set(digits) <= set("0123456789abcdef")

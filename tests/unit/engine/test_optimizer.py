@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
 from reproduce.config.schema import Optimizer
+from reproduce.config.validate import to_dataclass
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.schedule import learning_rate
 
@@ -35,7 +36,7 @@ def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
 )
 def test_the_rate_at_the_start_of_an_epoch_is_the_recipes(experiment: str, rates: dict[int, float]) -> None:
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper"])
-    optimizer = typed(cfg.optimizer, Optimizer, "optimizer")
+    optimizer = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     steps = 7
     found = {epoch: learning_rate(steps * epoch, steps * cfg.epochs, cfg.epochs, optimizer) for epoch in rates}
     assert found == pytest.approx(rates)

@@ -17,7 +17,8 @@ from evals.coco_detr import Protocol, detected, learning_rates, loss, optimizer
 from evals.coco_detr.detector import Detr, Size, sine_positions
 from evals.coco_detr.losses import Target, Weights, corners, losses, match
 from models.networks.resnet import ResNet
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
+from reproduce.config.validate import to_dataclass
 from reproduce.errors import TrainingFailed
 
 WIDTH = 0.25
@@ -129,7 +130,7 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
     frozen = {name.split(".")[2] for name, value in ours.named_parameters() if not value.requires_grad}
     assert frozen == {"conv1", "layer1"}
     assert not [name for name, _ in ours.named_parameters() if ".bn" in name or "downsample.1" in name]
-    protocol = typed(
+    protocol = to_dataclass(
         compose("evaluate", ["eval=coco_detr", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol"
     )
     groups = optimizer(ours, protocol).param_groups

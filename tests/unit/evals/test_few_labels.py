@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evals.finetune import Protocol, Subset, labelled, learning_rates
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
+from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.errors import UserError
 
@@ -19,7 +20,9 @@ def of_classes(num_classes: int, num_each: int, name: str = "n{:08d}") -> ImageL
 
 
 def protocol(name: str) -> Protocol:
-    return typed(compose("evaluate", [f"eval={name}", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol")
+    return to_dataclass(
+        compose("evaluate", [f"eval={name}", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol"
+    )
 
 
 @pytest.mark.parametrize(

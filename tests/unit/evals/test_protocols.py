@@ -18,7 +18,7 @@ from evals.linear import Probe, Protocol, learning_rate
 from evals.setting import Pixels, top_hits
 from evals.voc07_svm import average_precision, best_cost
 from models.networks.resnet import ResNet
-from reproduce.config import compose
+from reproduce.config.compose import compose
 from reproduce.engine.features import FeatureStore
 from reproduce.errors import UserError
 from reproduce.evaluate import evaluate

@@ -15,7 +15,8 @@ from evals.voc_detection.detector import NEW, build, configuration, converted
 from evals.voc_detection.voc import evaluator
 from models.networks.resnet import ResNet
 from models.zoo.layouts import SamePool
-from reproduce.config import compose, typed
+from reproduce.config.compose import compose
+from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.voc import CLASSES, Annotated, VocBox
 from reproduce.errors import UserError
 
@@ -24,7 +25,7 @@ CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")
 
 def protocol(scale: str, *overrides: str) -> Protocol:
     asked = ["eval=voc_detection", f"scale={scale}", "checkpoint=x", *overrides]
-    return typed(compose("evaluate", asked).protocol, Protocol, "protocol")
+    return to_dataclass(compose("evaluate", asked).protocol, Protocol, "protocol")
 
 
 def random_trunk() -> ResNet:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from reproduce import config
+from reproduce.config.compose import compose
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import CACHE, Plan, Request, Run
 from reproduce.harness.spec import tables
@@ -91,7 +91,7 @@ def sing(finish: Callable[..., None]) -> Callable[..., Run]:
         (run,) = build.one(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
         finish(run, value)
         (Path(run.folder) / "config.yaml").write_text(
-            OmegaConf.to_yaml(config.compose("evaluate", run.overrides), resolve=True)
+            OmegaConf.to_yaml(compose("evaluate", run.overrides), resolve=True)
         )
         return run
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import config
+from reproduce.config.compose import CONF_DIR, compose
+from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness import results
 from reproduce.harness.plan import build
@@ -45,8 +46,8 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
 
 def test_runs_are_named_as_they_name_themselves(smoke: Plan) -> None:
     for run in smoke.runs.values():
-        cfg = config.compose(run.kind, run.overrides)
-        assert (config.run_id(cfg), str(config.run_dir(cfg))) == (run.run_id, run.folder)
+        cfg = compose(run.kind, run.overrides)
+        assert (run_id(cfg), str(run_dir(cfg))) == (run.run_id, run.folder)
 
 
 def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None
     odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
     plan = build.make(Request(("table7",), "smoke", data=odd))
     for run in plan.runs.values():
-        assert config.compose(run.kind, run.overrides).paths.data == odd
+        assert compose(run.kind, run.overrides).paths.data == odd
 
 
 def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:
@@ -130,8 +131,8 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     shutil.copytree(REPO_ROOT / "reproduce" / "conf", Path("code/reproduce/conf"))
     shutil.copytree(REPO_ROOT / "reproduce" / "config", Path("code/reproduce/config"))
     monkeypatch.setattr(composer, "REPO_ROOT", Path("code").resolve())
-    monkeypatch.setattr("reproduce.config.compose.CONF", Path("code/reproduce/conf").resolve())
-    conf = config.CONF / file
+    monkeypatch.setattr("reproduce.config.compose.CONF_DIR", Path("code/reproduce/conf").resolve())
+    conf = CONF_DIR / file
     assert before in conf.read_text()
     conf.write_text(conf.read_text().replace(before, after))
     again = build.make(smoke.request)
@@ -198,8 +199,8 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
     ]
     for kind, what in asked:
         run = composer.run(kind, [*what, "scale=smoke", *overrides], [])
-        cfg = config.compose(kind, [*what, "scale=smoke", *overrides])
-        assert (run.run_id, run.seed, run.folder) == (config.run_id(cfg), cfg.seed, str(config.run_dir(cfg)))
+        cfg = compose(kind, [*what, "scale=smoke", *overrides])
+        assert (run.run_id, run.seed, run.folder) == (run_id(cfg), cfg.seed, str(run_dir(cfg)))
 
 
 def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:

@@ -1,0 +1,50 @@
+"""The identity of a run: the part of its config that decides its numbers, the hash of that part, and the run's name."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+UNHASHED_SECTIONS = ("paths", "cluster", "logging", "sentinel", "data")
+"""Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
+that a run reads is under `dataset`.)"""
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return the part of `cfg` that decides what a run computes, as plain data.
+
+    A checkpoint file counts by its content, not by its path.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    hashed = {str(key): _without_nulls(value) for key, value in plain.items() if key not in UNHASHED_SECTIONS}
+    hashed["scale"] = hashed["scale"]["name"]
+    checkpoint = Path(str(hashed.get("checkpoint", "")))
+    if checkpoint.is_file():
+        hashed["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return hashed
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop keys that are null, so that an option added later leaves the names of earlier runs alone."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Return the SHA-256 of a config's identity, in hex."""
+    text = json.dumps(identity(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_id(cfg: DictConfig) -> str:
+    """Return the run's name: config name, seed and the first ten digits of the hash. Equal configs are one run."""
+    return f"{cfg.name}-s{cfg.seed}-{config_hash(cfg)[:10]}"
+
+
+def run_dir(cfg: DictConfig) -> Path:
+    """Return the folder that holds the run's files."""
+    return Path(cfg.paths.results) / cfg.scale.name / run_id(cfg)

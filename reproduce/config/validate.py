@@ -1,0 +1,71 @@
+"""Checks of a config beyond the types of its schema: overrides, bounds, and sections whose schema lies elsewhere."""
+
+import dataclasses
+import re
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from reproduce.errors import UserError, did_you_mean
+
+MIN_VALUES: dict[str, float] = {
+    **dict.fromkeys(("seed", "cluster.num_workers", "method.queue_length", "optimizer.lr", "optimizer.momentum"), 0),
+    **dict.fromkeys(("batch_size", "protocol.epochs", "protocol.batch_size", "method.num_prototypes"), 1),
+    **dict.fromkeys(("cluster.num_processes", "cluster.num_threads", "logging.every_steps"), 1),
+    "network.batchnorm_images": 1,
+    "network.width": 1 / 64,  # one channel
+}
+LENGTHS = {"crops.augment.jitter": 4, "crops.augment.blur_radius_px": 2, "normalize.mean": 3, "normalize.std": 3}
+ON_BAD_IMAGE = ("stop", "skip")
+RUN_NAME = re.compile(r"\w[\w.+-]*")
+"""Valid names of runs: a folder, a Snakemake rule and a cluster job are named after the run."""
+T = TypeVar("T")
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse values that would end later in a traceback, or in a run that finishes without having trained.
+
+    Raises `UserError` naming the key.
+    """
+    if not RUN_NAME.fullmatch(cfg.name):
+        raise UserError(f"config name={cfg.name!r}: use letters, digits and any of _ . + - only")
+    for key, minimum in MIN_VALUES.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value >= minimum:  # NaN neither
+            raise UserError(f"config {key}={value}: it must be {minimum:g} or more")
+    if "epochs" in cfg and cfg.epochs < (trains := cfg.method.name != "none"):
+        raise UserError(f"config epochs={cfg.epochs}: it must be {trains:d} or more")
+    for key, length in LENGTHS.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and len(value) != length:
+            raise UserError(f"config {key}={value}: it must have {length} values")
+    _check_crops(cfg)
+    if cfg.get("on_bad_image", "stop") not in ON_BAD_IMAGE:
+        raise UserError(
+            f"there is no on_bad_image {cfg.on_bad_image!r}: {did_you_mean(cfg.on_bad_image, ON_BAD_IMAGE)}"
+        )
+
+
+def _check_crops(cfg: DictConfig) -> None:
+    for number, view in enumerate(OmegaConf.select(cfg, "crops.views") or []):
+        if len(view.area) != 2 or min(view.num, view.size_px) < 1:
+            raise UserError(
+                f"config crops.views[{number}]={view}: num and size_px must be 1 or more, and area must have two values"
+            )
+    if "crops" in cfg and not cfg.crops.views:
+        raise UserError("config crops.views=[]: there must be at least one view")
+
+
+def to_dataclass(section: Any, schema: type[T], where: str) -> T:
+    """Convert a config section to an instance of its dataclass `schema`; `where` is the section's name in errors.
+
+    Raises `UserError` for an unknown key or a value of the wrong type.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), section))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        valid = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
+        hint = "" if key in valid else f": {did_you_mean(key, valid)}"
+        raise UserError(f"config {where}.{key}: {str(error).splitlines()[0]}{hint}") from error
