@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reproduce.config.schema import Augment, Crops, Dataset, Normalize, View
 from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches, multicrop_batches
-from reproduce.data.pipeline.sampler import Order, StepSampler, epoch_order_for, epoch_permutation
+from reproduce.data.pipeline.sampler import EpochOrder, StepSampler, epoch_order_for, epoch_permutation
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints, Part
 from reproduce.engine.distributed.collectives import (
@@ -251,7 +251,7 @@ def train_network(
     epochs: int,
     batch_size: int,
     setting: Setting,
-    order: Order = epoch_permutation,
+    order: EpochOrder = epoch_permutation,
     clip_norm: float = math.inf,
 ) -> None:
     """Train `net` as all ranks share it: `loss_of(net, batch, step)` on each of the sampler's `batches`.

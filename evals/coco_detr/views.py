@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 from evals.coco_detr.losses import Target
 from reproduce.config.schema import Normalize
 from reproduce.data.datasets.coco import Boxed
-from reproduce.data.datasets.image_folder import UnreadableImage
-from reproduce.data.pipeline.dataloader import OnUnreadable, data_loader
-from reproduce.data.pipeline.multicrop import generator
-from reproduce.data.pipeline.sampler import StepSampler, read_or_next
+from reproduce.data.datasets.image_file import UnreadableImage
+from reproduce.data.pipeline.dataloader import OnUnreadable, build_dataloader
+from reproduce.data.pipeline.image_io import read_or_next
+from reproduce.data.pipeline.sampler import StepSampler, rng_for
 
 FLIP_PROBABILITY = 0.5
 LEFT_RIGHT = [0, 2]
@@ -117,7 +117,7 @@ class TrainingViews(Dataset[tuple[Seen, list[str]]]):
         epoch, index = at
         instead, image, bad = read_or_next(len(self.pictures), index, lambda number: self.pictures[number].read())
         about = self.pictures[instead]
-        return training_view(image, about.boxes, about.labels, self.views, generator(self.seed, epoch, index)), bad
+        return training_view(image, about.boxes, about.labels, self.views, rng_for(self.seed, epoch, index)), bad
 
 
 @dataclass
@@ -165,7 +165,7 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
     """Per step this rank's images `(B, 3, H, W)`, their padding `(B, H, W)` and targets, on the device."""
     dataset = TrainingViews(pictures, views, sampler.seed)
-    for batch in data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=padded):
+    for batch in build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=padded):
         on_unreadable(batch.bad)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))
         targets = [Target(target.labels.to(device), target.boxes.to(device)) for target in batch.targets]
@@ -206,7 +206,7 @@ def test_pictures(
 
     One at a time: padding would make what is detected in a picture depend on the others of its batch.
     """
-    for index, pixels, bad in data_loader(TestViews(pictures, views), num_workers, batch_size=None):
+    for index, pixels, bad in build_dataloader(TestViews(pictures, views), num_workers, batch_size=None):
         if bad:
             on_unreadable([bad])
             continue

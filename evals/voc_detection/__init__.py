@@ -27,7 +27,7 @@ from reproduce.data import detections
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.voc import CLASSES, Annotated, read_boxes
 from reproduce.data.detections import Box, Detected
-from reproduce.data.pipeline.dataloader import data_loader
+from reproduce.data.pipeline.dataloader import build_dataloader
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.checkpoint import Checkpoints
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
@@ -142,7 +142,7 @@ def batches(
     """Each step's pictures of this rank, augmented, as Detectron2 takes them."""
     wide = [picture.width > picture.height for picture in train]
     steps = GroupedSteps(wide, cfg.SOLVER.IMS_PER_BATCH, seed, first_step, num_steps, rank(), world_size())
-    data = data_loader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
+    data = build_dataloader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
     for inputs, bad in data:
         setting.on_unreadable(bad)
         yield inputs
@@ -155,7 +155,7 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
     mine = test[rank() :: world_size()]
     shown = detections.chosen(len(mine))
     drawn: list[Detected] = []
-    data = data_loader(Testing(mine, cfg), setting.num_workers, batch_size=None)
+    data = build_dataloader(Testing(mine, cfg), setting.num_workers, batch_size=None)
     undecodable = 0
     with evaluator(test) as ours:
         for index, (inputs, bad) in enumerate(data):

@@ -7,10 +7,9 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
-from reproduce.data.datasets.image_folder import DECODE_ERRORS
+from reproduce.data.datasets.image_file import DECODE_ERRORS
 from reproduce.data.datasets.voc import Annotated
-from reproduce.data.pipeline.multicrop import generator
-from reproduce.data.pipeline.sampler import epoch_permutation
+from reproduce.data.pipeline.sampler import epoch_permutation, rng_for
 from reproduce.errors import UserError
 
 Record = dict[str, Any]
@@ -93,7 +92,7 @@ class Training(Dataset[tuple[Record, list[str]]]):
     def __getitem__(self, at: tuple[int, int]) -> tuple[Record, list[str]]:
         """Picture `index` as it is seen at a place of the run: the augmentation depends on nothing else."""
         place, index = at
-        np.random.seed(generator(self.seed, 0, place).integers(2**32))  # noqa: NPY002 - what Detectron2 draws from
+        np.random.seed(rng_for(self.seed, 0, place).integers(2**32))  # noqa: NPY002 - what Detectron2 draws from
         bad: list[str] = []
         for shift in range(len(self.pictures)):
             # A picture that can't be decoded is replaced by the next one, so that the batch keeps its size.

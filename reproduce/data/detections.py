@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reproduce.data.datasets.image_folder import read_image
+from reproduce.data.datasets.image_file import read_image
 from reproduce.files import read_json, write_json
 
 FILE = "detections.json"

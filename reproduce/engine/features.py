@@ -22,8 +22,9 @@ from reproduce.files import read_json, write_atomic_with, write_json
 MADE_BY = (
     *("models.zoo.load", "models.zoo.layouts", "models.zoo.tensor_bundle", "models.networks.resnet"),
     *(
+        "reproduce.data.datasets.image_file",
+        "reproduce.data.pipeline.center_crop",
         "reproduce.data.pipeline.dataloader",
-        "reproduce.data.datasets.image_folder",
         "reproduce.engine.precision",
         __name__,
     ),

@@ -13,9 +13,9 @@ from torchvision import transforms
 
 from reproduce.config.schema import Augment, View
 from reproduce.data.pipeline.augment import augment
-from reproduce.data.pipeline.image_io import decode
-from reproduce.data.pipeline.multicrop import generator, multi_crop
-from reproduce.data.pipeline.sampler import CropBatch, Sample, collate_crops
+from reproduce.data.pipeline.image_io import decode_image
+from reproduce.data.pipeline.multicrop import MultiCropBatch, MultiCropSample, collate_multicrop, multi_crop
+from reproduce.data.pipeline.sampler import rng_for
 from tests.benchmarks.conftest import Compare
 
 NUM_PICTURES = 32
@@ -73,12 +73,12 @@ def _blur(picture: Image.Image) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(random.uniform(*AUGMENT.blur_radius_px)))
 
 
-def cpu_part(encoded: list[bytes], views: list[View]) -> CropBatch:
-    samples: list[Sample] = [
-        (multi_crop(decode(picture, ""), views, AUGMENT, generator(0, 0, index)), 0, [])
+def cpu_part(encoded: list[bytes], views: list[View]) -> MultiCropBatch:
+    samples: list[MultiCropSample] = [
+        MultiCropSample(multi_crop(decode_image(picture, ""), views, AUGMENT, rng_for(0, 0, index)), 0, [])
         for index, picture in enumerate(encoded)
     ]
-    return collate_crops(samples)
+    return collate_multicrop(samples)
 
 
 def whole(encoded: list[bytes], views: list[View]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reproduce.data.datasets.image_folder import UnreadableImage, read_image
+from reproduce.data.datasets.image_file import UnreadableImage, read_image
 from reproduce.errors import UserError
 
 OUTSIDE_PX = 1.0

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import DECODE_ERRORS, SHARDS, ImageList
+from reproduce.data.datasets.image_file import DECODE_ERRORS
+from reproduce.data.datasets.image_folder import SHARDS, ImageList
 from reproduce.data.datasets.shards import read_index
 from reproduce.errors import UserError
 

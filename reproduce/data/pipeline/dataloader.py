@@ -1,29 +1,29 @@
-"""Batches ready on the device: what the loop and the evaluations iterate over."""
+"""Batches on the training device: what the training loop and the evaluations iterate over."""
 
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reproduce.config.schema import Crops, Normalize
-from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image
+from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.augment import augment
-from reproduce.data.pipeline.sampler import MultiCropDataset, StepSampler, collate_crops
+from reproduce.data.pipeline.center_crop import CenterCropDataset, collate_center_crops
+from reproduce.data.pipeline.multicrop import MultiCropDataset, collate_multicrop
+from reproduce.data.pipeline.sampler import StepSampler
 
 OnUnreadable = Callable[[list[str]], None]
-"""What to do with the names of files that could not be decoded: stop, or count and go on."""
+"""Called with the unreadable files of every batch (often none), each with its error: stops the run or counts them."""
 
-CenterCropSample = tuple[int, np.ndarray | None, str]
-"""Index, pixels `(3, crop_px, crop_px)` uint8, and "" - or None and what is wrong with the file."""
+PREFETCH_BATCHES = 4
+"""Batches that each worker prepares ahead."""
 
 
 def multicrop_batches(
-    pictures: ImageList,
+    images: ImageList,
     recipe: Crops,
     sampler: StepSampler,
     *,
@@ -31,51 +31,24 @@ def multicrop_batches(
     device: torch.device,
     on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Per step this rank's crops, a list of normalised `(B, 3, S, S)` float32, and labels `(B,)`.
+    """Yield this rank's batch of each step: a list of augmented crops, and labels `(B,)` int64.
 
-    Channels-last in memory: what both CPU and GPU convolutions are fastest on.
+    Each crop is `(B, 3, S, S)` float32, normalized, on `device`; channels-last in memory, the layout in which CPU and
+    GPU convolutions are fastest.
     """
     mean, std = _mean_and_std(recipe.normalize, device)
-    dataset = MultiCropDataset(pictures, recipe.views, recipe.augment, sampler.seed)
-    loader = data_loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_crops)
+    dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
+    loader = build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_multicrop)
     for batch in loader:
-        on_unreadable(batch.bad)
+        on_unreadable(batch.unreadable)
         crops: list[Tensor] = []
         for pixels, parameters, view in zip(batch.crops, batch.parameters, recipe.views, strict=True):
             crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
         yield crops, batch.labels.to(device, non_blocking=True)
 
 
-def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
-    return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
-
-
-class CenterCropDataset(Dataset[CenterCropSample]):
-    """Each picture once, resized to `resize_px` on its shorter side and cut to its `crop_px` centre."""
-
-    def __init__(self, pictures: ImageList, resize_px: int, crop_px: int) -> None:
-        self.pictures, self.resize_px, self.crop_px = pictures, resize_px, crop_px
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> CenterCropSample:
-        """Picture `index`, cut."""
-        try:
-            image = read_image(self.pictures.paths[index], self.pictures.read_bytes(index))
-        except UnreadableImage as error:
-            return index, None, str(error)
-        width, height = image.size
-        shorter = min(width, height)
-        size = int(self.resize_px * width / shorter), int(self.resize_px * height / shorter)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        left, top = round((image.width - self.crop_px) / 2), round((image.height - self.crop_px) / 2)
-        box = (left, top, left + self.crop_px, top + self.crop_px)
-        return index, np.asarray(image.crop(box)).transpose(2, 0, 1), ""
-
-
 def center_crop_batches(
-    pictures: ImageList,
+    images: ImageList,
     resize_px: int,
     crop_px: int,
     normalize: Normalize,
@@ -85,35 +58,37 @@ def center_crop_batches(
     device: torch.device,
     on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each picture once, in order: indices `(B,)` and normalised pixels `(B, 3, crop_px, crop_px)`."""
+    """Yield each readable image once, in order: indices `(B,)` and normalized pixels `(B, 3, crop_px, crop_px)`.
+
+    Indices are int64 on the host; pixels are float32 on `device`, channels-last in memory.
+    """
     mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
-    dataset = CenterCropDataset(pictures, resize_px, crop_px)
-    loader = data_loader(dataset, num_workers, batch_size=batch_size, collate_fn=_collate_centres)
-    for indices, pixels, bad in loader:
-        on_unreadable(bad)
+    dataset = CenterCropDataset(images, resize_px, crop_px)
+    loader = build_dataloader(dataset, num_workers, batch_size=batch_size, collate_fn=collate_center_crops)
+    for indices, pixels, unreadable in loader:
+        on_unreadable(unreadable)
         if len(indices):
             x = (pixels.to(device, non_blocking=True).float() / 255 - mean) / std
             yield indices, x.contiguous(memory_format=torch.channels_last)
 
 
-def _collate_centres(samples: list[CenterCropSample]) -> tuple[Tensor, Tensor, list[str]]:
-    good = [(index, pixels) for index, pixels, _ in samples if pixels is not None]
-    pixels = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else torch.empty(0)
-    return torch.tensor([index for index, _ in good]), pixels, [bad for _, _, bad in samples if bad]
+def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
+    """Return the channels' mean and standard deviation, `(3,)` float32 each, of pixels in [0, 1]."""
+    return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
 
 
-def data_loader(dataset: Dataset[Any], num_workers: int, **arguments: Any) -> DataLoader[Any]:
-    """A loader whose workers leave signals to the run itself; `arguments` are torch's own."""
+def build_dataloader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
+    """Return a torch DataLoader whose workers ignore SIGTERM; `options` are torch's own."""
     return DataLoader(
         dataset,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_leave_stopping_to_the_parent,
-        **arguments,
+        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+        worker_init_fn=_ignore_sigterm,
+        **options,
     )
 
 
-def _leave_stopping_to_the_parent(_: int) -> None:
-    """A scheduler signals every process of a job; a worker that died of it would take the last save with it."""
+def _ignore_sigterm(_: int) -> None:
+    """Ignore SIGTERM in a worker: schedulers signal every process, and the run needs its workers to checkpoint."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

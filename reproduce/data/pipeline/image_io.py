@@ -1,7 +1,9 @@
-"""From a picture as it is stored to its pixels."""
+"""Decode stored images to uint8 tensors, and replace those that can't be decoded."""
 
 import contextlib
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,29 +11,49 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchcodec.decoders import decode_jpeg
 
-from reproduce.data.datasets.image_folder import read_image
+from reproduce.data.datasets.image_file import UnreadableImage, read_image
+from reproduce.errors import UserError
 
-JPEG = b"\xff\xd8\xff"
-"""How every JPEG file begins."""
+JPEG_MAGIC = b"\xff\xd8\xff"
+"""The first bytes of every JPEG file."""
+EXIF_SEARCH_BYTES = 65_536
+
+Decoded = TypeVar("Decoded")
 
 
-def decode(encoded: bytes, path: str) -> Tensor:
-    """Decode to RGB pixels `(3, H, W)` uint8, channels-last in memory. Raises `UnreadableImage` if PIL can't read it.
+def decode_image(encoded: bytes, path: str) -> Tensor:
+    """Decode to RGB pixels `(3, H, W)` uint8, channels-last in memory. `path` appears in errors only.
 
-    JPEG goes to torch's own decoder, which gives the same bits as PIL in less time; what is left, to PIL.
+    torchcodec decodes JPEG, bit-identical to PIL and faster; PIL decodes everything else. Raises `UnreadableImage` if
+    the content is truncated or is no image.
     """
-    if encoded.startswith(JPEG) and not _turned(encoded):
-        with contextlib.suppress(RuntimeError):  # of a damaged file, PIL says better what is wrong with it
+    if encoded.startswith(JPEG_MAGIC) and not _has_exif_rotation(encoded):
+        with contextlib.suppress(RuntimeError):  # PIL describes better what is wrong with a damaged file
             pixels: Tensor = decode_jpeg(encoded, mode="RGB")
             return pixels
     return torch.from_numpy(np.array(read_image(path, encoded))).permute(2, 0, 1)
 
 
-def _turned(encoded: bytes) -> bool:
-    """Whether its EXIF says how to turn it: torch's decoder would, PIL, by which evaluations cut theirs, does not."""
-    if b"Exif\0\0" not in encoded[:65_536]:
+def _has_exif_rotation(encoded: bytes) -> bool:
+    """Return whether EXIF asks for a rotation, which torchcodec applies but PIL (used by the evaluations) ignores."""
+    if b"Exif\0\0" not in encoded[:EXIF_SEARCH_BYTES]:
         return False
     try:
         return Image.open(io.BytesIO(encoded)).getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # noqa: BLE001 - EXIF is broken in many ways; PIL then gives the pixels as they are
+    except Exception:  # noqa: BLE001 - EXIF is broken in many ways; PIL then returns the pixels as stored
         return True
+
+
+def read_or_next(num_images: int, index: int, read: Callable[[int], Decoded]) -> tuple[int, Decoded, list[str]]:
+    """Read image `index`, or the next readable one; return its index, the image, and the unreadable files.
+
+    A batch so keeps its size. Raises `UserError` if none of the `num_images` images can be read.
+    """
+    unreadable: list[str] = []
+    for shift in range(num_images):
+        used_index = (index + shift) % num_images
+        try:
+            return used_index, read(used_index), unreadable
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+    raise UserError(f"none of the {num_images} images can be read; the first error: {unreadable[0]}")

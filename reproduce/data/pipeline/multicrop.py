@@ -1,21 +1,27 @@
-"""Multi-crop, the part on the CPU: random-resized crops as bytes, and each crop's colour parameters (A.2).
+"""Multi-crop on the CPU: cut random-resized uint8 crops and draw each crop's augmentation parameters (A.2).
 
-Everything is drawn from one generator per (seed, epoch, index), so a picture's crops do not depend on the number of
-workers or processes.
+All draws come from `rng_for(seed, epoch, index)`, so an image's crops do not depend on the number of workers or ranks.
+`augment` applies the parameters on the training device.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from reproduce.config.schema import Augment, View
+from reproduce.data.datasets.image_folder import ImageList
+from reproduce.data.pipeline.image_io import decode_image, read_or_next
+from reproduce.data.pipeline.sampler import rng_for
 
-RATIO = (3 / 4, 4 / 3)
-"""Aspect ratios of a crop, drawn log-uniformly (torchvision's default)."""
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Range of a crop's width / height, drawn log-uniformly (torchvision's default)."""
 
 PARAMETERS = (
     "flip",
@@ -30,45 +36,104 @@ PARAMETERS = (
     "gray",
     "blur",
 )
-"""One row of colour parameters per crop: factors (1 = unchanged), hue shift in turns, the order of the four jitter
-operations, grayscale as 0/1, and the blur's standard deviation in pixels (0 = none)."""
+"""Columns of the augmentation parameters, one row per crop: flip and gray are 0 or 1; brightness, contrast and
+saturation are factors (1 = unchanged); hue is a shift in turns; order0..3 is the order of the four jitter operations;
+blur is a standard deviation in pixels (0 = none)."""
 
 
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one picture in one epoch: a counter-based generator keyed by all three."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, (epoch << 40) | index], dtype=np.uint64)))
+class MultiCropSample(NamedTuple):
+    """One image's crops: per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(PARAMETERS))` float32."""
+
+    views: list[tuple[Tensor, Tensor]]
+    label: int
+    unreadable: list[str]
+    """Files that could not be read and were replaced by the next one."""
 
 
-def random_box(rng: np.random.Generator, width: int, height: int, area: Sequence[float]) -> tuple[int, int, int, int]:
-    """A crop `(left, top, right, bottom)` in pixels covering a share of the picture within `area`.
+@dataclass
+class MultiCropBatch:
+    """One rank's share of a step: per view, crops `(num * B, 3, S, S)` uint8 and parameters float32, crop 0 first."""
 
-    Distributed as torchvision's RandomResizedCrop: ten tries, then the largest centre crop within the aspect ratios.
+    crops: list[Tensor]
+    parameters: list[Tensor]
+    labels: Tensor
+    unreadable: list[str]
+
+
+class MultiCropDataset(Dataset[MultiCropSample]):
+    """The crops of each image in each epoch, indexed by `(epoch, image index)`."""
+
+    def __init__(self, images: ImageList, views: Sequence[View], augment: Augment, seed: int) -> None:
+        self.images, self.views, self.augment, self.seed = images, views, augment, seed
+
+    def __getitem__(self, at: tuple[int, int]) -> MultiCropSample:
+        """Return the crops of image `index` in `epoch`, or of the next readable image, with that image's label."""
+        epoch, index = at
+        images = self.images
+        used_index, image, unreadable = read_or_next(
+            len(images), index, lambda number: decode_image(images.read_bytes(number), images.paths[number])
+        )
+        views = multi_crop(image, self.views, self.augment, rng_for(self.seed, epoch, index))
+        return MultiCropSample(views, images.labels[used_index], unreadable)
+
+
+def collate_multicrop(samples: list[MultiCropSample]) -> MultiCropBatch:
+    """Stack samples crop by crop: `(num * B, ...)`, with crop 0 of all images first."""
+    views = list(zip(*(sample.views for sample in samples), strict=True))
+    crops = [torch.stack([crops for crops, _ in view], dim=1).flatten(0, 1) for view in views]
+    rows = [torch.stack([rows for _, rows in view], dim=1).flatten(0, 1) for view in views]
+    labels = torch.tensor([sample.label for sample in samples])
+    return MultiCropBatch(crops, rows, labels, [name for sample in samples for name in sample.unreadable])
+
+
+def multi_crop(
+    image: Tensor, views: Sequence[View], augment: Augment, rng: np.random.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """Cut the crops of an image `(3, H, W)` uint8 and draw their augmentation parameters.
+
+    Returns, per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(PARAMETERS))` float32.
+    """
+    height, width = image.shape[1:]
+    out = []
+    for view in views:
+        boxes = [random_crop_box(rng, width, height, view.area) for _ in range(view.num)]
+        crops = torch.stack([crop_and_resize(image, box, view.size_px) for box in boxes])
+        out.append((crops, torch.from_numpy(np.stack([draw_parameters(rng, augment) for _ in boxes]))))
+    return out
+
+
+def random_crop_box(
+    rng: np.random.Generator, width: int, height: int, scale: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Draw a crop `(left, top, right, bottom)` in pixels that covers a share of the image within `scale`.
+
+    Distributed as torchvision's RandomResizedCrop: ten tries, then the largest center crop within the aspect ratios.
     """
     for _ in range(10):
-        pixels = width * height * rng.uniform(area[0], area[1])
-        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        pixels = width * height * rng.uniform(scale[0], scale[1])
+        ratio = math.exp(rng.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    w = min(width, round(height * RATIO[1]))
-    h = min(height, round(width / RATIO[0]))
+    w = min(width, round(height * ASPECT_RATIOS[1]))
+    h = min(height, round(width / ASPECT_RATIOS[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
-def resized(image: Tensor, box: tuple[int, int, int, int], size_px: int) -> Tensor:
-    """Cut `box` out of a picture `(3, H, W)` uint8, then resize it: `(3, size_px, size_px)` uint8.
+def crop_and_resize(image: Tensor, box: tuple[int, int, int, int], size_px: int) -> Tensor:
+    """Cut `box` out of an image `(3, H, W)` uint8 and resize it: `(3, size_px, size_px)` uint8.
 
-    Bilinear and antialiased, as torchvision does it to a PIL picture (to a rounding, 1/255).
+    Bilinear with antialiasing; equals torchvision's resize of a PIL image up to rounding (1/255).
     """
     left, top, right, bottom = box
     cut = image[None, :, top:bottom, left:right]
     return functional.interpolate(cut, (size_px, size_px), mode="bilinear", antialias=True)[0]
 
 
-def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
-    """One row of `PARAMETERS`, float32, distributed as in SimCLR's augmentation."""
+def draw_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
+    """Draw one crop's augmentation parameters, `(len(PARAMETERS),)` float32, distributed as in SimCLR (A.2)."""
     flip = float(rng.random() < augment.flip_probability)
     factors, order = [1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3]
     if rng.random() < augment.jitter_probability:
@@ -77,22 +142,6 @@ def colour_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
         factors.append(rng.uniform(-hue, hue))
         order = rng.permutation(4).tolist()
     gray = float(rng.random() < augment.grayscale_probability)
-    least, most = augment.blur_radius_px
-    blur = rng.uniform(least, most) if rng.random() < augment.blur_probability else 0.0
+    low, high = augment.blur_radius_px
+    blur = rng.uniform(low, high) if rng.random() < augment.blur_probability else 0.0
     return np.array([flip, *factors, *order, gray, blur], dtype=np.float32)
-
-
-def multi_crop(
-    image: Tensor, views: Sequence[View], augment: Augment, rng: np.random.Generator
-) -> list[tuple[Tensor, Tensor]]:
-    """Of a picture `(3, H, W)` uint8, per view its crops and their colour parameters.
-
-    These are `(num, 3, S, S)` uint8 and `(num, len(PARAMETERS))` float32.
-    """
-    height, width = image.shape[1:]
-    out = []
-    for view in views:
-        boxes = [random_box(rng, width, height, view.area) for _ in range(view.num)]
-        crops = torch.stack([resized(image, box, view.size_px) for box in boxes])
-        out.append((crops, torch.from_numpy(np.stack([colour_parameters(rng, augment) for _ in boxes]))))
-    return out

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config.schema import Catalogue, Dataset
 from reproduce.config.validate import to_dataclass
-from reproduce.data.datasets.image_folder import SHARDS, SUFFIXES, UnreadableImage, read_image
+from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage, read_image
+from reproduce.data.datasets.image_folder import SHARDS
 from reproduce.data.datasets.shards import ABOUT, read_index
 from reproduce.data.datasets.voc import read_objects
 from reproduce.data.prepare import manifest

@@ -20,7 +20,8 @@ import numpy as np
 import webdataset
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_folder import SHARDS, ImageList, UnreadableImage, read_train_and_val
+from reproduce.data.datasets.image_file import UnreadableImage
+from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
 from reproduce.data.datasets.shards import ABOUT, INDEX, read_index
 from reproduce.data.datasets.voc import read_split
 from reproduce.data.prepare import manifest

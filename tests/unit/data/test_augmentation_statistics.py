@@ -12,8 +12,8 @@ from torchvision import transforms
 from reproduce.config.schema import Augment, Crops, Normalize, View
 from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.pipeline.dataloader import multicrop_batches
-from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator
-from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.data.pipeline.multicrop import PARAMETERS, draw_parameters
+from reproduce.data.pipeline.sampler import StepSampler, rng_for
 
 FULL = Augment(0.5, [0.8, 0.8, 0.8, 0.2], 0.8, 0.2, 0.5, [0.1, 2.0])
 AREA, SIZE_PX, NUM_PICTURES, NUM_EPOCHS = [0.14, 1.0], 32, 8, 75
@@ -73,7 +73,7 @@ def test_jitter_is_distributed_as_torchvisions() -> None:
     brightness, contrast, saturation, hue = FULL.jitter
     ranges = ([1 - brightness, 1 + brightness], [1 - contrast, 1 + contrast], [1 - saturation, 1 + saturation])
     theirs = [transforms.ColorJitter.get_params(*ranges, [-hue, hue]) for _ in range(3000)]
-    rows = np.stack([colour_parameters(generator(0, 0, index), FULL) for index in range(4000)])
+    rows = np.stack([draw_parameters(rng_for(0, 0, index), FULL) for index in range(4000)])
     jittered = rows[(rows[:, 1:5] != (1, 1, 1, 0)).any(axis=1)]
     assert len(jittered) / len(rows) == pytest.approx(0.8, abs=0.02)
     for number, name in enumerate(("brightness", "contrast", "saturation", "hue"), start=1):

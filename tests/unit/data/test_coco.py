@@ -11,7 +11,7 @@ from PIL import Image
 
 from reproduce.data.datasets import coco
 from reproduce.data.datasets.coco import read_split
-from reproduce.data.datasets.image_folder import UnreadableImage
+from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.errors import UserError
 
 Content = dict[str, Any]

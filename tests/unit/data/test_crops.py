@@ -14,12 +14,22 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from reproduce.config.schema import Augment, Crops, Normalize, View
-from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image, read_image_folder
+from reproduce.data.datasets.image_file import UnreadableImage, read_image
+from reproduce.data.datasets.image_folder import ImageList, read_image_folder
 from reproduce.data.pipeline import augment
-from reproduce.data.pipeline.dataloader import CenterCropDataset, multicrop_batches
-from reproduce.data.pipeline.image_io import decode
-from reproduce.data.pipeline.multicrop import PARAMETERS, colour_parameters, generator, multi_crop, random_box, resized
-from reproduce.data.pipeline.sampler import MultiCropDataset, StepSampler, collate_crops
+from reproduce.data.pipeline.center_crop import CenterCropDataset
+from reproduce.data.pipeline.dataloader import multicrop_batches
+from reproduce.data.pipeline.image_io import decode_image
+from reproduce.data.pipeline.multicrop import (
+    PARAMETERS,
+    MultiCropDataset,
+    collate_multicrop,
+    crop_and_resize,
+    draw_parameters,
+    multi_crop,
+    random_crop_box,
+)
+from reproduce.data.pipeline.sampler import StepSampler, rng_for
 from reproduce.errors import UserError
 from tests.host_sync import NoHostSync
 
@@ -36,7 +46,7 @@ def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), least=st.floats(0.01, 1.0), index=st.integers(0, 999))
 def test_a_box_lies_within_any_picture(width: int, height: int, least: float, index: int) -> None:
     """And has a pixel, and its ratio is within bounds, up to the rounding of its sides."""
-    left, top, right, bottom = random_box(generator(0, 0, index), width, height, (least, 1.0))
+    left, top, right, bottom = random_crop_box(rng_for(0, 0, index), width, height, (least, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     w, h = right - left, bottom - top
     assert (w - 1) / (h + 1) <= 4 / 3 or h == height
@@ -93,7 +103,7 @@ def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: 
 def test_whole_augmentation_equals_torchvisions_in_each_pictures_own_order() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.228, 0.224, 0.225])
     crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(40)])
-    rows = np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(40)])
+    rows = np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(40)])
     rows[:, PARAMETERS.index("blur")] = 0
     ours = augment.augment(crops, torch.from_numpy(rows), mean, std)
     operations = [
@@ -115,7 +125,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     image, area = torch.zeros(3, 40, 70), [0.14, 0.6]
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(image, area, [3 / 4, 4 / 3]) for _ in range(4000)])
-    boxes = [random_box(generator(0, 0, index), 70, 40, area) for index in range(4000)]
+    boxes = [random_crop_box(rng_for(0, 0, index), 70, 40, area) for index in range(4000)]
     ours = np.array([(top, left, bottom - top, right - left) for left, top, right, bottom in boxes])
     for column in range(4):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
@@ -124,7 +134,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
 def test_a_crop_equals_torchvisions_resized_crop() -> None:
     image = picture(3)
     for size_px in (24, 50):
-        ours = resized(as_tensor(image), (7, 5, 41, 33), size_px)
+        ours = crop_and_resize(as_tensor(image), (7, 5, 41, 33), size_px)
         expected = as_tensor(reference.resized_crop(image, 5, 7, 28, 34, [size_px, size_px]))
         assert (ours.int() - expected.int()).abs().max() <= 1
 
@@ -136,7 +146,7 @@ def test_pictures_are_decoded_to_pils_bits(mode: str, file_format: str) -> None:
     stored = BytesIO()
     picture(1).convert(mode).save(stored, file_format)
     expected = as_tensor(Image.open(stored).convert("RGB"))
-    assert torch.equal(decode(stored.getvalue(), "there"), expected)
+    assert torch.equal(decode_image(stored.getvalue(), "there"), expected)
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
@@ -147,7 +157,7 @@ def test_a_picture_is_not_turned_as_its_exif_says(orientation: int) -> None:
     picture(1).resize((60, 40)).save(stored, "JPEG", exif=exif)
     expected = as_tensor(Image.open(stored).convert("RGB"))
     assert expected.shape == (3, 40, 60)
-    assert torch.equal(decode(stored.getvalue(), "there"), expected)
+    assert torch.equal(decode_image(stored.getvalue(), "there"), expected)
 
 
 def test_no_picture_is_told_in_the_same_words_each_time() -> None:
@@ -155,9 +165,9 @@ def test_no_picture_is_told_in_the_same_words_each_time() -> None:
     said = set()
     for _ in range(2):
         with pytest.raises(UnreadableImage) as error:
-            decode(bytes(100), "there")
+            decode_image(bytes(100), "there")
         said.add(str(error.value))
-    assert said == {"there (no picture that PIL knows)"}
+    assert said == {"there (not an image format that PIL knows)"}
 
 
 def test_a_picture_cut_short_is_bad() -> None:
@@ -165,7 +175,7 @@ def test_a_picture_cut_short_is_bad() -> None:
     picture(1).save(stored, "JPEG")
     for length in (0, 10, 500, len(stored.getvalue()) // 2):
         with pytest.raises(UnreadableImage, match="there"):
-            decode(stored.getvalue()[:length], "there")
+            decode_image(stored.getvalue()[:length], "there")
 
 
 def test_centre_crops_equal_torchvisions(pictures: ImageList) -> None:
@@ -177,7 +187,7 @@ def test_centre_crops_equal_torchvisions(pictures: ImageList) -> None:
 
 
 def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
-    rows = np.stack([colour_parameters(generator(1, 0, index), FULL) for index in range(3000)])
+    rows = np.stack([draw_parameters(rng_for(1, 0, index), FULL) for index in range(3000)])
     jittered = (rows[:, 1:4] != 1).any(axis=1)
     assert abs(jittered.mean() - 0.8) < 0.03
     assert abs(rows[:, PARAMETERS.index("flip")].mean() - 0.5) < 0.04
@@ -191,7 +201,7 @@ def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
 
 def test_a_jitter_stronger_than_one_makes_no_factor_negative() -> None:
     strong = Augment(0.5, [1.5, 1.5, 1.5, 0.2], 1.0, 0.2, 0.5, [0.1, 2.0])
-    rows = np.stack([colour_parameters(generator(0, 0, index), strong) for index in range(200)])
+    rows = np.stack([draw_parameters(rng_for(0, 0, index), strong) for index in range(200)])
     assert 0 <= rows[:, 1:4].min() < 0.1 and 2.4 < rows[:, 1:4].max() <= 2.5
 
 
@@ -202,7 +212,7 @@ def test_colours_are_drawn_as_torchvision_draws_them() -> None:
     jitter = ColorJitter(*FULL.jitter)
     drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(4000)]
     theirs = np.array([factors for _, *factors in drawn])
-    rows = np.stack([colour_parameters(generator(2, 0, index), FULL) for index in range(5000)])
+    rows = np.stack([draw_parameters(rng_for(2, 0, index), FULL) for index in range(5000)])
     ours = rows[rows[:, 1] != 1]
     for column in range(4):
         assert ks_2samp(ours[:, 1 + column], theirs[:, column]).pvalue > 1e-3
@@ -233,7 +243,7 @@ def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures:
 def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
     before = crops.clone()
-    rows = torch.from_numpy(np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(24)]))
+    rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     made = []
     for pixels in (1, 5 * 32 * 32, 2**20):
         monkeypatch.setitem(augment.BLOCK_PIXELS, "cpu", pixels)
@@ -245,23 +255,23 @@ def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytes
 
 def test_augmentation_never_waits_for_the_device() -> None:
     crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
-    rows = torch.from_numpy(np.stack([colour_parameters(generator(0, 0, seed), FULL) for seed in range(24)]))
+    rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     with NoHostSync():  # type: ignore[no-untyped-call]
         augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2))
 
 
 def test_a_pictures_crops_depend_on_seed_epoch_and_index_only() -> None:
     def drawn(*key: int) -> bytes:
-        return multi_crop(as_tensor(picture(0)), VIEWS, FULL, generator(*key))[0][0].numpy().tobytes()
+        return multi_crop(as_tensor(picture(0)), VIEWS, FULL, rng_for(*key))[0][0].numpy().tobytes()
 
     assert drawn(0, 1, 2) == drawn(0, 1, 2)
     assert len({drawn(0, 1, 2), drawn(1, 1, 2), drawn(0, 2, 2), drawn(0, 1, 3)}) == 4
 
 
 def test_no_picture_of_an_epoch_has_the_random_numbers_of_one_of_another() -> None:
-    first = {generator(0, 0, 1 << bit).integers(2**63) for bit in range(40)}
+    first = {rng_for(0, 0, 1 << bit).integers(2**63) for bit in range(40)}
     assert len(first) == 40
-    assert generator(0, 1, 0).integers(2**63) not in first
+    assert rng_for(0, 1, 0).integers(2**63) not in first
 
 
 def test_processes_share_a_step_as_one_process_makes_it() -> None:
@@ -292,7 +302,7 @@ def test_fewer_pictures_than_a_batch_is_an_error() -> None:
 def test_batches_are_ordered_crop_by_crop(pictures: ImageList) -> None:
     dataset = MultiCropDataset(pictures, VIEWS, FULL, seed=0)
     samples = [dataset[(0, index)] for index in (4, 9)]
-    batch = collate_crops(samples)
+    batch = collate_multicrop(samples)
     assert [tuple(crops.shape) for crops in batch.crops] == [(4, 3, 32, 32), (6, 3, 16, 16)]
     assert torch.equal(batch.crops[0][2], samples[0][0][0][0][1])  # crop 1 of the first picture
     assert batch.labels.tolist() == [pictures.labels[4], pictures.labels[9]]
@@ -313,5 +323,5 @@ def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: ImageList
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not there"):
         read_image_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="contains no images"):
         read_image_folder(tmp_path)

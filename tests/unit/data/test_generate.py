@@ -8,7 +8,8 @@ import pytest
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.coco import read_split as read_coco
-from reproduce.data.datasets.image_folder import read_image, read_image_folder
+from reproduce.data.datasets.image_file import read_image
+from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.datasets.voc import CLASSES, read_objects
 from reproduce.data.datasets.voc import read_split as read_voc
 from reproduce.data.prepare import synthetic

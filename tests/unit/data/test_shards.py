@@ -18,7 +18,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from reproduce.__main__ import main
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import shards
-from reproduce.data.datasets.image_folder import ImageList, UnreadableImage, read_image_folder, read_train_and_val
+from reproduce.data.datasets.image_file import UnreadableImage
+from reproduce.data.datasets.image_folder import ImageList, read_image_folder, read_train_and_val
 from reproduce.data.datasets.shards import ShardOrder
 from reproduce.data.datasets.voc import read_split
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
