@@ -321,7 +321,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: ImageList
 
 
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="nowhere is missing"):
         read_image_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="contains no images"):
         read_image_folder(tmp_path)

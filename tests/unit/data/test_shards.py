@@ -117,7 +117,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
         import os, signal, sys
         from pathlib import Path
         from reproduce.config.schema import Dataset
-        from reproduce.data import pack
+        from reproduce.data.prepare import write_shards
         write_shards.SHARD_BYTES, write_shards.THREADS, write = 5_000, 1, write_shards.write_atomic
         def dies(path, data):
             if path.name == "00006.tar":
