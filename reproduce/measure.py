@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from models.methods import registry
+from models.methods.base import PretrainTask
 from models.networks.resnet import resnet50
 from reproduce.config.compose import compose
 from reproduce.config.schema import Crops, Optimizer
@@ -20,7 +21,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import shared
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
-from reproduce.engine.loop import train
+from reproduce.engine.loop import StepLogger, Trainer, nan_guard
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
@@ -81,9 +82,9 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     )
     paces: list[float] = []
 
-    def tell(done: int, num_steps: int, **values: float) -> None:
+    def log(step: int, num_steps: int, **values: float) -> None:
         paces.append(world_size() / values["images_per_second"])
-        run.tell(done, num_steps, **values)
+        run.tell(step, num_steps, **values)
 
     optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
@@ -93,22 +94,15 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     num_steps = measurement.num_steps + 1  # the first is not counted
     steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
     method.on_train_start(trained, steps, ())
-    train(
-        trained,
-        method,
-        sgd(net.parameters(), optim),
-        _noise(to_dataclass(cfg.crops, Crops, "crops"), share, num_steps),
-        lambda _: optim.warmup_start_lr,
-        first_step=MIDDLE,
-        num_steps=MIDDLE + num_steps,
-        batch_size=batch_size,
-        precision=cfg.precision,
+    trainer = Trainer(
+        task=PretrainTask(trained, method, cfg.precision),
+        optimizer=sgd(net.parameters(), optim),
+        learning_rates=lambda _: [optim.warmup_start_lr],
         scaler=loss_scaler(cfg.precision),
-        tell=tell,
-        tell_every_steps=1,
-        after_step=lambda _: None,
-        keep_not_finite=lambda _: run.folder,
+        guard=nan_guard(run, "optimizer.lr"),
+        logger=StepLogger(log, 1, batch_size),
     )
+    trainer.train(_noise(to_dataclass(cfg.crops, Crops, "crops"), share, num_steps), MIDDLE, MIDDLE + num_steps)
     seconds = statistics.median(paces[1:])
     counted = memory(_in_half(cfg), PAPER_DEVICES, activation_checkpointing=False)
     return {

@@ -6,6 +6,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from models.methods import registry
+from models.methods.base import PretrainTask
 from reproduce.config.schema import Crops, Dataset, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
@@ -16,7 +17,7 @@ from reproduce.engine.batchnorm import batchnorm_groups, shared, synchronized
 from reproduce.engine.collapse import Sentinel
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
 from reproduce.engine.distributed.preemption import Preemption
-from reproduce.engine.loop import train
+from reproduce.engine.loop import StepLogger, Trainer, nan_guard, resume
 from reproduce.engine.optimizer import sgd
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.run import Run, main_of
@@ -37,14 +38,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     net = build_network(cfg, method_config, len(pictures.classes))
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
     optimizer, scaler = sgd(net.parameters(), optim), loss_scaler(cfg.precision)
-    checkpoints = checkpoint.Checkpoints(
-        run.checkpoint,
-        {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler, "counts": run.counts},
-        cfg.logging.checkpoint_every_seconds,
-        agree_every_steps=cfg.logging.every_steps,
-    )
-    first_step = checkpoints.resume()
-    run.forget_after(first_step)
+    checkpoints, first_step = resume(run, model=net, method=method, optimizer=optimizer, scaler=scaler)
 
     crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
     num_workers = cfg.cluster.num_workers
@@ -58,39 +52,30 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     num_steps = cfg.epochs * sampler.steps_per_epoch
     sentinel = Sentinel.of(method, cfg.sentinel, sampler.steps_per_epoch, first_step)
 
-    def tell(done: int, num_steps: int, **values: float) -> None:
-        run.tell(done, num_steps, **values)
-        sentinel.watch(done, values)
+    def log(step: int, num_steps: int, **values: float) -> None:
+        run.tell(step, num_steps, **values)
+        sentinel.watch(step, values)
 
-    def after_step(done: int) -> None:
-        preemption.save_and_stop_if_asked(checkpoints, done, num_steps)
-        checkpoints.save_if_due(done)
-
-    trained = shared(net, groups, cfg.cluster.sync_batchnorm)
-    for own in method.extra_networks:
-        synchronized(own, groups, cfg.cluster.sync_batchnorm)
+    net_on_all_ranks = shared(net, groups, cfg.cluster.sync_batchnorm)
+    for extra_network in method.extra_networks:
+        synchronized(extra_network, groups, cfg.cluster.sync_batchnorm)
     extra_epoch = batches(steps(epochs=cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
-        method.on_train_start(trained, sampler, (crops for crops, _ in extra_epoch))
+        method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
     if method.note:
         run.provenance["note"] = method.note
-    train(
-        trained,
-        method,
-        optimizer,
-        batches(sampler),
-        lambda step: learning_rate(step, num_steps, cfg.epochs, optim),
-        first_step=first_step,
-        num_steps=num_steps,
-        batch_size=cfg.batch_size,
-        precision=cfg.precision,
+
+    trainer = Trainer(
+        task=PretrainTask(net_on_all_ranks, method, cfg.precision),
+        optimizer=optimizer,
+        learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optim)],
         scaler=scaler,
-        tell=tell,
-        tell_every_steps=cfg.logging.every_steps,
-        after_step=after_step,
-        keep_not_finite=lambda made: checkpoint.save(run.folder / f"not-finite-rank{rank()}.pt", made),
+        guard=nan_guard(run, "optimizer.lr"),
+        logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
+        checkpoints=checkpoints,
+        preemption=preemption,
     )
-    checkpoints.finish(num_steps)
+    trainer.train(batches(sampler), first_step, num_steps)
 
 
 def keep_initial_weights(cfg: DictConfig, run: Run, _: Preemption) -> None:

@@ -1,4 +1,4 @@
-"""The contract between the training loop and a method."""
+"""The contract of a pretraining method, and the task by which the training loop trains one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.loop import StepOutput, TrainTask
+from reproduce.engine.precision import autocast
 
 
 class Method(ABC):
@@ -55,3 +57,25 @@ class Method(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the result of `state_dict`, saved by any number of processes."""
+
+
+class PretrainTask(TrainTask[tuple[list[Tensor], Tensor]]):
+    """Trains a network by a method, on batches of crops and labels."""
+
+    def __init__(self, net: nn.Module, method: Method, precision: str) -> None:
+        self.net, self.method, self.precision = net, method, precision
+
+    def forward(self, batch: tuple[list[Tensor], Tensor], step: int) -> StepOutput:
+        """Compute the method's loss; network and `before_step` run under autocast, the loss in fp32."""
+        crops, labels = batch
+        with autocast(self.precision):
+            inputs = self.method.before_step(step, crops, labels)
+        self.method.before_forward()
+        with autocast(self.precision):
+            embeddings, scores = self.net(inputs)
+        loss, metrics = self.method.loss(embeddings, scores, len(inputs), step)
+        return StepOutput(loss, metrics, {"scores": scores, "embeddings": embeddings})
+
+    def after_backward(self, step: int) -> None:
+        """Let the method freeze prototypes or update its queue."""
+        self.method.after_backward(step)

@@ -1,102 +1,239 @@
-"""The pretraining loop."""
+"""The training loop of pretraining, classifiers, finetuning and DETR.
+
+A `TrainTask` computes the loss of one batch, the `Trainer` does everything around it. A run that resumes from its last
+checkpoint takes the same steps as an uninterrupted one.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reproduce.engine.distributed.collectives import all_reduce_mean
-from reproduce.engine.nan_guard import FiniteGuard, Keep
-from reproduce.engine.precision import autocast
+from reproduce.engine import checkpoint
+from reproduce.engine.checkpoint import Checkpoints, Part
+from reproduce.engine.distributed.collectives import all_reduce_mean, rank
+from reproduce.engine.distributed.preemption import Preemption
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.runs.provenance import peak_memory_gb
+from reproduce.engine.runs.run import Run
 from reproduce.errors import TrainingFailed
 
+Batch = TypeVar("Batch")
 
-def train(
-    net: nn.Module,
-    method: Any,
+
+@dataclass
+class StepOutput:
+    """The result of a task's forward pass on one batch."""
+
+    loss: Tensor
+    """Scalar, with gradient: the loss of this rank's share of the batch."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars to log, the same on every rank."""
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    """What the loss was computed from; written to disk if the loss is not finite."""
+
+
+class TrainTask(ABC, Generic[Batch]):
+    """What the loop trains. Pretraining and every evaluation that trains supply their own."""
+
+    validate_every_steps: int | None = None
+    """How often `validate` is called; None: never."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Compute the loss of one batch, which is on the device already. Autocast is up to the task."""
+
+    def after_backward(self, step: int) -> None:
+        """Change gradients or state between the backward pass and the optimizer step."""
+
+    def validate(self, num_steps_done: int) -> dict[str, float]:  # noqa: ARG002
+        """Return validation metrics to log, or {} if this validation is skipped; leave the network in train mode."""
+        return {}
+
+
+class StepLogger:
+    """Logs a training's curves every `log_every` steps, after the last step and after each validation."""
+
+    def __init__(self, write: Callable[..., None], log_every: int, batch_size: int) -> None:
+        """`write(step, num_steps, **values)` takes the values of one step; `batch_size` is global."""
+        self._write, self._log_every, self._batch_size = write, log_every, batch_size
+        self._data_time = 0.0
+        self._restart_clock(0)
+
+    def timed(self, batches: Iterable[Batch], first_step: int) -> Iterator[Batch]:
+        """Yield `batches`, and measure how long the loop waits for them."""
+        self._restart_clock(first_step)
+        iterator = iter(batches)
+        while True:
+            step_end_time = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._data_time += time.perf_counter() - step_end_time
+            yield batch
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Return whether the curves of this step are logged."""
+        return step % self._log_every == 0 or step == num_steps
+
+    def throughput(self, step: int) -> dict[str, float]:
+        """Return images per second since the last log, of all ranks, and the share of that time spent on data."""
+        seconds = time.perf_counter() - self._last_log_time
+        num_images = (step - self._last_log_step) * self._batch_size
+        return {"images_per_second": num_images / seconds, "data_wait_share": self._data_time / seconds}
+
+    def log(self, step: int, num_steps: int, **values: float) -> None:
+        """Write the values of one step; what follows is timed from here."""
+        self._write(step, num_steps, **values)
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
+        self._last_log_step, self._last_log_time, self._data_time = step, time.perf_counter(), 0.0
+
+
+@dataclass(kw_only=True)
+class Trainer(Generic[Batch]):
+    """Trains a task: learning rate, step, NaN guard, log, preemption, checkpoint.
+
+    Without a logger, checkpoints or preemption the loop leaves that part out. Steps that log nothing never wait for the
+    device.
+    """
+
+    task: TrainTask[Batch]
+    optimizer: torch.optim.Optimizer
+    learning_rates: Callable[[int], Sequence[float]]
+    """The step's learning rate of each parameter group."""
+    scaler: torch.amp.GradScaler
+    """Does nothing unless precision is fp16 (`precision.loss_scaler`). LARC and `clip_norm` see unscaled gradients."""
+    guard: FiniteGuard
+    clip_norm: float = math.inf
+    """Longest norm of all gradients together."""
+    logger: StepLogger | None = None
+    checkpoints: Checkpoints | None = None
+    preemption: Preemption | None = None
+
+    def train(self, batches: Iterable[Batch], first_step: int, num_steps: int) -> None:
+        """Train from `first_step` to `num_steps` on one of `batches` per step.
+
+        Raises `TrainingFailed` if a loss is not finite, `Preempted` if the run was asked to stop.
+        """
+        timed = self.logger.timed(batches, first_step) if self.logger else batches
+        for step, batch in enumerate(timed, start=first_step):
+            done = step + 1
+            validate = bool(self.task.validate_every_steps) and done % (self.task.validate_every_steps or 1) == 0
+            log = validate or (self.logger is not None and self.logger.is_due(done, num_steps))
+
+            self._set_learning_rates(step)
+            output, gradient_norm = self.train_step(batch, step, measure_gradients=log)
+            self.guard.take(done, output.loss, **output.tensors)
+
+            validation: dict[str, float] = {}
+            if log:
+                self.guard.check()
+                values = self._curves(done, output, gradient_norm)
+                validation = self.task.validate(done) if validate else {}
+                if self.logger:
+                    self.logger.log(done, num_steps, **values, **validation)
+            if self.checkpoints:
+                self._stop_or_save(self.checkpoints, done, num_steps, validated=bool(validation))
+        self.guard.check()
+        if self.checkpoints:
+            self.checkpoints.finish(num_steps)
+
+    def train_step(
+        self, batch: Batch, step: int, *, measure_gradients: bool = False
+    ) -> tuple[StepOutput, Tensor | None]:
+        """Take one optimizer step; return the task's output and the gradient norm if it was computed."""
+        self.optimizer.zero_grad()  # before the forward pass, whose activations need the memory
+        output = self.task.forward(batch, step)
+        self.scaler.scale(output.loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self.task.after_backward(step)
+        gradient_norm = None
+        if measure_gradients or self.clip_norm < math.inf:
+            gradient_norm = clip_gradients(self.optimizer, self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return output, gradient_norm
+
+    def _set_learning_rates(self, step: int) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.learning_rates(step), strict=True):
+            group["lr"] = lr
+
+    def _curves(self, done: int, output: StepOutput, gradient_norm: Tensor | None) -> dict[str, float]:
+        values = step_values(output, done, self.optimizer, self.scaler, gradient_norm)
+        return values | (self.logger.throughput(done) if self.logger else {})
+
+    def _stop_or_save(self, checkpoints: Checkpoints, done: int, num_steps: int, *, validated: bool) -> None:
+        """Save what is due; a validation may have taken minutes, so its epoch is saved, and a stop heeded, at once."""
+        if validated and done < num_steps:
+            checkpoints.save(done)
+        if self.preemption:
+            self.preemption.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=validated)
+        checkpoints.save_if_due(done)
+
+
+def resume(run: Run, **state: Part) -> tuple[Checkpoints, int]:
+    """Load the run's last checkpoint into `state`; return the run's checkpoints, and how many steps are done (or 0)."""
+    checkpoints = Checkpoints(
+        run.checkpoint,
+        {**state, "counts": run.counts},
+        run.cfg.logging.checkpoint_every_seconds,
+        run.cfg.logging.every_steps,
+    )
+    first_step = checkpoints.resume()
+    run.forget_after(first_step)
+    return checkpoints, first_step
+
+
+def nan_guard(run: Run, lr_key: str) -> FiniteGuard:
+    """Return a guard that dumps tensors into the run's folder, and names the config key of the learning rate."""
+
+    def dump(tensors: dict[str, Any]) -> Any:
+        return checkpoint.save(run.folder / f"not-finite-rank{rank()}.pt", tensors)
+
+    return FiniteGuard(dump, f"lower {lr_key}, or use precision=fp32")
+
+
+def step_values(
+    output: StepOutput,
+    step: int,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[list[Tensor], Tensor]],
-    learning_rate: Callable[[int], float],
-    *,
-    first_step: int,
-    num_steps: int,
-    batch_size: int,
-    precision: str,
     scaler: torch.amp.GradScaler,
-    tell: Callable[..., None],
-    tell_every_steps: int,
-    after_step: Callable[[int], None],
-    keep_not_finite: Keep,
-) -> None:
-    """Train from `first_step` to `num_steps`; `batches` yields each step's crops and labels, ready on the device.
-
-    `tell(step, num_steps, **values)` gets the curves, `after_step(num_done)` is called after every step (checkpoints).
-    `scaler` may be one that does nothing (`precision.loss_scaler`); LARC sees gradients without its scale.
-    Raises `TrainingFailed` where the loss is no longer finite; `keep_not_finite` gets the scores that made it.
-    """
-    guard = FiniteGuard(keep_not_finite)
-    told, told_at, waited, loaded_at = first_step, time.perf_counter(), 0.0, time.perf_counter()
-    for step, (crops, labels) in enumerate(batches, start=first_step):
-        waited += time.perf_counter() - loaded_at
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        optimizer.zero_grad()  # before the forward pass, whose activations need the memory
-
-        with autocast(precision):
-            trained_on = method.before_step(step, crops, labels)
-        method.before_forward()
-        with autocast(precision):
-            embeddings, scores = net(trained_on)
-        loss, watched = method.loss(embeddings, scores, len(trained_on), step)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        method.after_backward(step)
-        done = step + 1
-        telling = done % tell_every_steps == 0 or done == num_steps
-        gradient_norm = _gradient_norm(net) if telling else None
-        scaler.step(optimizer)
-        scaler.update()
-        guard.take(done, loss, scores=scores, embeddings=embeddings)
-
-        if gradient_norm is not None:
-            guard.check()
-            values = {"loss": all_reduce_mean(loss.detach()).item(), "lr": learning_rate(step)}
-            values |= _loss_scale(scaler, done)
-            values |= {name: value.item() for name, value in watched.items()}
-            seconds = time.perf_counter() - told_at
-            values |= _finite_norm(gradient_norm.item()) | {"peak_memory_gb": peak_memory_gb()}
-            values |= {"images_per_second": (done - told) * batch_size / seconds, "data_wait_share": waited / seconds}
-            tell(done, num_steps, **values)
-            told, told_at, waited = done, time.perf_counter(), 0.0
-        after_step(done)
-        loaded_at = time.perf_counter()
+    gradient_norm: Tensor | None,
+) -> dict[str, float]:
+    """Return what is logged of one step, as plain numbers. A collective; waits for the device."""
+    values = {"loss": all_reduce_mean(output.loss.detach().clone()).item(), "lr": optimizer.param_groups[0]["lr"]}
+    values |= _loss_scale(scaler, step)
+    values |= {name: value.item() for name, value in output.metrics.items()}
+    if gradient_norm is not None and math.isfinite(norm := gradient_norm.item()):
+        # A loss scaler skips a step whose gradients overflow; without one, the overflow shows in the next loss.
+        values["gradient_norm"] = norm
+    return values | {"peak_memory_gb": peak_memory_gb()}
 
 
-def _gradient_norm(net: nn.Module) -> Tensor:
-    """Norm of all gradients together, before LARC scales them."""
-    return torch.nn.utils.get_total_norm([value.grad for value in net.parameters() if value.grad is not None])
-
-
-def _finite_norm(norm: float) -> dict[str, float]:
-    """The curve of the gradient norm, without a point where it overflows.
-
-    A loss scaler skips such a step; without one, what comes of it shows in the loss, which is watched at every step.
-    """
-    return {"gradient_norm": norm} if math.isfinite(norm) else {}
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float = math.inf) -> Tensor:
+    """Scale gradients so that all together are no longer than `max_norm`; return their norm before that."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if max_norm < math.inf:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
 
 
 def _loss_scale(scaler: torch.amp.GradScaler, step: int) -> dict[str, float]:
-    """The curve of the loss scale, where there is one."""
+    """Return the curve of the loss scale under fp16; raise `TrainingFailed` if gradients overflow at any scale."""
     if not scaler.is_enabled():
         return {}
     scale = scaler.get_scale()
     if scale < 1:
         raise TrainingFailed(
-            f"the gradients overflow fp16 even at a loss scale of {scale:g} (step {step}): lower optimizer.lr, or use "
-            "precision=bf16"
+            f"the gradients overflow fp16 even at a loss scale of {scale:g} (step {step}): lower the learning rate, or "
+            "use precision=bf16"
         )
     return {"loss_scale": scale}

@@ -22,8 +22,8 @@ class FiniteGuard:
     `Checkpoints` doesn't save such weights.
     """
 
-    def __init__(self, keep: Keep) -> None:
-        self._keep = keep
+    def __init__(self, keep: Keep, hint: str = REMEDY) -> None:
+        self._keep, self._hint = keep, hint
         self._pending: tuple[int, Tensor, dict[str, Any]] | None = None
         self._copied = torch.cuda.Event() if torch.cuda.is_available() else None
 
@@ -47,6 +47,8 @@ class FiniteGuard:
         if not flag.item():
             return
         if made["loss"].isfinite():
-            raise TrainingFailed(f"the loss of another rank is not finite at step {step}: {REMEDY}")
+            raise TrainingFailed(f"the loss of another rank is not finite at step {step}: {self._hint}")
         where = self._keep(made)
-        raise TrainingFailed(f"the loss is {made['loss'].item()} at step {step}: {REMEDY}; what made it is in {where}")
+        raise TrainingFailed(
+            f"the loss is {made['loss'].item()} at step {step}: {self._hint}; what made it is in {where}"
+        )

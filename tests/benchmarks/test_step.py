@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.methods.base import PretrainTask
 from models.methods.registry import find
 from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import swapped_prediction_loss
@@ -18,7 +19,8 @@ from reproduce.config.compose import compose
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.loop import train
+from reproduce.engine.loop import Trainer
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc, sgd
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
@@ -69,7 +71,7 @@ def straightforward(images: int) -> Callable[[], None]:
 
 
 def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
-    """One step of the middle of an epoch, as `train` makes it."""
+    """One step of the middle of an epoch, as `Trainer` takes it."""
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data=none"])
     config, build = find(cfg.method)
     net = build_network(cfg, config, 1000)
@@ -80,13 +82,16 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     sizes = [view.size_px for view in views for _ in range(view.num)]
     crops = [crop.contiguous(memory_format=torch.channels_last) for crop in noise(images, sizes)]
 
+    trainer = Trainer(
+        task=PretrainTask(net, method, precision),
+        optimizer=optimizer,
+        learning_rates=lambda _: [0.3],
+        scaler=loss_scaler(precision),
+        guard=FiniteGuard(lambda _: pytest.fail("not finite")),
+    )
+
     def step() -> None:
-        train(
-            net, method, optimizer, [(crops, torch.zeros(images, dtype=torch.int64))], lambda _: 0.3, first_step=1,
-            num_steps=3, batch_size=images, precision=precision, scaler=loss_scaler(precision),
-            tell=lambda *_, **__: None, tell_every_steps=99, after_step=lambda _: None,
-            keep_not_finite=lambda _: pytest.fail("not finite"),
-        )  # fmt: skip
+        trainer.train([(crops, torch.zeros(images, dtype=torch.int64))], first_step=1, num_steps=3)
 
     return step
 

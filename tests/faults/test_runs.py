@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.methods.base import Method
+from models.methods.base import Method, PretrainTask
 from reproduce import evaluate, pretrain
 from reproduce.engine import checkpoint
-from reproduce.engine.loop import train
+from reproduce.engine.loop import StepLogger, Trainer
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.run import Run
@@ -469,13 +470,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path
             return super().forward(crops[0]), None
 
     net = Net(2, 2)
+    trainer = Trainer(
+        task=PretrainTask(net, Diverges(), "fp32"),
+        optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        learning_rates=lambda _: [0.1],
+        scaler=loss_scaler("fp32"),
+        guard=FiniteGuard(lambda made: checkpoint.save(tmp_path / "scores.pt", made)),
+        logger=StepLogger(print, log_every=20, batch_size=1),
+    )
     with pytest.raises(TrainingFailed, match=r"the loss is nan at step 3: .*what made it is in .*scores\.pt"):
-        train(
-            net, Diverges(), torch.optim.SGD(net.parameters(), 0.1), [([torch.ones(1, 2)], torch.zeros(1))] * 20,
-            lambda _: 0.1, first_step=0, num_steps=20, batch_size=1, precision="fp32", scaler=loss_scaler("fp32"),
-            tell=print, tell_every_steps=20, after_step=print,
-            keep_not_finite=lambda made: checkpoint.save(tmp_path / "scores.pt", made),
-        )  # fmt: skip
+        trainer.train([([torch.ones(1, 2)], torch.zeros(1))] * 20, first_step=0, num_steps=20)
     kept = checkpoint.load(tmp_path / "scores.pt")
     assert kept["step"] == 3
     assert kept["embeddings"].shape == (1, 2)

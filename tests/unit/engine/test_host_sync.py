@@ -1,11 +1,14 @@
 """A step that only trains never waits for its device: what `.item()`, `bool()` and the like would make it do."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from models.methods.base import PretrainTask
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from reproduce.engine.loop import train
+from reproduce.engine.loop import StepLogger, Trainer
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import loss_scaler
@@ -24,16 +27,20 @@ def one_step(precision: str, queue_length: int) -> None:
         method.queue.num_filled = queue_length
     crops = [torch.randn(4, 3, size, size) for size in (32, 32, 16)]
 
-    def stop(_: int) -> None:
+    def batches() -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        yield crops, torch.zeros(4)
         raise Done
 
+    trainer = Trainer(
+        task=PretrainTask(net, method, precision),
+        optimizer=Larc(net.parameters(), 0.1, 0.9, 1e-6, 0.001),
+        learning_rates=lambda _: [0.1],
+        scaler=loss_scaler(precision),
+        guard=FiniteGuard(lambda _: pytest.fail("not finite")),
+        logger=StepLogger(lambda *_, **__: None, log_every=9, batch_size=4),
+    )
     with NoHostSync(), pytest.raises(Done):  # type: ignore[no-untyped-call]
-        train(
-            net, method, Larc(net.parameters(), 0.1, 0.9, 1e-6, 0.001), [(crops, torch.zeros(4))], lambda _: 0.1,
-            first_step=0, num_steps=9, batch_size=4, precision=precision, scaler=loss_scaler(precision),
-            tell=lambda *_, **__: None, tell_every_steps=9, after_step=stop,
-            keep_not_finite=lambda _: pytest.fail("not finite"),
-        )  # fmt: skip
+        trainer.train(batches(), first_step=0, num_steps=9)
 
 
 @pytest.mark.parametrize("queue_length", [0, 8])

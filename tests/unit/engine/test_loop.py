@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.methods.base import PretrainTask
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from reproduce.engine.loop import train
+from reproduce.engine.loop import Trainer
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 
 
@@ -21,11 +23,13 @@ def test_no_gradients_are_held_while_activations_are_made() -> None:
         held.append(any(p.grad is not None for p in net.parameters()))
 
     net.register_forward_pre_hook(look)
-    train(
-        net, method, torch.optim.SGD(net.parameters(), 0.1), batches, lambda _: 0.1,
-        first_step=0, num_steps=3, batch_size=4, precision="fp32", scaler=loss_scaler("fp32"),
-        tell=lambda *_, **__: None, tell_every_steps=9, after_step=lambda _: None,
-        keep_not_finite=lambda _: pytest.fail("not finite"),
-    )  # fmt: skip
+    trainer = Trainer(
+        task=PretrainTask(net, method, "fp32"),
+        optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        learning_rates=lambda _: [0.1],
+        scaler=loss_scaler("fp32"),
+        guard=FiniteGuard(lambda _: pytest.fail("not finite")),
+    )
+    trainer.train(batches, first_step=0, num_steps=3)
     assert held == [False] * 3
     assert all(p.grad is not None for p in net.parameters())

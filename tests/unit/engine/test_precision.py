@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.methods.base import Method
-from reproduce.engine.loop import train
+from models.methods.base import Method, PretrainTask
+from reproduce.engine.loop import StepLogger, Trainer
+from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError
@@ -35,12 +36,15 @@ def trained(scaler: torch.amp.GradScaler, precision: str, *factors: float) -> tu
     net = Net(8, 4)
     curve: list[dict[str, float]] = []
     batch = [torch.ones(2, 8)], torch.zeros(2)
-    train(
-        net, Regression(*factors), Larc(net.parameters(), 0.5, 0.9, 1e-6, 0.001), [batch] * len(factors),
-        lambda _: 0.5, first_step=0, num_steps=len(factors), batch_size=2, precision=precision, scaler=scaler,
-        tell=lambda *_, **values: curve.append(values), tell_every_steps=1, after_step=lambda _: None,
-        keep_not_finite=lambda _: pytest.fail("nothing is to be kept"),
-    )  # fmt: skip
+    trainer = Trainer(
+        task=PretrainTask(net, Regression(*factors), precision),
+        optimizer=Larc(net.parameters(), 0.5, 0.9, 1e-6, 0.001),
+        learning_rates=lambda _: [0.5],
+        scaler=scaler,
+        guard=FiniteGuard(lambda _: pytest.fail("nothing is to be dumped")),
+        logger=StepLogger(lambda *_, **values: curve.append(values), log_every=1, batch_size=2),
+    )
+    trainer.train([batch] * len(factors), first_step=0, num_steps=len(factors))
     return net.weight.detach(), curve
 
 
