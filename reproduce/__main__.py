@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from reproduce.errors import EXIT_USAGE, UserError, did_you_mean, run_cli
-from reproduce.harness import results
-from reproduce.harness.plan import build
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Kind, Plan, Request
+from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import tables
 
 INTERRUPTED = 130
@@ -51,7 +51,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _plan_only(options: argparse.Namespace) -> int:
     plan = _plan(options)
     _print_plan(plan, options.cores)
-    print(f"plan: {plan.write()}")
+    print(f"plan: {plan_file.write(plan)}")
     return 0
 
 
@@ -65,7 +65,7 @@ def _render(options: argparse.Namespace) -> int:
             "render writes manifests of Kubernetes: give it --cluster kubernetes (make: CLUSTER=kubernetes)"
         )
     folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
-    written = kubernetes.render(read_json(plan.write()), folder)
+    written = kubernetes.render(read_json(plan_file.write(plan)), folder)
     print("\n".join(map(str, written)))
     return 0
 
@@ -86,11 +86,13 @@ def _report_only(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from reproduce.harness.spec import baseline
+    from reproduce.harness import record_baseline
     from reproduce.harness.verdict.check import INCOMPLETE
 
-    if options.seeds < baseline.MIN_SEEDS:
-        raise UserError(f"{options.seeds} seeds are too few to record from: give --seeds {baseline.MIN_SEEDS} or more")
+    if options.seeds < record_baseline.MIN_SEEDS:
+        raise UserError(
+            f"{options.seeds} seeds are too few to record from: give --seeds {record_baseline.MIN_SEEDS} or more"
+        )
     every = [tables.load(name, options.scale) for name in tables.names(options.scale)]
     recordable = [table.table for table in every if table.expected == "recorded"]
     options.tables = options.tables or recordable
@@ -98,11 +100,11 @@ def _record(options: argparse.Namespace) -> int:
         raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
     if printed := set(options.tables) - set(recordable):
         raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
-    baseline.refuse_dirty(options.allow_dirty)
+    record_baseline.refuse_dirty(options.allow_dirty)
     plan = _plan(options)
     if _carry_out(plan, options.cores):
         return INCOMPLETE
-    print(f"recorded: {baseline.write(plan, options.allow_dirty)}")
+    print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
     if left := [name for name in recordable if name not in options.tables]:
         print(f"without expected numbers of its own from now on, as all are of one code: {', '.join(left)}")
     return 0
@@ -119,18 +121,18 @@ def _one_run(options: argparse.Namespace) -> int:
     overrides = (*_pixels_of(checkpoint), *options.overrides)
     plan = build.one(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
-    if results.standing(plan, run):
-        print(f"{results.in_words(run)}\nalready done: {run.result}")
+    if valid_result(plan, run):
+        print(f"{run.metrics_text()}\nalready done: {run.result}")
         return 0
     if run.result.exists():
-        print("the result there is of a checkpoint that was made again since: it is measured again")
+        print("its result belongs to a checkpoint that was trained again since: it is measured again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _carry_out(plan, options.cores) else AGREES
     pictures.generate(plan)
     pictures.refuse_missing(plan)
     status = execute(run.command(), Path(run.folder), echo=True)
     if status == 0:
-        print(f"{results.in_words(run)}\nresult: {run.result}")
+        print(f"{run.metrics_text()}\nresult: {run.result}")
     return status
 
 
@@ -242,17 +244,23 @@ def _cluster_options(given: str) -> tuple[str, ...]:
 
 def _print_plan(plan: Plan, cores: int) -> None:
     """A line a run: how far it is, what it serves, what it costs; then what all of it comes to."""
-    from reproduce.harness.execute.progress import Progress, duration, expectations
+    from reproduce.harness.data_check import other_data_roots
+    from reproduce.harness.execute.progress import Progress
     from reproduce.harness.plan import cost
+    from reproduce.harness.plan.durations import expected_seconds, format_duration
     from reproduce.harness.spec import baseline
 
     prices = cost.price(plan)
     print(cost.as_text(plan, prices))
-    progress = Progress(plan, cores, expectations(plan, baseline.load(plan.request.scale).wall_seconds), prices.states)
+    progress = Progress(
+        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), prices.states
+    )
     in_all = progress.seconds_to_go(0.0)
-    time = f", about {duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
+    time = (
+        f", about {format_duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
+    )
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(prices.to_do)} are to do{time}")
-    if elsewhere := results.data_elsewhere(plan):
+    if elsewhere := other_data_roots(plan):
         print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
 
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from reproduce.errors import UserError
-from reproduce.harness import results
 from reproduce.harness.plan import cost
 from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.run_state import run_states
 
 
 def possible(plan: Plan, skip_missing_data: bool) -> tuple[Plan, str]:
@@ -51,13 +51,22 @@ def generate(plan: Plan) -> None:
         raise UserError(f"the pictures in {plan.pictures} could not be generated; the lines above say why")
 
 
+def other_data_roots(plan: Plan) -> str:
+    """Return the folders other than DATA that finished runs read, comma-separated: DATA is no part of a run's name."""
+    if not plan.data:
+        return ""
+    done = [result for run in plan.runs.values() if (result := run.read_result()) is not None]
+    roots = {str(result.get("provenance", {}).get("data_root", "")) for result in done} - {""}
+    return ", ".join(sorted(root for root in roots if Path(root).resolve() != Path(plan.data).resolve()))
+
+
 def _lacks_data(plan: Plan) -> bool:
     return not plan.data and not plan.pictures
 
 
 def _to_read(plan: Plan) -> list[Run]:
     """The runs that are still to read pictures."""
-    states = results.states(plan)
+    states = run_states(plan)
     return [run for run in plan.runs.values() if not states[run.run_id].settled and run.kind != "measure"]
 
 

@@ -4,11 +4,13 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from reproduce.harness import results
+from reproduce.harness.plan.durations import format_duration
 from reproduce.harness.plan.model import Plan, Run
-from reproduce.harness.results import State
+from reproduce.harness.plan.run_state import RunState
 
 QUIET_SECONDS = 15
 """Off a terminal, a status line comes this often."""
@@ -21,7 +23,7 @@ class Progress:
     plan: Plan
     cores: int
     expected: Mapping[str, float]
-    states: dict[str, State]
+    states: dict[str, RunState]
     started: dict[str, float] = field(default_factory=dict)
     first_step: dict[str, int] = field(default_factory=dict)
     """Where a run stood when it was started: one that was stopped goes on from there."""
@@ -37,7 +39,7 @@ class Progress:
         if event["event"] == "start":
             again = event["attempt"] > 1 or run.run_id in self.first_step  # a job that was requeued is one attempt
             self.started[run.run_id] = event["time"]
-            self.first_step[run.run_id] = (results.last_progress(run) or (0, 0))[0]
+            self.first_step[run.run_id] = (results.last_progress(Path(run.folder)) or (0, 0))[0]
             return f"{'again' if again else 'start'}   {run.label}"
         if event["event"] == "requeue":
             return f"again   {run.label}: it was preempted, and goes on from where it saved"
@@ -48,11 +50,11 @@ class Progress:
         if event["exit_status"] == 0:
             if expected := self.expectation(run):
                 self.observed.append((expected, seconds))
-            self.states[run.run_id] = State.DONE
+            self.states[run.run_id] = RunState.DONE
             self.failed.discard(run.run_id)
-            return f"done    {run.label}: {results.in_words(run)} ({duration(seconds)})"
+            return f"done    {run.label}: {run.metrics_text()} ({format_duration(seconds)})"
         self.failed.add(run.run_id)
-        failure = results.read_failure(run) or {"status": "failed", "message": f"exit status {event['exit_status']}"}
+        failure = run.read_failure() or {"status": "failed", "message": f"exit status {event['exit_status']}"}
         return f"{failure['status']:7} {run.label}: {failure['message']}\n        log: {run.log}"
 
     def left(self) -> list[Run]:
@@ -72,7 +74,7 @@ class Progress:
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [self._running(self.plan.runs[name]) for name in self.started]
         seconds = self.seconds_to_go(now)
-        parts += [f"about {duration(seconds)} to go"] if seconds else []
+        parts += [f"about {format_duration(seconds)} to go"] if seconds else []
         return " | ".join(parts)
 
     def seconds_to_go(self, now: float) -> float | None:
@@ -95,7 +97,7 @@ class Progress:
 
     def _remaining(self, run: Run, now: float) -> float | None:
         elapsed = now - self.started.get(run.run_id, now)
-        reached = results.last_progress(run) if run.run_id in self.started else None
+        reached = results.last_progress(Path(run.folder)) if run.run_id in self.started else None
         if reached:
             step, num_steps = reached
             first = self.first_step[run.run_id] if self.first_step[run.run_id] <= step else 0
@@ -108,7 +110,7 @@ class Progress:
         return max(expected * (pace if self.observed else 1.0) - elapsed, 0.0)
 
     def _running(self, run: Run) -> str:
-        reached = results.last_progress(run)
+        reached = results.last_progress(Path(run.folder))
         return f"{run.label} (step {reached[0]}/{reached[1]})" if reached else run.label
 
 
@@ -136,25 +138,6 @@ def schedule(runs: list[Run], seconds: Mapping[str, float], cores: int, first: s
             break
         now = min(later, default=now)
     return max(ends.values(), default=0.0)
-
-
-def expectations(plan: Plan, recorded: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by "kind/name": as the plan's finished runs took here, or else as recorded."""
-    times: dict[str, list[float]] = {}
-    for run in plan.runs.values():
-        if result := results.read(run):
-            times.setdefault(f"{run.kind}/{run.name}", []).append(float(result.get("wall_seconds", 0)))
-    return dict(recorded) | {key: sum(found) / len(found) for key, found in times.items()}
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the words of a clock: 42 s, 3 min 05 s, 7 h 20 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 @dataclass

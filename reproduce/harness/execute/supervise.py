@@ -18,11 +18,13 @@ from typing import IO, Any
 
 from reproduce.errors import UserError
 from reproduce.files import file_lock
-from reproduce.harness import results
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.job import EVENTS, GRACE_SECONDS, STATE, SUPERVISOR, last_error, say_failure
-from reproduce.harness.execute.progress import Progress, Screen, duration, expectations
+from reproduce.harness.execute.progress import Progress, Screen
+from reproduce.harness.plan import plan_file
+from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
+from reproduce.harness.plan.run_state import run_states, sync_mtimes
 from reproduce.system import REPO_ROOT
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -53,7 +55,7 @@ def carry_out(
     CACHE.mkdir(exist_ok=True)
     lock_file = CACHE / "harness.lock"
     with file_lock(lock_file, "a harness"), _sole_workflow(screen) as token, _signals_interrupt():
-        states = results.states(plan)
+        states = run_states(plan)
         to_do = [name for name, state in states.items() if not state.settled]
         if not to_do:
             screen.line(f"all {len(states)} runs are done")
@@ -72,9 +74,9 @@ def carry_out(
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
             screen.line(f"first, pictures are generated in {plan.pictures}")
-        results.order_files(plan)
-        plan_file = plan.write()
-        events = plan_file.with_name(EVENTS)
+        sync_mtimes(plan)
+        path = plan_file.write(plan)
+        events = path.with_name(EVENTS)
         events.write_bytes(b"")
         environment = os.environ | {
             SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
@@ -82,11 +84,11 @@ def carry_out(
             MALLOC: os.environ.get(MALLOC, HUGE_PAGES),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO_ROOT), os.environ.get("PYTHONPATH")])),
         }
-        progress = Progress(plan, cores, expectations(plan, recorded_seconds), states)
-        log = plan_file.with_name("snakemake.log")
+        progress = Progress(plan, cores, expected_seconds(plan, recorded_seconds), states)
+        log = path.with_name("snakemake.log")
         with open(log, "wb") as noise, open(events) as news:
             workflow = subprocess.Popen(
-                _command(plan_file.resolve(), _executor(plan, cores, len(own_gpus)), retries),
+                _command(path.resolve(), _executor(plan, cores, len(own_gpus)), retries),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
@@ -110,14 +112,13 @@ def carry_out(
                 screen.close()
         if in_slurm:
             _say_endings(plan)
-        after = results.states(plan)
+        after = run_states(plan)
         missing = [name for name, state in after.items() if not state.settled]
         failed = [name for name in missing if plan.runs[name].failure.exists()]
         if missing and not failed:
             raise UserError(f"the workflow ended before its runs: {last_error(log) or 'its log says why'} (log: {log})")
-        screen.line(
-            f"{len(to_do) - len(missing)} runs done, {len(failed)} failed in {duration(time.monotonic() - began)}"
-        )
+        took = format_duration(time.monotonic() - began)
+        screen.line(f"{len(to_do) - len(missing)} runs done, {len(failed)} failed in {took}")
         return Outcome(failed, missing)
 
 

@@ -15,6 +15,10 @@ from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Need
 from reproduce.harness.spec.tables import Row, Table
 
+RUN_ENDINGS = ("result.json", "failure.json")
+"""The files of which a run that has ended leaves one."""
+RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-[0-9a-f]{10}")
+
 
 def make(request: Request) -> Plan:
     """Plan a request. Raises `UserError` for what the tables or the configs do not know."""
@@ -31,6 +35,17 @@ def for_claims(request: Request, chosen: list[Claim]) -> Plan:
 def for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
     """Plan the same for other seeds."""
     return _make(dataclasses.replace(plan.request, seeds=seeds), plan.tables, plan.claims)
+
+
+def plan_for_other_seeds(plan: Plan) -> Plan | None:
+    """Plan the same for the seeds outside the request that left a result or a failure; None if there are none."""
+    names = {run.name for run in plan.runs.values()}
+    homes = {Path(run.folder).parent for run in plan.runs.values()}
+    left = {path.parent for home in homes for path in home.glob("*/*.json") if path.name in RUN_ENDINGS}
+    others = [folder.name for folder in left if folder.name not in plan.runs]
+    runs = [found for name in others if (found := RUN_ID.fullmatch(name)) and found["name"] in names]
+    seeds = {int(found["seed"]) for found in runs} - set(plan.request.seeds)
+    return for_seeds(plan, tuple(sorted(seeds))) if seeds else None
 
 
 def from_released(plan: Plan) -> Plan:

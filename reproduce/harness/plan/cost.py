@@ -8,12 +8,11 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from reproduce.data.datasets import catalog
-from reproduce.harness import results
-from reproduce.harness.execute.progress import duration, expectations
 from reproduce.harness.plan import build
+from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.harness.plan.workload import Work
-from reproduce.harness.results import State
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.tables import Table
 
@@ -121,7 +120,7 @@ class Price:
 
     runs: dict[str, Cost]
     data: list[Needed]
-    states: dict[str, State]
+    states: dict[str, RunState]
     facts: Facts
     released: "Subset | None" = None
     """What can be made of public weights, FROM=released; None where nothing can, or where that is the plan itself."""
@@ -179,18 +178,18 @@ def _subset(plan: Plan) -> Subset | None:
 class _Pricing:
     def __init__(self, plan: Plan, facts: Facts) -> None:
         self.plan, self.facts = plan, facts
-        self.states = results.states(plan)
+        self.states = run_states(plan)
         self.recorded = baseline.load(plan.request.scale)
-        self.seconds = expectations(plan, self.recorded.wall_seconds)
+        self.seconds = expected_seconds(plan, self.recorded.wall_seconds)
         self.done: dict[tuple[str, str], dict[str, Any]] = {}
         for run in plan.runs.values():
-            if result := results.read(run):
+            if result := run.read_result():
                 self.done[run.kind, run.name] = result
         self.papers = {name: tables.load(name, "paper") for name in ("table1", "release_notes")}
 
     def cost(self, run: Run) -> Cost:
         """Measured before recorded before published before estimated."""
-        if result := results.read(run):
+        if result := run.read_result():
             measured = _on_hardware(result, float(result["wall_seconds"]) / 3600, "this run")
         elif result := self.done.get((run.kind, run.name)):
             seconds = self.seconds[f"{run.kind}/{run.name}"]
@@ -353,7 +352,7 @@ def as_text(plan: Plan, prices: Price) -> str:
         note = notes.setdefault(f"{cost.basis}: {cost.source}", len(notes) + 1)
         name = run.work.dataset.get("name", "-")
         whose = f"  {run.of}" if run.of and not run.parents else ""
-        state, cells = str(prices.states[run.run_id]), str(plan.cells_of(run.run_id))
+        state, cells = prices.states[run.run_id].label, str(plan.cells_of(run.run_id))
         rows.append(
             (
                 *(indent + run.run_id + whose, state, cells, str(cost.num_gpus) if cost.num_gpus else "-"),
@@ -407,7 +406,7 @@ def _hours(cost: Cost) -> str:
     if cost.hours is None:
         return "?"
     about = "~" if cost.basis == "estimate" and cost.hours else ""
-    return about + (f"{cost.hours:.3g} h" if cost.hours >= 10 else duration(cost.hours * 3600))
+    return about + (f"{cost.hours:.3g} h" if cost.hours >= 10 else format_duration(cost.hours * 3600))
 
 
 def _amount(hours: float | None) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reproduce.files import write_json
+from reproduce.harness import results
 from reproduce.harness.plan.workload import Work
-from reproduce.harness.spec import claims, margins, tables
+from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim
 from reproduce.harness.spec.tables import Margin, Row, Table
 
@@ -95,6 +95,20 @@ class Run:
     def log(self) -> Path:
         """What the run said on stdout and stderr."""
         return Path(self.folder) / "log.txt"
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the run's result, or None if there is none yet. Raises `UserError` as `results.load` does."""
+        return results.load(self.result, self.run_id) if self.result.exists() else None
+
+    def metrics_text(self) -> str:
+        """Return the metrics of the run's result as text, such as "knn20 67.24, knn200 67.22"."""
+        result = self.read_result()
+        metrics = result["metrics"] if result else {}
+        return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no metrics"
+
+    def read_failure(self) -> dict[str, Any] | None:
+        """Return how the run failed the last time, or None; see `results.load_failure`."""
+        return results.load_failure(self.failure)
 
     def command(self) -> list[str]:
         """The run's argument vector, the same on each of its machines (the launcher tells them apart)."""
@@ -192,7 +206,7 @@ class Plan:
         runs = {run_id: run for run_id, run in self.runs.items() if run_id in needed}
         return dataclasses.replace(self, runs=runs, cells=cells)
 
-    def should_fail(self, run: Run) -> bool:
+    def expected_to_fail(self, run: Run) -> bool:
         """Whether the paper says, of every number that a run serves, that the training behind it fails."""
         served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.run_ids)]
         return bool(served) and all(map(self._prints_failure, served))
@@ -210,35 +224,6 @@ class Plan:
     def _row(self, cell: Cell) -> Row:
         (row,) = [row for row in self.tables[cell.table].rows if row.label == cell.row]
         return row
-
-    def write(self) -> Path:
-        """Write the plan, with its price, where the workflow reads it."""
-        from reproduce.harness.plan import cost  # which is about plans
-
-        path = self.reports / "plan.json"
-        prices = cost.price(self)
-        runs = [
-            dataclasses.asdict(run) | {"command": run.command(), "state": str(prices.states[run.run_id])}
-            for run in self.runs.values()
-        ]
-        cells = [dataclasses.asdict(cell) for cell in self.cells]
-        request = dataclasses.asdict(self.request)
-        around = {"request": request, "data": self.data, "pictures": self.pictures, "cluster": self.cluster}
-        write_json(path, around | {"runs": runs, "cells": cells, "price": cost.as_data(self, prices)})
-        self._note_margins()
-        return path
-
-    def _note_margins(self) -> None:
-        """Keep the margins that the runs to do will be judged by, before there is a result to fit them to."""
-        to_do: dict[Path, dict[str, dict[str, float]]] = {}
-        for cell in self.cells:
-            for run in (self.runs[name] for name in cell.run_ids):
-                margin = self.margin(cell)
-                if margin and not run.result.exists():
-                    of_scale = to_do.setdefault(margins.path(run.folder), {})
-                    of_scale.setdefault(run.run_id, {})[cell.place] = margin.points
-        for file, points in to_do.items():
-            margins.note(file, points)
 
     def margin(self, cell: Cell) -> Margin | None:
         """The margin that a cell is judged by; None where it is held against no printed number."""

@@ -16,7 +16,7 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import revision
-from reproduce.harness.execute.progress import duration
+from reproduce.harness.plan.durations import format_duration
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import claims as show_claims
 from reproduce.harness.report import drawing, figures, runs, speed, summary
@@ -89,7 +89,7 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         undefined=jinja2.StrictUndefined,
     )
     script = (FOLDER / "page.js").read_text()
-    environment.filters |= {"duration": duration, "signed": _signed, "hours": _hours}
+    environment.filters |= {"duration": format_duration, "signed": _signed, "hours": _hours}
     environment.globals |= {
         "symbols": {str(said): symbol for known in (SYMBOLS, show_claims.SYMBOLS) for said, symbol in known.items()},
         "tones": {str(said): TONES.get(said, "quiet") for said in (*Standing, *Verdict)},

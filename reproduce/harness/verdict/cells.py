@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from reproduce.errors import UserError
-from reproduce.harness import results
-from reproduce.harness.plan.build import public_weights
+from reproduce.harness.plan.build import plan_for_other_seeds, public_weights
 from reproduce.harness.plan.model import Cell, Plan, Run
+from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import baseline, margins, tables
-from reproduce.harness.spec.baseline import Recorded
+from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import FAILS, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import stats as statistics
 from reproduce.harness.verdict.stats import Verdict
@@ -109,13 +109,13 @@ class Evidence:
     """What a check judges by: a plan's runs, runs of seeds beyond it, and recorded numbers."""
 
     plan: Plan
-    recorded: Recorded
+    recorded: RecordedNumbers
     beyond: Plan | None
 
     @classmethod
     def of(cls, plan: Plan) -> "Evidence":
         """All that there is."""
-        return cls(plan, baseline.load(plan.request.scale), results.beyond(plan))
+        return cls(plan, baseline.load(plan.request.scale), plan_for_other_seeds(plan))
 
     def cell(self, table: Table, row: str, column: str) -> Cell | None:
         """How a number is made; None where no run of ours makes it."""
@@ -168,8 +168,8 @@ def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
         if failure := _failure(plan, run):
             status, sentence = failure
             bad[status if status in bad else "failed"][seed] = sentence
-        elif (result := results.standing(plan, run)) is None:
-            missing[seed] = results.lack(plan, run)
+        elif (result := valid_result(plan, run)) is None:
+            missing[seed] = missing_reason(plan, run)
         else:
             values[seed] = _metric(run, result, metric)
             num_test_images = result.get("counts", {}).get("num_test_images")
@@ -188,7 +188,7 @@ def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
 def _failure(plan: Plan, run: Run) -> tuple[str, str] | None:
     """Status and sentence of why a run has no result, if it or its pretraining failed."""
     for each in (*(plan.runs[name] for name in run.parents), run):
-        if not each.result.exists() and (failure := results.read_failure(each)):
+        if not each.result.exists() and (failure := each.read_failure()):
             return failure["status"], f"{each.label} {failure['status']}: {failure['message']}"
     return None
 

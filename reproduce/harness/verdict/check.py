@@ -10,8 +10,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reproduce.files import write_atomic, write_json
-from reproduce.harness import results, revision
+from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
+from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.report import claims as show_claims
 from reproduce.harness.report import summary
 from reproduce.harness.spec import baseline, tables
@@ -82,7 +83,7 @@ def _check_table(evidence: Evidence, table: Table) -> Checked:
     cells = [_judge_row(evidence, table, row) for row in table.rows]
     drawn = [cell for cell in plan.cells if cell.table == table.table and not cell.column]
     runs = [plan.runs[name] for cell in drawn for name in cell.runs.values()]
-    undrawn = [run.label for run in runs if results.standing(plan, run) is None]
+    undrawn = [run.label for run in runs if valid_result(plan, run) is None]
     corrected = _corrected_for_many(_held_to_controls(table, cells))
     return Checked(table, _held_to_canaries(plan, table, corrected), undrawn)
 
@@ -257,7 +258,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
                 "label": run.label,
                 "folder": run.folder,
                 "parents": run.parents,
-                "outdated": run.result.exists() and not results.standing(plan, run),
+                "outdated": run.result.exists() and not valid_result(plan, run),
             }
             for run in plan.runs_of(table.table)
         ],

@@ -12,6 +12,7 @@ from models.zoo import entries
 from reproduce.harness import results
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Cell, Level, Plan
+from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import claims
 from reproduce.harness.spec.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
 from reproduce.harness.verdict import stats as statistics
@@ -207,11 +208,11 @@ class _Judge:
         runs = {seed: plan.runs[name] for seed, name in self.cells[need].runs.items()}
         values, missing = {}, {}
         for seed, run in runs.items():
-            curve = results.losses(Path(run.folder) / "metrics.jsonl") if results.standing(plan, run) else []
+            curve = results.losses(Path(run.folder) / "metrics.jsonl") if valid_result(plan, run) else []
             if curve:
                 values[seed] = half_fall_percent(curve)
             else:
-                missing[seed] = results.lack(plan, run)
+                missing[seed] = missing_reason(plan, run)
         return Outcome(values, missing=missing)
 
 

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from reproduce.harness import results, revision
+from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
+from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.verdict.check import Checked
 from reproduce.harness.verdict.claims import Answer, Standing
 from reproduce.harness.verdict.stats import Verdict
@@ -40,7 +41,7 @@ def _of_code(plan: Plan) -> Iterator[str]:
     here = revision.commit()
     if not here or revision.dirty():
         yield "the checkout differs from its commit"
-    made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := results.standing(plan, run))]
+    made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := valid_result(plan, run))]
     if others := sum(revision.of_runs(str(each.get("git_commit"))) != revision.of_runs(here) for each in made_by):
         yield f"{others} of {len(made_by)} results were made by other code than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):

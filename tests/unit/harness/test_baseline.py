@@ -8,7 +8,7 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import revision
+from reproduce.harness import record_baseline, revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import baseline
@@ -23,7 +23,7 @@ def five(checkout: Path) -> Plan:
 def test_what_is_written_is_read(five: Plan, finish: Callable[..., None]) -> None:
     for run in five.runs.values():
         finish(run, 50.0 + run.seed, wall_seconds=10.0 + run.seed)
-    text = baseline.write(five).read_text()
+    text = record_baseline.record(five).read_text()
     recorded = baseline.load("smoke")
     cell = recorded.cells["swav_800ep/knn/knn20"]
     assert cell.values == [50.0, 51.0, 52.0, 53.0, 54.0]
@@ -41,7 +41,7 @@ def test_nothing_recorded_is_empty(checkout: Path) -> None:
 
 def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
     with pytest.raises(UserError, match=r"20 runs have no result|\d+ runs have no result"):
-        baseline.write(five)
+        record_baseline.record(five)
     assert not baseline.path("smoke").exists()
 
 
@@ -51,7 +51,7 @@ def test_numbers_of_unknown_many_images_are_not_recorded(five: Plan, finish: Cal
     knn = next(run for run in five.runs.values() if run.name == "knn" and run.seed == 0)
     finish(knn, counts={})
     with pytest.raises(UserError, match=rf"{knn.result} does not say .* evals/knn\.py has to fill setting\.counts"):
-        baseline.write(five)
+        record_baseline.record(five)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_results_of_unknown_code_are_refused(
         finish(run)
     finish(run, provenance=provenance)
     with pytest.raises(UserError, match=says):
-        baseline.write(five)
-    baseline.write(five, allow_dirty=True)
+        record_baseline.record(five)
+    record_baseline.record(five, allow_dirty=True)
     assert baseline.load("smoke").header["dirty"] == provenance["git_dirty"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness.plan import build
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Request, Run
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import canary, check
@@ -20,7 +20,7 @@ Sing = Callable[..., Run]
 def judged(finish: Finish) -> Judged:
     """Table 9's first cell, three seeds of ours on the printed number."""
     plan = build.make(Request(("table9",), "paper", (0, 1, 2)))
-    plan.write()
+    plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, 73.9 + 0.01 * run.seed)
     checked = check.check(plan)

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import report
-from reproduce.harness.plan import build
+from reproduce.harness import record_baseline, report
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.verdict import check
@@ -36,7 +36,7 @@ def record(finish: Callable[..., None]) -> None:
     plan = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     for run in plan.runs.values():
         finish(run, [49.0, 50.0, 51.0, 50.0, 50.0][run.seed])
-    baseline.write(plan)
+    record_baseline.record(plan)
 
 
 def swav(plan: Plan, checked: list[check.Checked]) -> dict[str, Judged]:
@@ -238,7 +238,7 @@ def test_a_result_that_no_run_writes_is_named(
     check.write(smoke, check.check(smoke))
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, **damage)
-    for command in (lambda: check.check(smoke), lambda: report.write("smoke"), smoke.write):
+    for command in (lambda: check.check(smoke), lambda: report.write("smoke"), lambda: plan_file.write(smoke)):
         with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
             command()
 
@@ -320,7 +320,7 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     table = checkout / "tables" / "smoke" / "table7.yaml"
     five = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     learned(five, finish, [20.0, 60.0, 80.0, 70.0, 50.0])
-    baseline.write(five)
+    record_baseline.record(five)
 
     plan = build.make(Request(("table7",), "smoke"))
     verdicts = swav(plan, check.check(plan))
@@ -382,7 +382,7 @@ def test_on_other_pictures_the_difference_from_the_control_is_told(
 def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, finish: Callable[..., None]) -> None:
     five = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     learned(five, finish, [5.0, 95.0, 50.0, 10.0, 90.0])
-    baseline.write(five)
+    record_baseline.record(five)
     plan = build.make(Request(("table7",), "smoke", (2,)))
     alone = swav(plan, check.check(plan))["knn20"]
     assert (alone.verdict, alone.interval) == (Verdict.WITHIN, (0.0, 100.0))
@@ -399,7 +399,7 @@ def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, f
 def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:
     """A table of the ablations, every run done with `value`, those of the experiment `broken` collapsed."""
     plan = build.make(Request((name,), "paper", seeds or (0,)))
-    plan.write()
+    plan_file.write(plan)
     for run in plan.runs.values():
         if broken and broken in (run.name, run.of):
             if run.kind == "pretrain":
@@ -493,14 +493,14 @@ def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: 
     path = checkout / "tables" / "paper" / "table9.yaml"
     path.write_text(path.read_text().replace("points: 0.6", "points: 1.5"))
     wider = build.make(plan.request)
-    wider.write()  # planning again renews no note of a run that is done
+    plan_file.write(wider)  # planning again renews no note of a run that is done
     judged = cells_of(wider)["SwAV, hard assignments/top1"]
     assert judged.verdict == Verdict.BETTER
     assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.6)
     assert "The margin was widened to 1.5 points after the result was there; the 0.6 of before stand." in judged.reason
     for run in wider.runs.values():
         run.result.unlink()
-    wider.write()
+    plan_file.write(wider)
     for run in wider.runs.values():
         finish(run, 74.7)
     judged = cells_of(wider)["SwAV, hard assignments/top1"]

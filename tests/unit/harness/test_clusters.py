@@ -15,7 +15,7 @@ import yaml
 from reproduce.__main__ import main
 from reproduce.errors import UserError
 from reproduce.harness.execute import kubernetes, slurm
-from reproduce.harness.plan import build
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.config_cache import WHOLE_MACHINE, Composer
 from reproduce.harness.plan.model import Plan, Request, Run
 
@@ -34,7 +34,7 @@ def named(plan: Plan, name: str) -> Run:
 
 def as_read(plan: Plan, name: str) -> dict[str, Any]:
     """A run as the workflow reads it."""
-    (run,) = [run for run in json.loads(plan.write().read_text())["runs"] if run["name"] == name]
+    (run,) = [run for run in json.loads(plan_file.write(plan).read_text())["runs"] if run["name"] == name]
     return dict(run)
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from reproduce.harness import results
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.verdict import check
@@ -74,11 +73,11 @@ def test_other_runs_and_other_configs_are_no_other_seeds(checkout: Path, finish:
     for name in ("another-s3-0123456789", "swav_400ep_hard-s1-nothing", "swav_400ep_hard-s0-0123456789"):
         (Path("results/paper") / name).mkdir(parents=True)
         (Path("results/paper") / name / "failure.json").write_text("{}")
-    assert results.beyond(one) is None
+    assert build.plan_for_other_seeds(one) is None
     old = Path("results/paper/swav_400ep_hard-s1-0123456789")  # a config that is no more
     old.mkdir()
     (old / "failure.json").write_text("{}")
-    beyond = results.beyond(one)
+    beyond = build.plan_for_other_seeds(one)
     assert beyond is not None and beyond.request.seeds == (1,)
     for run in one.runs.values():
         finish(run, 73.9)

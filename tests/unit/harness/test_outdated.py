@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import report, results
+from reproduce.harness import report
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
-from reproduce.harness.results import State
+from reproduce.harness.plan.run_state import RunState, run_states, sync_mtimes
 from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict import claims as judge_claims
 from reproduce.harness.verdict.cells import Judged
@@ -60,10 +60,10 @@ def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
     judged = knn20(table7)
     assert (judged["SwAV"].verdict, judged["Random trunk"].verdict) == (Verdict.NOT_RUN, Verdict.NO_BASELINE)
     assert judged["SwAV"].reason == (
-        "No result yet: knn of swav_800ep, seed 0 (the result there is of a checkpoint that was made again since; "
+        "No result yet: knn of swav_800ep, seed 0 (its result belongs to a checkpoint that was trained again since; "
         "make reproduce-... (python -m reproduce run) makes it again)."
     )
-    to_do = {name for name, state in results.states(table7).items() if not state.settled}
+    to_do = {name for name, state in run_states(table7).items() if not state.settled}
     unjudged = {
         name
         for row, _, cell in check.check(table7)[0].judged()
@@ -72,28 +72,28 @@ def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
     }
     assert unjudged == to_do and len(to_do) == 1
     assert main(["check", "table7"]) == check.INCOMPLETE
-    assert "made again since" in capsys.readouterr().out
+    assert "trained again since" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_came_out_the_same_leaves_them_standing(table7: Plan, finish: Finish) -> None:
     run = swav(table7)
     finish(run, finished=LATER, provenance={"checkpoint_sha256": f"sha of {run.run_id}"})
-    assert set(results.states(table7).values()) == {State.DONE}
+    assert set(run_states(table7).values()) == {RunState.DONE}
 
 
 def test_a_pretraining_that_was_removed(table7: Plan) -> None:
     shutil.rmtree(swav(table7).folder)
     judged = knn20(table7)["SwAV"]
     assert judged.verdict == Verdict.NOT_RUN
-    assert "of a checkpoint of swav_800ep, seed 0, whose own result is not here" in judged.reason
-    assert "copy that result.json, too: the checkpoint may stay behind" in judged.reason
+    assert "belongs to a checkpoint of swav_800ep, seed 0, which has no result here" in judged.reason
+    assert "copy that result.json, too: the checkpoint is not needed" in judged.reason
 
 
 def test_copied_results_are_judged_whatever_their_times_and_without_checkpoints(table7: Plan) -> None:
     """Nothing has a checkpoint.pt here, and the copy wrote the pretrainings last."""
     for run in table7.runs.values():
         os.utime(run.result, (2**30, 2**30 + (not run.parents)))
-    assert set(results.states(table7).values()) == {State.DONE}
+    assert set(run_states(table7).values()) == {RunState.DONE}
     assert knn20(table7)["SwAV"].mean == 50.0
 
 
@@ -101,7 +101,7 @@ def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: 
     again_by_sha(swav(table7), finish)
     for run in table7.runs.values():
         os.utime(run.result, (2**30, 2**30 + (not run.parents)))
-    results.order_files(table7)
+    sync_mtimes(table7)
     for run in table7.runs.values():
         for parent in (table7.runs[name] for name in run.parents):
             redone = not run.result.exists() or run.result.stat().st_mtime < parent.result.stat().st_mtime
@@ -125,7 +125,7 @@ def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: F
     answers = judge_claims.judge(plan)
     (soft,) = [answer for answer in answers if answer.claim.claim == "soft-assignments"]
     assert soft.standing == Standing.NOT_RUN and soft.lacking
-    assert "made again since" in soft.findings[0].reason
+    assert "trained again since" in soft.findings[0].reason
     assert any("of 5 results" in sentence for sentence in strict.complaints(plan, check.check(plan), answers))
     check.write(plan, check.check(plan), answers)
     page = report.write("paper").read_text()
@@ -152,4 +152,4 @@ def test_one_run_by_itself_is_done_again(
     assert main(ask) == 0 and not started
     again_by_sha(run, finish)
     assert main(ask) == 1 and started
-    assert "made again since" in capsys.readouterr().out
+    assert "trained again since" in capsys.readouterr().out

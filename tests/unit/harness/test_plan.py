@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.config.compose import CONF_DIR, compose
+from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
-from reproduce.harness import results
 from reproduce.harness.plan import build
 from reproduce.harness.plan import config_cache as composer
 from reproduce.harness.plan.config_cache import Composer
 from reproduce.harness.plan.model import Kind, Plan, Request, Source
-from reproduce.harness.results import State
+from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
 
 Finish = Callable[..., None]
@@ -70,7 +69,7 @@ def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(che
     for run in runs:
         run.result.parent.mkdir(parents=True)
         run.result.write_text("{}")
-    assert results.beyond(plan) is None
+    assert build.plan_for_other_seeds(plan) is None
 
 
 def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
@@ -131,12 +130,13 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     shutil.copytree(REPO_ROOT / "reproduce" / "conf", Path("code/reproduce/conf"))
     shutil.copytree(REPO_ROOT / "reproduce" / "config", Path("code/reproduce/config"))
     monkeypatch.setattr(composer, "REPO_ROOT", Path("code").resolve())
-    monkeypatch.setattr("reproduce.config.compose.CONF_DIR", Path("code/reproduce/conf").resolve())
-    conf = CONF_DIR / file
+    own_conf = Path("code/reproduce/conf").resolve()
+    monkeypatch.setattr("reproduce.config.compose.CONF_DIR", own_conf)
+    conf = own_conf / file
     assert before in conf.read_text()
     conf.write_text(conf.read_text().replace(before, after))
     again = build.make(smoke.request)
-    new = [again.runs[name] for name, state in results.states(again).items() if state != State.DONE]
+    new = [again.runs[name] for name, state in run_states(again).items() if state != RunState.DONE]
     assert {run.name for run in new} == changed
     if file.startswith("experiment"):
         assert {run.of for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
@@ -145,15 +145,15 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
 def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> None:
     for run in smoke.runs.values():
         finish(run)
-    assert set(results.states(smoke).values()) == {State.DONE}
+    assert set(run_states(smoke).values()) == {RunState.DONE}
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
     swav.result.unlink()
     swav.failure.write_text("{}")
-    states = results.states(smoke)
-    assert states[swav.run_id] == State.FAILED
-    assert {smoke.runs[name].of for name, state in states.items() if state == State.TO_DO} == {"swav_800ep"}
+    states = run_states(smoke)
+    assert states[swav.run_id] == RunState.FAILED
+    assert {smoke.runs[name].of for name, state in states.items() if state == RunState.TO_DO} == {"swav_800ep"}
     finish(swav, finished="2026-01-02T00:00:00+00:00")  # newer than what was measured on its forerunner
-    assert sum(state == State.TO_DO for state in results.states(smoke).values()) == 6
+    assert sum(state == RunState.TO_DO for state in run_states(smoke).values()) == 6
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
             if run.name == name:
                 run.failure.parent.mkdir(parents=True)
                 run.failure.write_text('{"status": "collapsed"}')
-    states = {run.label: results.states(plan)[run.run_id] for run in plan.runs.values()}
-    assert states["swav_400ep_sinkhorn1, seed 0"] == State.COLLAPSED
-    assert states["linear_imagenet of swav_400ep_sinkhorn1, seed 0"] == State.COLLAPSED
+    states = {run.label: run_states(plan)[run.run_id] for run in plan.runs.values()}
+    assert states["swav_400ep_sinkhorn1, seed 0"] == RunState.COLLAPSED
+    assert states["linear_imagenet of swav_400ep_sinkhorn1, seed 0"] == RunState.COLLAPSED
     others = {label: found for label, found in states.items() if "sinkhorn1," not in label}
-    assert set(others.values()) == {State.FAILED, State.TO_DO}
+    assert set(others.values()) == {RunState.FAILED, RunState.TO_DO}
     for run in plan.runs.values():
         if run.name == "swav_400ep_sinkhorn1":
             run.failure.write_text('{"status": "failed"}')
-            assert results.states(plan)[run.run_id] == State.FAILED  # out of memory, say: that the paper does not print
+            assert run_states(plan)[run.run_id] == RunState.FAILED  # out of memory, say: that the paper does not print
 
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], []])
@@ -206,9 +206,9 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
 def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:
     plan = build.make(Request(("table10",), "paper"))
     (run,) = [run for run in plan.runs.values() if run.name == "swav_400ep_sinkhorn1"]
-    assert plan.should_fail(run)
+    assert plan.expected_to_fail(run)
     (printed,) = [cell for cell in plan.cells if cell.pretrain == "swav_400ep_sinkhorn10" and cell.column]
     (failing,) = [cell for cell in plan.cells if cell.pretrain == run.name]
     also = dataclasses.replace(printed, runs=failing.runs)
-    assert not dataclasses.replace(plan, cells=[*plan.cells, also]).should_fail(run)
-    assert not plan.should_fail(plan.runs[next(iter(printed.runs.values()))])
+    assert not dataclasses.replace(plan, cells=[*plan.cells, also]).expected_to_fail(run)
+    assert not plan.expected_to_fail(plan.runs[next(iter(printed.runs.values()))])

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from reproduce.harness.execute.progress import Progress, Screen, duration, expectations, schedule
+from reproduce.harness.execute.progress import Progress, Screen, schedule
+from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.run_state import run_states
 from reproduce.harness.plan.workload import Work
-from reproduce.harness.results import states
 
 
 def run(name: str, parents: tuple[str, ...] = (), cores: int = 1) -> Run:
@@ -26,8 +27,8 @@ def event(run_id: str, what: str, time: float, attempt: int = 1, **more: object)
     ("seconds", "words"),
     [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (26_490, "7 h 21 min")],
 )
-def test_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_format_duration(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words
 
 
 def test_schedule_packs_cores_and_waits_for_parents() -> None:
@@ -43,7 +44,7 @@ def test_schedule_packs_cores_and_waits_for_parents() -> None:
 
 def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, finish: Callable[..., None]) -> None:
     expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
-    progress = Progress(smoke, 1, expected, states(smoke))
+    progress = Progress(smoke, 1, expected, run_states(smoke))
     at_first = progress.seconds_to_go(0.0)
     assert at_first is not None
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
@@ -61,7 +62,7 @@ def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, fi
 def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     alone = replace(smoke, runs={swav.run_id: swav})
-    progress = Progress(alone, 2, {}, states(alone))
+    progress = Progress(alone, 2, {}, run_states(alone))
     assert progress.seconds_to_go(0.0) is None
     metrics = swav.result.with_name("metrics.jsonl")
     metrics.parent.mkdir(parents=True)
@@ -74,7 +75,7 @@ def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
 
 
 def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
-    progress = Progress(smoke, 2, {}, states(smoke))
+    progress = Progress(smoke, 2, {}, run_states(smoke))
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     progress.take(event(swav.run_id, "start", 0.0))
     swav.failure.parent.mkdir(parents=True)
@@ -89,7 +90,7 @@ def test_finished_runs_tell_how_long_the_next_will_take(smoke: Plan, finish: Cal
     for each in smoke.runs.values():
         if each.name == "knn":
             finish(each, wall_seconds=7.0)
-    assert expectations(smoke, {"evaluate/knn": 99.0, "pretrain/random": 1.0}) == {
+    assert expected_seconds(smoke, {"evaluate/knn": 99.0, "pretrain/random": 1.0}) == {
         "evaluate/knn": 7.0,
         "pretrain/random": 1.0,
     }

@@ -8,7 +8,7 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.harness import revision
-from reproduce.harness.plan import build
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report import summary
 from reproduce.harness.verdict import check, strict
@@ -37,7 +37,7 @@ def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -
     """Ours on a machine ten times as slow: 40 h for SimCLR's 4h00, and shares of 1.04, 1.21 and 1.90 (printed 1.56)."""
     plan = measured_table1()
     hours = {"simclr_100ep": 40.0, "swav_400ep_2x224": 41.5, "swav_400ep_2x160_4x96": 48.5, "swav_100ep": 76.0}
-    plan.write()
+    plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, hours[run.name.removeprefix("cost_")])
     found = cells(plan)

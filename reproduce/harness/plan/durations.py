@@ -1,0 +1,24 @@
+"""How long runs take: the seconds to expect of each, and seconds as text."""
+
+from collections.abc import Mapping
+
+from reproduce.harness.plan.model import Plan
+
+
+def expected_seconds(plan: Plan, recorded: Mapping[str, float]) -> dict[str, float]:
+    """Return seconds by "kind/name": the mean of the plan's finished runs, or else the `recorded` time."""
+    times: dict[str, list[float]] = {}
+    for run in plan.runs.values():
+        if result := run.read_result():
+            times.setdefault(f"{run.kind}/{run.name}", []).append(float(result.get("wall_seconds", 0)))
+    return dict(recorded) | {key: sum(found) / len(found) for key, found in times.items()}
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as a clock shows them: 42 s, 3 min 05 s, 7 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

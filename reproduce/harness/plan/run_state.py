@@ -1,0 +1,122 @@
+"""What is left to do for each run of a plan, decided by the files that runs left behind."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from reproduce.files import read_json
+from reproduce.harness.plan.model import Plan, Run
+
+
+class RunState(StrEnum):
+    """What is left to do for a run. The values stand in plan.json; `label` is for people."""
+
+    DONE = "done"
+    TO_DO = "to_do"
+    FAILED = "failed"
+    """The last attempt failed; the run is tried again."""
+    COLLAPSED = "collapsed"
+    """The paper says that this training fails, and it did; or the run would measure such a training."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return self in (RunState.DONE, RunState.COLLAPSED)
+
+    @property
+    def label(self) -> str:
+        """The state in words."""
+        return {
+            RunState.DONE: "done",
+            RunState.TO_DO: "to do",
+            RunState.FAILED: "failed before",
+            RunState.COLLAPSED: "collapsed, as printed",
+        }[self]
+
+
+def run_states(plan: Plan) -> dict[str, RunState]:
+    """Return the state of every run by run_id, parents first."""
+    return {run.run_id: run_state(plan, run) for run in plan.runs.values()}
+
+
+def run_state(plan: Plan, run: Run) -> RunState:
+    """Return what is left to do for a run. Plan, workflow, check, claims and report all decide by this function.
+
+    A run is to do again if one of its parents is, or if a parent was trained again since: the result then belongs to
+    another checkpoint than the present one. A result stays valid if only the checkpoint's file is gone.
+    """
+    parents = [run_state(plan, parent) for parent in _parents(plan, run)]
+    if RunState.COLLAPSED in parents or _collapsed_as_printed(plan, run):
+        return RunState.COLLAPSED
+    if run.read_result() is None:
+        return RunState.FAILED if run.failure.exists() else RunState.TO_DO
+    made_again = any(parent != RunState.DONE for parent in parents) or _of_another_checkpoint(run)
+    return RunState.TO_DO if made_again else RunState.DONE
+
+
+def valid_result(plan: Plan, run: Run) -> dict[str, Any] | None:
+    """Return a run's result, or None if there is none or the run is to do again."""
+    return run.read_result() if run_state(plan, run) == RunState.DONE else None
+
+
+def missing_reason(plan: Plan, run: Run) -> str:
+    """Return the label of a run without a valid result and, if it has an outdated one, why that does not count."""
+    if run.read_result() is None or run_state(plan, run) == RunState.DONE:
+        return run.label
+    lacking = [parent.label for parent in _parents(plan, run) if parent.read_result() is None]
+    again = f"make reproduce-... (python -m reproduce run) makes {'both' if lacking else 'it'} again"
+    if not lacking:
+        return f"{run.label} (its result belongs to a checkpoint that was trained again since; {again})"
+    return (
+        f"{run.label} (its result belongs to a checkpoint of {lacking[0]}, which has no result here; {again}, or "
+        "copy that result.json, too: the checkpoint is not needed)"
+    )
+
+
+def sync_mtimes(plan: Plan) -> None:
+    """Align mtimes with `run_states`, because Snakemake reruns anything older than its parent.
+
+    A valid result that is older than a parent's gets the parent's mtime. A result that is outdated although its parents
+    are done is deleted, as Snakemake itself would do.
+    """
+    for run in plan.runs.values():
+        parents = _parents(plan, run)
+        if not run.result.exists() or any(run_state(plan, parent) != RunState.DONE for parent in parents):
+            continue
+        if run_state(plan, run) == RunState.TO_DO:
+            run.result.unlink()
+        else:
+            newest = max([run.result, *(parent.result for parent in parents)], key=lambda path: path.stat().st_mtime)
+            os.utime(run.result, ns=(newest.stat().st_atime_ns, newest.stat().st_mtime_ns))
+
+
+def _parents(plan: Plan, run: Run) -> list[Run]:
+    return [plan.runs[name] for name in run.parents if name in plan.runs]
+
+
+def _of_another_checkpoint(run: Run) -> bool:
+    """Return whether a parent was trained again after a run measured it, as far as the results show.
+
+    Results quote the checkpoint's SHA-256. Older results of pretrainings do not; then the later `finished` decides.
+    Files' mtimes say nothing: a copy does not keep them.
+    """
+    own = read_json(run.result)
+    for name in run.parents or own.get("parents", []):
+        path = Path(run.folder).with_name(name) / "result.json"
+        parent = read_json(path) if path.exists() else {}
+        present, measured = (each.get("provenance", {}).get("checkpoint_sha256") for each in (parent, own))
+        trained_at, measured_at = (str(each.get("finished") or "") for each in (parent, own))
+        if present and measured:
+            if present != measured:
+                return True
+        elif trained_at and measured_at and trained_at > measured_at:
+            return True
+    return False
+
+
+def _collapsed_as_printed(plan: Plan, run: Run) -> bool:
+    if run.result.exists() or not run.failure.exists() or not plan.expected_to_fail(run):
+        return False
+    failure = run.read_failure()
+    return failure is not None and failure["status"] == "collapsed"
