@@ -13,7 +13,7 @@ from evals.setting import Pixels, Setting, train_classifier
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import device
-from reproduce.engine.schedule import steps_per_epoch
+from reproduce.engine.schedule import multistep_lr
 from reproduce.errors import UserError
 
 IMAGENET_CLASS = re.compile(r"n\d{8}")
@@ -90,7 +90,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
 def learning_rates(protocol: Protocol, epoch: int) -> tuple[float, float]:
     """The epoch's learning rates of trunk and head, for the batch of the scale."""
     trunk, head = (
-        steps_per_epoch(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)
+        multistep_lr(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)
         for lr in (protocol.lr_trunk, protocol.lr_head)
     )
     return trunk, head

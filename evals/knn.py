@@ -42,8 +42,8 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         torch.tensor(pictures.labels)[indices].to(device())
         for pictures, indices in ((val, queries.indices[mine]), (train, bank.indices))
     )
-    with setting.preemption.alone("the features are kept") as leave_if_asked:
-        similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_asked)
+    with setting.preemption.rank_local_work("the features are kept") as leave_if_requested:
+        similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
     hits = all_reduce_sum((predicted == labels).float().sum(dim=1))
     setting.counts["num_test_images"] = len(queries.rows)

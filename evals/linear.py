@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from evals.setting import Pixels, Setting, train_classifier
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import device
-from reproduce.engine.schedule import cosine_per_epoch, steps_per_epoch
+from reproduce.engine.schedule import epoch_cosine_lr, multistep_lr
 from reproduce.errors import UserError, did_you_mean
 
 WEIGHT_STD = 0.01
@@ -83,5 +83,5 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
 def learning_rate(protocol: Protocol, epoch: int) -> float:
     """The epoch's learning rate, for the batch of the scale."""
     if protocol.schedule == "cosine":
-        return cosine_per_epoch(epoch, protocol.epochs, protocol.lr)
-    return steps_per_epoch(epoch, protocol.epochs, protocol.lr, protocol.milestones)
+        return epoch_cosine_lr(epoch, protocol.epochs, protocol.lr)
+    return multistep_lr(epoch, protocol.epochs, protocol.lr, protocol.milestones)

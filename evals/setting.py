@@ -17,8 +17,8 @@ from reproduce.config.schema import Augment, Crops, Dataset, Normalize, View
 from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches, multicrop_batches
 from reproduce.data.pipeline.sampler import EpochOrder, StepSampler, epoch_order_for, epoch_permutation
-from reproduce.engine.batchnorm import shared
-from reproduce.engine.checkpoint import Checkpoints, Part
+from reproduce.engine.batchnorm import wrap_for_distributed
+from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.engine.distributed.collectives import (
     all_reduce_mean,
     all_reduce_sum,
@@ -77,7 +77,7 @@ class Setting:
     checkpoint: Path
     """Where the evaluation keeps its own, while it trains."""
     save_every_seconds: float
-    agree_every_steps: int
+    sync_every_steps: int
     preemption: Preemption
     quote: Callable[[str, ImageList], None]
     """Notes in the result which pictures a split is."""
@@ -145,8 +145,8 @@ def _rows(
             rows = trunk(images)
         yield torch.from_numpy(mine)[index], rows
         if world_size() == 1:  # shares have unequal numbers of batches: ranks ask each other afterwards
-            setting.preemption.stop_if_asked(number, "features are worked out anew")
-    setting.preemption.stop_if_asked(0, "features are worked out anew")
+            setting.preemption.stop_if_requested(number, "features are worked out anew")
+    setting.preemption.stop_if_requested(0, "features are worked out anew")
 
 
 def _centres(
@@ -184,7 +184,7 @@ class _Scores:
 
 def train_classifier(
     net: nn.Module,
-    kept: Mapping[str, Part],
+    kept: Mapping[str, Stateful],
     optimizer: torch.optim.Optimizer,
     learning_rates: Callable[[int], list[float]],
     train: ImageList,
@@ -240,7 +240,7 @@ def train_classifier(
 
 def train_network(
     net: nn.Module,
-    kept: Mapping[str, Part],
+    kept: Mapping[str, Stateful],
     optimizer: torch.optim.Optimizer,
     learning_rates: Callable[[int], list[float]],
     batches: Callable[[StepSampler], Iterator[Batch]],
@@ -262,17 +262,17 @@ def train_network(
     `TrainingFailed` where the loss is not finite at the end of an epoch, `Preempted` where the run was asked to stop.
     """
     scaler = loss_scaler(setting.precision)
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         setting.checkpoint,
         {**kept, "optimizer": optimizer, "scaler": scaler, "counts": setting.counts},
         setting.save_every_seconds,
-        setting.agree_every_steps,
+        setting.sync_every_steps,
     )
     first_step = checkpoints.resume()
     sampler = StepSampler(num_images, batch_size, epochs, setting.seed, first_step, rank(), world_size(), order=order)
     setting.forget_after(first_step // sampler.steps_per_epoch)
     num_steps = epochs * sampler.steps_per_epoch
-    trained = shared(net)
+    trained = wrap_for_distributed(net)
     trained.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(batches(sampler), start=first_step):
@@ -298,7 +298,7 @@ def train_network(
             if done < num_steps:
                 checkpoints.save(done)
         whole_epoch = done % sampler.steps_per_epoch == 0
-        setting.preemption.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=whole_epoch)
+        setting.preemption.checkpoint_and_stop_if_requested(checkpoints, done, num_steps, sync_now=whole_epoch)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
 

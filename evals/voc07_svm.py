@@ -74,10 +74,10 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
             take(number, before)
         else:
             to_do[number] = (train_labels[:, number], test_labels[:, number])
-    with setting.preemption.alone("the classes that are judged are kept") as leave_if_asked:
+    with setting.preemption.rank_local_work("the classes that are judged are kept") as leave_if_requested:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
         of_class = partial(judge, protocol, train, test)
-        for number, answer in process_map(of_class, to_do, setting.num_threads, leave_if_asked):
+        for number, answer in process_map(of_class, to_do, setting.num_threads, leave_if_requested):
             kept.put(number, list(answer))
             take(number, list(answer))
     all_reduce_sum(precisions)

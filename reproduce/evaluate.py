@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         store=FeatureStore(run.folder.parent / ".features", run.run_id),
         checkpoint=run.checkpoint,
         save_every_seconds=cfg.logging.checkpoint_every_seconds,
-        agree_every_steps=cfg.logging.every_steps,
+        sync_every_steps=cfg.logging.every_steps,
         preemption=preemption,
         quote=run.quote,
     )

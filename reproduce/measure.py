@@ -19,10 +19,10 @@ from reproduce.config.compose import compose
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.batchnorm import shared
+from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
 from reproduce.engine.loop import StepLogger, Trainer, nan_guard
-from reproduce.engine.optimizer import sgd
+from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, running
@@ -90,13 +90,13 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     method_config, build_method = registry.find(cfg.method)
     net = build_network(cfg, method_config, IMAGENET_CLASSES)
     method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
-    trained = shared(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
+    trained = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
     num_steps = measurement.num_steps + 1  # the first is not counted
     steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
     method.on_train_start(trained, steps, ())
     trainer = Trainer(
         task=PretrainTask(trained, method, cfg.precision),
-        optimizer=sgd(net.parameters(), optim),
+        optimizer=build_optimizer(net.parameters(), optim),
         learning_rates=lambda _: [optim.warmup_start_lr],
         scaler=loss_scaler(cfg.precision),
         guard=nan_guard(run, "optimizer.lr"),

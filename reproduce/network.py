@@ -10,7 +10,7 @@ from models.methods.supervised import ClassifierNet
 from models.networks.heads import MultiCropNet
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
-from reproduce.engine.batchnorm import check_sync_batchnorm
+from reproduce.engine.batchnorm import validate_sync_batchnorm
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError, did_you_mean
@@ -19,7 +19,7 @@ from reproduce.errors import UserError, did_you_mean
 def check_machine(cfg: DictConfig) -> None:
     """Refuse what this machine can't do, before any data is read."""
     autocast(cfg.precision)
-    check_sync_batchnorm(cfg.cluster.sync_batchnorm)
+    validate_sync_batchnorm(cfg.cluster.sync_batchnorm)
     backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
     if backend and backend not in valid:
         raise UserError(f"there is no cluster.compile_backend {backend!r}: {did_you_mean(backend, valid)}")

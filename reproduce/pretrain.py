@@ -13,12 +13,12 @@ from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.pipeline.dataloader import multicrop_batches
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
-from reproduce.engine.batchnorm import batchnorm_groups, shared, synchronized
-from reproduce.engine.collapse import Sentinel
+from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
+from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
 from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.loop import StepLogger, Trainer, nan_guard, resume
-from reproduce.engine.optimizer import sgd
+from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.run import Run, main_of
 from reproduce.engine.schedule import learning_rate
@@ -37,7 +37,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 
     net = build_network(cfg, method_config, len(pictures.classes))
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
-    optimizer, scaler = sgd(net.parameters(), optim), loss_scaler(cfg.precision)
+    optimizer, scaler = build_optimizer(net.parameters(), optim), loss_scaler(cfg.precision)
     checkpoints, first_step = resume(run, model=net, method=method, optimizer=optimizer, scaler=scaler)
 
     crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
@@ -50,15 +50,15 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     )
     sampler = steps(epochs=cfg.epochs, first_step=first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
-    sentinel = Sentinel.of(method, cfg.sentinel, sampler.steps_per_epoch, first_step)
+    sentinel = CollapseDetector.for_method(method, cfg.sentinel, sampler.steps_per_epoch, first_step)
 
     def log(step: int, num_steps: int, **values: float) -> None:
         run.tell(step, num_steps, **values)
-        sentinel.watch(step, values)
+        sentinel.update(step, values)
 
-    net_on_all_ranks = shared(net, groups, cfg.cluster.sync_batchnorm)
+    net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
     for extra_network in method.extra_networks:
-        synchronized(extra_network, groups, cfg.cluster.sync_batchnorm)
+        convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     extra_epoch = batches(steps(epochs=cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))

@@ -28,8 +28,8 @@ from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.voc import CLASSES, Annotated, read_boxes
 from reproduce.data.detections import Box, Detected
 from reproduce.data.pipeline.dataloader import build_dataloader
-from reproduce.engine.batchnorm import shared
-from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.batchnorm import wrap_for_distributed
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError
@@ -89,16 +89,16 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
     num_steps = cfg.SOLVER.MAX_ITER
     optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(setting.precision)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         setting.checkpoint,
         {"model": detector, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "counts": setting.counts},
         setting.save_every_seconds,
-        setting.agree_every_steps,
+        setting.sync_every_steps,
     )
     first_step = checkpoints.resume()
     setting.forget_after(first_step)
     detector.train()
-    trained = shared(detector)
+    trained = wrap_for_distributed(detector)
     steps = batches(train, cfg, setting, setting.seed, first_step, num_steps)
     for step, inputs in enumerate(steps, start=first_step):
         torch.manual_seed(_step_seed(setting.seed, step))  # of which proposals are sampled
@@ -112,12 +112,12 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
         lr = optimizer.param_groups[0]["lr"]
         scheduler.step()
         done = step + 1
-        if done % setting.agree_every_steps == 0 or done == num_steps:
+        if done % setting.sync_every_steps == 0 or done == num_steps:
             values = {name: all_reduce_mean(each.detach().clone()).item() for name, each in losses.items()}
             if not math.isfinite(sum(values.values())):
                 raise TrainingFailed(f"the detector's loss is not finite at step {done}: lower SOLVER.BASE_LR")
             setting.tell(done, num_steps, loss=sum(values.values()), lr=lr, **values)
-        setting.preemption.save_and_stop_if_asked(checkpoints, done, num_steps)
+        setting.preemption.checkpoint_and_stop_if_requested(checkpoints, done, num_steps)
         checkpoints.save_if_due(done)
     checkpoints.finish(num_steps)
     if cfg.TEST.PRECISE_BN.ENABLED:
@@ -169,8 +169,8 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
             if index in shown:
                 drawn.append(_drawn(mine[index], outputs[0]["instances"]))
             if world_size() == 1:  # shares differ in length: ranks ask each other afterwards
-                setting.preemption.stop_if_asked(index, "the trained detector is kept")
-        setting.preemption.stop_if_asked(0, "the trained detector is kept")
+                setting.preemption.stop_if_requested(index, "the trained detector is kept")
+        setting.preemption.stop_if_requested(0, "the trained detector is kept")
         metrics = ours.metrics()
         setting.counts["num_classes_judged"] = ours.num_classes_judged
     lost = all_reduce_sum(torch.tensor(undecodable, device=device())).item()

@@ -18,7 +18,7 @@ from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.batchnorm import sees_whole_batch
+from reproduce.engine.batchnorm import uses_global_stats
 from reproduce.engine.distributed.collectives import all_gather, rank, world_size
 from reproduce.errors import UserError
 
@@ -79,7 +79,7 @@ class Moco(Method):
     def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
         """Keep what the order of the keys is drawn from; note where it changes nothing."""
         self.seed = sampler.seed
-        self.note = NOT_SHUFFLED if sees_whole_batch(self.key_encoder) else ""
+        self.note = NOT_SHUFFLED if uses_global_stats(self.key_encoder) else ""
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002

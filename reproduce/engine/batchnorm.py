@@ -1,4 +1,4 @@
-"""BatchNorm over groups of a batch's images, whatever the number of processes; and a network as all ranks train it."""
+"""BatchNorm statistics over groups of a batch's images, independent of the number of processes; and DDP."""
 
 from dataclasses import dataclass
 
@@ -13,25 +13,27 @@ from reproduce.engine.distributed.collectives import all_reduce_sum_differentiab
 from reproduce.errors import UserError, did_you_mean
 
 SYNC_BATCHNORM = ("torch", "apex")
-"""Implementations of BatchNorm over several GPUs; the numbers are the same. On a CPU there is one, our own."""
+"""Implementations of BatchNorm over several GPUs, with equal results. CPUs always use our own `CpuSyncBatchNorm`."""
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Of whose images BatchNorm's statistics are: those of `ranks` ranks together, or of a part of each rank's own."""
+class BatchNormGroups:
+    """Which images share BatchNorm statistics: several ranks' batches, or part of one rank's."""
 
     ranks: int
+    """Ranks whose batches form one group."""
     per_rank: int = 1
+    """Groups that one rank's batch is divided into; more than 1 only if `ranks` is 1."""
     images: int | None = None
-    """Of a group, where a rank has several."""
+    """Images per group if a rank has several groups, else None."""
 
 
-def batchnorm_groups(batch_size: int, batchnorm_images: int | None) -> Groups:
-    """The groups in which BatchNorm's statistics are those of `batchnorm_images` images (None: of the whole batch).
+def batchnorm_groups(batch_size: int, group_size: int | None) -> BatchNormGroups:
+    """Return the groups that give BatchNorm statistics over `group_size` images (None: over the global batch).
 
-    Raises `UserError` where neither several ranks' shares of a batch nor equal parts of one make such a group.
+    Raises `UserError` unless a rank's share of the batch is a multiple of a group or an equal part of one.
     """
-    images = batchnorm_images or batch_size
+    images = group_size or batch_size
     share = batch_size // world_size()
     if batch_size % images or (images % share and share % images):
         raise UserError(
@@ -39,55 +41,60 @@ def batchnorm_groups(batch_size: int, batchnorm_images: int | None) -> Groups:
             "a share has to be a multiple or a part of a group, and the batch a multiple; change "
             "cluster.num_processes or batch_size, or take the whole batch by network.batchnorm_images=null"
         )
-    return Groups(images // share) if images >= share else Groups(1, share // images, images)
+    return BatchNormGroups(images // share) if images >= share else BatchNormGroups(1, share // images, images)
 
 
-def shared(net: nn.Module, groups: Groups | None = None, sync_batchnorm: str = "torch") -> nn.Module:
-    """`net` as all ranks train it: BatchNorm over groups of ranks, gradients averaged. `net` itself when alone.
+def wrap_for_distributed(
+    net: nn.Module, groups: BatchNormGroups | None = None, sync_batchnorm: str = "torch"
+) -> nn.Module:
+    """Convert the BatchNorm of `net` to `groups` (default: all ranks together) and wrap it in DDP.
 
-    `sync_batchnorm` is one of `SYNC_BATCHNORM`; `UserError` where it is not installed, or does not run here.
+    Returns `net` itself in a single process. Raises `UserError` as `validate_sync_batchnorm` does.
     """
-    net = synchronized(net, groups or Groups(world_size()), sync_batchnorm)
+    net = convert_batchnorm(net, groups or BatchNormGroups(world_size()), sync_batchnorm)
     if not dist.is_initialized():
         return net
     return DistributedDataParallel(net, device_ids=[device().index] if device().type == "cuda" else None)
 
 
-def check_sync_batchnorm(implementation: str) -> None:
-    """Raise `UserError` where an implementation of SyncBatchNorm is unknown, not installed, or does not run here."""
+def validate_sync_batchnorm(implementation: str) -> None:
+    """Raise `UserError` if a SyncBatchNorm implementation is unknown, not installed, or does not run here."""
     if implementation not in SYNC_BATCHNORM:
         raise UserError(
-            f"there is no cluster.sync_batchnorm {implementation!r}: {did_you_mean(implementation, SYNC_BATCHNORM)}"
+            f"unknown cluster.sync_batchnorm {implementation!r}: {did_you_mean(implementation, SYNC_BATCHNORM)}"
         )
     if implementation != "apex":
         return
     if device().type != "cuda":
-        raise UserError("cluster.sync_batchnorm=apex needs GPUs; torch's gives the same numbers anywhere")
+        raise UserError("cluster.sync_batchnorm=apex needs GPUs; use torch, which gives the same numbers anywhere")
     try:
         from apex.parallel import convert_syncbn_model  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"cluster.sync_batchnorm=apex: apex with its SyncBatchNorm is not installed ({error}); it is in the CUDA "
-            "image (apex 25.05 was the last that had it), and cluster.sync_batchnorm=torch gives the same numbers"
+            f"cluster.sync_batchnorm=apex: apex with its SyncBatchNorm is not installed ({error}); use the CUDA image "
+            "(apex 25.05 was the last version with it), or use torch, which gives the same numbers"
         ) from error
 
 
-def synchronized(net: nn.Module, groups: Groups, sync_batchnorm: str = "torch") -> nn.Module:
-    """`net`, itself changed: BatchNorm over groups of ranks, or of parts of a rank's images. Errors as for `shared`."""
-    check_sync_batchnorm(sync_batchnorm)
+def convert_batchnorm(net: nn.Module, groups: BatchNormGroups, sync_batchnorm: str = "torch") -> nn.Module:
+    """Make every BatchNorm of `net` compute its statistics over `groups`, in place, and return `net`.
+
+    Raises `UserError` as `validate_sync_batchnorm` does.
+    """
+    validate_sync_batchnorm(sync_batchnorm)
     if groups.images:
-        return _grouped(net, groups.per_rank, groups.images)
-    return _sync_batchnorm(net, groups.ranks, sync_batchnorm) if dist.is_initialized() else net
+        return _to_grouped_batchnorm(net, groups.per_rank, groups.images)
+    return _to_sync_batchnorm(net, groups.ranks, sync_batchnorm) if dist.is_initialized() else net
 
 
-def sees_whole_batch(net: nn.Module) -> bool:
-    """Whether BatchNorm's statistics in training are those of all ranks' images together."""
+def uses_global_stats(net: nn.Module) -> bool:
+    """Return whether BatchNorm in training uses the statistics of all ranks' images together."""
     norm = next(module for module in net.modules() if isinstance(module, _BatchNorm))
     group = getattr(norm, "process_group", None)
     return not isinstance(norm, GroupedBatchNorm) and (dist.get_world_size(group) if group else 1) == world_size()
 
 
-def _grouped(net: nn.Module, num_groups: int, images: int) -> nn.Module:
+def _to_grouped_batchnorm(net: nn.Module, num_groups: int, images: int) -> nn.Module:
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = GroupedBatchNorm
@@ -95,7 +102,7 @@ def _grouped(net: nn.Module, num_groups: int, images: int) -> nn.Module:
     return net
 
 
-def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:
+def _to_sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:
     if implementation == "apex":
         from apex.parallel import convert_syncbn_model, create_syncbn_process_group
 
@@ -112,7 +119,7 @@ def _sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.M
 
 
 class _AnyShape(_BatchNorm):
-    """In evaluation `nn.BatchNorm1d` to `3d`, whichever fits the input."""
+    """BatchNorm for inputs `(N, C)` to `(N, C, D, H, W)`; subclasses replace its training mode."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -120,17 +127,17 @@ class _AnyShape(_BatchNorm):
 
 
 class GroupedBatchNorm(_AnyShape):
-    """BatchNorm over groups of a rank's images, as if each group's images were on a rank of their own.
+    """BatchNorm over groups of a rank's images, as if each group were on a rank of its own.
 
-    The input is `(crops * num_groups * images, C, ...)`, crop by crop; a group has the same images of every crop. The
-    running averages are the first group's, as rank 0's are kept of many ranks.
+    The input is `(num_crops * num_groups * images, C, ...)`, crop by crop; a group has the same images of every crop.
+    The running statistics are the first group's, as rank 0's would be with one group per rank.
     """
 
     num_groups: int
     images: int
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `(N, C, ...)` per group and channel."""
+        """Normalize `(N, C, ...)` per group and channel."""
         if not self.training:
             return super().forward(input)
         assert self.momentum is not None
@@ -146,15 +153,16 @@ class GroupedBatchNorm(_AnyShape):
 
 
 class CpuSyncBatchNorm(_AnyShape):
-    """BatchNorm over the batches of a group of ranks on a CPU, where torch's own SyncBatchNorm refuses to run.
+    """BatchNorm over the batches of a group of ranks on CPUs, where torch's SyncBatchNorm does not run.
 
-    The same statistics and running averages as `nn.BatchNorm` over the gathered batch; ranks may hold unequal batches.
+    Gives the statistics and running statistics of `nn.BatchNorm` over the gathered batch. Ranks may have batches of
+    different sizes.
     """
 
     process_group: dist.ProcessGroup
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `(N, C, ...)` per channel."""
+        """Normalize `(N, C, ...)` per channel. A collective in training."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)

@@ -1,7 +1,7 @@
-"""The collapse sentinel: a run that learns nothing stops early, and says what to try.
+"""The collapse detector stops a run that learns nothing and suggests what to change.
 
-The most asked question about SwAV is a loss that stays at ln K (8.006 for 3000 prototypes): every picture gets the same
-embedding, so every assignment is uniform. The loss falls below it within the first epochs of a healthy run.
+The most frequent question about SwAV is a loss that stays at ln K (8.006 for 3000 prototypes): all images get the same
+embedding, so the assignments are uniform. In a healthy run the loss falls below ln K within the first epochs.
 """
 
 import math
@@ -12,15 +12,17 @@ from typing import Protocol
 from reproduce.config import schema
 from reproduce.errors import TrainingFailed, UserError, did_you_mean
 
-PLATEAU = 0.005
-"""A loss this close to ln K, as a share of it, is no better than uniform predictions."""
-ALIKE = 0.01
-"""A spread of the embeddings below this (1 is that of directions drawn evenly) means that all are one."""
-UNIT_LENGTH = 0.02
-"""Scores are cosines: embeddings or prototypes further off unit length than rounding explains: a broken method."""
+PLATEAU_TOLERANCE = 0.005
+"""A loss within this fraction of ln K is no better than uniform predictions."""
+MIN_SPREAD = 0.01
+"""An `embedding_spread` below this means that all embeddings are equal; 1 is the value for uniform directions."""
+MAX_UNIT_LENGTH_ERROR = 0.02
+"""A larger deviation from unit length is no rounding error: the scores are not cosines, so the method is broken."""
+MIN_PROTOTYPES_USED = 1.5
+"""A mean of fewer prototypes in use means that all images of a batch share one."""
 ON_COLLAPSE = ("stop", "warn")
-REMEDIES = "a lower optimizer.lr, or fewer and softer crops; check that the pictures differ"
-"""For any method; its own stand before them."""
+GENERIC_HINTS = "a lower optimizer.lr, or fewer and softer crops; check that the images differ"
+"""Suggestions for any method, after the method's own hints."""
 
 
 class LossProfile(Protocol):
@@ -43,10 +45,11 @@ class LossProfile(Protocol):
         """What to change in the method's config after a collapse."""
 
 
-class Sentinel:
-    """Judges the curves of the last epoch, except while it is patient: at the start, and after `be_patient`.
+class CollapseDetector:
+    """Checks the metrics of the last epoch for a collapse, except while suspended.
 
-    `uniform_loss` is that of uniform predictions, None for a method without prototypes. `remedies` are the method's.
+    `uniform_loss` is the loss of uniform predictions, or None for a method without prototypes. The detector starts
+    suspended for `patience_epochs`. `hints` are the method's own suggestions.
     """
 
     def __init__(
@@ -55,70 +58,68 @@ class Sentinel:
         steps_per_epoch: int,
         patience_epochs: float,
         on_collapse: str,
-        remedies: str = "",
+        hints: str = "",
     ) -> None:
         if on_collapse not in ON_COLLAPSE:
-            raise UserError(
-                f"there is no sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}"
-            )
+            raise UserError(f"unknown sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}")
         self._uniform_loss = uniform_loss
-        self._remedies = f"try {remedies}, {REMEDIES}" if remedies else f"try {REMEDIES}"
+        self._hints = f"try {hints}, {GENERIC_HINTS}" if hints else f"try {GENERIC_HINTS}"
         self._steps_per_epoch = steps_per_epoch
         self._on_collapse = on_collapse
-        self._patient: list[tuple[float, float]] = []
-        self._seen: deque[tuple[int, Mapping[str, float]]] = deque()
+        self._suspensions: list[tuple[float, float]] = []
+        self._history: deque[tuple[int, Mapping[str, float]]] = deque()
         self._warned = False
-        self.be_patient(0, patience_epochs)
+        self.suspend(0, patience_epochs)
 
     @classmethod
-    def of(cls, method: LossProfile, settings: schema.Sentinel, steps_per_epoch: int, first_step: int) -> "Sentinel":
-        """The sentinel of a run that begins or goes on at `first_step`, patient wherever its method asks for it."""
-        patience_epochs = settings.patience_epochs + method.plateau_grace_epochs
-        sentinel = cls(
-            method.uniform_loss, steps_per_epoch, patience_epochs, settings.on_collapse, method.collapse_hints
-        )
-        sentinel.be_patient(first_step, epochs=1)
+    def for_method(
+        cls, method: LossProfile, config: schema.Sentinel, steps_per_epoch: int, first_step: int
+    ) -> "CollapseDetector":
+        """Return the detector of a run that starts or resumes at `first_step`, suspended where `method` needs it."""
+        patience_epochs = config.patience_epochs + method.plateau_grace_epochs
+        detector = cls(method.uniform_loss, steps_per_epoch, patience_epochs, config.on_collapse, method.collapse_hints)
+        detector.suspend(first_step, epochs=1)  # a resumed run has no history yet
         if method.loss_jump_step is not None:
-            sentinel.be_patient(method.loss_jump_step, epochs=2)
-        return sentinel
+            detector.suspend(method.loss_jump_step, epochs=2)
+        return detector
 
-    def be_patient(self, step: int, epochs: float) -> None:
-        """Judge nothing for some epochs from `step` on: a new queue disturbs the loss, a resumed run has no past."""
-        self._patient.append((step, step + epochs * self._steps_per_epoch))
+    def suspend(self, step: int, epochs: float) -> None:
+        """Skip the check for `epochs` from `step` on. Suspensions may overlap."""
+        self._suspensions.append((step, step + epochs * self._steps_per_epoch))
 
-    def watch(self, step: int, values: Mapping[str, float]) -> None:
-        """Take up the curves' values of one step.
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of one step and check the last epoch's.
 
-        Raises `TrainingFailed` (or warns once, by `on_collapse`) where a whole epoch of them shows a collapse, and at
-        once where scores are no cosines.
+        Raises `TrainingFailed` if they show a collapse (with `on_collapse=warn`: prints one warning), and always at
+        once if embeddings or prototypes are not of unit length.
         """
-        if values.get("unit_length_error", 0) > UNIT_LENGTH:
+        if metrics.get("unit_length_error", 0) > MAX_UNIT_LENGTH_ERROR:
             raise TrainingFailed(
-                f"embeddings or prototypes are {values['unit_length_error']:.3f} off unit length (step {step}), so "
-                "scores are no cosines: features overflow (lower optimizer.lr), or the method does not normalise both"
+                f"embeddings or prototypes are {metrics['unit_length_error']:.3f} off unit length (step {step}), so "
+                "scores are not cosines: features overflow (lower optimizer.lr), or the method does not normalize both"
             )
-        self._seen.append((step, values))
-        while self._seen[0][0] <= step - self._steps_per_epoch:
-            self._seen.popleft()
-        if not any(start <= step < end for start, end in self._patient) and (symptom := self._symptom()):
-            sentence = f"the training collapsed: {symptom} (step {step}); {self._remedies}"
+        self._history.append((step, metrics))
+        while self._history[0][0] <= step - self._steps_per_epoch:
+            self._history.popleft()
+        if not any(start <= step < end for start, end in self._suspensions) and (symptom := self._symptom()):
+            message = f"the training collapsed: {symptom} (step {step}); {self._hints}"
             if self._on_collapse == "stop":
-                raise TrainingFailed(sentence, status="collapsed")
+                raise TrainingFailed(message, status="collapsed")
             if not self._warned:
-                print(f"warning: {sentence}", flush=True)
+                print(f"warning: {message}", flush=True)
                 self._warned = True
 
     def _symptom(self) -> str:
-        """What the last epoch shows, in words; "" where it looks healthy."""
+        """Return the symptom that the last epoch shows, or an empty string if it looks healthy."""
 
         def mean(name: str) -> float:
-            return math.fsum(values[name] for _, values in self._seen) / len(self._seen)
+            return math.fsum(metrics[name] for _, metrics in self._history) / len(self._history)
 
         uniform = self._uniform_loss
-        if uniform is not None and abs(mean("loss") - uniform) < PLATEAU * uniform:
-            return f"the loss stays at ln K = {uniform:.3f}, as of uniform predictions"
-        if mean("embedding_spread") < ALIKE:
-            return f"all pictures have the same embedding (spread {mean('embedding_spread'):.4f})"
-        if "prototypes_used" in self._seen[-1][1] and mean("prototypes_used") < 1.5:
-            return "all pictures of a batch are assigned to the same prototype"
+        if uniform is not None and abs(mean("loss") - uniform) < PLATEAU_TOLERANCE * uniform:
+            return f"the loss stays at ln K = {uniform:.3f}, as for uniform predictions"
+        if mean("embedding_spread") < MIN_SPREAD:
+            return f"all images have the same embedding (spread {mean('embedding_spread'):.4f})"
+        if "prototypes_used" in self._history[-1][1] and mean("prototypes_used") < MIN_PROTOTYPES_USED:
+            return "all images of a batch are assigned to the same prototype"
         return ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reproduce.engine import checkpoint
-from reproduce.engine.checkpoint import Checkpoints, Part
+from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
 from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.nan_guard import FiniteGuard
@@ -115,7 +115,7 @@ class Trainer(Generic[Batch]):
     clip_norm: float = math.inf
     """Longest norm of all gradients together."""
     logger: StepLogger | None = None
-    checkpoints: Checkpoints | None = None
+    checkpoints: CheckpointManager | None = None
     preemption: Preemption | None = None
 
     def train(self, batches: Iterable[Batch], first_step: int, num_steps: int) -> None:
@@ -131,7 +131,7 @@ class Trainer(Generic[Batch]):
 
             self._set_learning_rates(step)
             output, gradient_norm = self.train_step(batch, step, measure_gradients=log)
-            self.guard.take(done, output.loss, **output.tensors)
+            self.guard.update(done, output.loss, **output.tensors)
 
             validation: dict[str, float] = {}
             if log:
@@ -170,18 +170,18 @@ class Trainer(Generic[Batch]):
         values = step_values(output, done, self.optimizer, self.scaler, gradient_norm)
         return values | (self.logger.throughput(done) if self.logger else {})
 
-    def _stop_or_save(self, checkpoints: Checkpoints, done: int, num_steps: int, *, validated: bool) -> None:
+    def _stop_or_save(self, checkpoints: CheckpointManager, done: int, num_steps: int, *, validated: bool) -> None:
         """Save what is due; a validation may have taken minutes, so its epoch is saved, and a stop heeded, at once."""
         if validated and done < num_steps:
             checkpoints.save(done)
         if self.preemption:
-            self.preemption.save_and_stop_if_asked(checkpoints, done, num_steps, at_once=validated)
+            self.preemption.checkpoint_and_stop_if_requested(checkpoints, done, num_steps, sync_now=validated)
         checkpoints.save_if_due(done)
 
 
-def resume(run: Run, **state: Part) -> tuple[Checkpoints, int]:
+def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
     """Load the run's last checkpoint into `state`; return the run's checkpoints, and how many steps are done (or 0)."""
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         run.checkpoint,
         {**state, "counts": run.counts},
         run.cfg.logging.checkpoint_every_seconds,

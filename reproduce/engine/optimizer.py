@@ -1,4 +1,4 @@
-"""SGD, plain or under layer-wise adaptive rates (LARC) as apex had it until 25.05 (A.1; LARS in the paper's words)."""
+"""SGD, with or without layer-wise adaptive rates: LARC as apex had it until 25.05 (A.1; the paper calls it LARS)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,18 +11,18 @@ from reproduce.config.schema import Optimizer
 EPSILON = 1e-8
 
 
-def sgd(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.SGD:
-    """What a config asks for: SGD with momentum, under LARC where there is a trust coefficient."""
+def build_optimizer(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.SGD:
+    """Return SGD with momentum, under LARC if the config has a trust coefficient."""
     if config.trust_coefficient is None:
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     return Larc(parameters, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
 class Larc(torch.optim.SGD):
-    """SGD with momentum whose gradients are first scaled, tensor by tensor, to the size of their parameter.
+    """SGD with momentum whose gradients are first scaled, tensor by tensor, to the norm of their parameter.
 
     gradient <- trust * |p| / (|g| + weight_decay * |p| + 1e-8) * (g + weight_decay * p), without clipping.
-    Where |p| or |g| is zero (a bias at its start) the gradient stays raw, without scale and without weight decay.
+    If |p| or |g| is zero (a bias at initialization), the gradient stays as it is: no scaling, no weight decay.
     BatchNorm and bias parameters are treated like all others. Multi-tensor: no host sync, no loop over kernels.
     """
 
@@ -39,7 +39,7 @@ class Larc(torch.optim.SGD):
         self.trust_coefficient = trust_coefficient
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients as they stand (unscaled, where a loss scaler is used)."""
+        """Scale the gradients in place, then take an SGD step. With a loss scaler, unscale them first."""
         self._scale_gradients()
         return super().step(closure)
 

@@ -1,4 +1,4 @@
-"""The dtype of matrix products and convolutions."""
+"""Mixed precision: the dtype of matrix products and convolutions."""
 
 import torch
 
@@ -6,20 +6,20 @@ from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError, did_you_mean
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What each `precision` of a config casts to; weights, losses, Sinkhorn and the optimiser stay in fp32."""
+"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32."""
 
 
 def autocast(precision: str, device_type: str | None = None) -> torch.autocast:
-    """A context that casts as a config's `precision` asks, on this run's device; `UserError` for one that there is not.
+    """Return the autocast context of `precision`. Raises `UserError` if it is unknown.
 
-    `device_type` ("cpu") is said where tensors lie elsewhere.
+    `device_type` ("cpu", "cuda") defaults to this process's device.
     """
     if precision not in AUTOCAST:
-        raise UserError(f"there is no precision {precision!r}: {did_you_mean(precision, AUTOCAST)}")
+        raise UserError(f"unknown precision {precision!r}: {did_you_mean(precision, AUTOCAST)}")
     dtype = AUTOCAST[precision]
     return torch.autocast(device_type or device().type, dtype=dtype, enabled=dtype is not None)
 
 
 def loss_scaler(precision: str) -> torch.amp.GradScaler:
-    """Scales the loss where small gradients would vanish in `fp16`; for any other precision it does nothing."""
+    """Return a gradient scaler, enabled for fp16 only: small gradients would underflow without it."""
     return torch.amp.GradScaler(device().type, enabled=precision == "fp16")

@@ -21,7 +21,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import Trainer
 from reproduce.engine.nan_guard import FiniteGuard
-from reproduce.engine.optimizer import Larc, sgd
+from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
 from tests.benchmarks.conftest import Compare
@@ -77,7 +77,7 @@ def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     net = build_network(cfg, config, 1000)
     method = build(config, net, NUM_PICTURES, images)
     method.on_train_start(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())
-    optimizer = sgd(net.parameters(), to_dataclass(cfg.optimizer, Optimizer, "optimizer"))
+    optimizer = build_optimizer(net.parameters(), to_dataclass(cfg.optimizer, Optimizer, "optimizer"))
     views = to_dataclass(cfg.crops, Crops, "crops").views
     sizes = [view.size_px for view in views for _ in range(view.num)]
     crops = [crop.contiguous(memory_format=torch.channels_last) for crop in noise(images, sizes)]

@@ -146,7 +146,7 @@ def test_a_run_that_loses_its_machines_goes_on(pictures: Path, how: str) -> None
             subprocess.run(back, check=False, capture_output=True)  # a site may bring it back by itself
     status, out = harness.end()
     assert status == 0, out + log()
-    assert "going on from step" in log()
+    assert "resuming from step" in log()
     assert [step for step, _ in points(Path("results"))] == list(range(1, 25))
 
 
@@ -181,7 +181,7 @@ def test_jobs_end_with_their_harness(pictures: Path, number: signal.Signals) -> 
     deadline = time.monotonic() + PATIENCE_SECONDS
     while jobs() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not jobs() and "asked to stop; saved after step" in log()
+    assert not jobs() and "stop requested; saved after step" in log()
 
 
 def test_a_table(checkout: Path) -> None:

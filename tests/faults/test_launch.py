@@ -117,12 +117,12 @@ def test_two_processes_go_on_as_if_undisturbed(
     out, said = launcher.communicate(timeout=120)
     if number == signal.SIGTERM:
         assert launcher.returncode == REQUEUE
-        assert said.count("asked to stop; saved after step") == 1 and "error" not in said
+        assert said.count("stop requested; saved after step") == 1 and "error" not in said
         out = run("reproduce.pretrain", *arguments, processes=2).stdout
     else:
         assert launcher.returncode == 0, said
         assert "warning: rank 1 of 2 was ended by SIGKILL" in said
-    assert "going on from step" in out
+    assert "resuming from step" in out
     assert losses(tmp_path) == undisturbed
     (result,) = tmp_path.glob("smoke/*/result.json")
     assert read_json(result)["num_attempts"] == 2

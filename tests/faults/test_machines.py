@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reproduce import pretrain
-from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.checkpoint import CheckpointManager
 from tests.runs import TINY, call, curve, run, tiny_pictures
 
 STILL = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
@@ -62,17 +62,17 @@ def test_a_run_of_one_process_goes_on_with_two(data: Path, tmp_path: Path, monke
     common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
     assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'one'}")[0] == 0
 
-    def stop(checkpoints: Checkpoints, step: int) -> None:
+    def stop(checkpoints: CheckpointManager, step: int) -> None:
         if step == 3:
             checkpoints.save(step)
             checkpoints.wait()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save_if_due", stop)
+        patch.setattr(CheckpointManager, "save_if_due", stop)
         with pytest.raises(KeyboardInterrupt):
             call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'grown'}")
     done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'grown'}", processes=2)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 3" in done.stdout
+    assert "resuming from step 3" in done.stdout
     assert losses(tmp_path / "grown") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

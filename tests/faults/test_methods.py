@@ -40,14 +40,14 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     status, said = call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'whole'}")
     assert status == 0, said
 
-    def kill(self: checkpoint.Checkpoints, step: int) -> None:
+    def kill(self: checkpoint.CheckpointManager, step: int) -> None:
         if step == killed_after:
             self.save(step)
             self.wait()
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save_if_due", kill)
+        patch.setattr(checkpoint.CheckpointManager, "save_if_due", kill)
         with pytest.raises(Killed):
             call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'killed'}")
     assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'killed'}")[0] == 0

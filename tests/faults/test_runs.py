@@ -51,14 +51,14 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     queue = ("method.queue_length=10", "method.queue_start_epochs=1")
     assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'whole'}")[0] == 0
 
-    def kill(self: checkpoint.Checkpoints, step: int) -> None:
+    def kill(self: checkpoint.CheckpointManager, step: int) -> None:
         self.save(step)
         self.wait()
         if step == killed_after:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save_if_due", kill)
+        patch.setattr(checkpoint.CheckpointManager, "save_if_due", kill)
         with pytest.raises(Killed):
             call(pretrain.main, patch, *common, *queue, f"paths.results={tmp_path / 'killed'}")
     assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'killed'}")[0] == 0
@@ -86,12 +86,12 @@ def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == REQUEUE
-    assert "asked to stop; saved after step" in said
+    assert "stop requested; saved after step" in said
     assert not list((tmp_path / "stopped").glob("smoke/*/failure.json"))
 
     done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}")
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert "resuming from step" in done.stdout
     losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "stopped")]
     assert len(losses[0]) == 120
     assert losses[0] == losses[1]
@@ -166,7 +166,7 @@ def test_a_data_loader_worker_that_dies(campaign: tuple[tuple[str, ...], Path], 
 
     again = run("reproduce.pretrain", *arguments)
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stdout
+    assert "resuming from step" in again.stdout
     assert_same(tmp_path, undisturbed)
 
 
@@ -231,7 +231,7 @@ class Counter:
 
 def saved_checkpoints(folder: Path, steps: int) -> None:
     part = Counter()
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    checkpoints = checkpoint.CheckpointManager(folder / "checkpoint.pt", {"counter": part}, save_every_seconds=0)
     for step in range(1, steps + 1):
         part.value += 1
         checkpoints.save(step)
@@ -253,9 +253,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     newest.write_bytes(content)
 
     part = Counter()
-    step = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0).resume()
+    step = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0).resume()
     assert (step, part.value.item()) == (3, 3.0)
-    assert f"{newest} is damaged; using the one before" in capsys.readouterr().err
+    assert f"{newest} is damaged; using the previous one" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint-00000003.pt"]  # it is not one of two kept
 
 
@@ -263,8 +263,8 @@ def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
     saved_checkpoints(tmp_path, steps=2)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="are damaged; delete them to start anew"):
-        checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": Counter()}, every_seconds=0).resume()
+    with pytest.raises(UserError, match="are damaged; delete them to start"):
+        checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": Counter()}, save_every_seconds=0).resume()
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
@@ -286,14 +286,14 @@ def test_a_save_that_is_cut_off_damages_nothing(tmp_path: Path, monkeypatch: pyt
         saved_checkpoints(tmp_path, steps=3)
     whole = len(list(tmp_path.glob("*.pt")))
     part = Counter()
-    step = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0).resume()
+    step = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0).resume()
     assert step == part.value.item() == renames // 2  # two renames a save: its SHA-256, then itself
     assert len(list(tmp_path.glob("*.pt"))) == whole
 
 
 def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
     part = Counter()
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    checkpoints = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0)
     for step in range(1, 4):
         checkpoints.save_if_due(step)
     part.value += 7
@@ -306,7 +306,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytes
     saved_checkpoints(tmp_path, steps=2)
     part = Counter()
     part.value += float("nan")
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint.pt", {"counter": part}, every_seconds=0)
+    checkpoints = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0)
     checkpoints.save(3)
     with pytest.raises(TrainingFailed, match="the weights after the last step, 4, are not finite"):
         checkpoints.finish(4)
@@ -478,7 +478,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path
         guard=FiniteGuard(lambda made: checkpoint.save(tmp_path / "scores.pt", made)),
         logger=StepLogger(print, log_every=20, batch_size=1),
     )
-    with pytest.raises(TrainingFailed, match=r"the loss is nan at step 3: .*what made it is in .*scores\.pt"):
+    with pytest.raises(TrainingFailed, match=r"the loss is nan at step 3: .*its tensors are in .*scores\.pt"):
         trainer.train([([torch.ones(1, 2)], torch.zeros(1))] * 20, first_step=0, num_steps=20)
     kept = checkpoint.load(tmp_path / "scores.pt")
     assert kept["step"] == 3

@@ -19,7 +19,7 @@ from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint, features
-from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import REQUEUE
 from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
 
@@ -76,14 +76,14 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     asked = (*TRAINED[kind], *common, "logging.checkpoint_every_seconds=0")
     assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'whole'}")[0] == 0
 
-    def kill(self: Checkpoints, step: int) -> None:
+    def kill(self: CheckpointManager, step: int) -> None:
         self.save(step)
         self.wait()
         if step == killed_after:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save_if_due", kill)
+        patch.setattr(CheckpointManager, "save_if_due", kill)
         with pytest.raises(Killed):
             call(evaluate.main, patch, *asked, f"paths.results={tmp_path / 'killed'}")
     assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'killed'}")[0] == 0
@@ -206,7 +206,7 @@ def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == REQUEUE
-    assert "asked to stop; saved after step" in said
+    assert "stop requested; saved after step" in said
     assert list(tmp_path.glob("smoke/*/checkpoint-*.pt"))
     assert not list(tmp_path.glob("smoke/*/failure.json"))
 
@@ -248,7 +248,7 @@ def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == REQUEUE, said
-    assert "asked to stop; the classes that are judged are kept" in said
+    assert "stop requested; the classes that are judged are kept" in said
     assert not list(tmp_path.glob("smoke/*/failure.json"))
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke/*/classes/*.json")}
     assert 1 <= len(kept) <= 2
@@ -279,7 +279,7 @@ def test_sigterm_during_the_search_for_neighbours_is_noticed_within_it(
         patch.setattr("evals.knn.BANK_BLOCK_BYTES", 4 * 128 * 5)
         status, said = call(evaluate.main, patch, *asked)
     assert status == REQUEUE
-    assert said == "asked to stop; the features are kept\n"
+    assert said == "stop requested; the features are kept\n"
     assert len(compared) == 1
     monkeypatch.setattr(features.FeatureStore, "write", None)
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0

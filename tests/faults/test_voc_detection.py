@@ -18,7 +18,7 @@ from reproduce.data import detections
 from reproduce.data.datasets.voc import CLASSES, read_boxes
 from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
-from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import EXIT_USAGE, REQUEUE
 from tests.runs import call, curve, run, tiny_pictures
 
@@ -60,10 +60,10 @@ def outcome(results: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return json.loads(path.read_text()), checkpoint.load(path.with_name("checkpoint.pt"))["model"]
 
 
-def at_step(step: int, act: Callable[[], None]) -> Callable[[Checkpoints, int], None]:
+def at_step(step: int, act: Callable[[], None]) -> Callable[[CheckpointManager, int], None]:
     """In place of `save_if_due`: save after every step, and act after one."""
 
-    def save(self: Checkpoints, done: int) -> None:
+    def save(self: CheckpointManager, done: int) -> None:
         self.save(done)
         self.wait()
         if done == step:
@@ -78,9 +78,9 @@ def test_asked_to_stop_and_resumed_equals_uninterrupted_to_the_bit(
     whole, cut = (f"paths.results={tmp_path / name}" for name in ("whole", "cut"))
     assert call(evaluate.main, monkeypatch, *common, whole) == (0, "")
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save_if_due", at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        patch.setattr(CheckpointManager, "save_if_due", at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         status, said = call(evaluate.main, patch, *common, cut)
-    assert (status, said) == (REQUEUE, "asked to stop; saved after step 2 of 4\n")
+    assert (status, said) == (REQUEUE, "stop requested; saved after step 2 of 4\n")
     assert call(evaluate.main, monkeypatch, *common, cut)[0] == 0
     (first, expected), (second, found) = outcome(tmp_path / "whole"), outcome(tmp_path / "cut")
     assert first["metrics"] == second["metrics"] and first["metrics"].keys() == {"ap", "ap50", "ap75"}

@@ -15,7 +15,7 @@ import torch
 from models.methods import registry
 from reproduce.config.schema import Network, Optimizer
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.optimizer import sgd
+from reproduce.engine.optimizer import build_optimizer
 
 RECORDED = Path(__file__).parent / "methods.json"
 BATCH, NUM_STEPS = 8, 10
@@ -47,7 +47,7 @@ def ten_losses(name: str) -> list[float]:
     net = registry.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
     method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
-    optimizer = sgd(net.parameters(), Optimizer(lr=0.3))
+    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))
     labels = torch.arange(BATCH) % 4
     losses = []
     for step in range(NUM_STEPS):

@@ -19,7 +19,7 @@ from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
 from models.networks.resnet import resnet50, resnet50w2, resnet50w4, resnet50w5
 from reproduce.engine.optimizer import Larc
-from reproduce.engine.schedule import warmup_cosine
+from reproduce.engine.schedule import warmup_cosine_lr
 
 GOLDEN = Path(__file__).parent
 
@@ -101,7 +101,7 @@ def test_larc(weight_decay: str) -> None:
 def test_learning_rates(
     name: str, num_steps: int, warmup_steps: int, lr: float, final_lr: float, start_lr: float
 ) -> None:
-    ours = [warmup_cosine(step, num_steps, warmup_steps, lr, final_lr, start_lr) for step in range(num_steps)]
+    ours = [warmup_cosine_lr(step, num_steps, warmup_steps, lr, final_lr, start_lr) for step in range(num_steps)]
     np.testing.assert_allclose(ours, arrays("lr_schedule.npz")[name], rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Processes: the one place that knows of ranks, collectives and devices."""
+"""Ranks, devices and collectives. In a single process, each collective returns what one rank alone would get."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def device() -> torch.device:
-    """This process' device: its own GPU where there is one, else the CPU."""
+    """Return this process's device: its own GPU (by LOCAL_RANK), or the CPU if there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -19,7 +19,7 @@ def device() -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes that a launcher (ours, or torchrun) started, and leave them at the end."""
+    """Join the process group of a launcher (ours, or torchrun) and leave it at the end. A no-op for WORLD_SIZE=1."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -34,47 +34,47 @@ def process_group() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of processes of this run."""
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process' number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this process writes the run's files."""
+    """Return whether this is rank 0, which writes the run's files."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for the other processes."""
+    """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over ranks, in place and without gradient; the tensor itself in a single process."""
+    """Sum over ranks, in place and without gradient. Returns `tensor`."""
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.SUM)
     return tensor
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Maximum over ranks, in place and without gradient; the tensor itself in a single process."""
+    """Take the maximum over ranks, in place and without gradient. Returns `tensor`."""
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """Mean over ranks, in place and without gradient."""
+    """Average over ranks, without gradient. Overwrites `tensor` with the sum; returns a new tensor."""
     return all_reduce_sum(tensor) / world_size()
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, of one shape, stacked along a new first dimension; without gradient."""
+    """Stack all ranks' tensors of equal shape along a new first dimension, `(world_size, ...)`; without gradient."""
     if not dist.is_initialized():
         return tensor.detach().clone().unsqueeze(0)
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -83,35 +83,35 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def all_gather_differentiable(tensor: Tensor) -> Tensor:
-    """The tensors `(n, ...)` of all ranks, of one shape, one below the other: `(world_size * n, ...)`; with gradient.
+    """Concatenate all ranks' tensors `(n, ...)` of equal shape to `(world_size * n, ...)`, with gradient.
 
-    A rank's gradient is the sum of what all ranks' losses ask of its rows, so the loss to be averaged over ranks (as
-    DDP averages gradients) is each rank's own.
+    The gradient of a rank's rows is the sum over all ranks' losses. So let each rank compute its own loss and average
+    the losses over ranks, as DDP averages gradients.
     """
     return _DifferentiableGather.apply(tensor) if dist.is_initialized() else tensor
 
 
 def all_reduce_sum_differentiable(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sum over a group of ranks, with gradient."""
+    """Sum over a group of ranks, with gradient. Returns a new tensor."""
     return _DifferentiableSum.apply(tensor, group)
 
 
-def any_rank(says: bool) -> bool:
-    """Whether any rank says so; the same answer on every rank."""
-    return says if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(says), device=device())).item())
+def any_rank(flag: bool) -> bool:
+    """Return whether `flag` is true on any rank; the same answer on every rank. A collective."""
+    return flag if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(flag), device=device())).item())
 
 
-def union(names: set[str]) -> set[str]:
-    """The names of all ranks together; a collective."""
+def gather_union(names: set[str]) -> set[str]:
+    """Return the union of all ranks' sets, on every rank. A collective."""
     if not dist.is_initialized():
         return names
-    of_ranks: list[Any] = [None] * world_size()
-    dist.all_gather_object(of_ranks, names)
-    return set[str]().union(*of_ranks)
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, names)
+    return set[str]().union(*gathered)
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """Sum over a group of ranks, with its gradient: every rank's output depends on every rank's input."""
+    """Sum over a group of ranks. Its gradient is a sum, too: every rank's output depends on every rank's input."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -128,7 +128,7 @@ class _DifferentiableSum(torch.autograd.Function):
 
 
 class _DifferentiableGather(torch.autograd.Function):
-    """The rows of all ranks, with their gradient: every rank's output depends on every rank's input."""
+    """Gather the rows of all ranks. The backward pass sums all ranks' gradients and returns this rank's rows."""
 
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,86 +1,88 @@
-"""Preemption: a scheduler that wants its machine back says so with SIGTERM or SIGUSR1, some time before it takes it."""
+"""Preemption: a scheduler that needs the machine sends SIGTERM or SIGUSR1 some time before it kills the run."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from reproduce.engine.checkpoint import Checkpoints
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import any_rank, barrier, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved where it is."""
+    """Raised on every rank after a stop request, once the run's state is saved."""
 
 
-class _Left(Exception):
-    """This rank was asked to stop."""
+class _StopRequested(Exception):
+    """Leaves `rank_local_work` on a rank that received a signal."""
 
 
 class Preemption:
-    """Remembers, while it stands, that the run was asked to stop; the step under way is finished first."""
+    """Turns stop signals into a flag while entered, so that a run stops between steps with its state saved."""
 
-    def __init__(self, every_steps: int) -> None:
-        self._every_steps = every_steps
+    def __init__(self, sync_every_steps: int) -> None:
+        self._sync_every_steps = sync_every_steps
         self._signalled = False
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Preemption":
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def asked(self, step: int) -> bool:
-        """Whether any rank was asked to stop: all ranks get the same answer.
+    def stop_requested(self, step: int) -> bool:
+        """Return whether any rank received a stop signal; the same answer on all ranks. A collective.
 
-        Several processes ask each other only every few steps, since each time waits for the device.
+        Several ranks synchronize only at multiples of `sync_every_steps`, because each time waits for the device;
+        at other steps the answer is False. Pass step 0 to synchronize now.
         """
         if world_size() == 1:
             return self._signalled
-        if step % self._every_steps:
+        if step % self._sync_every_steps:
             return False
         return any_rank(self._signalled)
 
-    def stop_if_asked(self, step: int, kept: str) -> None:
-        """Raise `Preempted`, saying what is `kept`, where any rank was asked to stop; 0 asks at once."""
-        if self.asked(step):
-            raise Preempted(f"asked to stop; {kept}")
+    def stop_if_requested(self, step: int, saved: str) -> None:
+        """Raise `Preempted` if `stop_requested(step)`; `saved` ends the message: "the features are saved"."""
+        if self.stop_requested(step):
+            raise Preempted(f"stop requested; {saved}")
 
-    def save_and_stop_if_asked(
-        self, checkpoints: Checkpoints, done: int, num_steps: int, *, at_once: bool = False
+    def checkpoint_and_stop_if_requested(
+        self, checkpoints: CheckpointManager, step: int, num_steps: int, *, sync_now: bool = False
     ) -> None:
-        """Save and raise `Preempted` where any rank was asked to stop during a training, unless all steps are done.
+        """Save a checkpoint and raise `Preempted` if a stop was requested. Does nothing after the last step.
 
-        Ranks ask each other every few steps, or `at_once`.
+        `sync_now` synchronizes the ranks even if `step` is no multiple of `sync_every_steps`.
         """
-        if done < num_steps and self.asked(0 if at_once else done):
-            checkpoints.save(done)
+        if step < num_steps and self.stop_requested(0 if sync_now else step):
+            checkpoints.save(step)
             checkpoints.wait()
-            barrier()  # a rank that ends takes the others with it: not before the save is whole
-            raise Preempted(f"asked to stop; saved after step {done} of {num_steps}")
+            barrier()  # a rank that exits takes the others with it: all wait until rank 0 has written the file
+            raise Preempted(f"stop requested; saved after step {step} of {num_steps}")
 
     @contextmanager
-    def alone(self, kept: str) -> Iterator[Callable[[], None]]:
-        """Work that each rank does by itself, and leaves where it was asked to stop: by calling often what it is given.
+    def rank_local_work(self, saved: str) -> Iterator[Callable[[], None]]:
+        """Run work that each rank does by itself. Yields a function that leaves the block if a stop was requested.
 
-        At its end all ranks meet: where any left, each raises `Preempted`, saying what is `kept`.
+        Call that function often. All ranks meet at the end; if any has left early, all raise `Preempted`, and `saved`
+        ends the message.
         """
-        left = False
+        left_early = False
         try:
-            yield self._leave_if_asked
-        except _Left:
-            left = True
-        if any_rank(left):
-            raise Preempted(f"asked to stop; {kept}")
+            yield self._leave_if_signalled
+        except _StopRequested:
+            left_early = True
+        if any_rank(left_early):
+            raise Preempted(f"stop requested; {saved}")
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_signalled(self) -> None:
         if self._signalled:
-            raise _Left
+            raise _StopRequested
 
-    def _remember(self, _signal: int, _frame: FrameType | None) -> None:
+    def _set_flag(self, _signal: int, _frame: FrameType | None) -> None:
         self._signalled = True

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from reproduce.engine.distributed.collectives import union
+from reproduce.engine.distributed.collectives import gather_union
 
 
 class Counts(dict[str, int]):
@@ -19,14 +19,14 @@ class Counts(dict[str, int]):
 
     def complete(self) -> "Counts":
         """All ranks' together. A collective."""
-        self["num_skipped_images"] = len(union(self.skipped_images))
+        self["num_skipped_images"] = len(gather_union(self.skipped_images))
         return self
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and names, those of all ranks. A collective."""
         return {
             "numbers": dict(self),
-            "skipped_images": sorted(union(self.skipped_images)),
+            "skipped_images": sorted(gather_union(self.skipped_images)),
             "broken_annotations": sorted(self.broken_annotations),
         }
 

@@ -18,7 +18,7 @@ from models.methods.moco import Moco, MocoConfig
 from models.networks.heads import MultiCropNet
 from reproduce.config.schema import Network, Optimizer
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.batchnorm import Groups, shared, synchronized
+from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm, wrap_for_distributed
 from reproduce.engine.distributed.collectives import (
     all_gather,
     all_reduce_mean,
@@ -27,7 +27,7 @@ from reproduce.engine.distributed.collectives import (
     rank,
     world_size,
 )
-from reproduce.engine.optimizer import sgd
+from reproduce.engine.optimizer import build_optimizer
 
 BATCH, SEED, STEP = 12, 5, 3
 NUM_STEPS = 4
@@ -62,13 +62,13 @@ def steps(name: str) -> dict[str, Any]:
         sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine] for size in sizes]
 
-    trained = shared(net)
+    trained = wrap_for_distributed(net)
     for own in method.extra_networks:
-        synchronized(own, Groups(world_size()))
+        convert_batchnorm(own, BatchNormGroups(world_size()))
     method.on_train_start(
         trained, StepSampler(num_images, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
-    optimizer = sgd(net.parameters(), Optimizer(lr=0.5))
+    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.5))
     losses: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
     for step in range(NUM_STEPS):
@@ -102,7 +102,7 @@ def keys_of_halves() -> dict[str, Tensor]:
         order = torch.from_numpy(np.random.default_rng((SEED, STEP)).permutation(BATCH))
         shuffled = torch.cat([method.key_encoder([half])[0] for half in crops[order].chunk(2)])
         in_order = method.key_encoder([crops[: BATCH // 2]])[0]
-        synchronized(method.key_encoder, Groups(1, per_rank=2, images=BATCH // 2))
+        convert_batchnorm(method.key_encoder, BatchNormGroups(1, per_rank=2, images=BATCH // 2))
         method.before_step(STEP, [crops, crops], torch.zeros(0))
         torch.testing.assert_close(method.keys, shuffled[order.argsort()])  # so does one process with two groups
         return {"keys": shuffled[order.argsort()].detach(), "in_order": in_order}

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from reproduce.engine.batchnorm import batchnorm_groups, shared
+from reproduce.engine.batchnorm import batchnorm_groups, wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_mean, is_main, process_group, rank, world_size
 from reproduce.engine.optimizer import Larc
 
@@ -39,7 +39,7 @@ def main(output: str) -> None:
         assert method.queue is not None
         assert torch.equal(method.queue.blocks, queue[:, :, mine].flatten(1, 2))
 
-        trained = shared(net)  # DDP averages gradients only while it lives
+        trained = wrap_for_distributed(net)  # DDP averages gradients only while it lives
         optimizer = Larc(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
         losses: list[torch.Tensor] = []
         gradients: dict[str, torch.Tensor] = {}
@@ -75,7 +75,7 @@ def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.T
         images, weights = images[: BATCH // 2].requires_grad_(), weights[: BATCH // 2]
     else:
         images, weights = images[mine].clone().requires_grad_(), weights[mine]
-        shared(norm, batchnorm_groups(BATCH, BATCH // 2))
+        wrap_for_distributed(norm, batchnorm_groups(BATCH, BATCH // 2))
     out = norm(images)
     (out * weights).sum().backward()
     assert images.grad is not None

@@ -1,4 +1,4 @@
-"""BatchNorm over groups of images: which ones, and what they calculate; GPUs and apex are played by stand-ins."""
+"""BatchNorm groups and their statistics; GPUs and apex are replaced by fakes."""
 
 import copy
 import sys
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from reproduce.engine import batchnorm
-from reproduce.engine.batchnorm import Groups
+from reproduce.engine.batchnorm import BatchNormGroups
 from reproduce.errors import UserError
 
 
@@ -23,37 +23,37 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("processes", "batch_size", "images", "groups"),
     [
-        (64, 4096, 512, Groups(8)),
-        (8, 4096, 512, Groups(1)),
-        (2, 4096, 512, Groups(1, 4, 512)),
-        (1, 256, 32, Groups(1, 8, 32)),
-        (4, 256, None, Groups(4)),
-        (64, 2560, 320, Groups(8)),
-        (128, 1536, 96, Groups(8)),
-        (1, 32, None, Groups(1)),
+        (64, 4096, 512, BatchNormGroups(8)),
+        (8, 4096, 512, BatchNormGroups(1)),
+        (2, 4096, 512, BatchNormGroups(1, 4, 512)),
+        (1, 256, 32, BatchNormGroups(1, 8, 32)),
+        (4, 256, None, BatchNormGroups(4)),
+        (64, 2560, 320, BatchNormGroups(8)),
+        (128, 1536, 96, BatchNormGroups(8)),
+        (1, 32, None, BatchNormGroups(1)),
     ],
 )
-def test_whose_images_share_statistics(
-    monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int, images: int | None, groups: Groups
+def test_groups_of_a_batch_size_and_process_count(
+    monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int, images: int | None, groups: BatchNormGroups
 ) -> None:
     monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
     assert batchnorm.batchnorm_groups(batch_size, images) == groups
 
 
 @pytest.mark.parametrize(("processes", "images"), [(64, 100), (64, 8192), (64, 96), (3, 512)])
-def test_groups_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch, processes: int, images: int) -> None:
+def test_impossible_groups_raise(monkeypatch: pytest.MonkeyPatch, processes: int, images: int) -> None:
     monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
     with pytest.raises(UserError, match=f"BatchNorm over {images} images can't be had with {processes} processes"):
         batchnorm.batchnorm_groups(4096, images)
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3, 3)])
-def test_a_group_of_a_ranks_images_is_normalised_as_if_alone(shape: tuple[int, ...]) -> None:
+def test_grouped_batchnorm_equals_batchnorm_per_group(shape: tuple[int, ...]) -> None:
     num_crops, num_groups, images = 3, 2, 4
     alone = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(5).double()
     nn.init.uniform_(alone.weight)
-    ours = batchnorm.synchronized(copy.deepcopy(alone), Groups(1, num_groups, images))
-    assert not batchnorm.sees_whole_batch(ours)
+    ours = batchnorm.convert_batchnorm(copy.deepcopy(alone), BatchNormGroups(1, num_groups, images))
+    assert not batchnorm.uses_global_stats(ours)
     x = torch.randn(num_crops, num_groups * images, *shape, dtype=torch.float64, requires_grad=True)
     ask = torch.randn_like(x)
     normalized = ours(x.flatten(0, 1)).unflatten(0, (num_crops, -1))
@@ -71,7 +71,7 @@ def test_a_group_of_a_ranks_images_is_normalised_as_if_alone(shape: tuple[int, .
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_apex_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apex_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(net: nn.Module, process_group: Any) -> nn.Module:
         net.group = process_group
         return net
@@ -81,22 +81,22 @@ def test_apex_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> 
     parallel.create_syncbn_process_group = lambda size: f"group of {size}"
     monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
     monkeypatch.setitem(sys.modules, "apex.parallel", parallel)
-    batchnorm.check_sync_batchnorm("apex")
-    assert batchnorm._sync_batchnorm(nn.BatchNorm1d(3), 2, "apex").group == "group of 2"
+    batchnorm.validate_sync_batchnorm("apex")
+    assert batchnorm._to_sync_batchnorm(nn.BatchNorm1d(3), 2, "apex").group == "group of 2"
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_apex_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_apex_raises_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apex", None)
-    with pytest.raises(UserError, match=r"apex with its SyncBatchNorm is not installed .*sync_batchnorm=torch gives"):
-        batchnorm.check_sync_batchnorm("apex")
+    with pytest.raises(UserError, match=r"apex with its SyncBatchNorm is not installed .*or use torch, which gives"):
+        batchnorm.validate_sync_batchnorm("apex")
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_torch_gets_groups_of_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch) -> None:
     group = SimpleNamespace()
     monkeypatch.setattr("torch.distributed.new_subgroups", lambda size: (group, []) if size == 2 else None)
-    net = batchnorm._sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 2, "torch")
+    net = batchnorm._to_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 2, "torch")
     (norm,) = net.children()
     assert isinstance(norm, nn.SyncBatchNorm)
     assert norm.process_group is group

@@ -51,6 +51,6 @@ def test_a_step_reads_nothing_back(precision: str, queue_length: int) -> None:
 
 
 def test_a_read_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FiniteGuard, "take", lambda _self, _step, loss, **_made: loss.item())
+    monkeypatch.setattr(FiniteGuard, "update", lambda _self, _step, loss, **_made: loss.item())
     with pytest.raises(AssertionError, match="waits for the device"):
         one_step("fp32", 0)

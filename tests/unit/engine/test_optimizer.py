@@ -7,13 +7,13 @@ from torch import nn
 from reproduce.config.compose import compose
 from reproduce.config.schema import Optimizer
 from reproduce.config.validate import to_dataclass
-from reproduce.engine.optimizer import Larc, sgd
+from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.schedule import learning_rate
 
 
 def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = sgd([weight], Optimizer(lr=0.1, momentum=0.9, weight_decay=0.5, trust_coefficient=None))
+    optimizer = build_optimizer([weight], Optimizer(lr=0.1, momentum=0.9, weight_decay=0.5, trust_coefficient=None))
     expected, velocity = weight.detach().clone(), torch.zeros(2)
     for gradient in (torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])):
         weight.grad = gradient.clone()
@@ -21,7 +21,7 @@ def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
         velocity = 0.9 * velocity + gradient + 0.5 * expected
         expected = expected - 0.1 * velocity
         torch.testing.assert_close(weight.detach(), expected)
-    assert isinstance(sgd([weight], Optimizer(lr=0.1)), Larc)
+    assert isinstance(build_optimizer([weight], Optimizer(lr=0.1)), Larc)
 
 
 @pytest.mark.parametrize(

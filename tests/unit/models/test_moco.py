@@ -10,7 +10,7 @@ from torch import Tensor
 from models.methods.moco import NOT_SHUFFLED, Moco, MocoConfig, queue_loss
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.batchnorm import Groups, synchronized
+from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm
 from reproduce.errors import UserError
 
 NO_LABELS = torch.zeros(0)
@@ -101,7 +101,7 @@ def test_its_state_survives_a_checkpoint() -> None:
 def test_batchnorm_over_the_whole_batch_leaves_a_note() -> None:
     method = started()
     assert method.note == NOT_SHUFFLED
-    synchronized(method.key_encoder, Groups(1, per_rank=2, images=2))
+    convert_batchnorm(method.key_encoder, BatchNormGroups(1, per_rank=2, images=2))
     method.on_train_start(method.net, StepSampler(8, 4, epochs=2, seed=0), [])
     assert method.note == ""
 

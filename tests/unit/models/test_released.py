@@ -1,4 +1,4 @@
-"""Checkpoints synthesised as each publisher lays them out: the mapped trunk gives the unmapped one's features."""
+"""CheckpointManager synthesised as each publisher lays them out: the mapped trunk gives the unmapped one's features."""
 
 import argparse
 import os
