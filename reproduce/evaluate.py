@@ -21,7 +21,7 @@ from reproduce.engine.distributed.collectives import device
 from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.features import FeatureStore
 from reproduce.engine.precision import autocast
-from reproduce.engine.runs.run import Run, main_of
+from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.errors import UserError, did_you_mean, run_cli
 
 
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     root = run.dataset_root
     path, trunk = checkpoint_trunk(cfg)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
-    run.goes_on_with(sha256_of(path))
+    run.discard_checkpoints_of_other_trunk(sha256_of(path))
     setting = Setting(
         root=root,
         dataset=to_dataclass(cfg.dataset, Dataset, "dataset"),
@@ -47,10 +47,10 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         precision=cfg.precision,
         num_workers=cfg.cluster.num_workers,
         num_threads=cfg.cluster.num_threads,
-        on_unreadable=run.skip_or_stop,
-        on_broken=run.drop_or_stop,
-        tell=run.tell,
-        forget_after=run.forget_after,
+        on_unreadable=run.handle_unreadable_images,
+        on_broken=run.handle_bad_annotations,
+        tell=run.metrics.log,
+        forget_after=run.metrics.truncate,
         counts=run.counts,
         provenance=run.provenance,
         checkpoint_sha256=run.provenance["checkpoint_sha256"],
@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
         save_every_seconds=cfg.logging.checkpoint_every_seconds,
         sync_every_steps=cfg.logging.every_steps,
         preemption=preemption,
-        quote=run.quote,
+        quote=run.record_split,
     )
     metrics: dict[str, float] = module.evaluate(trunk, protocol, setting)
     return metrics
@@ -72,7 +72,7 @@ def main() -> int:
     def work(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         run.finish(evaluate(cfg, run, preemption), parents(cfg))
 
-    return main_of("evaluate", work)
+    return run_entry_point("evaluate", work)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from reproduce.engine.loop import StepLogger, Trainer, nan_guard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
-from reproduce.engine.runs.run import Run, running
+from reproduce.engine.runs.run import Run, run_context
 from reproduce.errors import run_cli
 from reproduce.memory import IMAGENET_CLASSES, memory
 from reproduce.network import build_network, check_machine
@@ -84,7 +84,7 @@ def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
 
     def log(step: int, num_steps: int, **values: float) -> None:
         paces.append(world_size() / values["images_per_second"])
-        run.tell(step, num_steps, **values)
+        run.metrics.log(step, num_steps, **values)
 
     optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
@@ -132,8 +132,8 @@ def main() -> int:
     """Entry point: overrides on the command line, `result.json` in the run's folder."""
     cfg = compose("measure", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group(), running(cfg) as run:
-        run.forget_after(0)
+    with process_group(), run_context(cfg) as run:
+        run.metrics.truncate(0)
         run.finish(parameters(cfg) if cfg.measurement.name == "parameters" else cost(cfg, run))
     return 0
 

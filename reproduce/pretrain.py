@@ -20,7 +20,7 @@ from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.loop import StepLogger, Trainer, nan_guard, resume
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import autocast, loss_scaler
-from reproduce.engine.runs.run import Run, main_of
+from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.engine.schedule import learning_rate
 from reproduce.errors import run_cli
 from reproduce.network import build_network, check_machine
@@ -33,7 +33,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     method_config, build_method = registry.find(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
     pictures = read_image_list(run.dataset_root, to_dataclass(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
-    run.quote(cfg.dataset.train, pictures)
+    run.record_split(cfg.dataset.train, pictures)
 
     net = build_network(cfg, method_config, len(pictures.classes))
     method = build_method(method_config, net, len(pictures), cfg.batch_size)
@@ -43,7 +43,12 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
     num_workers = cfg.cluster.num_workers
     batches = partial(
-        multicrop_batches, pictures, crops, num_workers=num_workers, device=device(), on_unreadable=run.skip_or_stop
+        multicrop_batches,
+        pictures,
+        crops,
+        num_workers=num_workers,
+        device=device(),
+        on_unreadable=run.handle_unreadable_images,
     )
     steps = partial(
         StepSampler, len(pictures), cfg.batch_size, seed=cfg.seed, rank=rank(), world_size=world_size(), order=order
@@ -53,7 +58,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     sentinel = CollapseDetector.for_method(method, cfg.sentinel, sampler.steps_per_epoch, first_step)
 
     def log(step: int, num_steps: int, **values: float) -> None:
-        run.tell(step, num_steps, **values)
+        run.metrics.log(step, num_steps, **values)
         sentinel.update(step, values)
 
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
@@ -90,9 +95,9 @@ def main() -> int:
         (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
         if is_main():
             run.provenance["checkpoint_sha256"] = checkpoint.sha256_of(run.checkpoint)
-        run.finish(run.last)
+        run.finish(run.metrics.last)
 
-    return main_of("pretrain", work)
+    return run_entry_point("pretrain", work)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
         run.cfg.logging.every_steps,
     )
     first_step = checkpoints.resume()
-    run.forget_after(first_step)
+    run.metrics.truncate(first_step)
     return checkpoints, first_step
 
 

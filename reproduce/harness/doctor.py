@@ -61,7 +61,7 @@ def tell(heading: str, findings: Iterator[Finding] | list[Finding]) -> list[Find
 def _keys() -> Iterator[Finding]:
     from reproduce.engine.runs import tracking
 
-    kept = "there: runs are tracked online" if tracking.has_key() else "none: runs are tracked offline (wandb sync)"
+    kept = "there: runs are tracked online" if tracking.is_online() else "none: runs are tracked offline (wandb sync)"
     yield Finding("W&B key", kept)
 
 

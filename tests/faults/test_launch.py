@@ -146,13 +146,13 @@ def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path
         "seed=0", processes=2,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("error: rank 1: can't decode picture") == 1
+    assert done.stderr.count("error: rank 1: can't decode image") == 1
     assert done.stderr.count(str(broken)) == 1
     assert "Traceback" not in done.stderr
     (failure,) = tmp_path.glob("smoke/*/failure.json")
     said = read_json(failure)
     assert (said["status"], said["exit_status"]) == ("failed", 2)
-    assert said["message"].startswith("rank 1: can't decode picture")
+    assert said["message"].startswith("rank 1: can't decode image")
     assert str(broken) in said["message"]
 
 

@@ -21,7 +21,7 @@ from reproduce.engine.loop import StepLogger, Trainer
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.attempts import Attempts
-from reproduce.engine.runs.run import Run
+from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
 from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
@@ -179,15 +179,15 @@ def test_a_disk_that_fills_while_a_run_saves(
     def on_the_full_device(dir: Path, prefix: str) -> tuple[int, str]:
         return os.open("/dev/full", os.O_WRONLY), f"{dir}/{prefix}"
 
-    original = Run.tell
+    original = MetricsLog.log
 
-    def tell(self: Run, step: int, num_steps: int, **values: float) -> None:
-        original(self, step, num_steps, **values)
+    def log(self: MetricsLog, step: int, num_steps: int, **metrics: float) -> None:
+        original(self, step, num_steps, **metrics)
         if step == 20:
             patch.setattr(tempfile, "mkstemp", on_the_full_device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "tell", tell)
+        patch.setattr(MetricsLog, "log", log)
         status, said = call(pretrain.main, patch, *arguments)
     assert status == 2
     assert said.startswith("error: could not write ") and said.count("\n") == 1

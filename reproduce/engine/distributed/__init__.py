@@ -1,1 +1,1 @@
-"""Several processes: launch, collectives, preemption."""
+"""Several processes: launch, collectives, preemption, worker processes."""

@@ -1,1 +1,1 @@
-"""A run's folder: metrics, attempts, provenance, result, tracking."""
+"""The folder of a run: metrics, attempts, provenance, result, tracking."""

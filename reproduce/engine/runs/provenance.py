@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, machine."""
+"""The code, packages and machine behind a result."""
 
 import os
 import resource
@@ -20,16 +20,18 @@ PACKAGES = (
     "detectron2",
     "apex",
 )
+"""Packages that the numbers depend on."""
+SOURCE_FOLDERS = ("evals", "models", "reproduce")
 
 
-CODE = ("evals", "models", "reproduce")
+def code_version() -> dict[str, str | bool | None]:
+    """Return the git commit, whether there are uncommitted changes, and the image digest.
 
-
-def code() -> dict[str, str | bool | None]:
-    """The checkout's commit and whether it has uncommitted changes; the image's labels where there is no git."""
+    Without git, the commit is that of the image's label.
+    """
     commit = git("rev-parse", "HEAD") or os.environ.get("REPRODUCE_GIT_COMMIT")
-    # A new evaluation or experiment is a file that git does not know yet; elsewhere such files are the user's own.
-    changes = git("status", "--porcelain", "--untracked-files=no"), git("status", "--porcelain", "--", *CODE)
+    # Untracked files count only among our sources, where a new evaluation may be; elsewhere they are the user's own.
+    changes = git("status", "--porcelain", "--untracked-files=no"), git("status", "--porcelain", "--", *SOURCE_FOLDERS)
     return {
         "git_commit": commit,
         "git_dirty": any(changes) or (commit or "").endswith("-dirty"),
@@ -37,26 +39,26 @@ def code() -> dict[str, str | bool | None]:
     }
 
 
-def packages() -> dict[str, str]:
-    """Versions of what the numbers depend on, as far as it is installed."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return the version of each of `PACKAGES` that is installed."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def hardware() -> str:
-    """The accelerators' names, or the processor's name and core count."""
+def hardware_name() -> str:
+    """Return the number and name of the GPUs, or the CPU's name and core count."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process so far: of the GPU where there is one, else resident, with the largest child's."""
+    """Return this process's peak memory in GB (1e9 bytes): allocated on its GPU, or resident with its largest child."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

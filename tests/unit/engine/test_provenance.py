@@ -28,4 +28,4 @@ def test_code_that_is_in_no_commit(
     monkeypatch.setattr(provenance, "git", git)
     if label:
         monkeypatch.setenv("REPRODUCE_GIT_COMMIT", label)
-    assert provenance.code()["git_dirty"] is dirty
+    assert provenance.code_version()["git_dirty"] is dirty

@@ -125,7 +125,7 @@ def test_online_only_with_a_key(
             monkeypatch.setenv(name, value)
         else:
             monkeypatch.delenv(name, raising=False)
-    assert tracking.has_key() == online
+    assert tracking.is_online() == online
 
 
 def test_online_without_a_key_says_where_the_run_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_two_attempts_of_a_run_are_one_curve(tmp_path: Path) -> None:
     for attempt in ("first", "second"):
         attempts = Attempts(tmp_path)
         attempts.begin()
-        tracker = tracking.Tracker(tmp_path / attempt, "swav-s0", "", "pretrain", {}, attempts.tracker_id)
+        tracker = tracking.Tracker(tmp_path / attempt, "swav-s0", "", "pretrain", {}, attempts.wandb_id)
         tracker.finish({})
         names += [record.run.run_id for record in records(tmp_path / attempt) if record.HasField("run")][:1]
     assert names[0] == names[1] != ""
