@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 
 from evals.setting import Pixels, Setting, features
 from models.networks.resnet import ResNet
-from reproduce.data.datasets.voc import CLASSES, read_split
+from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_labels
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 from reproduce.engine.distributed.processes import process_map
 from reproduce.errors import UserError
@@ -43,7 +43,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     """
     splits = []
     for split in (setting.dataset.train, setting.dataset.val):
-        pictures, labels = read_split(setting.root, setting.dataset, split)
+        pictures, labels = read_voc_labels(setting.root, setting.dataset, split)
         setting.quote(split, pictures)
         found = features(trunk, pictures, protocol.pixels, setting)
         order = np.argsort(found.indices)  # the list's, whatever order they were read in: folds and LIBLINEAR go by it
@@ -56,16 +56,16 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     setting.forget_after(0)
     judged = [
         number
-        for number in range(len(CLASSES))
+        for number in range(len(VOC_CLASSES))
         if (train_labels[:, number] == 1).sum() >= protocol.num_folds and (test_labels[:, number] == 1).any()
     ]
     if not judged:
         raise UserError(f"no class of {setting.root} has {protocol.num_folds} training pictures and a test picture")
-    precisions = torch.zeros(len(CLASSES), dtype=torch.float64, device=device())
+    precisions = torch.zeros(len(VOC_CLASSES), dtype=torch.float64, device=device())
 
     def take(number: int, answer: list[float]) -> None:
         precisions[number], cost = answer
-        setting.tell(number + 1, len(CLASSES), ap=answer[0], cost=cost)
+        setting.tell(number + 1, len(VOC_CLASSES), ap=answer[0], cost=cost)
 
     kept = KeptClasses(setting.checkpoint.parent / "classes", (train, train_labels, test, test_labels))
     to_do = {}
@@ -105,7 +105,7 @@ class KeptClasses:
         write_json(self._file(number), {"ap": answer[0], "cost": answer[1], "features_sha256": self._of})
 
     def _file(self, number: int) -> Path:
-        return self._folder / f"{CLASSES[number]}.json"
+        return self._folder / f"{VOC_CLASSES[number]}.json"
 
 
 def judge(

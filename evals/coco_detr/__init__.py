@@ -12,11 +12,11 @@ from evals.coco_detr.score import average_precision, shown
 from evals.coco_detr.views import Views, test_pictures, training_batches
 from evals.setting import Setting, train_network
 from models.networks.resnet import ResNet
-from reproduce.data import detections as drawn
-from reproduce.data.datasets.coco import Split, annotations, read_split
+from reproduce.data.datasets.coco import CocoSplit, annotation_path, read_coco_split
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast
+from reproduce.engine.runs.detection_examples import write_examples
 from reproduce.errors import UserError
 
 
@@ -48,16 +48,16 @@ class Protocol:
 def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
     """Finetune the detector, and give COCO's average precision in percent after the last epoch (`score.METRICS`)."""
     train, val = (
-        read_split(setting.root, split, setting.dataset.source, setting.on_broken)
+        read_coco_split(setting.root, split, setting.dataset.source, setting.on_broken)
         for split in (setting.dataset.train, setting.dataset.val)
     )
-    if train.names != val.names:
-        files = [str(annotations(setting.root, split)) for split in (setting.dataset.train, setting.dataset.val)]
+    if train.category_names != val.category_names:
+        files = [str(annotation_path(setting.root, split)) for split in (setting.dataset.train, setting.dataset.val)]
         raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
     for split, found in ((setting.dataset.train, train), (setting.dataset.val, val)):
-        setting.quote(split, ImageList([picture.path for picture in found.pictures], [0] * len(found.pictures), []))
+        setting.quote(split, ImageList([picture.path for picture in found.images], [0] * len(found.images), []))
     setting.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
-    setting.counts["num_train_images"] = len(train.pictures)
+    setting.counts["num_train_images"] = len(train.images)
     torch.manual_seed(setting.seed)
     net = Detr(trunk, protocol.detector, train.num_classes).to(device())
     scale = setting.lr_scale(protocol.batch_size, protocol.lr_batch_size)
@@ -75,7 +75,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         optimizer(net, protocol),
         lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
         lambda sampler: training_batches(
-            train.pictures,
+            train.images,
             protocol.views,
             setting.normalize,
             sampler,
@@ -85,7 +85,7 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         ),
         lambda trained, batch, step: loss(trained, batch, protocol.weights, (setting.seed, step)),
         judge,
-        num_images=len(train.pictures),
+        num_images=len(train.images),
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
         setting=setting,
@@ -127,15 +127,15 @@ def loss(
 
 
 @torch.no_grad()
-def score(net: Detr, val: Split, views: Views, setting: Setting) -> dict[str, float]:
+def score(net: Detr, val: CocoSplit, views: Views, setting: Setting) -> dict[str, float]:
     """Average precision on a split, which the ranks share. A collective; leaves `net` in eval mode."""
     net.eval()
-    share = range(rank(), len(val.pictures), world_size())
+    share = range(rank(), len(val.images), world_size())
     num_queries = net.query_embed.num_embeddings
-    found = torch.zeros(len(val.pictures), num_queries, 6, dtype=torch.float64, device=device())
-    seen = torch.zeros(len(val.pictures), device=device())
+    found = torch.zeros(len(val.images), num_queries, 6, dtype=torch.float64, device=device())
+    seen = torch.zeros(len(val.images), device=device())
     pictures = test_pictures(
-        [val.pictures[number] for number in share],
+        [val.images[number] for number in share],
         views,
         setting.normalize,
         num_workers=setting.num_workers,
@@ -145,23 +145,23 @@ def score(net: Detr, val: Split, views: Views, setting: Setting) -> dict[str, fl
     for number, image, padding in pictures:
         with autocast(setting.precision):
             logits, boxes = net(image, padding)
-        about = val.pictures[share[number]]
+        about = val.images[share[number]]
         found[share[number]] = detected(logits[-1, 0], boxes[-1, 0], about.width, about.height)
         seen[share[number]] = 1
     all_reduce_sum(found)
     all_reduce_sum(seen)
     known = seen.bool().tolist()
-    ids = np.array([picture.id for picture in val.pictures])[known]
+    ids = np.array([picture.id for picture in val.images])[known]
     if not len(ids):
         raise UserError(
-            f"none of the {len(val.pictures)} pictures of {setting.root / setting.dataset.val} can be decoded"
+            f"none of the {len(val.images)} pictures of {setting.root / setting.dataset.val} can be decoded"
         )
     setting.counts["num_test_images"] = len(ids)
     rows = found[seen.bool()].flatten(0, 1).cpu().numpy()
     detections = np.column_stack([np.repeat(ids, num_queries), rows])
     if is_main():
-        drawn.write(setting.checkpoint.parent, shown(val, ids.tolist(), detections))
-    return average_precision(val.truth, detections, ids.tolist())
+        write_examples(setting.checkpoint.parent, shown(val, ids.tolist(), detections))
+    return average_precision(val.ground_truth, detections, ids.tolist())
 
 
 def detected(logits: Tensor, boxes: Tensor, width: int, height: int) -> Tensor:

@@ -9,8 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from reproduce.data.datasets.coco import Split
-from reproduce.data.detections import Box, Detected, chosen
+from reproduce.data.datasets.coco import CocoSplit
+from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox, example_indices
 
 METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 """The first of COCO's twelve numbers: over IoU .5 to .95, at .5, at .75; and of small, medium and large objects."""
@@ -37,16 +37,20 @@ def average_precision(truth: dict[str, Any], detections: np.ndarray, image_ids: 
     return {name: 100 * value for name, value in values if value >= 0}
 
 
-def shown(split: Split, image_ids: Sequence[int], detections: np.ndarray) -> list[Detected]:
+def shown(split: CocoSplit, image_ids: Sequence[int], detections: np.ndarray) -> list[DetectionExample]:
     """A few of the pictures `image_ids`, with their true boxes and those of `detections`, for people to look at."""
-    known = {picture.id: picture for picture in split.pictures}
+    known = {picture.id: picture for picture in split.images}
     drawn = []
-    for picture in (known[image_ids[number]] for number in chosen(len(image_ids))):
+    for picture in (known[image_ids[number]] for number in example_indices(len(image_ids))):
         found = detections[detections[:, 0] == picture.id].tolist()
         predicted = [
-            Box(split.names.get(int(label), "none"), (left, top, left + width, top + height), score)
+            ExampleBox(split.category_names.get(int(label), "none"), (left, top, left + width, top + height), score)
             for _, left, top, width, height, score, label in found
         ]
         truth = zip(picture.boxes.tolist(), picture.labels.tolist(), strict=True)
-        drawn.append(Detected(picture.path, predicted, [Box(split.names[label], tuple(box)) for box, label in truth]))
+        drawn.append(
+            DetectionExample(
+                picture.path, predicted, [ExampleBox(split.category_names[label], tuple(box)) for box, label in truth]
+            )
+        )
     return drawn

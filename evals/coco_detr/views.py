@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from evals.coco_detr.losses import Target
 from reproduce.config.schema import Normalize
-from reproduce.data.datasets.coco import Boxed
+from reproduce.data.datasets.coco import CocoImage
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.pipeline.dataloader import OnUnreadable, build_dataloader
 from reproduce.data.pipeline.image_io import read_or_next
@@ -109,7 +109,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 class TrainingViews(Dataset[tuple[Seen, list[str]]]):
     """The view of a picture in an epoch, and the files that were passed over to get it."""
 
-    def __init__(self, pictures: Sequence[Boxed], views: Views, seed: int) -> None:
+    def __init__(self, pictures: Sequence[CocoImage], views: Views, seed: int) -> None:
         self.pictures, self.views, self.seed = pictures, views, seed
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Seen, list[str]]:
@@ -154,7 +154,7 @@ def normalized(pixels: Tensor, padding: Tensor, normalize: Normalize) -> Tensor:
 
 
 def training_batches(
-    pictures: Sequence[Boxed],
+    pictures: Sequence[CocoImage],
     views: Views,
     normalize: Normalize,
     sampler: StepSampler,
@@ -177,7 +177,7 @@ class TestViews(Dataset[tuple[int, np.ndarray | None, str]]):
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, pictures: Sequence[Boxed], views: Views) -> None:
+    def __init__(self, pictures: Sequence[CocoImage], views: Views) -> None:
         self.pictures, self.views = pictures, views
 
     def __len__(self) -> int:
@@ -194,7 +194,7 @@ class TestViews(Dataset[tuple[int, np.ndarray | None, str]]):
 
 
 def test_pictures(
-    pictures: Sequence[Boxed],
+    pictures: Sequence[CocoImage],
     views: Views,
     normalize: Normalize,
     *,

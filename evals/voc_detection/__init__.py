@@ -23,15 +23,15 @@ from evals.voc_detection.compatibility import (
 from evals.voc_detection.detector import build, configuration, total
 from evals.voc_detection.voc import evaluator
 from models.networks.resnet import ResNet
-from reproduce.data import detections
 from reproduce.data.datasets.image_folder import ImageList
-from reproduce.data.datasets.voc import CLASSES, Annotated, read_boxes
-from reproduce.data.detections import Box, Detected
+from reproduce.data.datasets.voc import VOC_CLASSES, VocImage, read_voc_boxes
 from reproduce.data.pipeline.dataloader import build_dataloader
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.engine.runs import detection_examples
+from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
 from reproduce.errors import TrainingFailed, UserError
 
 
@@ -66,14 +66,14 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     return judge(detector, test, setting, cfg)
 
 
-def read(setting: Setting) -> tuple[list[Annotated], list[Annotated]]:
+def read(setting: Setting) -> tuple[list[VocImage], list[VocImage]]:
     """The training pictures that have a box, and the test pictures; what is broken is told."""
     data = setting.dataset
     roots = [setting.root]
     if data.also_train_root:  # below the same DATA: `setting.root` is DATA / data.root
         roots.append(setting.root.parents[len(Path(data.root).parts) - 1] / data.also_train_root)
-    found = [read_boxes(root, data.train) for root in roots]
-    test, broken = read_boxes(setting.root, data.val)
+    found = [read_voc_boxes(root, data.train) for root in roots]
+    test, broken = read_voc_boxes(setting.root, data.val)
     setting.on_broken([sentence for _, sentences in found for sentence in sentences] + broken)
     train = [picture for pictures, _ in found for picture in pictures if picture.boxes]
     if not test:
@@ -84,7 +84,7 @@ def read(setting: Setting) -> tuple[list[Annotated], list[Annotated]]:
     return train, test
 
 
-def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Setting) -> None:
+def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, setting: Setting) -> None:
     """Train to the schedule's end, from the run's last checkpoint where there is one."""
     num_steps = cfg.SOLVER.MAX_ITER
     optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(setting.precision)
@@ -125,7 +125,7 @@ def fit(detector: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Sett
 
 
 @torch.no_grad()
-def take_statistics(trained: nn.Module, train: list[Annotated], cfg: CfgNode, setting: Setting) -> None:
+def take_statistics(trained: nn.Module, train: list[VocImage], cfg: CfgNode, setting: Setting) -> None:
     """BatchNorm's statistics of the trained weights, over training batches of another order than they trained on."""
     num_steps = cfg.TEST.PRECISE_BN.NUM_ITER
     torch.manual_seed(_step_seed(setting.seed, cfg.SOLVER.MAX_ITER))
@@ -137,7 +137,7 @@ def take_statistics(trained: nn.Module, train: list[Annotated], cfg: CfgNode, se
 
 
 def batches(
-    train: list[Annotated], cfg: CfgNode, setting: Setting, seed: int, first_step: int, num_steps: int
+    train: list[VocImage], cfg: CfgNode, setting: Setting, seed: int, first_step: int, num_steps: int
 ) -> Iterator[list[Record]]:
     """Each step's pictures of this rank, augmented, as Detectron2 takes them."""
     wide = [picture.width > picture.height for picture in train]
@@ -149,12 +149,12 @@ def batches(
 
 
 @torch.no_grad()
-def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: CfgNode) -> dict[str, float]:
+def judge(detector: nn.Module, test: list[VocImage], setting: Setting, cfg: CfgNode) -> dict[str, float]:
     """Detect in every test picture, which the ranks share, and let Detectron2 judge. A collective."""
     detector.eval()
     mine = test[rank() :: world_size()]
-    shown = detections.chosen(len(mine))
-    drawn: list[Detected] = []
+    shown = detection_examples.example_indices(len(mine))
+    drawn: list[DetectionExample] = []
     data = build_dataloader(Testing(mine, cfg), setting.num_workers, batch_size=None)
     undecodable = 0
     with evaluator(test) as ours:
@@ -176,15 +176,17 @@ def judge(detector: nn.Module, test: list[Annotated], setting: Setting, cfg: Cfg
     lost = all_reduce_sum(torch.tensor(undecodable, device=device())).item()
     setting.counts["num_test_images"] = len(test) - int(lost)
     if is_main():
-        detections.write(setting.checkpoint.parent, drawn)
+        detection_examples.write_examples(setting.checkpoint.parent, drawn)
     return metrics
 
 
-def _drawn(picture: Annotated, found: Instances) -> Detected:
+def _drawn(picture: VocImage, found: Instances) -> DetectionExample:
     found = found.to("cpu")
     rows = zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), found.scores.tolist(), strict=True)
-    predicted = [Box(CLASSES[label], tuple(corners), score) for label, corners, score in rows]
-    return Detected(picture.path, predicted, [Box(CLASSES[box.label], box.corners) for box in picture.boxes])
+    predicted = [ExampleBox(VOC_CLASSES[label], tuple(corners), score) for label, corners, score in rows]
+    return DetectionExample(
+        picture.path, predicted, [ExampleBox(VOC_CLASSES[box.label], box.corners) for box in picture.boxes]
+    )
 
 
 def _step_seed(seed: int, step: int) -> int:

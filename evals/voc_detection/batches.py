@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Sampler
 
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
 from reproduce.data.datasets.image_file import DECODE_ERRORS
-from reproduce.data.datasets.voc import Annotated
+from reproduce.data.datasets.voc import VocImage
 from reproduce.data.pipeline.sampler import epoch_permutation, rng_for
 from reproduce.errors import UserError
 
@@ -18,7 +18,7 @@ GROUP = 2
 """Pictures of one orientation that stand together in a batch, to be padded less: what each of 8 GPUs has of 16."""
 
 
-def record(picture: Annotated) -> Record:
+def record(picture: VocImage) -> Record:
     """A picture in Detectron2's standard form. Difficult objects are trained on, as its own VOC loader has it."""
     boxes = [
         {"category_id": box.label, "bbox": list(box.corners), "bbox_mode": BoxMode.XYXY_ABS} for box in picture.boxes
@@ -85,7 +85,7 @@ class GroupedSteps(Sampler[list[tuple[int, int]]]):
 class Training(Dataset[tuple[Record, list[str]]]):
     """Pictures resized and flipped at random, with their boxes; and the files that could not be decoded on the way."""
 
-    def __init__(self, pictures: list[Annotated], cfg: CfgNode, seed: int) -> None:
+    def __init__(self, pictures: list[VocImage], cfg: CfgNode, seed: int) -> None:
         self.pictures, self.seed = pictures, seed
         self.mapper = DatasetMapper(cfg, is_train=True)
 
@@ -107,7 +107,7 @@ class Training(Dataset[tuple[Record, list[str]]]):
 class Testing(Dataset[tuple[Record | None, str]]):
     """Each picture once, at the size of the test; None and why where it can't be decoded."""
 
-    def __init__(self, pictures: list[Annotated], cfg: CfgNode) -> None:
+    def __init__(self, pictures: list[VocImage], cfg: CfgNode) -> None:
         self.pictures = pictures
         self.mapper = DatasetMapper(cfg, is_train=False)
 

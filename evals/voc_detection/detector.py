@@ -15,7 +15,7 @@ from evals.voc_detection.compatibility import (
     get_norm,
 )
 from models.networks.resnet import ResNet
-from reproduce.data.datasets.voc import CLASSES
+from reproduce.data.datasets.voc import VOC_CLASSES
 from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError
 
@@ -44,7 +44,7 @@ def configuration(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
     base = trunk.conv1.out_channels
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = base
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 4 * base
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(CLASSES)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(VOC_CLASSES)
     cfg.MODEL.DEVICE = str(device())
     return cfg
 

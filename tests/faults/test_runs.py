@@ -379,8 +379,8 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["cluster.sync_batchnorm=apex"], "cluster.sync_batchnorm=apex needs GPUs"),
         (["cluster.compile_backend=inductr"], "did you mean 'inductor'"),
         (["network.batchnorm_images=3"], "BatchNorm over 3 images can't be had with 1 processes"),
-        (["paths.data=/nowhere"], "DATA folder /nowhere is not there"),
-        (["paths.data=.", "data=cifar10"], "cifar10 is not there"),
+        (["paths.data=/nowhere"], "DATA folder /nowhere does not exist"),
+        (["paths.data=.", "data=cifar10"], "cifar10 is missing"),
         (["batch_size=4000"], "fewer than one batch of 4000"),
     ],
 )
@@ -403,7 +403,7 @@ def test_a_missing_folder_of_a_voc_set_is_named(data: Path, tmp_path: Path, monk
         f"paths.results={tmp_path / 'results'}", "logging.wandb=false",
     )  # fmt: skip
     assert status == 2
-    assert f"folder {tmp_path}/VOCdevkit/VOC2007/Annotations is not there" in said
+    assert f"folder {tmp_path}/VOCdevkit/VOC2007/Annotations is missing" in said
 
 
 def test_a_full_disk_while_saving_is_a_sentence_and_keeps_the_old_file(

@@ -14,11 +14,11 @@ import torch
 
 from models.networks.resnet import ResNet
 from reproduce import evaluate
-from reproduce.data import detections
-from reproduce.data.datasets.voc import CLASSES, read_boxes
+from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_boxes
 from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager
+from reproduce.engine.runs import detection_examples
 from reproduce.errors import EXIT_USAGE, REQUEUE
 from tests.runs import call, curve, run, tiny_pictures
 
@@ -91,9 +91,9 @@ def test_asked_to_stop_and_resumed_equals_uninterrupted_to_the_bit(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert first["counts"]["num_train_images"] == 10 and first["counts"]["num_test_images"] == 6
     (folder,) = (tmp_path / "whole" / "smoke").glob("voc_detection-*")
-    shown = detections.read(folder)
+    shown = detection_examples.read_examples(folder)
     assert len(shown) == 6 and all(picture["true"] for picture in shown)
-    assert {box["name"] for picture in shown for box in picture["true"]} <= set(CLASSES)
+    assert {box["name"] for picture in shown for box in picture["true"]} <= set(VOC_CLASSES)
 
 
 def test_two_processes_train_on_one_batch_and_judge_all_pictures(common: tuple[str, ...], tmp_path: Path) -> None:
@@ -138,15 +138,15 @@ def broken(pictures: Path, tmp_path: Path) -> Path:
 
 
 def test_what_is_broken_is_named(broken: Path) -> None:
-    pictures, sentences = read_boxes(broken / "VOCdevkit" / "VOC0712", "trainval")
+    pictures, sentences = read_voc_boxes(broken / "VOCdevkit" / "VOC0712", "trainval")
     assert len(pictures) == 8
     said = "\n".join(sentences)
     for part in (
-        r"(cat) lies outside its picture: 90, 1 to 99, 9 in 96 x 96 pixels",
+        r"(cat) lies outside its image: 90, 1 to 99, 9 in 96 x 96 pixels",
         r"(cat) has no area: 9, 1 to 8, 9 in 96 x 96 pixels",
-        r"is 'dragon', which is none of VOC's 20 classes",
+        r"is 'dragon', which is not one of VOC's 20 classes",
         r"(cat) has a corner that is no number",
-        r".jpg is not there",
+        r".jpg is missing",
         r".jpg is 96 x 96, but annotated as 69 x 96",
     ):
         assert said.count(part) == 1, said

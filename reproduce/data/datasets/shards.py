@@ -1,9 +1,9 @@
-"""A split as WebDataset shards: a few thousand tar files in place of a million pictures, for parallel file systems.
+"""Read a split that is packed as WebDataset shards: a few thousand tar files in place of a million images.
 
-`prepare.write_shards` writes them with the webdataset library, and any WebDataset reader can read them. Here they are
-read in place, by an index of where each picture lies. The library's own loader draws while it reads, so nobody could
-say which pictures a later step holds, as a resumed run and DeepCluster-v2's bank must; and a list of 1% of the pictures
-would have to read them all. What makes reading go forward is the order: `ShardOrder`.
+`prepare.write_shards` writes them with the webdataset library, and any WebDataset reader can read them. This module
+reads single images in place, through an index of their positions, because webdataset's own loader shuffles while it
+reads: nobody could say which images a later step holds, as resuming and DeepCluster-v2's memory bank require, and a 1%
+subset would have to read every image. `ShardOrder` makes the reads sequential.
 """
 
 import gzip
@@ -20,115 +20,121 @@ import numpy as np
 from reproduce.errors import UserError
 from reproduce.files import read_json
 
-ABOUT, INDEX = "shards.json", "index.tsv.gz"
-"""Beside a split's shards: what they are (written last), and a line per picture."""
+CONTENTS_FILE = "shards.json"
+"""Describes a split's shards; written last, so its existence means that all shards are complete."""
+INDEX_FILE = "index.tsv.gz"
+"""One line per image: shard number, offset, size, label as JSON, and name below the dataset's folder."""
 STREAM_IMAGES = 32
-"""Of a batch, so many pictures come from one stream: a rank that trains on 64 a step reads two of them."""
+"""Images of a batch that come from one stream: a rank that trains on 64 images a step reads two streams."""
 WINDOW_IMAGES = 1024
-"""Pictures of a stream are shuffled so many at a time: 110 MB of ImageNet, which the system's page cache holds."""
+"""Images of a stream are shuffled within windows of this size: 110 MB of ImageNet, which fits the page cache."""
 OPEN_FILES = 128
 
 
 class _File:
-    """A file that is closed when nobody needs it any longer."""
+    """An open file that is closed when nothing refers to it."""
 
-    def __init__(self, path: str, whole: bool) -> None:
+    def __init__(self, path: str, read_ahead: bool) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
-        if whole and hasattr(os, "posix_fadvise"):
+        if read_ahead and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-_opened = lru_cache(OPEN_FILES)(_File)
+_open_file = lru_cache(OPEN_FILES)(_File)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each of some pictures lies: number of its shard, and offset and size in bytes there, `(n,)` each."""
+    """Where each image is stored: `shard` indexes `paths`; `offset` and `size` are bytes. `(n,)` int64 each."""
 
-    files: list[str]
+    paths: list[str]
     shard: np.ndarray
     offset: np.ndarray
     size: np.ndarray
-    whole: bool = True
-    """Whether these are all pictures of the shards, so that a shard which is opened will be read to its end."""
+    complete: bool = True
+    """Whether these are all images of the shards, so that an opened shard will be read to its end."""
 
     def subset(self, indices: Sequence[int]) -> "ShardIndex":
-        """Of only these pictures, in this order."""
+        """Return the index of the images at `indices`, in that order."""
         at = np.asarray(indices, dtype=np.int64)
-        return ShardIndex(self.files, self.shard[at], self.offset[at], self.size[at], whole=False)
+        return ShardIndex(self.paths, self.shard[at], self.offset[at], self.size[at], complete=False)
 
     def read(self, index: int) -> bytes:
-        """A picture as it was packed. Raises `OSError` where it is not there in full. Threads may share a reader."""
-        path, size = self.files[self.shard[index]], int(self.size[index])
-        data = os.pread(_opened(path, self.whole).descriptor, size, int(self.offset[index]))
+        """Return the encoded content of image `index`; thread-safe. Raises `OSError` if the shard is truncated."""
+        path, size = self.paths[self.shard[index]], int(self.size[index])
+        data = os.pread(_open_file(path, self.complete).descriptor, size, int(self.offset[index]))
         if len(data) != size:
-            raise OSError(f"shard {path} is cut short")
+            raise OSError(f"shard {path} is truncated")
         return data
 
     def reading_order(self) -> np.ndarray:
-        """The pictures as one pass over the shards meets them."""
+        """Return the images in the order of one pass over the shards, `(n,)` int64."""
         return np.lexsort((self.offset, self.shard))
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], ShardIndex]:
-    """What `shards.json` says, and of each picture its label as text, its name below the data set, and its place.
+    """Read the index of the shards in `folder`, in the order of the images before they were packed.
 
-    In the order of the folder that was packed. Raises `UserError` where a shard is missing or has another size.
+    Returns the content of `shards.json`, each image's label as JSON text, each image's name below the dataset's folder,
+    and the positions. Raises `UserError` if a shard is missing or has another size, or if the index is damaged.
     """
-    if not (folder / ABOUT).is_file():
-        raise UserError(f"{folder} holds no shards ({ABOUT} is not there): make them by data-shard")
-    about = read_json(folder / ABOUT)
-    files = []
-    for shard in about["shards"]:
+    if not (folder / CONTENTS_FILE).is_file():
+        raise UserError(
+            f"{folder} contains no complete shards ({CONTENTS_FILE} is missing): create them with data-shard"
+        )
+    contents = read_json(folder / CONTENTS_FILE)
+    paths = []
+    for shard in contents["shards"]:
         path = folder / shard["name"]
         size = path.stat().st_size if path.is_file() else 0
         if size != shard["bytes"]:
-            what = f"has {size:,} bytes in place of {shard['bytes']:,}" if path.is_file() else "is not there"
-            raise UserError(f"shard {path} {what}: copy it anew, or make it again by data-shard")
-        files.append(str(path))
+            problem = f"has {size:,} bytes instead of {shard['bytes']:,}" if path.is_file() else "is missing"
+            raise UserError(f"shard {path} {problem}: copy it again, or recreate it with data-shard")
+        paths.append(str(path))
     try:
-        lines = gzip.decompress((folder / INDEX).read_bytes()).decode().splitlines()
+        lines = gzip.decompress((folder / INDEX_FILE).read_bytes()).decode().splitlines()
         columns = list(zip(*(line.split("\t", 4) for line in lines), strict=True))
         shard, offset, size = (np.array(column, dtype=np.int64) for column in columns[:3])
     except (OSError, EOFError, ValueError) as error:
         raise UserError(
-            f"{folder / INDEX} is damaged ({error}): copy it anew, or make it again by data-shard"
+            f"{folder / INDEX_FILE} is damaged ({error}): copy it again, or recreate it with data-shard"
         ) from error
-    if len(lines) != about["manifest"]["pictures"]:
-        raise UserError(f"{folder / INDEX} does not belong to {folder / ABOUT}: copy both anew")
-    return about, list(columns[3]), list(columns[4]), ShardIndex(files, shard, offset, size)
+    if len(lines) != contents["manifest"]["images"]:
+        raise UserError(f"{folder / INDEX_FILE} does not belong to {folder / CONTENTS_FILE}: copy both again")
+    return contents, list(columns[3]), list(columns[4]), ShardIndex(paths, shard, offset, size)
 
 
 class ShardOrder:
-    """The order of all pictures in one epoch, such that each rank reads forward through a few shards at a time.
+    """An epoch order in which each rank reads sequentially through a few shards at a time.
 
-    Shards are shuffled, and what one pass over them meets is cut into streams, which go side by side. A step takes 32
-    pictures (or what divides the batch) of each stream, shuffled within a window: they come from all over the set, and
-    a rank, whose share of a step is a run of these, reads few streams. The order knows of no ranks and workers: with
-    any number of them each picture comes at most once an epoch, and a run goes on in the middle of one.
+    Shards are shuffled, and one pass over them is cut into streams that are read side by side. A step takes
+    `STREAM_IMAGES` images of each stream (or fewer, so that streams divide the batch), shuffled within a window: they
+    come from all over the dataset, while a rank, whose share of a step is a slice of it, reads few streams. The order
+    depends on no rank or worker: for any number of them each image is used at most once an epoch, and a run can resume
+    in mid-epoch.
     """
 
-    def __init__(self, places: ShardIndex, batch_size: int) -> None:
-        self._places, self._batch_size = places, batch_size
-        self._made = lru_cache(maxsize=2)(self._make)  # of the steps prefetched and the one under way
+    def __init__(self, shard_index: ShardIndex, batch_size: int) -> None:
+        self._index, self._batch_size = shard_index, batch_size
+        self._cached_order = lru_cache(maxsize=2)(self._order)  # the epoch being prefetched and the one in progress
 
     def __call__(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
-        """A permutation of `num_images`."""
-        assert num_images == len(self._places.shard)
-        return self._made(seed, epoch)
+        """Return a permutation of the image indices, `(num_images,)` int64."""
+        assert num_images == len(self._index.shard)
+        return self._cached_order(seed, epoch)
 
-    def _make(self, seed: int, epoch: int) -> np.ndarray:
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-        turn = rng.permutation(len(self._places.files))
-        met = np.lexsort((self._places.offset, turn[self._places.shard]))
-        most = max(1, self._batch_size // STREAM_IMAGES)
-        num_streams = max(number for number in range(1, most + 1) if self._batch_size % number == 0)
-        num_steps = len(met) // self._batch_size
+        shard_rank = rng.permutation(len(self._index.paths))
+        one_pass = np.lexsort((self._index.offset, shard_rank[self._index.shard]))
+        max_streams = max(1, self._batch_size // STREAM_IMAGES)
+        num_streams = max(number for number in range(1, max_streams + 1) if self._batch_size % number == 0)
+        num_steps = len(one_pass) // self._batch_size
         used = num_steps * self._batch_size
-        streams = met[:used].reshape(num_streams, -1)
+        streams = one_pass[:used].reshape(num_streams, -1)
         for stream in streams:
             for start in range(0, len(stream), WINDOW_IMAGES):
                 rng.shuffle(stream[start : start + WINDOW_IMAGES])
         steps = streams.reshape(num_streams, num_steps, -1).transpose(1, 0, 2).reshape(-1)
-        return np.concatenate([steps, met[used:]])
+        return np.concatenate([steps, one_pass[used:]])

@@ -1,4 +1,4 @@
-"""Pascal VOC: which objects each picture of a split holds, and where."""
+"""Pascal VOC: the objects in each image of a split, as labels for classification or as boxes for detection."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -13,13 +13,14 @@ from reproduce.data.datasets.image_folder import SHARDS, ImageList
 from reproduce.data.datasets.shards import read_index
 from reproduce.errors import UserError
 
-CLASSES = (
+VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
-BORDER_PX = 1
-"""A box may reach so far beyond its picture, as where it was counted from zero; it is cut off there."""
+CORNER_TAGS = ("xmin", "ymin", "xmax", "ymax")
+"""XML tags of a box, in the order left, top, right, bottom."""
+BOX_TOLERANCE_PX = 1
+"""How far a box may extend beyond its image, as boxes counted from zero do; it is clipped there."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocBox:
-    """An object's class number and its corners in pixels from the top left: left, top, right, bottom.
+    """An object's class number and corners: left, top, right, bottom in pixels, counted from 0.
 
-    The last two are excluded: a box around all of a picture is 0, 0, width, height.
+    Right and bottom are excluded: a box around the whole image is 0, 0, width, height.
     """
 
     label: int
@@ -43,8 +44,8 @@ class VocBox:
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """A picture with its boxes; `name` is the one of the split's list."""
+class VocImage:
+    """An image with its boxes; `name` is its entry in the split's list."""
 
     name: str
     path: str
@@ -53,111 +54,120 @@ class Annotated:
     boxes: list[VocBox]
 
 
-class _Broken(Exception):
-    """What is wrong with an object, or with a picture as its annotation describes it."""
+class _InvalidAnnotation(Exception):
+    """An object or image contradicts its annotation; `str()` says how."""
 
 
-def read_objects(annotation: Path) -> list[VocObject]:
-    """The objects of one annotation file; `UserError` naming it where it is missing, broken or of no known class."""
+def read_voc_objects(annotation: Path) -> list[VocObject]:
+    """Read the objects of one annotation file.
+
+    Raises `UserError` if the file is missing, is not valid XML, or names an unknown class.
+    """
     objects = []
     for node in _parse(annotation).iter("object"):
         name = node.findtext("name", "").strip()
-        if name not in CLASSES:
-            raise UserError(f"annotation {annotation} names an object {name!r}, which is none of VOC's 20 classes")
-        objects.append(VocObject(name, _difficult(node)))
+        if name not in VOC_CLASSES:
+            raise UserError(f"annotation {annotation} has an object {name!r}, which is not one of VOC's 20 classes")
+        objects.append(VocObject(name, _is_difficult(node)))
     return objects
 
 
-def read_boxes(root: Path, split: str) -> tuple[list[Annotated], list[str]]:
-    """The pictures of a split with their boxes, and what of the annotations is broken, a sentence each.
+def read_voc_boxes(root: Path, split: str) -> tuple[list[VocImage], list[str]]:
+    """Read the images of a split with their boxes; also return what is wrong with annotations, one sentence each.
 
-    Left out are pictures that are not there, are of another size than annotated or have no annotation, and objects of
-    an unknown class, outside their picture or without area. Raises `UserError` where the list names no picture.
+    Leaves out images that are missing, lack an annotation, or have another size than annotated, and objects of unknown
+    class, outside their image, or without area. Raises `UserError` if the split's list is empty.
     """
-    found, broken = [], []
-    for name in _names(root, split):
-        annotation, picture = root / "Annotations" / f"{name}.xml", root / "JPEGImages" / f"{name}.jpg"
+    images, errors = [], []
+    for name in _read_list(root, split):
+        annotation, path = root / "Annotations" / f"{name}.xml", root / "JPEGImages" / f"{name}.jpg"
         try:
             content = _parse(annotation)
-            width, height = _size(picture, content)
-        except (UserError, _Broken) as error:
-            broken.append(str(error))
+            width, height = _image_size(path, content)
+        except (UserError, _InvalidAnnotation) as error:
+            errors.append(str(error))
             continue
         boxes = []
         for number, node in enumerate(content.iter("object"), start=1):
             try:
-                boxes.append(_box(node, width, height))
-            except _Broken as error:
-                broken.append(f"object {number} of annotation {annotation} {error}")
-        found.append(Annotated(name, str(picture), width, height, boxes))
-    return found, broken
+                boxes.append(_voc_box(node, width, height))
+            except _InvalidAnnotation as error:
+                errors.append(f"object {number} of annotation {annotation} {error}")
+        images.append(VocImage(name, str(path), width, height, boxes))
+    return images, errors
 
 
-def _size(picture: Path, content: ElementTree.Element) -> tuple[int, int]:
-    """Width and height of a picture, as its header and its annotation say."""
+def read_voc_labels(root: Path, dataset: Dataset, split: str) -> tuple[ImageList, list[list[int]]]:
+    """List the images of a split, and 20 labels per image: 1 present, 0 only as a difficult object, -1 absent.
+
+    Raises `UserError` if an annotation or shard is missing or invalid, or if the split's list is empty.
+    """
+    if dataset.layout == SHARDS:
+        contents, packed_labels, names, shard_index = read_index(root / split)
+        paths = [f"{root}/{name}" for name in names]
+        images = ImageList(paths, [0] * len(paths), contents["classes"], shard_index)
+        return images, [json.loads(text) for text in packed_labels]
+    names = _read_list(root, split)
+    labels = []
+    for name in names:
+        objects = read_voc_objects(root / "Annotations" / f"{name}.xml")
+        present = {item.name for item in objects if not item.difficult}
+        difficult = {item.name for item in objects if item.difficult}
+        labels.append([1 if cls in present else 0 if cls in difficult else -1 for cls in VOC_CLASSES])
+    paths = [str(root / "JPEGImages" / f"{name}.jpg") for name in names]
+    return ImageList(paths, [0] * len(paths), list(VOC_CLASSES)), labels
+
+
+def _image_size(path: Path, content: ElementTree.Element) -> tuple[int, int]:
+    """Return width and height in pixels, on which the image's header and its annotation must agree."""
     try:
-        with Image.open(picture) as image:
+        with Image.open(path) as image:
             size = image.size
     except FileNotFoundError as error:
-        raise _Broken(f"picture {picture} is not there") from error
+        raise _InvalidAnnotation(f"image {path} is missing") from error
     except DECODE_ERRORS as error:
-        raise _Broken(f"picture {picture} can't be decoded ({error})") from error
+        raise _InvalidAnnotation(f"image {path} can't be decoded ({error})") from error
     annotated = (content.findtext("size/width", "").strip(), content.findtext("size/height", "").strip())
     if annotated != tuple(map(str, size)):
-        raise _Broken(f"picture {picture} is {size[0]} x {size[1]}, but annotated as {' x '.join(annotated)}")
+        raise _InvalidAnnotation(f"image {path} is {size[0]} x {size[1]}, but annotated as {' x '.join(annotated)}")
     return size
 
 
-def _box(node: ElementTree.Element, width: int, height: int) -> VocBox:
+def _voc_box(node: ElementTree.Element, width: int, height: int) -> VocBox:
     name = node.findtext("name", "").strip()
-    if name not in CLASSES:
-        raise _Broken(f"is {name!r}, which is none of VOC's 20 classes")
+    if name not in VOC_CLASSES:
+        raise _InvalidAnnotation(f"is {name!r}, which is not one of VOC's 20 classes")
     try:
-        left, top, right, bottom = (float(node.findtext(f"bndbox/{key}", "")) for key in CORNERS)
+        left, top, right, bottom = (float(node.findtext(f"bndbox/{tag}", "")) for tag in CORNER_TAGS)
     except ValueError as error:
-        raise _Broken(f"({name}) has a corner that is no number") from error
-    where = f"{left:g}, {top:g} to {right:g}, {bottom:g} in {width} x {height} pixels"
+        raise _InvalidAnnotation(f"({name}) has a corner that is not a number") from error
+    box = f"{left:g}, {top:g} to {right:g}, {bottom:g} in {width} x {height} pixels"
     left, top = left - 1, top - 1  # VOC counts from one, and both ends belong to the box
-    if min(left, top, width - right, height - bottom) < -BORDER_PX:
-        raise _Broken(f"({name}) lies outside its picture: {where}")
+    if min(left, top, width - right, height - bottom) < -BOX_TOLERANCE_PX:
+        raise _InvalidAnnotation(f"({name}) lies outside its image: {box}")
     corners = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     if corners[2] <= corners[0] or corners[3] <= corners[1]:
-        raise _Broken(f"({name}) has no area: {where}")
-    return VocBox(CLASSES.index(name), corners, _difficult(node))
+        raise _InvalidAnnotation(f"({name}) has no area: {box}")
+    return VocBox(VOC_CLASSES.index(name), corners, _is_difficult(node))
 
 
 def _parse(annotation: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(annotation).getroot()  # noqa: S314 - a data set that the user chose; expat expands no files
+        return ElementTree.parse(annotation).getroot()  # noqa: S314 - the user chose the data; expat expands no files
     except FileNotFoundError as error:
-        raise UserError(f"annotation {annotation} is not there") from error
+        raise UserError(f"annotation {annotation} is missing") from error
     except ElementTree.ParseError as error:
-        raise UserError(f"annotation {annotation} is not valid XML ({error}); restore it from the archive") from error
+        raise UserError(f"annotation {annotation} is not valid XML ({error}): restore it from the archive") from error
 
 
-def _difficult(node: ElementTree.Element) -> bool:
+def _is_difficult(node: ElementTree.Element) -> bool:
     return node.findtext("difficult", "0").strip() == "1"
 
 
-def _names(root: Path, split: str) -> list[str]:
-    names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+def _read_list(root: Path, split: str) -> list[str]:
+    """Return the image names in a split's list."""
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    names = path.read_text().split()
     if not names:
-        raise UserError(f"list {root / 'ImageSets' / 'Main' / f'{split}.txt'} names no picture")
+        raise UserError(f"image list {path} is empty")
     return names
-
-
-def read_split(root: Path, dataset: Dataset, split: str) -> tuple[ImageList, list[list[int]]]:
-    """The pictures of a split, and per picture one number per class: 1 present, 0 only as difficult, -1 absent."""
-    if dataset.layout == SHARDS:
-        about, packed, names, shard_index = read_index(root / split)
-        paths = [f"{root}/{name}" for name in names]
-        return ImageList(paths, [0] * len(paths), about["classes"], shard_index), [json.loads(text) for text in packed]
-    ids = _names(root, split)
-    labels = []
-    for name in ids:
-        objects = read_objects(root / "Annotations" / f"{name}.xml")
-        sure = {item.name for item in objects if not item.difficult}
-        difficult = {item.name for item in objects if item.difficult}
-        labels.append([1 if cls in sure else 0 if cls in difficult else -1 for cls in CLASSES])
-    paths = [str(root / "JPEGImages" / f"{name}.jpg") for name in ids]
-    return ImageList(paths, [0] * len(ids), list(CLASSES)), labels

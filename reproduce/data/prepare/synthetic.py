@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reproduce.data.datasets.voc import CLASSES as VOC_CLASSES
+from reproduce.data.datasets.voc import VOC_CLASSES
 from reproduce.data.prepare.textures import Texture, picture
 from reproduce.errors import run_cli
 from reproduce.files import file_lock, read_json, write_json

@@ -19,12 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config.schema import Catalogue, Dataset
 from reproduce.config.validate import to_dataclass
+from reproduce.data.datasets import manifest
 from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.shards import ABOUT, read_index
-from reproduce.data.datasets.voc import read_objects
-from reproduce.data.prepare import manifest
-from reproduce.data.prepare.manifest import THREADS
+from reproduce.data.datasets.shards import CONTENTS_FILE, read_index
+from reproduce.data.datasets.voc import read_voc_objects
 from reproduce.data.prepare.official import OFFICIAL, Official
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic, write_json
@@ -131,7 +130,7 @@ def _folders(root: Path, dataset: Dataset, official: Official | None, found: Fin
         found.add("surplus", f"files lie in {root / split} beside the class folders", stray)
         counts: dict[str, int] = {}
         files: dict[str, int] = {}
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(manifest.STAT_THREADS) as pool:
             listed = pool.map(_listed, [root / split / name for name in names])
             for name, (pictures, others) in zip(
                 names, told(listed, len(names), f"class folders of {split} looked at", tell), strict=True
@@ -183,7 +182,7 @@ def _voc(root: Path, dataset: Dataset, official: Official | None, found: Finding
         broken = []
         for name in told(iter(ids), len(ids), f"annotations of {split} read", tell):
             try:
-                read_objects(root / "Annotations" / f"{name}.xml")
+                read_voc_objects(root / "Annotations" / f"{name}.xml")
             except UserError as error:
                 broken.append(str(error))
         found.add("broken", f"annotations of {split} can't be used", broken)
@@ -221,18 +220,20 @@ def _shards(
     """`root/split` with shards and what they are. Not decoded: what is in them was, where it was packed."""
     for split in dict.fromkeys((dataset.train, dataset.val)):
         try:
-            about, _, names, places = read_index(root / split)
+            about, _, names, shard_index = read_index(root / split)
         except UserError as error:
             found.add("missing", str(error))
             continue
-        found.files[split] = dict(zip(names, places.size.tolist(), strict=True))
+        found.files[split] = dict(zip(names, shard_index.size.tolist(), strict=True))
         if official:
             _count(split, found.files[split], official, found)
         some = about["shards"] if decode == "all" else about["shards"][::SAMPLE_SHARDS]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(manifest.STAT_THREADS) as pool:
             wrong = pool.map(lambda shard, folder=root / split: _other_sha256(folder, shard), some)
             broken = [name for name in told(wrong, len(some), f"shards of {split} read", tell) if name]
-        found.add("broken", f"of {len(some):,} shards of {split}, some have another SHA-256 than in {ABOUT}", broken)
+        found.add(
+            "broken", f"of {len(some):,} shards of {split}, some have another SHA-256 than in {CONTENTS_FILE}", broken
+        )
 
 
 def _other_sha256(folder: Path, shard: dict[str, Any]) -> str:
@@ -256,7 +257,7 @@ def _compare(what: str, number: int, expected: int, found: Findings) -> None:
 def _decode(root: Path, split: str, files: dict[str, int], decode: Decode, found: Findings, tell: Tell) -> None:
     names = [name for name, size in sorted(files.items()) if size]
     some = names if decode == "all" else names[:: max(1, len(names) // SAMPLE)]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(manifest.STAT_THREADS) as pool:
         blocks = (some[start : start + BLOCK] for start in range(0, len(some), BLOCK))
         wrong = (said for block in blocks for said in pool.map(lambda name: _undecodable(root / name), block))
         broken = [said for said in told(wrong, len(some), f"pictures of {split} decoded", tell) if said]
@@ -283,7 +284,7 @@ def told(items: Iterable[T], total: int, what: str, tell: Tell) -> Iterator[T]:
 
 def _manifest(data: Path, dataset: Dataset, found: Findings, tell: Tell) -> None:
     """Compare with the manifest, or write it where there is none and all is fine."""
-    path = manifest.path(data, dataset)
+    path = manifest.manifest_path(data, dataset)
     names = path.with_suffix(".tsv.gz")
     now = {name: size for files in found.files.values() for name, size in files.items()}
     if path.is_file() and names.is_file():
@@ -298,7 +299,7 @@ def _manifest(data: Path, dataset: Dataset, found: Findings, tell: Tell) -> None
             return
     if found.sentences:
         return
-    splits = {split: manifest.summary(files) for split, files in found.files.items()}
+    splits = {split: manifest.summarize_files(files) for split, files in found.files.items()}
     whole = hashlib.sha256("".join(str(split["sha256"]) for split in splits.values()).encode()).hexdigest()
     content = {"source": dataset.source, "written": time.strftime("%Y-%m-%d"), "sha256": whole, "splits": splits}
     lines = [f"{size}\t{name}" for name, size in sorted(now.items())]

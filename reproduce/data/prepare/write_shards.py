@@ -20,11 +20,11 @@ import numpy as np
 import webdataset
 
 from reproduce.config.schema import Dataset
+from reproduce.data.datasets import manifest
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
-from reproduce.data.datasets.shards import ABOUT, INDEX, read_index
-from reproduce.data.datasets.voc import read_split
-from reproduce.data.prepare import manifest
+from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_index
+from reproduce.data.datasets.voc import read_voc_labels
 from reproduce.data.prepare.verify import Tell, told
 from reproduce.errors import UserError
 from reproduce.files import file_lock, read_json, write_atomic, write_json
@@ -66,7 +66,7 @@ def pack(data: Path, shards: Path, dataset: Dataset, tell: Tell = print) -> None
 def _splits(root: Path, dataset: Dataset) -> dict[str, Split]:
     names = (dataset.train, dataset.val)
     if dataset.layout == "voc":
-        found = {name: read_split(root, dataset, name) for name in names}
+        found = {name: read_voc_labels(root, dataset, name) for name in names}
         return {name: _split(root, pictures, labels, _annotation) for name, (pictures, labels) in found.items()}
     both = zip(names, read_train_and_val(root, dataset), strict=True)
     return {name: _split(root, pictures, pictures.labels, _class) for name, pictures in both}
@@ -87,12 +87,12 @@ def _annotation(pictures: ImageList, index: int) -> dict[str, bytes]:
 
 
 def _pack_split(folder: Path, what: str, source: str, split: Split, tell: Tell) -> None:
-    sizes = manifest.sizes(split.pictures.paths)
-    files = manifest.summary(dict(zip(split.names, sizes, strict=True)))
+    sizes = manifest.file_sizes(split.pictures.paths)
+    files = manifest.summarize_files(dict(zip(split.names, sizes, strict=True)))
     if _is_whole(folder, files):
         tell(f"{what}: {len(split.names):,} pictures lie in {folder} already")
         return
-    (folder / ABOUT).unlink(missing_ok=True)
+    (folder / CONTENTS_FILE).unlink(missing_ok=True)
     for unfinished in folder.glob(".*.*"):
         unfinished.unlink()  # left by a kill while writing
     plan = _plan(sizes)
@@ -105,15 +105,15 @@ def _pack_split(folder: Path, what: str, source: str, split: Split, tell: Tell) 
         for index, offset in zip(members, record["offsets"], strict=True):
             label = json.dumps(split.labels[index], separators=(",", ":"))
             lines[index] = f"{number}\t{offset}\t{sizes[index]}\t{label}\t{split.names[index]}"
-    write_atomic(folder / INDEX, gzip.compress("\n".join(lines).encode(), mtime=0))
-    kept = ("name", "bytes", "sha256", "pictures")
+    write_atomic(folder / INDEX_FILE, gzip.compress("\n".join(lines).encode(), mtime=0))
+    kept = ("name", "bytes", "sha256", "images")
     about = {
         "source": source,
         "classes": split.pictures.classes,
         "manifest": files,
         "shards": [{key: record[key] for key in kept} for record in records],
     }
-    write_json(folder / ABOUT, about)
+    write_json(folder / CONTENTS_FILE, about)
     wanted = {record["name"] for record in records}
     for path in [*folder.glob("[0-9]*.json"), *(tar for tar in folder.glob("*.tar") if tar.name not in wanted)]:
         path.unlink()
@@ -167,7 +167,7 @@ def _shard(folder: Path, number: int, members: list[int], split: Split, sizes: l
         "name": name,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "pictures": len(members),
+        "images": len(members),
         "of": of.hexdigest(),
         "offsets": [at[index] for index in members],
     }

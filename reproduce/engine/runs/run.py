@@ -16,7 +16,7 @@ from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
 from reproduce.data.datasets.image_folder import ImageList
-from reproduce.data.prepare import manifest
+from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.distributed.collectives import barrier, is_main, process_group, world_size
 from reproduce.engine.distributed.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
@@ -67,7 +67,7 @@ class Run:
     @property
     def dataset_root(self) -> Path:
         """The folder of the run's dataset. Raises `UserError` if it or one of its parts is missing."""
-        missing = catalog.missing(self.cfg)
+        missing = catalog.missing_data(self.cfg)
         if missing:
             raise UserError(f"data is missing for {self.run_id}: {'; '.join(missing)}")
         return Path(self.cfg.paths.data) / self.cfg.dataset.root
@@ -77,7 +77,7 @@ class Run:
         if not is_main():
             return
         data, dataset = Path(self.cfg.paths.data), to_dataclass(self.cfg.dataset, Dataset, "dataset")
-        found = manifest.of_split(data, dataset, split, images, self.folder.parent / ".manifests")
+        found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
         if "verified" in found:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reproduce.data import detections
+from reproduce.engine.runs import detection_examples
 from reproduce.harness import results
 from reproduce.harness.report.drawing import Chart, Series, averaged, chart
 
@@ -36,7 +36,7 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
         "links": {name: os.path.relpath(at / name, page) for name in FILES if (at / name).exists()},
         "curves": curves,
         "charts": dict(_charts(curves)),
-        "detections": [_without_guesses(picture) for picture in detections.read(at)],
+        "detections": [_without_guesses(picture) for picture in detection_examples.read_examples(at)],
         "config": _text(at / "config.yaml", CONFIG_BYTES),
         "log": _text(at / "log.txt", -LOG_BYTES),
         "provenance": dict(_flat((result or {}).get("provenance", {}))),

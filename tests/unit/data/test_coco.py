@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reproduce.data.datasets import coco
-from reproduce.data.datasets.coco import read_split
+from reproduce.data.datasets.coco import read_coco_split
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.errors import UserError
 
@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         }
         change(content)
         (tmp_path / "annotations").mkdir(exist_ok=True)
-        coco.annotations(tmp_path, "val").write_text(json.dumps(content))
+        coco.annotation_path(tmp_path, "val").write_text(json.dumps(content))
         (tmp_path / "val").mkdir(exist_ok=True)
         for number in (3, 8):
             Image.new("RGB", (40, 30)).save(tmp_path / "val" / f"{number}.jpg")
@@ -48,17 +48,17 @@ def stop(bad: list[str]) -> None:
 
 def test_what_is_read(write: Callable[..., Path]) -> None:
     root = write()
-    split = read_split(root, "val", "mine", stop)
-    empty, full = split.pictures
+    split = read_coco_split(root, "val", "mine", stop)
+    empty, full = split.images
     assert (empty.id, full.id, full.width, full.height) == (3, 8, 40, 30)
     assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0,)
     # Corners, cut to the picture (0.4 pixels are rounding); the crowd is for the scoring only.
     np.testing.assert_array_equal(full.boxes, np.array([[1, 2, 11, 22], [5, 5, 40, 30]], dtype=np.float32))
     assert full.labels.tolist() == [1, 90]
     assert split.num_classes == 91
-    assert split.names == {1: "person", 90: "brush"}
-    assert [item["iscrowd"] for item in split.truth["annotations"]] == [0, 0, 1]
-    assert [item["area"] for item in split.truth["annotations"]] == [200, 35.4 * 25, 1200]
+    assert split.category_names == {1: "person", 90: "brush"}
+    assert [item["iscrowd"] for item in split.ground_truth["annotations"]] == [0, 0, 1]
+    assert [item["area"] for item in split.ground_truth["annotations"]] == [200, 35.4 * 25, 1200]
     assert full.read().size == (40, 30)
 
 
@@ -69,12 +69,12 @@ def changed(number: int, **values: object) -> Callable[[Content], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (changed(0, bbox=[35, 2, 10, 20]), "has a box outside its picture of 40 x 30: [35, 2, 10, 20]"),
-        (changed(0, bbox=[-2, 2, 10, 20]), "has a box outside its picture of 40 x 30: [-2, 2, 10, 20]"),
+        (changed(0, bbox=[35, 2, 10, 20]), "has a box outside its image of 40 x 30: [35, 2, 10, 20]"),
+        (changed(0, bbox=[-2, 2, 10, 20]), "has a box outside its image of 40 x 30: [-2, 2, 10, 20]"),
         (changed(0, bbox=[1, 2, 10, 0]), "has a box without area: [1, 2, 10, 0]"),
         (changed(0, bbox=[1, 2, -3, 5]), "has a box without area: [1, 2, -3, 5]"),
-        (changed(0, category_id=2), "is of category 2, which the file does not list"),
-        (changed(0, image_id=5), "is of image 5, which the file does not list"),
+        (changed(0, category_id=2), "has category 2, which the file does not list"),
+        (changed(0, image_id=5), "belongs to image 5, which the file does not list"),
     ],
 )
 def test_a_broken_annotation_is_named_and_left_out(
@@ -82,34 +82,34 @@ def test_a_broken_annotation_is_named_and_left_out(
 ) -> None:
     root = write(change)
     bad: list[str] = []
-    split = read_split(root, "val", "mine", bad.extend)
-    assert bad == [f"annotation 0 of {coco.annotations(root, 'val')} {said}"]
-    assert split.pictures[1].labels.tolist() == [90]
-    assert [item["id"] for item in split.truth["annotations"]] == [1, 2]
+    split = read_coco_split(root, "val", "mine", bad.extend)
+    assert bad == [f"annotation 0 of {coco.annotation_path(root, 'val')} {said}"]
+    assert split.images[1].labels.tolist() == [90]
+    assert [item["id"] for item in split.ground_truth["annotations"]] == [1, 2]
 
 
 def test_a_missing_picture_is_named_and_left_out_with_its_boxes(write: Callable[..., Path]) -> None:
     root = write()
     (root / "val" / "8.jpg").unlink()
     bad: list[str] = []
-    split = read_split(root, "val", "mine", bad.extend)
-    assert bad == [f"picture {root / 'val' / '8.jpg'} is not there, which instances_val.json names"]
-    assert [picture.id for picture in split.pictures] == [3]
-    assert [image["id"] for image in split.truth["images"]] == [3]
-    assert not split.truth["annotations"]
+    split = read_coco_split(root, "val", "mine", bad.extend)
+    assert bad == [f"image {root / 'val' / '8.jpg'} of instances_val.json is missing"]
+    assert [picture.id for picture in split.images] == [3]
+    assert [image["id"] for image in split.ground_truth["images"]] == [3]
+    assert not split.ground_truth["annotations"]
 
 
 def test_the_official_releases_own_flaws_are_passed_over(write: Callable[..., Path]) -> None:
     root = write(changed(0, id=918, bbox=[296.65, 388.33, 1.03, 0.0]))
-    assert read_split(root, "val", "COCO2017", stop).pictures[1].labels.tolist() == [90]
+    assert read_coco_split(root, "val", "COCO2017", stop).images[1].labels.tolist() == [90]
     with pytest.raises(AssertionError):
-        read_split(root, "val", "mine", stop)
+        read_coco_split(root, "val", "mine", stop)
 
 
 def test_a_picture_of_another_size_than_annotated_is_bad(write: Callable[..., Path]) -> None:
     root = write(lambda content: content["images"][1].update(height=31))
-    picture = read_split(root, "val", "mine", stop).pictures[1]
-    with pytest.raises(UnreadableImage, match=r"8.jpg \(its annotation says 40 x 31, it is 40 x 30\)"):
+    picture = read_coco_split(root, "val", "mine", stop).images[1]
+    with pytest.raises(UnreadableImage, match=r"8.jpg \(it is 40 x 30, but annotated as 40 x 31\)"):
         picture.read()
 
 
@@ -119,8 +119,8 @@ def test_a_picture_of_another_size_than_annotated_is_bad(write: Callable[..., Pa
         (lambda content: content.pop("images"), r"instances_val.json is not COCO's JSON \(KeyError\('images'\)\)"),
         (changed(0, bbox=[1, 2, 3]), "is not COCO's JSON"),
         (changed(0, bbox="here"), "is not COCO's JSON"),
-        (lambda content: content.update(images=[], annotations=[]), "names no picture that is there"),
-        (lambda content: content.update(categories=[], annotations=[]), "names no category"),
+        (lambda content: content.update(images=[], annotations=[]), "lists no image that exists"),
+        (lambda content: content.update(categories=[], annotations=[]), "lists no category"),
     ],
 )
 def test_what_is_no_coco_json_is_a_sentence(
@@ -128,10 +128,10 @@ def test_what_is_no_coco_json_is_a_sentence(
 ) -> None:
     root = write(spoil)
     with pytest.raises(UserError, match=said):
-        read_split(root, "val", "mine", stop)
+        read_coco_split(root, "val", "mine", stop)
 
 
 def test_a_file_that_is_not_there_is_named(write: Callable[..., Path]) -> None:
     root = write()
-    with pytest.raises(UserError, match=r"instances_train\.json is not there"):
-        read_split(root, "train", "mine", stop)
+    with pytest.raises(UserError, match=r"instances_train\.json is missing"):
+        read_coco_split(root, "train", "mine", stop)

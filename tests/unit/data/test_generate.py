@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.coco import read_split as read_coco
+from reproduce.data.datasets.coco import read_coco_split as read_coco
 from reproduce.data.datasets.image_file import read_image
 from reproduce.data.datasets.image_folder import read_image_folder
-from reproduce.data.datasets.voc import CLASSES, read_objects
-from reproduce.data.datasets.voc import read_split as read_voc
+from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_objects
+from reproduce.data.datasets.voc import read_voc_labels as read_voc
 from reproduce.data.prepare import synthetic
 from reproduce.errors import UserError
 
@@ -61,18 +61,18 @@ def test_voc_pictures_have_their_annotations(root: Path) -> None:
     assert len(pictures) == 12
     assert {len(row) for row in labels} == {20}
     for path in pictures.paths:
-        assert read_objects(voc / "Annotations" / f"{Path(path).stem}.xml")
+        assert read_voc_objects(voc / "Annotations" / f"{Path(path).stem}.xml")
 
 
 def test_coco_is_whole_and_has_objects_of_every_size(root: Path) -> None:
     bad: list[str] = []
     train, val = (read_coco(root / "coco", split, "generated", bad.extend) for split in ("train2017", "val2017"))
     assert not bad
-    assert (len(train.pictures), len(val.pictures)) == (30, 10)
-    assert train.names == val.names == {1: "stripe", 3: "net"}
-    areas = [annotation["area"] for annotation in train.truth["annotations"]]
+    assert (len(train.images), len(val.images)) == (30, 10)
+    assert train.category_names == val.category_names == {1: "stripe", 3: "net"}
+    areas = [annotation["area"] for annotation in train.ground_truth["annotations"]]
     assert {(area > 32**2) + (area > 96**2) for area in areas} == {0, 1, 2}
-    for picture in train.pictures:
+    for picture in train.images:
         assert picture.read().size == (picture.width, picture.height)
 
 
@@ -93,7 +93,7 @@ def test_a_set_from_before_coco_had_pictures_of_its_own_is_made_anew(root: Path)
 def test_a_broken_annotation_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "000001.xml").write_text(text)
     with pytest.raises(UserError, match=f"000001.xml .*{message}"):
-        read_objects(tmp_path / "000001.xml")
+        read_voc_objects(tmp_path / "000001.xml")
 
 
 def test_a_class_that_is_only_difficult_is_neither_present_nor_absent(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_a_class_that_is_only_difficult_is_neither_present_nor_absent(tmp_path: 
     )
     (tmp_path / "Annotations" / "1.xml").write_text(f"<annotation>{objects}</annotation>")
     _, (row,) = read_voc(tmp_path, VOC, "test")
-    assert (row[CLASSES.index("cat")], row[CLASSES.index("dog")], row[CLASSES.index("cow")]) == (0, 1, -1)
+    assert (row[VOC_CLASSES.index("cat")], row[VOC_CLASSES.index("dog")], row[VOC_CLASSES.index("cow")]) == (0, 1, -1)

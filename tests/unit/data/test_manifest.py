@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from reproduce.config.schema import Dataset
+from reproduce.data.datasets import manifest
 from reproduce.data.datasets.image_folder import ImageList, read_image_list
-from reproduce.data.prepare import manifest, verify, write_shards
+from reproduce.data.prepare import verify, write_shards
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -29,7 +30,7 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 def quoted(data: Path, split: str = "val", dataset: Dataset = IMAGENET) -> dict[str, object]:
     pictures = read_image_list(data / "imagenet", dataset, split)
-    return manifest.of_split(data, dataset, split, pictures, data / "cache")
+    return manifest.split_manifest(data, dataset, split, pictures, data / "cache")
 
 
 def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> None:
@@ -37,7 +38,7 @@ def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> Non
     lines = [f"{path.stat().st_size} {path.relative_to(data / 'imagenet')}" for path in files]
     found = quoted(data)
     assert found["sha256"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    assert (found["pictures"], found["bytes"]) == (20, sum(path.stat().st_size for path in files))
+    assert (found["images"], found["bytes"]) == (20, sum(path.stat().st_size for path in files))
     assert quoted(data, "train")["sha256"] != found["sha256"]
 
 
@@ -47,7 +48,7 @@ def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, mad
     sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
     assert quoted(tmp_path / "shards", dataset=sharded) == plain
     pictures = read_image_list(made / "imagenet", IMAGENET, "val")
-    assert manifest.of_split(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
+    assert manifest.split_manifest(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
     assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
     verified = quoted(data)
     assert len(str(verified.pop("verified"))) == len("2026-11-23")
@@ -61,7 +62,7 @@ def test_pictures_beside_the_root_are_named_below_data_as_well(data: Path, tmp_p
     hashes = set()
     for place in (data, tmp_path / "elsewhere"):
         pictures = read_image_list(place / "imagenet", IMAGENET, "val")
-        hashes.add(manifest.of_split(place, beside, "0", pictures, place / "cache")["sha256"])
+        hashes.add(manifest.split_manifest(place, beside, "0", pictures, place / "cache")["sha256"])
     assert len(hashes) == 1
 
 
@@ -70,7 +71,7 @@ def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None
     before = quoted(data)
     min((data / "imagenet" / "val").rglob("*.jpg")).unlink()
     after = quoted(data)
-    assert after["pictures"] == 19
+    assert after["images"] == 19
     assert "verified" not in after
     assert after["sha256"] != before["sha256"]
 
@@ -82,14 +83,14 @@ def test_files_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
         looked.append(len(paths))
         return [1] * len(paths)
 
-    monkeypatch.setattr(manifest, "sizes", sizes)
+    monkeypatch.setattr(manifest, "file_sizes", sizes)
     assert quoted(data) == quoted(data)
     assert looked == [20]
     shutil.rmtree(data / "cache")
     (data / "cache").write_text("in the way")
     picture = ImageList([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
     monkeypatch.setattr(manifest, "write_json", _full)
-    assert manifest.of_split(data, IMAGENET, "val", picture, data / "other")["pictures"] == 1
+    assert manifest.split_manifest(data, IMAGENET, "val", picture, data / "other")["images"] == 1
 
 
 def _full(*_: object) -> None:

@@ -17,13 +17,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from reproduce.__main__ import main
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets import shards
+from reproduce.data.datasets import manifest, shards
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import ImageList, read_image_folder, read_train_and_val
 from reproduce.data.datasets.shards import ShardOrder
-from reproduce.data.datasets.voc import read_split
+from reproduce.data.datasets.voc import read_voc_labels
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
-from reproduce.data.prepare import manifest, verify, write_shards
+from reproduce.data.prepare import verify, write_shards
 from reproduce.errors import UserError
 from tests.runs import REPO_ROOT, tiny_pictures
 
@@ -80,12 +80,12 @@ def test_shards_hold_the_same_pictures_labels_and_indices(data: Path, packed: Pa
 
 def test_voc_keeps_its_labels_and_annotations(data: Path, packed: Path) -> None:
     for split in (VOC.train, VOC.val):
-        before, labels = read_split(data / VOC.root, VOC, split)
-        after, kept = read_split(packed / VOC.root, replace(VOC, layout="shards"), split)
+        before, labels = read_voc_labels(data / VOC.root, VOC, split)
+        after, kept = read_voc_labels(packed / VOC.root, replace(VOC, layout="shards"), split)
         assert kept == labels
         assert content(after) == content(before)
     for sample in samples((packed / VOC.root / "test").glob("*.tar")):
-        name = Path(read_split(data / VOC.root, VOC, "test")[0].paths[int(sample["__key__"])]).stem
+        name = Path(read_voc_labels(data / VOC.root, VOC, "test")[0].paths[int(sample["__key__"])]).stem
         assert sample["xml"] == (data / VOC.root / "Annotations" / f"{name}.xml").read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     folder = tmp_path / "imagenet" / "train"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     assert sorted(before) == [f"{number:05d}.tar" for number in range(6)]
-    with pytest.raises(UserError, match=r"holds no shards \(shards\.json is not there\): make them by data-shard"):
+    with pytest.raises(UserError, match=r"contains no complete shards \(shards\.json is missing\)"):
         read_train_and_val(tmp_path / "imagenet", SHARDED)
     monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
     write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
@@ -148,7 +148,7 @@ def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureF
     size = tar.stat().st_size
     read_train_and_val(copied / "imagenet", SHARDED)[0].read_bytes(0)
     os.truncate(tar, size // 2)
-    sentence = f"shard {tar} has {size // 2:,} bytes in place of {size:,}: copy it anew, or make it again by data-shard"
+    sentence = f"shard {tar} has {size // 2:,} bytes instead of {size:,}: copy it again, or recreate it with data-shard"
     with pytest.raises(UserError) as error:
         read_train_and_val(copied / "imagenet", SHARDED)
     assert str(error.value) == sentence
@@ -156,7 +156,7 @@ def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureF
     assert not verify.verify(copied, SHARDED, None, "sample", lines.append)
     assert f"  missing: {sentence}" in lines
     tar.unlink()
-    with pytest.raises(UserError, match=f"shard {tar} is not there: copy it anew"):
+    with pytest.raises(UserError, match=f"shard {tar} is missing: copy it again"):
         read_train_and_val(copied / "imagenet", SHARDED)
 
 
@@ -164,8 +164,8 @@ def test_a_shard_that_is_cut_while_it_is_read_names_the_picture(copied: Path) ->
     pictures = read_train_and_val(copied / "imagenet", SHARDED)[0]
     assert pictures.shard_index
     last = int(np.flatnonzero(pictures.shard_index.shard == 0)[-1])
-    os.truncate(pictures.shard_index.files[0], 600)
-    with pytest.raises(UnreadableImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is cut short\)"):
+    os.truncate(pictures.shard_index.paths[0], 600)
+    with pytest.raises(UnreadableImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is truncated\)"):
         pictures.read_bytes(last)
 
 
@@ -181,10 +181,10 @@ def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None
 
 
 def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
-    index = copied / "imagenet" / "train" / shards.INDEX
+    index = copied / "imagenet" / "train" / shards.INDEX_FILE
     whole = index.read_bytes()
     index.write_bytes(whole[:50])
-    with pytest.raises(UserError, match=r"index\.tsv\.gz is damaged \(.*\): copy it anew"):
+    with pytest.raises(UserError, match=r"index\.tsv\.gz is damaged \(.*\): copy it again"):
         read_train_and_val(copied / "imagenet", SHARDED)
     index.write_bytes(gzip.compress(b"\n".join(gzip.decompress(whole).splitlines()[1:])))
     with pytest.raises(UserError, match="does not belong to"):
@@ -194,7 +194,7 @@ def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
 def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_writer(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "_size", lambda _: 7)
+    monkeypatch.setattr(manifest, "_file_size", lambda _: 7)
     with pytest.raises(UserError, match="changed while it was packed: start again"):
         write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
     monkeypatch.undo()

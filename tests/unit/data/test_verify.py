@@ -59,7 +59,7 @@ def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, o
         assert (data / dataset.root / name).stat().st_size == int(size)
     assert (
         len(names)
-        == sum(split["pictures"] for split in manifest["splits"].values())
+        == sum(split["images"] for split in manifest["splits"].values())
         == sum(split.pictures for split in official.splits.values())
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reproduce.data.datasets.voc import Annotated, VocBox, read_boxes
+from reproduce.data.datasets.voc import VocBox, VocImage, read_voc_boxes
 
 OBJECT = (
     "<object><name>dog</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
@@ -13,7 +13,7 @@ OBJECT = (
 )
 
 
-def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[Annotated], list[str]]:
+def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[VocImage], list[str]]:
     """What is read of a picture of 40 x 30 pixels, objects being (difficult, xmin, ymin, xmax, ymax)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -22,7 +22,7 @@ def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[Annotated], list[s
     inside = "".join(OBJECT.format(*each) for each in objects)
     (root / "Annotations" / "000001.xml").write_text(f"<annotation>{size}{inside}</annotation>")
     (root / "ImageSets" / "Main" / "trainval.txt").write_text("000001\n")
-    return read_boxes(root, "trainval")
+    return read_voc_boxes(root, "trainval")
 
 
 def test_corners_count_from_zero_and_exclude_the_end(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_corners_count_from_zero_and_exclude_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("corners", "wrong"),
-    [((1, 1, 42, 30), "lies outside its picture"), ((9, 1, 8, 30), "has no area"), ((-1, 1, 9, 9), "lies outside")],
+    [((1, 1, 42, 30), "lies outside its image"), ((9, 1, 8, 30), "has no area"), ((-1, 1, 9, 9), "lies outside")],
 )
 def test_a_box_that_cannot_be_is_left_out_and_told(tmp_path: Path, corners: tuple[int, ...], wrong: str) -> None:
     ((picture,), (sentence,)) = read(tmp_path, (0, *corners), (0, 1, 1, 9, 9))

@@ -20,8 +20,8 @@ from evals.coco_detr.views import (
     training_view,
 )
 from reproduce.config.schema import Normalize
-from reproduce.data.datasets.coco import Boxed, Split
-from reproduce.data.detections import Box, Detected
+from reproduce.data.datasets.coco import CocoImage, CocoSplit
+from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
 
 VIEWS = Views([48, 64], 64, 100, 0.5, [60, 80], [40, 60])
 
@@ -145,8 +145,8 @@ def test_pictures_that_were_not_seen_do_not_count_and_nothing_found_is_zero() ->
 
 
 def test_a_few_pictures_are_shown_with_true_and_predicted_boxes() -> None:
-    picture = Boxed(5, "a.jpg", 60, 40, np.array([[1, 2, 11, 22]], dtype=np.float32), np.array([1]))
+    picture = CocoImage(5, "a.jpg", 60, 40, np.array([[1, 2, 11, 22]], dtype=np.float32), np.array([1]))
     detections = np.array([row(5, [1, 2, 10, 20], 0.3), row(5, [0, 0, 5, 5], 0.7), row(6, [0, 0, 5, 5], 0.9)])
-    predicted = [Box("cat", (1, 2, 11, 22), 0.3), Box("cat", (0, 0, 5, 5), 0.7)]
-    (found,) = shown(Split([picture], {1: "cat"}, {}, ""), [5], detections)
-    assert found == Detected("a.jpg", predicted, [Box("cat", (1, 2, 11, 22))])
+    predicted = [ExampleBox("cat", (1, 2, 11, 22), 0.3), ExampleBox("cat", (0, 0, 5, 5), 0.7)]
+    (found,) = shown(CocoSplit([picture], {1: "cat"}, {}, ""), [5], detections)
+    assert found == DetectionExample("a.jpg", predicted, [ExampleBox("cat", (1, 2, 11, 22))])

@@ -17,10 +17,10 @@ from models.networks.resnet import ResNet
 from models.zoo.layouts import SamePool
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
-from reproduce.data.datasets.voc import CLASSES, Annotated, VocBox
+from reproduce.data.datasets.voc import VOC_CLASSES, VocBox, VocImage
 from reproduce.errors import UserError
 
-CAT, DOG = CLASSES.index("cat"), CLASSES.index("dog")
+CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
 
 def protocol(scale: str, *overrides: str) -> Protocol:
@@ -113,8 +113,8 @@ def found(*boxes: tuple[int, float, tuple[float, float, float, float]]) -> list[
     return [{"instances": instances}]
 
 
-def picture(name: str, *boxes: VocBox) -> Annotated:
-    return Annotated(name, f"/{name}.jpg", 100, 100, list(boxes))
+def picture(name: str, *boxes: VocBox) -> VocImage:
+    return VocImage(name, f"/{name}.jpg", 100, 100, list(boxes))
 
 
 def test_detections_with_known_precision() -> None:

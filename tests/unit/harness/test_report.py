@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reproduce.data import detections
-from reproduce.data.detections import Box, Detected
+from reproduce.engine.runs import detection_examples
+from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
 from reproduce.errors import UserError
 from reproduce.harness import report, results, revision
 from reproduce.harness.plan import build
@@ -253,9 +253,11 @@ def test_the_last_benchmarks_have_a_page(done: Plan) -> None:
 def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:
     Image.new("RGB", (480, 360), "white").save(tmp_path / "scene.png")
     run = next(run for run in done.runs.values() if run.name == "voc_detection")
-    predicted = [Box("dog", (10, 20, 110, 220), score / 10) for score in range(10)]
-    true = [Box("cat", (5, 5, 100, 355))]
-    detections.write(run.result.parent, [Detected(str(tmp_path / "scene.png"), predicted, true)])
+    predicted = [ExampleBox("dog", (10, 20, 110, 220), score / 10) for score in range(10)]
+    true = [ExampleBox("cat", (5, 5, 100, 355))]
+    detection_examples.write_examples(
+        run.result.parent, [DetectionExample(str(tmp_path / "scene.png"), predicted, true)]
+    )
     text, _ = page_of(done)
     (drawn,) = re.findall(r'<svg class="boxes".*?</svg>', text, re.DOTALL)
     assert 'viewBox="0 0 480 360"' in drawn and len(drawn) < 5000
@@ -270,7 +272,14 @@ def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Pa
     ]  # of the six kept, those half as sure as the surest
     jpeg = re.search(r'href="data:image/jpeg;base64,([^"]+)"', drawn)
     assert jpeg and Image.open(io.BytesIO(base64.b64decode(jpeg[1]))).size == (240, 180)
-    assert detections.chosen(600) == [0, 100, 200, 300, 400, 500] and detections.chosen(2) == [0, 1]
+    assert detection_examples.example_indices(600) == [
+        0,
+        100,
+        200,
+        300,
+        400,
+        500,
+    ] and detection_examples.example_indices(2) == [0, 1]
 
 
 def test_nothing_checked_is_refused(checkout: Path) -> None:
