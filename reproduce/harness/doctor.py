@@ -108,13 +108,13 @@ def _tables(data: str | None, data_config: str | None) -> Iterator[Finding]:
 
 def _table(table: "Table", here: Here) -> Finding:
     subject = f"{here.scale} {table.table}"
-    columns = [table.columns[key] for _, key, _ in table.made_here()]
+    columns = [table.columns[key] for _, key, _ in table.reproducible_cells()]
     lacks = [set() if column.measurement else here.missing(column.eval or "") for column in columns]
-    lacks += [here.missing("") for _ in table.drawn_here()]
+    lacks += [here.missing("") for _ in table.curve_rows()]
     if not lacks:
         return Finding(subject, "none of it is made by this code so far", "note")
     possible = sum(not missing for missing in lacks)
-    words = f"{possible or 'none'} of the {len(lacks)} {'curves' if table.draws else 'numbers'} that this code makes"
+    words = f"{possible or 'none'} of the {len(lacks)} {'curves' if table.plots else 'numbers'} that this code makes"
     if missing := sorted(set[str]().union(*lacks)):
         return Finding(subject, f"{words}; missing: {', '.join(missing)}", "note")
     return Finding(subject, f"all {len(lacks)} that this code makes")

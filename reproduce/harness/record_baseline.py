@@ -20,15 +20,18 @@ MIN_SEEDS = 5
 
 
 def refuse_dirty(allow_dirty: bool) -> None:
-    """Raise `UserError` where the checkout differs from its commit: nobody could make the numbers again."""
+    """Raise `UserError` if the checkout differs from its commit: nobody could reproduce its numbers."""
     if not allow_dirty and (not revision.commit() or revision.dirty()):
         raise UserError(
-            "the checkout differs from its commit; commit the changes, or say --allow-dirty to mark the record"
+            "the checkout differs from its commit; commit the changes, or pass --allow-dirty, which marks the record"
         )
 
 
 def record(plan: Plan, allow_dirty: bool = False) -> Path:
-    """Record every cell of a finished plan, from results of one code: several commits may have it."""
+    """Record every cell of a finished plan and return the file.
+
+    Raises `UserError` if a run has no result, or if the results come from more than one version of the runs' code.
+    """
     cells: dict[str, dict[str, Any]] = {}
     found = {run.run_id: run.read_result() for run in plan.runs.values()}
     missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
@@ -79,6 +82,6 @@ def _num_test_images(run: Run, result: dict[str, Any]) -> int:
         return int(result["counts"]["num_test_images"])
     except KeyError as error:
         raise UserError(
-            f"{run.result} does not say of how many test images its numbers are: evals/{run.work.method}.py has to "
+            f"{run.result} has no number of test images: evals/{run.work.method}.py has to "
             "fill setting.counts['num_test_images']"
         ) from error

@@ -52,7 +52,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory that the machines of SLURM see."""
-    (tmp_path / "tables").symlink_to(tables.TABLES.resolve())
+    (tmp_path / "tables").symlink_to(tables.TABLES_DIR.resolve())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -33,8 +33,8 @@ def printed(of: str, part: Comparison) -> set[float]:
 
 @pytest.mark.parametrize("claim", EVERY, ids=lambda claim: claim.claim)
 def test_a_claim_names_what_exists(claim: Claim) -> None:
-    assert claim.says.endswith(".") and claim.section
-    for need in claim.needs():
+    assert claim.statement.endswith(".") and claim.section
+    for need in claim.measurements():
         assert need.pretrain in group_options("experiment")
         assert not need.eval or need.eval in group_options("eval")
 
@@ -47,9 +47,9 @@ def test_a_printed_difference_is_the_tables(claim: str, part: Comparison) -> Non
 
 def test_the_bound_on_prototypes_is_the_texts() -> None:
     (spread,) = [claim.spread for claim in EVERY if claim.spread]
-    assert spread.at_most == GOLDEN["text"]["C.1_max_spread_top1_3k_to_100k_prototypes"]
+    assert spread.max_points == GOLDEN["text"]["C.1_max_spread_top1_3k_to_100k_prototypes"]
     rows = {row.pretrain: row for row in tables.load("table8", "paper").rows}
-    numbers = {rows[experiment].setting.split()[0] for experiment in spread.of}
+    numbers = {rows[experiment].variant.split()[0] for experiment in spread.experiments}
     assert numbers == {str(number) for number in GOLDEN["table8"]["rows"] if 3000 <= number <= 100_000}
 
 

@@ -58,7 +58,7 @@ def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
     assert set(re.findall(r"\s([A-Z_]+)=", command)) <= {*variables, "UPGRADE"}
     for options in as_parsed(command):
         for name in getattr(options, "tables", []):
-            assert name == claims.REQUEST or name in tables.names(options.scale)
+            assert name == claims.TARGET or name in tables.names(options.scale)
         if "group" in options:
             assert options.choice in group_options(options.group)
         checkpoint = getattr(options, "checkpoint", "")

@@ -12,7 +12,7 @@ from models.zoo.entries import Released
 from reproduce.harness.plan.config_cache import Composer
 from reproduce.harness.plan.model import CACHE, Cell, Kind, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
-from reproduce.harness.spec.claims import Claim, Need
+from reproduce.harness.spec.claims import Claim, Measurement
 from reproduce.harness.spec.tables import Row, Table
 
 RUN_ENDINGS = ("result.json", "failure.json")
@@ -22,9 +22,9 @@ RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-[0-9a-f]{10}")
 
 def make(request: Request) -> Plan:
     """Plan a request. Raises `UserError` for what the tables or the configs do not know."""
-    names = [name for name in dict.fromkeys(request.tables) if name != claims.REQUEST]
+    names = [name for name in dict.fromkeys(request.tables) if name != claims.TARGET]
     chosen = {name: tables.load(name, request.scale) for name in names}
-    return _make(request, chosen, claims.load() if claims.REQUEST in request.tables else [])
+    return _make(request, chosen, claims.load() if claims.TARGET in request.tables else [])
 
 
 def for_claims(request: Request, chosen: list[Claim]) -> Plan:
@@ -62,7 +62,7 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
     for name, table in chosen.items():
         maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
         cells += _released_cells(maker, table) if request.source == "released" else _trained_cells(maker, table)
-    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.REQUEST}-{request.scale}"])
+    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.TARGET}-{request.scale}"])
     for claim in asked:
         cells += _claims_cells(maker, claim)
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
@@ -72,7 +72,7 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
 
 
 def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
-    for row, key, experiment in table.made_here():
+    for row, key, experiment in table.reproducible_cells():
         column = table.columns[key]
         if column.measurement:
             measured = maker.measurements_of(experiment, column.measurement)
@@ -80,7 +80,7 @@ def _trained_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
         else:
             runs_of = partial(maker.runs_of, experiment, column.eval or "", column.num_runs)
             yield _evaluated(table, row, key, experiment, runs_of)
-    for row in table.drawn_here():
+    for row in table.curve_rows():
         assert row.pretrain
         yield Cell(table.table, row.label, "", row.pretrain, "", "", maker.runs_of(row.pretrain))
 
@@ -97,20 +97,22 @@ def _released_cells(maker: "_Maker", table: Table) -> Iterator[Cell]:
 
 def _claims_cells(maker: "_Maker", claim: Claim) -> Iterator[Cell]:
     """The numbers that a claim compares; of public weights, those of parts whose every side has some."""
-    cell = partial(Cell, claims.REQUEST, claim.claim)
+    cell = partial(Cell, claims.TARGET, claim.claim)
     if maker.request.source == "released":
-        comparable = [need for part in claim.parts() if not without_weights(part.needs()) for need in part.needs()]
+        comparable = [
+            need for part in claim.parts() if not without_weights(part.measurements()) for need in part.measurements()
+        ]
         for need in dict.fromkeys(comparable):
             item = entries.entry(need.pretrain)
             measured = maker.released_runs_of(item, need.eval)
             yield cell(need.pretrain, entries.PREFIX + item.name, need.eval, need.metric, measured)
         return
-    for need in claim.needs():
+    for need in claim.measurements():
         place = need.pretrain if need.eval else ""
         yield cell(place, need.pretrain, need.eval, need.metric, maker.runs_of(need.pretrain, need.eval))
 
 
-def without_weights(needs: Iterable[Need]) -> str:
+def without_weights(needs: Iterable[Measurement]) -> str:
     """Why numbers of ours cannot be measured on public weights, a sentence; "" where all of them can."""
     zoo = entries.load()
     for need in needs:

@@ -15,6 +15,7 @@ from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.harness.plan.workload import Work
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.tables import Table
+from reproduce.harness.spec.typed_yaml import load_yaml
 
 Basis = Literal["measured", "recorded", "published", "estimate", "unknown"]
 """Measured: by runs that are done here. Recorded: with the scale's numbers. Published: by the paper or its authors."""
@@ -156,7 +157,7 @@ class Subset:
 
 def load() -> Facts:
     """Read the facts. Raises `UserError` for what is wrong in their file."""
-    facts: Facts = tables.read(Facts, tables.TABLES / "costs.yaml")
+    facts: Facts = load_yaml(Facts, tables.TABLES_DIR / "costs.yaml")
     return facts
 
 
@@ -303,8 +304,8 @@ def _time(table: Table, method: str, setting: str, column: str) -> tuple[float, 
     """What a table of the paper's says of a recipe's time: its value in the column's unit, and as printed."""
     for row in table.rows:
         same = re.sub(r"\W", "", row.method.lower()) == re.sub(r"\W|_", "", method)
-        value = tables.number(row.cells.get(column))
-        if same and row.setting == setting and value is not None:
+        value = tables.parse_printed(row.cells.get(column))
+        if same and row.variant == setting and value is not None:
             return value, str(row.cells[column])
     return None
 

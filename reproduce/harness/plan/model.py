@@ -215,11 +215,11 @@ class Plan:
         return (run_id, *self.runs[run_id].parents)
 
     def _prints_failure(self, cell: Cell) -> bool:
-        if cell.table == claims.REQUEST:
+        if cell.table == claims.TARGET:
             parts = [claim.convergence for claim in self.claims if claim.claim == cell.row]
             return any(part is not None and part.fails == cell.pretrain for part in parts)
         row = self._row(cell)
-        return row.cells.get(cell.column) == tables.FAILS
+        return row.cells.get(cell.column) == tables.PRINTED_FAILURE
 
     def _row(self, cell: Cell) -> Row:
         (row,) = [row for row in self.tables[cell.table].rows if row.label == cell.row]
@@ -229,5 +229,5 @@ class Plan:
         """The margin that a cell is judged by; None where it is held against no printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
-        given = self.request.source == "released"
-        return self.tables[cell.table].margin(self._row(cell), cell.column, given)
+        public_weights = self.request.source == "released"
+        return self.tables[cell.table].margin(self._row(cell), cell.column, public_weights)

@@ -41,4 +41,4 @@ def _record_margins(plan: Plan) -> None:
                 of_scale = to_do.setdefault(margins.path(run.folder), {})
                 of_scale.setdefault(run.run_id, {})[cell.place] = margin.points
     for file, points in to_do.items():
-        margins.note(file, points)
+        margins.record(file, points)

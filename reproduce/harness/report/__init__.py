@@ -145,7 +145,7 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
                 cell["words"] = f"{row['label']}, {column['title']}"
                 cell["table"], cell["column"] = table, column
                 cell["strip"] = drawing.strip(cell)
-                cell["order"] = _first(cell["mean"], cell["expected"], tables.number(cell["printed"]))
+                cell["order"] = _first(cell["mean"], cell["expected"], tables.parse_printed(cell["printed"]))
                 cell["shown"] = cell["mean"] is not None or cell["verdict"] in (*SAME, *DIFFERENT, Verdict.FAILED)
                 cell["why"] = f"why-{cell['id']}"
                 if not cell["shown"]:

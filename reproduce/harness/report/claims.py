@@ -34,7 +34,7 @@ def as_text(answers: Sequence[Answer]) -> str:
     for answer in answers:
         if answer.standing != Standing.NOT_RUN:
             lines.append(
-                f"  {SYMBOLS[answer.standing]} {said(answer.standing, answer.side):<12} {answer.claim.says}"
+                f"  {SYMBOLS[answer.standing]} {said(answer.standing, answer.side):<12} {answer.claim.statement}"
                 f" ({answer.claim.section})"
             )
             lines += [f"      {_in_words(asdict(finding))}" for finding in answer.findings]
@@ -74,7 +74,7 @@ def track(plan: Plan, answers: Sequence[Answer]) -> None:
         for answer in answers
         for finding in answer.findings
     ]
-    tracking.log_table(claims.REQUEST, plan.request.scale, plan.reports, columns, rows)
+    tracking.log_table(claims.TARGET, plan.request.scale, plan.reports, columns, rows)
 
 
 def _told(claim: dict[str, Any] | None) -> str:
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _as_data(plan: Plan, answer: Answer) -> dict[str, Any]:
     return {
         "claim": answer.claim.claim,
-        "says": answer.claim.says,
+        "statement": answer.claim.statement,
         "section": answer.claim.section,
         "standing": str(answer.standing),
         "side": answer.side,
@@ -111,7 +111,7 @@ def _as_markdown(scale: str, kept: list[dict[str, Any]]) -> str:
         symbol = SYMBOLS[Standing(claim["standing"])]
         where = claim["section"] + (", level L0" if claim.get("level") == "L0" else "")
         lines.append(
-            f"| {claim['says']} | {where} | {symbol} {said(claim['standing'], claim.get('side', ''))} | {found} |"
+            f"| {claim['statement']} | {where} | {symbol} {said(claim['standing'], claim.get('side', ''))} | {found} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -130,9 +130,9 @@ def _in_words(finding: dict[str, Any]) -> str:
 
 def add_to_junit(root: ElementTree.Element, answers: Sequence[Answer], asked: bool) -> None:
     """A test case a claim: contradicted fails; what lacks a run is an error where the claims were asked for."""
-    suite = ElementTree.SubElement(root, "testsuite", name=claims.REQUEST)
+    suite = ElementTree.SubElement(root, "testsuite", name=claims.TARGET)
     for answer in answers:
-        case = ElementTree.SubElement(suite, "testcase", classname=claims.REQUEST, name=answer.claim.claim)
+        case = ElementTree.SubElement(suite, "testcase", classname=claims.TARGET, name=answer.claim.claim)
         if answer.standing == Standing.HOLDS:
             continue
         kind = "error" if asked and answer.lacking else "skipped"

@@ -23,7 +23,7 @@ class Figure:
 def draw(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[Figure]:
     """One figure for each table that is a figure in the paper."""
     for table in checked:
-        if table["draws"] == "loss":
+        if table["plots"] == "loss":
             yield _losses(table, runs)
         elif table["table"].startswith("figure") and {"hours", "top1"} <= set(table["columns"]):
             yield _top1_against_hours(table, runs)
@@ -53,7 +53,7 @@ def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) 
         for row in (row for row in rows if row["method"] == method):
             hours, top1 = (_printed(row["cells"][key]) for key in ("hours", "top1"))
             if hours is not None and top1 is not None:
-                points[row["setting"]] = (hours, top1)
+                points[row["variant"]] = (hours, top1)
             elif hours is not None:
                 notes.append(f"{row['label']}, took {hours:g} hours; its top-1 cannot be read from the paper's plot.")
         if points:
@@ -72,7 +72,7 @@ def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) 
 
 
 def _printed(cell: dict[str, Any] | None) -> float | None:
-    return tables.number(cell["printed"]) if cell else None
+    return tables.parse_printed(cell["printed"]) if cell else None
 
 
 def _our_hours(row: dict[str, Any], cell: dict[str, Any], runs: dict[str, dict[str, Any]]) -> float | None:

@@ -25,7 +25,7 @@ def write(folder: Path, scale: str, symbols: dict[Verdict, str]) -> Path:
 def checked_at(folder: Path, scale: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The tables and the claims that were checked at a scale, as the files in `folder` have them."""
     files = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
-    said = folder / f"{claims.REQUEST}.json"
+    said = folder / f"{claims.TARGET}.json"
     return [_read(path, OF_TABLES) for path in files], _read(said, OF_CLAIMS)["claims"] if said.exists() else []
 
 
@@ -66,7 +66,7 @@ def as_markdown(
             level = " (L0)" if claim.get("level") == "L0" else ""
             symbol = show_claims.SYMBOLS[Standing(claim["standing"])]
             standing = show_claims.said(claim["standing"], claim.get("side", ""))
-            lines.append(f"| {claim['says']}{level} | {symbol} {standing} |")
+            lines.append(f"| {claim['statement']}{level} | {symbol} {standing} |")
     if len(run) < len(known):
         lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
     return "\n".join(lines) + "\n"

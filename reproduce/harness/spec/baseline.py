@@ -1,4 +1,4 @@
-"""Numbers recorded from this code, for scales that the paper knows nothing of. Only `record` writes them."""
+"""The recorded numbers of a scale that the paper has none for: tables/<scale>/recorded.yaml."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ HEADER = ("commit", "dirty", "date", "seeds", "machine", "packages")
 
 @dataclass(frozen=True)
 class RecordedCell:
-    """One measured number over seeds."""
+    """One measured number over several seeds."""
 
     values: list[float]
     num_test_images: int
     run_id: str
-    """Of the first seed: it changes with the config."""
+    """The run of the first seed, which changes with the config."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class RecordedNumbers:
     header: dict[str, Any] = field(default_factory=dict)
     cells: dict[str, RecordedCell] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)
-    """Mean time of a run, by "kind/name"."""
+    """Mean wall time of a run, by "kind/name"."""
 
 
 def path(scale: str) -> Path:
-    """Where a scale's recorded numbers are."""
-    return tables.TABLES / scale / "recorded.yaml"
+    """Return the file with the recorded numbers of a scale."""
+    return tables.TABLES_DIR / scale / "recorded.yaml"
 
 
 def load(scale: str) -> RecordedNumbers:
-    """Read what was recorded for a scale; nothing, where nothing was."""
+    """Load the recorded numbers of a scale, empty without the file. Raises `UserError` if the file is damaged."""
     file = path(scale)
     if not file.exists():
         return RecordedNumbers()

@@ -1,18 +1,19 @@
-"""The paper's conclusions as data (`tables/claims.yaml`): which numbers of ours each compares, and which way."""
+"""The paper's conclusions as data (`tables/claims.yaml`): which of our numbers each compares, and how."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from reproduce.errors import UserError
 from reproduce.harness.spec import tables
+from reproduce.harness.spec.typed_yaml import load_yaml
 
-REQUEST = "claims"
-"""What stands for all claims where a table's name could stand: `plan claims`."""
+TARGET = "claims"
+"""The name that requests all claims, like the name of a table: `plan claims`."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """A number of ours: an experiment under an evaluation. Without one it is read from the training's curve."""
+class Measurement:
+    """One of our numbers: an experiment under an evaluation. Without `eval` it is read from the training curve."""
 
     pretrain: str
     eval: str = ""
@@ -20,13 +21,13 @@ class Need:
 
     @property
     def key(self) -> str:
-        """As that of a table's cell."""
+        """The key of the cell in a table that shows the same number (`Cell.metric_key`)."""
         return f"{self.pretrain}/{self.eval}/{self.metric}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One experiment's number is higher than another's; `printed` is the paper's difference, in points."""
+    """One experiment's number is higher than another's; `printed` is the difference in the paper, in points."""
 
     higher: str
     lower: str
@@ -34,70 +35,70 @@ class Comparison:
     eval: str
     metric: str
 
-    def needs(self) -> Iterator[Need]:
-        """One number for each."""
-        return (Need(experiment, self.eval, self.metric) for experiment in (self.higher, self.lower))
+    def measurements(self) -> Iterator[Measurement]:
+        """Return the measurement of each experiment."""
+        return (Measurement(experiment, self.eval, self.metric) for experiment in (self.higher, self.lower))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Numbers that differ by at most so many points."""
+    """The numbers of several experiments differ by at most `max_points`."""
 
-    of: list[str]
+    experiments: list[str]
     eval: str
     metric: str
-    at_most: float
+    max_points: float
 
-    def needs(self) -> Iterator[Need]:
-        """One number for each."""
-        return (Need(experiment, self.eval, self.metric) for experiment in self.of)
+    def measurements(self) -> Iterator[Measurement]:
+        """Return the measurement of each experiment."""
+        return (Measurement(experiment, self.eval, self.metric) for experiment in self.experiments)
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """One training converges, another collapses."""
+    """One training converges, another one collapses."""
 
     converges: str
     fails: str
     eval: str
     metric: str
 
-    def needs(self) -> Iterator[Need]:
-        """Both, as in the table."""
-        return (Need(experiment, self.eval, self.metric) for experiment in (self.converges, self.fails))
+    def measurements(self) -> Iterator[Measurement]:
+        """Return the measurement of each experiment."""
+        return (Measurement(experiment, self.eval, self.metric) for experiment in (self.converges, self.fails))
 
 
 @dataclass(frozen=True)
-class Sooner:
-    """The loss of one training falls sooner than that of another."""
+class FasterConvergence:
+    """The loss of one training falls faster than that of another."""
 
-    first: str
-    then: str
+    faster: str
+    slower: str
 
-    def needs(self) -> Iterator[Need]:
-        """Both curves."""
-        return (Need(experiment) for experiment in (self.first, self.then))
+    def measurements(self) -> Iterator[Measurement]:
+        """Return both training curves."""
+        return (Measurement(experiment) for experiment in (self.faster, self.slower))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One conclusion: exactly one of `compare` (all must hold), `spread`, `convergence` and `sooner`."""
+    """One conclusion: exactly one of `compare` (all must hold), `spread`, `convergence`, `faster_convergence`."""
 
     claim: str
-    says: str
+    statement: str
     section: str
     compare: list[Comparison] = field(default_factory=list)
     spread: Spread | None = None
     convergence: Convergence | None = None
-    sooner: Sooner | None = None
+    faster_convergence: FasterConvergence | None = None
 
-    def parts(self) -> list[Comparison | Spread | Convergence | Sooner]:
-        """What must hold."""
-        return [*self.compare, *(part for part in (self.spread, self.convergence, self.sooner) if part)]
+    def parts(self) -> list[Comparison | Spread | Convergence | FasterConvergence]:
+        """Return the comparisons that must all hold."""
+        return [*self.compare, *(part for part in (self.spread, self.convergence, self.faster_convergence) if part)]
 
-    def needs(self) -> list[Need]:
-        """The numbers of ours that the claim compares, each once."""
-        return list(dict.fromkeys(need for part in self.parts() for need in part.needs()))
+    def measurements(self) -> list[Measurement]:
+        """Return our numbers that the claim compares, each once."""
+        return list(dict.fromkeys(each for part in self.parts() for each in part.measurements()))
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,19 @@ class _File:
 
 
 def load() -> list[Claim]:
-    """Read all claims. Raises `UserError` for what is wrong in their file."""
-    path = tables.TABLES / "claims.yaml"
-    found: list[Claim] = tables.read(_File, path).claims
+    """Load all claims. Raises `UserError` for an error in their file."""
+    path = tables.TABLES_DIR / "claims.yaml"
+    found: list[Claim] = load_yaml(_File, path).claims
     for claim in found:
-        kinds = [bool(claim.compare), bool(claim.spread), bool(claim.convergence), bool(claim.sooner)]
+        kinds = [bool(claim.compare), bool(claim.spread), bool(claim.convergence), bool(claim.faster_convergence)]
         if sum(kinds) != 1:
-            raise UserError(f"{path}: {claim.claim} needs exactly one of compare, spread, convergence, sooner")
+            raise UserError(
+                f"{path}: {claim.claim} needs exactly one of compare, spread, convergence, faster_convergence"
+            )
     return found
 
 
-def touching(keys: Iterable[str]) -> list[Claim]:
-    """The claims that need any of these numbers."""
+def using(keys: Iterable[str]) -> list[Claim]:
+    """Return the claims that compare any of these numbers."""
     wanted = set(keys)
-    return [claim for claim in load() if wanted & {need.key for need in claim.needs()}]
+    return [claim for claim in load() if wanted & {each.key for each in claim.measurements()}]

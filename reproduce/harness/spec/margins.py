@@ -1,7 +1,7 @@
-"""Margins are fixed before the results that they judge: what was noted when a run was planned, kept beside the results.
+"""Margins as they were recorded before there was a result: results/<scale>/margins.json.
 
-A note is renewed as long as its run has no result, and stands from then on. It is a file of its own for all runs of a
-scale: a run's folder belongs to the run.
+A margin is recorded when its run is planned, updated as long as the run has no result, and fixed from then on. One file
+serves all runs of a scale, because a run's folder belongs to the run.
 """
 
 from pathlib import Path
@@ -9,30 +9,30 @@ from pathlib import Path
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 
-Notes = dict[str, dict[str, float]]
-"""Points by place of the cell ("table3/SwAV/voc07"), by run_id."""
+RecordedMargins = dict[str, dict[str, float]]
+"""Points by run_id and by the cell's `table_key` ("table3/SwAV/voc07")."""
 
 
 def path(run_folder: str) -> Path:
-    """Where the margins of a run are noted."""
+    """Return the file that records the margins of a run."""
     return Path(run_folder).parent / "margins.json"
 
 
-def read(file: Path) -> Notes:
-    """What was noted; nothing, where nothing was. Raises `UserError` for a file that is cut short or holds others."""
-    notes = read_json(file) if file.exists() else {}
-    of_runs = list(notes.values()) if isinstance(notes, dict) else [None]
+def read(file: Path) -> RecordedMargins:
+    """Return the recorded margins, empty without the file. Raises `UserError` if the file is damaged."""
+    recorded = read_json(file) if file.exists() else {}
+    of_runs = list(recorded.values()) if isinstance(recorded, dict) else [None]
     points = [each for of_run in of_runs for each in (of_run.values() if isinstance(of_run, dict) else [None])]
     if not all(isinstance(each, int | float) for each in points):
         raise UserError(
-            f"{file} is damaged (not margins in points, by run and cell); restore it, or delete it: what is judged by "
-            "it then says that no margin was noted before"
+            f"{file} is damaged: it does not hold margins in points by run and cell. Restore it, or delete it: "
+            "verdicts then say that no margin was recorded before the result"
         )
-    return dict(notes)
+    return dict(recorded)
 
 
-def note(file: Path, to_do: Notes) -> None:
-    """Note the margins of runs that have no result yet."""
+def record(file: Path, to_do: RecordedMargins) -> None:
+    """Record the margins of runs that have no result yet."""
     before = read(file)
     after = before | {run_id: before.get(run_id, {}) | points for run_id, points in to_do.items()}
     if after != before:

@@ -1,51 +1,48 @@
-"""The tables to make: one YAML file each, checked as it is read."""
+"""The paper's tables as data: one YAML file each, validated when it is read."""
 
 import hashlib
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from reproduce.errors import UserError, did_you_mean
+from reproduce.harness.spec.typed_yaml import load_yaml
 
-TABLES = Path(__file__).resolve().parents[3] / "tables"
-NOT_TABLES = ("recorded",)
+TABLES_DIR = Path(__file__).resolve().parents[3] / "tables"
+NON_TABLES = ("recorded",)
 """Files beside the tables that hold something else."""
 
-FAILS = "fail"
-"""What the paper prints in place of a number where the training does not converge."""
+PRINTED_FAILURE = "fail"
+"""What the paper prints instead of a number if the training does not converge."""
 
-CLOCK = re.compile(r"(?P<whole>\d+)(?:h(?P<minutes>\d\d)|min(?P<seconds>\d\d)s)")
+CLOCK_TIME = re.compile(r"(?P<whole>\d+)(?:h(?P<minutes>\d\d)|min(?P<seconds>\d\d)s)")
 """4h09 is a number of hours, 3min40s one of minutes."""
 
 Printed = float | str | None
-"""What the paper prints in a cell: a number, a time or `fail`, or (None) a dash."""
+"""The content of a printed cell: a number, a time, `fail`, or None for a dash."""
 
 
-def number(printed: Printed) -> float | None:
-    """The value of what is printed, in its column's unit; None where that is no number."""
+def parse_printed(printed: Printed) -> float | None:
+    """Return a printed number or time in its column's unit (hours of 4h09, minutes of 3min40s), or None."""
     if not isinstance(printed, str):
         return printed
-    clock = CLOCK.fullmatch(printed)
+    clock = CLOCK_TIME.fullmatch(printed)
     return int(clock["whole"]) + int(clock["minutes"] or clock["seconds"]) / 60 if clock else None
 
 
 @dataclass(frozen=True)
 class Margin:
-    """How far from the printed number still counts as the same, and the evidence for it."""
+    """The distance from the printed number, in points, that still counts as equal; `source` is the evidence for it."""
 
     points: float
     source: str
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What a misprinted number should be, and how that is known: an erratum of the paper, no failure of ours."""
+class Erratum:
+    """The correction of a number that the paper misprints; `source` says how it is known."""
 
     value: float
     source: str
@@ -53,18 +50,18 @@ class Correction:
 
 @dataclass(frozen=True)
 class BestOf:
-    """Settings of an evaluation of which the authors took the best for each method."""
+    """Values of a hyperparameter of which the authors report the best one for each method."""
 
     key: str
-    """Of the evaluation's config."""
+    """The key in the evaluation's config."""
     values: list[float]
     metric: str
-    """What chooses, whichever metric the column shows; the highest is best."""
+    """The metric that selects the best value, whichever metric the column shows; higher is better."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the evaluation and metric that make its numbers, or why nothing does."""
+    """A column: the evaluation and the metric of its numbers, or under `not_run` why there are none."""
 
     title: str
     unit: str
@@ -73,15 +70,15 @@ class Column:
     metric: str = ""
     best_of: BestOf | None = None
     measurement: str = ""
-    """In place of an evaluation, what is measured of the network itself, without pictures (conf/measurement)."""
-    controlled: bool = True
-    """Whether rows must beat their controls here; not where an untrained trunk can do as well."""
+    """Instead of an evaluation, a measurement of the network itself, without images (conf/measurement)."""
+    has_control: bool = True
+    """Whether rows must beat their controls in this column; false if an untrained trunk can do as well."""
     relative_to: str = ""
-    """A row: numbers are compared as shares of its number, which another machine leaves as they are."""
+    """The label of a row. Numbers are compared as ratios to its number, which do not depend on the machine."""
     lower_is_better: bool = False
-    """Of a cost: what lies above the margin is `worse`."""
+    """Whether the column is a cost: a number above the margin is `worse`."""
     num_runs: int = 1
-    """How many runs the authors' own number is the mean of."""
+    """The number of runs that the authors average."""
     group: str = ""
     note: str = ""
     margin: Margin | None = None
@@ -90,41 +87,41 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the pretraining whose features are judged, or why none is.
+    """A row: the pretraining whose features are evaluated, or why there is none.
 
-    `cells` are what the paper prints, by column; a table of recorded numbers has none.
+    `cells` holds what the paper prints, by column; it is empty in a table of recorded numbers.
     """
 
     method: str
-    setting: str = ""
+    variant: str = ""
     pretrain: str | None = None
     network: str | None = None
-    """An experiment with this row's network, where nothing here trains it: what is measured of a network is ours."""
+    """An experiment with this row's network, if none trains this row: measurements of the network need no training."""
     not_run: str = ""
-    reported: str = ""
+    from_other_paper: str = ""
     unavailable: str = ""
     weights: str = ""
-    """Where a network trained by others is public."""
+    """Where weights trained by others can be found."""
     note: str = ""
     rerun_by_authors: list[str] = field(default_factory=list)
-    beats: str = ""
-    """A control, another row: a number no more than `beats_by_points` above it is `worse`, wherever it lies."""
-    beats_by_points: float = 5.0
+    control: str = ""
+    """The label of the row to beat: a number at most `min_points_above_control` above it is `worse` in any case."""
+    min_points_above_control: float = 5.0
     margins: dict[str, Margin] = field(default_factory=dict)
-    """By column, where this row needs another margin than the column's."""
-    errata: dict[str, Correction] = field(default_factory=dict)
-    """By column."""
+    """Margins by column that replace the columns' own."""
+    errata: dict[str, Erratum] = field(default_factory=dict)
+    """Corrections of misprints by column."""
     cells: dict[str, Printed] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The row's name, one of its own within its table."""
-        return f"{self.method}, {self.setting}" if self.setting else self.method
+        """The row's name, unique within its table."""
+        return f"{self.method}, {self.variant}" if self.variant else self.method
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table at one scale. `expected` says what its cells are held against."""
+    """A table at one scale. `expected` says what its cells are compared with: printed or recorded numbers."""
 
     table: str
     title: str
@@ -133,32 +130,32 @@ class Table:
     expected: Literal["printed", "recorded"]
     columns: dict[str, Column]
     rows: list[Row]
-    draws: str = ""
-    """A figure without printed numbers: what it draws of each row's pretraining against its epochs."""
+    plots: str = ""
+    """The metric that a figure without printed numbers plots over the epochs of each row's pretraining."""
     errata: list[str] = field(default_factory=list)
-    """Of the text around the table."""
+    """Misprints in the text around the table."""
 
     @property
     def heading(self) -> str:
-        """How the paper calls it: Table 3, Figure 2."""
+        """The table's name in the paper: Table 3, Figure 2."""
         words = re.sub(r"(?<=[a-z])(?=\d)|_", " ", self.table)
         return words[0].upper() + words[1:]
 
     def has_cell(self, row: Row, column: str) -> bool:
-        """Whether there is a number in this place, or a dash."""
+        """Return whether a cell holds a number rather than a dash."""
         return self.expected == "recorded" or row.cells[column] is not None
 
-    def margin(self, row: Row, column: str, given: bool = False) -> Margin | None:
-        """The margin of one cell; where its network is `given`, not trained by us, that of its evaluation alone."""
+    def margin(self, row: Row, column: str, public_weights: bool = False) -> Margin | None:
+        """Return the margin of a cell. With `public_weights` it covers the evaluation alone, not our own training."""
         of_cell = row.margins.get(column, self.columns[column].margin)
-        return _of_given_networks().get(self.columns[column].eval or "", of_cell) if given else of_cell
+        return _public_weights_margins().get(self.columns[column].eval or "", of_cell) if public_weights else of_cell
 
-    def drawn_here(self) -> Iterator[Row]:
-        """The rows whose training a figure draws."""
-        return (row for row in self.rows if self.draws and row.pretrain)
+    def curve_rows(self) -> Iterator[Row]:
+        """Return the rows whose training curve a figure plots."""
+        return (row for row in self.rows if self.plots and row.pretrain)
 
-    def made_here(self) -> Iterator[tuple[Row, str, str]]:
-        """The cells that runs of ours can make, as row, column, and the experiment that makes them."""
+    def reproducible_cells(self) -> Iterator[tuple[Row, str, str]]:
+        """Yield the row, the column and the experiment of every cell that our runs can fill."""
         for row in self.rows:
             for key, column in self.columns.items():
                 experiment = (column.eval and row.pretrain) or (column.measurement and (row.pretrain or row.network))
@@ -167,99 +164,43 @@ class Table:
 
 
 def scales() -> list[str]:
-    """The scales that have tables."""
-    return sorted(folder.name for folder in TABLES.iterdir() if folder.is_dir())
+    """Return the scales that have tables."""
+    return sorted(folder.name for folder in TABLES_DIR.iterdir() if folder.is_dir())
 
 
 def names(scale: str) -> list[str]:
-    """The tables of a scale, table10 after table9, then the rest. Raises `UserError` for an unknown scale."""
+    """Return the tables of a scale, table10 after table9, then the rest. Raises `UserError` for an unknown scale."""
     if scale not in scales():
         raise UserError(f"there is no scale {scale!r}: {did_you_mean(scale, scales())}")
-    found = [path.stem for path in (TABLES / scale).glob("*.yaml") if path.stem not in NOT_TABLES]
+    found = [path.stem for path in (TABLES_DIR / scale).glob("*.yaml") if path.stem not in NON_TABLES]
     return sorted(found, key=lambda name: (not name.startswith("table"), len(name), name))
 
 
 def load(name: str, scale: str) -> Table:
-    """Read and check one table. Raises `UserError` for an unknown scale or table, and for what is wrong in its file."""
+    """Load and validate a table. Raises `UserError` for an unknown scale or table, and for an error in its file."""
     if name not in names(scale):
         elsewhere = [other for other in scales() if name in names(other)]
-        instead = f"say SCALE={elsewhere[0]} (--scale)" if elsewhere else did_you_mean(name, names(scale))
+        instead = f"try SCALE={elsewhere[0]} (--scale)" if elsewhere else did_you_mean(name, names(scale))
         raise UserError(f"there is no table {name!r} at scale {scale}: {instead}")
-    path = TABLES / scale / f"{name}.yaml"
-    table: Table = read(Table, path)
+    path = TABLES_DIR / scale / f"{name}.yaml"
+    table: Table = load_yaml(Table, path)
     _check(table, path)
     return table
 
 
-def read(kind: Any, path: Path) -> Any:
-    """A YAML file as an instance of the dataclass `kind`. Raises `UserError` for what does not fit."""
-    try:
-        raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return _read(kind, raw, str(path), "")
-
-
-def _of_given_networks() -> dict[str, Margin]:
-    """`tables/margins.yaml`, by evaluation."""
-    found: dict[str, Margin] = read(dict[str, Margin], TABLES / "margins.yaml")
+def _public_weights_margins() -> dict[str, Margin]:
+    """Load the margins of evaluations of public weights, by evaluation."""
+    found: dict[str, Margin] = load_yaml(dict[str, Margin], TABLES_DIR / "margins.yaml")
     return found
 
 
 def sha256(name: str, scale: str) -> str:
-    """Hash of a table's file, its margins among the rest."""
-    return hashlib.sha256((TABLES / scale / f"{name}.yaml").read_bytes()).hexdigest()
-
-
-def _read(kind: Any, raw: Any, file: str, key: str) -> Any:
-    """Turn plain YAML data into `kind`: a dataclass, a container, or a plain type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _read_dataclass(kind, raw, file, key)
-    if origin is dict and isinstance(raw, Mapping):
-        return {name: _read(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
-    if origin is list and isinstance(raw, list):
-        return [_read(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
-    if origin is types.UnionType:
-        return _read_union(arguments, raw, file, key)
-    if origin is Literal:
-        if raw not in arguments:
-            raise UserError(f"{file}: {key} is {raw!r}; {did_you_mean(str(raw), arguments)}")
-        return raw
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if origin is not None or not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
-        wanted = str(kind) if origin else kind.__name__
-        raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
-    return raw
-
-
-def _read_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> Any:
-    if raw is None and types.NoneType in options:
-        return None
-    chosen = [option for option in options if option is not types.NoneType]
-    plain = {option: (int, float) if option is float else typing.get_origin(option) or option for option in chosen}
-    fitting = [option for option in chosen if isinstance(raw, plain[option])]
-    return _read((fitting or chosen)[0], raw, file, key)
-
-
-def _read_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
-    if not isinstance(raw, Mapping):
-        raise UserError(f"{file}: {key or 'the file'} should have keys, but it is {raw!r}")
-    known = {entry.name: entry for entry in fields(kind)}
-    annotations = typing.get_type_hints(kind)
-    for name in raw:
-        if name not in known:
-            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {did_you_mean(str(name), known)}")
-    for name, entry in known.items():
-        if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
-    prefix = f"{key}." if key else ""
-    return kind(**{name: _read(annotations[name], value, file, prefix + name) for name, value in raw.items()})
+    """Return the SHA-256 of a table's file, which includes its margins."""
+    return hashlib.sha256((TABLES_DIR / scale / f"{name}.yaml").read_bytes()).hexdigest()
 
 
 def _check(table: Table, path: Path) -> None:
-    """What types do not say."""
+    """Check what the types do not express."""
     if table.table != path.stem:
         raise UserError(f"{path}: table is {table.table!r}, but the file is named {path.stem!r}; make them the same")
     for key, column in table.columns.items():
@@ -268,7 +209,7 @@ def _check(table: Table, path: Path) -> None:
         _check_row(table, row, f"{path}: rows[{index}] ({row.label})")
     labels = [row.label for row in table.rows]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(f"{path}: two rows are named {min(twice)!r}; tell them apart by their setting")
+        raise UserError(f"{path}: two rows are named {min(twice)!r}; tell them apart by their variant")
 
 
 def _check_column(table: Table, column: Column, where: str) -> None:
@@ -286,13 +227,13 @@ def _check_column(table: Table, column: Column, where: str) -> None:
 
 
 def _check_row(table: Table, row: Row, where: str) -> None:
-    if sum(map(bool, (row.pretrain, row.not_run, row.reported, row.unavailable))) != 1:
-        raise UserError(f"{where} needs exactly one of pretrain, not_run, reported, unavailable")
+    if sum(map(bool, (row.pretrain, row.not_run, row.from_other_paper, row.unavailable))) != 1:
+        raise UserError(f"{where} needs exactly one of pretrain, not_run, from_other_paper, unavailable")
     if table.expected == "printed" and set(row.cells) != set(table.columns):
         raise UserError(f"{where}: cells should be those of the columns: {', '.join(table.columns)}")
     labels = [other.label for other in table.rows]
-    if row.beats and row.beats not in labels:
-        raise UserError(f"{where}: beats names no row of the table: {did_you_mean(row.beats, labels)}")
+    if row.control and row.control not in labels:
+        raise UserError(f"{where}: control names no row of the table: {did_you_mean(row.control, labels)}")
     if row.network and row.pretrain:
         raise UserError(f"{where} is trained here; its network is that of its pretrain, leave the other out")
     if row.weights and not row.not_run:
@@ -301,5 +242,7 @@ def _check_row(table: Table, row: Row, where: str) -> None:
         if key not in table.columns:
             raise UserError(f"{where}: there is no column {key!r}: {did_you_mean(key, table.columns)}")
     for key, printed in row.cells.items():
-        if isinstance(printed, str) and printed != FAILS and number(printed) is None:
-            raise UserError(f"{where}: cells.{key} is {printed!r}: write a number, 4h09, 3min40s, {FAILS} or null")
+        if isinstance(printed, str) and printed != PRINTED_FAILURE and parse_printed(printed) is None:
+            raise UserError(
+                f"{where}: cells.{key} is {printed!r}: write a number, 4h09, 3min40s, {PRINTED_FAILURE} or null"
+            )

@@ -17,6 +17,7 @@ from reproduce.harness import results
 from reproduce.harness.plan.model import Run
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.tables import BestOf, Column, Margin
+from reproduce.harness.spec.typed_yaml import load_yaml
 from reproduce.harness.verdict import stats as statistics
 
 FOOTNOTE = "° not preceded by its canary (tables/canaries.yaml): it does not count as reproduced."
@@ -53,7 +54,7 @@ class Song:
 
 def load() -> File:
     """Read the canaries. Raises `UserError` for what is wrong in their file."""
-    found: File = tables.read(File, tables.TABLES / "canaries.yaml")
+    found: File = load_yaml(File, tables.TABLES_DIR / "canaries.yaml")
     return found
 
 
@@ -72,7 +73,10 @@ def expectations(file: File) -> Iterator[Expectation]:
         table = tables.load(canary.table, "paper")
         column = table.columns[canary.column]
         (row,) = [row for row in table.rows if row.label == canary.row]
-        printed, margin = tables.number(row.cells[canary.column]), table.margin(row, canary.column, given=True)
+        printed, margin = (
+            tables.parse_printed(row.cells[canary.column]),
+            table.margin(row, canary.column, public_weights=True),
+        )
         assert printed is not None and margin is not None
         yield Expectation(column, printed, margin)
 

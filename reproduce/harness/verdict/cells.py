@@ -13,7 +13,7 @@ from reproduce.harness.plan.model import Cell, Plan, Run
 from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import baseline, margins, tables
 from reproduce.harness.spec.baseline import RecordedNumbers
-from reproduce.harness.spec.tables import FAILS, Column, Margin, Printed, Row, Table
+from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import stats as statistics
 from reproduce.harness.verdict.stats import Verdict
 from reproduce.system import REPO_ROOT
@@ -216,7 +216,7 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         return _not_released(table, row, printed) if released else _not_ours(row, column, printed)
     found = evidence.outcome(cell)
     blank = Judged(Verdict.NOT_RUN, "", needed=True, printed=printed, run_ids=found.run_ids)
-    if printed == FAILS:
+    if printed == PRINTED_FAILURE:
         return _against_failure(replace(found, values=found.values | found.unasked), blank)
     if bad := found.collapsed | found.failed:  # a seed that failed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, reason=bad[min(bad)])
@@ -229,7 +229,7 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
         return _told_of_others(found, _told_of_choice(found, _against_recorded(evidence, cell, ours)))
     if other := _other_pictures(evidence.plan, cell):
         return replace(ours, verdict=Verdict.NO_BASELINE, reason=other)
-    expected = row.errata[key].value if key in row.errata else tables.number(printed)
+    expected = row.errata[key].value if key in row.errata else tables.parse_printed(printed)
     present = evidence.plan.margin(cell)
     assert expected is not None and present is not None
     margin, before, told_of_margin = _margin(evidence.plan, cell, present)
@@ -278,7 +278,7 @@ def _as_share(
         return replace(ours, verdict=Verdict.NO_BASELINE, reason=reason, share_of=name)
     cell = evidence.cell(table, name, key)
     reference = evidence.outcome(cell).values if cell else {}
-    (whole,) = [tables.number(other.cells[key]) for other in table.rows if other.label == name]
+    (whole,) = [tables.parse_printed(other.cells[key]) for other in table.rows if other.label == name]
     if not reference or not whole:
         reason = f"It is judged as a share of {name}, which has no number yet."
         return replace(ours, verdict=Verdict.NOT_RUN, reason=reason, share_of=name)
@@ -310,8 +310,8 @@ def _told_of_others(found: Outcome, judged: Judged) -> Judged:
 
 def _not_ours(row: Row, column: Column, printed: Printed) -> Judged:
     """A cell that no run of ours makes, and why."""
-    if row.reported:
-        return Judged(Verdict.REPORTED, row.reported, printed=printed)
+    if row.from_other_paper:
+        return Judged(Verdict.REPORTED, row.from_other_paper, printed=printed)
     if row.unavailable:
         return Judged(Verdict.UNAVAILABLE, row.unavailable, printed=printed)
     where = f" They are public: {row.weights}." if row.weights else ""

@@ -146,7 +146,7 @@ def _held_to_controls(table: Table, cells: list[dict[str, Judged | None]]) -> li
     by_label = {row.label: judged for row, judged in zip(table.rows, cells, strict=True)}
     for row, judged in zip(table.rows, cells, strict=True):
         for key, ours in judged.items():
-            control = by_label[row.beats][key] if row.beats and table.columns[key].controlled else None
+            control = by_label[row.control][key] if row.control and table.columns[key].has_control else None
             if ours and table.expected == "recorded":
                 judged[key] = _held_to_control(row, ours, control)
     return cells
@@ -158,13 +158,13 @@ def _held_to_control(row: Row, ours: Judged, control: Judged | None) -> Judged:
     says_nothing = ours.interval is not None and ours.interval[0] <= 0 and ours.interval[1] >= 100
     alone = "The recorded seeds spread so widely that their interval is [0, 100], which says nothing; "
     if control is None or control.mean is None:
-        nothing = f"{alone}{f'{row.beats} has no number to beat yet' if control else 'no control is set here'}."
+        nothing = f"{alone}{f'{row.control} has no number to beat yet' if control else 'no control is set here'}."
         return replace(ours, reason=f"{ours.reason} {nothing}") if says_nothing else ours
-    ahead, bar = ours.mean - control.mean, f"{row.beats_by_points:g}"
-    told = f"{ahead:+.1f} points from {row.beats}"
+    ahead, bar = ours.mean - control.mean, f"{row.min_points_above_control:g}"
+    told = f"{ahead:+.1f} points from {row.control}"
     if ours.other_pictures:
         return replace(ours, reason=f"{ours.reason} {told}; the bar of {bar} is for the scale's own.")
-    if ahead <= row.beats_by_points:
+    if ahead <= row.min_points_above_control:
         return replace(ours, verdict=Verdict.WORSE, reason=f"{told}; what is learned beats it by {bar}.")
     if says_nothing:
         return replace(ours, reason=f"{ours.reason} {alone}the verdict rests on the control alone, {told}.")
@@ -247,7 +247,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
         "dirty": revision.dirty(),
         "recorded": recorded.header if table.expected == "recorded" else {},
         "score": dict(checked.score()),
-        "draws": table.draws,
+        "plots": table.plots,
         "undrawn": checked.undrawn,
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
@@ -266,7 +266,7 @@ def as_data(plan: Plan, checked: Checked) -> dict[str, Any]:
             {
                 "label": row.label,
                 "method": row.method,
-                "setting": row.setting,
+                "variant": row.variant,
                 "pretrain": row.pretrain,
                 "weights": row.weights,
                 "note": row.note,
@@ -413,4 +413,4 @@ def _track(plan: Plan, table: Checked) -> None:
 
 
 def _number_expected(judged: Judged) -> float | None:
-    return judged.expected if judged.expected is not None else tables.number(judged.printed)
+    return judged.expected if judged.expected is not None else tables.parse_printed(judged.printed)

@@ -14,7 +14,7 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Cell, Level, Plan
 from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import claims
-from reproduce.harness.spec.claims import Claim, Comparison, Convergence, Need, Sooner, Spread
+from reproduce.harness.spec.claims import Claim, Comparison, Convergence, FasterConvergence, Measurement, Spread
 from reproduce.harness.verdict import stats as statistics
 from reproduce.harness.verdict.cells import Evidence, Outcome
 from reproduce.harness.verdict.stats import Difference
@@ -94,9 +94,11 @@ class Answer:
 
 def judge(plan: Plan) -> list[Answer]:
     """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
-    chosen = plan.claims or claims.touching(cell.key.removeprefix(entries.PREFIX) for cell in plan.cells)
+    chosen = plan.claims or claims.using(cell.key.removeprefix(entries.PREFIX) for cell in plan.cells)
     own = plan if plan.claims else build.for_claims(plan.request, chosen)
-    of_need = {Need(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells}
+    of_need = {
+        Measurement(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells
+    }
     parts, level = _Judge(Evidence.of(own), of_need), own.level
     return [Answer(claim, [parts.find(part) for part in claim.parts()], level) for claim in chosen]
 
@@ -106,17 +108,17 @@ class _Judge:
     """Judges parts of claims by the numbers that a plan's cells came to."""
 
     evidence: Evidence
-    cells: dict[Need, Cell]
+    cells: dict[Measurement, Cell]
 
-    def find(self, part: Comparison | Spread | Convergence | Sooner) -> Finding:
-        if self.evidence.plan.request.source == "released" and (why := build.without_weights(part.needs())):
+    def find(self, part: Comparison | Spread | Convergence | FasterConvergence) -> Finding:
+        if self.evidence.plan.request.source == "released" and (why := build.without_weights(part.measurements())):
             return Finding(_in_words(part), Standing.NOT_RUN, why)
         found = self._find(part)
         if found.difference is None or self.evidence.plan.level == "L1":
             return found
         return replace(found, reason=f"{found.reason} {OF_PUBLIC}")
 
-    def _find(self, part: Comparison | Spread | Convergence | Sooner) -> Finding:
+    def _find(self, part: Comparison | Spread | Convergence | FasterConvergence) -> Finding:
         match part:
             case Comparison():
                 return self._compare(part)
@@ -124,18 +126,18 @@ class _Judge:
                 return self._spread(part)
             case Convergence():
                 return self._convergence(part)
-            case Sooner():
+            case FasterConvergence():
                 return self._sooner(part)
 
-    def _outcomes(self, needs: Iterable[Need]) -> list[Outcome]:
+    def _outcomes(self, needs: Iterable[Measurement]) -> list[Outcome]:
         return [self.evidence.outcome(self.cells[need]) for need in needs]
 
-    def _run_ids(self, needs: Iterable[Need]) -> list[str]:
+    def _run_ids(self, needs: Iterable[Measurement]) -> list[str]:
         return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
 
     def _compare(self, part: Comparison) -> Finding:
         what = _in_words(part)
-        needs = list(part.needs())
+        needs = list(part.measurements())
         higher, lower = self._outcomes(needs)
         if lacking := _lacking(what, [higher, lower], part.printed, self._run_ids(needs)):
             return lacking
@@ -149,29 +151,29 @@ class _Judge:
         The pair is chosen for being widest, so its interval is Bonferroni's over all pairs.
         """
         what = _in_words(part)
-        needs = list(part.needs())
+        needs = list(part.measurements())
         found = self._outcomes(needs)
-        if lacking := _lacking(what, found, part.at_most, self._run_ids(needs)):
+        if lacking := _lacking(what, found, part.max_points, self._run_ids(needs)):
             return lacking
         pairs = list(itertools.permutations(found, 2))
         confidence = 1 - (1 - statistics.CONFIDENCE) / (len(pairs) // 2)
         widest = max((_difference(*pair, confidence) for pair in pairs), key=lambda pair: pair.points)
-        if widest.points <= part.at_most + statistics.ROUNDING:
+        if widest.points <= part.max_points + statistics.ROUNDING:
             standing, place = Standing.HOLDS, "within"
-        elif widest.interval.low > part.at_most:
+        elif widest.interval.low > part.max_points:
             standing, place = Standing.CONTRADICTED, "beyond, with its whole interval,"
         else:
             standing, place = Standing.INCONCLUSIVE, "beyond, but its interval reaches within,"
-        reason = f"The widest difference is {widest.points:.2f} points, {place} the bound of {part.at_most}."
+        reason = f"The widest difference is {widest.points:.2f} points, {place} the bound of {part.max_points}."
         if _num_seeds(*found) < 2:
             reason, side = f"One seed each. {reason[:-1]}; {UNKNOWN}.", SIDES[standing]
-            finding = _finding(what, Standing.INCONCLUSIVE, reason, widest, part.at_most, self._run_ids(needs))
+            finding = _finding(what, Standing.INCONCLUSIVE, reason, widest, part.max_points, self._run_ids(needs))
             return replace(finding, side=side)
-        return _finding(what, standing, reason, widest, part.at_most, self._run_ids(needs))
+        return _finding(what, standing, reason, widest, part.max_points, self._run_ids(needs))
 
     def _convergence(self, part: Convergence) -> Finding:
         what = _in_words(part)
-        needs = list(part.needs())
+        needs = list(part.measurements())
         run_ids = self._run_ids(needs)
         good, bad = self._outcomes(needs)
         lacking = _lacking(what, [good, Outcome({}, {}, bad.failed, bad.missing)], None, run_ids)
@@ -194,16 +196,16 @@ class _Judge:
             return Finding(what, Standing.INCONCLUSIVE, reason, side=side, run_ids=run_ids)
         return Finding(what, standing, reason, run_ids=run_ids)
 
-    def _sooner(self, part: Sooner) -> Finding:
+    def _sooner(self, part: FasterConvergence) -> Finding:
         what = _in_words(part)
-        needs = list(part.needs())
+        needs = list(part.measurements())
         first, then = (self._half_falls(need) for need in needs)
         if lacking := _lacking(what, [first, then], None, self._run_ids(needs)):
             return lacking
         found = statistics.difference(list(then.values.values()), list(first.values.values()))
         return _signed(what, found, None, _num_seeds(first, then), self._run_ids(needs))
 
-    def _half_falls(self, need: Need) -> Outcome:
+    def _half_falls(self, need: Measurement) -> Outcome:
         plan = self.evidence.plan
         runs = {seed: plan.runs[name] for seed, name in self.cells[need].runs.items()}
         values, missing = {}, {}
@@ -216,16 +218,16 @@ class _Judge:
         return Outcome(values, missing=missing)
 
 
-def _in_words(part: Comparison | Spread | Convergence | Sooner) -> str:
+def _in_words(part: Comparison | Spread | Convergence | FasterConvergence) -> str:
     match part:
         case Comparison():
             return f"{part.higher} over {part.lower}, {part.eval}"
         case Spread():
-            return f"spread of {len(part.of)} experiments, {part.eval}"
+            return f"spread of {len(part.experiments)} experiments, {part.eval}"
         case Convergence():
             return f"{part.converges} converges, {part.fails} does not"
-        case Sooner():
-            return f"{part.first} before {part.then}, percent of the training until half of the loss's fall"
+        case FasterConvergence():
+            return f"{part.faster} before {part.slower}, percent of the training until half of the loss's fall"
 
 
 def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:

@@ -249,7 +249,7 @@ def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -
     for number in range(2, 8):
         content = yaml.safe_load(Path(f"tables/paper/table{number}.yaml").read_text())
         rows |= {
-            (content["table"], ", ".join(filter(None, (row["method"], row.get("setting"))))): row
+            (content["table"], ", ".join(filter(None, (row["method"], row.get("variant"))))): row
             for row in content["rows"]
         }
     known = entries.load()

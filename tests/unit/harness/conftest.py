@@ -42,11 +42,11 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the tables of the checkout, nothing recorded, nothing done."""
     shutil.copytree(composed, tmp_path / CACHE)
-    shutil.copytree(tables.TABLES, tmp_path / "tables")
+    shutil.copytree(tables.TABLES_DIR, tmp_path / "tables")
     (tmp_path / "tables" / "smoke" / "recorded.yaml").unlink(missing_ok=True)
     for path in (tmp_path / "tables" / "smoke").glob("table*.yaml"):  # every run gives the same number here
-        path.write_text(path.read_text().replace(", beats: Random trunk", ""))
-    monkeypatch.setattr(tables, "TABLES", tmp_path / "tables")
+        path.write_text(path.read_text().replace(", control: Random trunk", ""))
+    monkeypatch.setattr(tables, "TABLES_DIR", tmp_path / "tables")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

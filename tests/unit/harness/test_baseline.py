@@ -50,7 +50,9 @@ def test_numbers_of_unknown_many_images_are_not_recorded(five: Plan, finish: Cal
         finish(run)
     knn = next(run for run in five.runs.values() if run.name == "knn" and run.seed == 0)
     finish(knn, counts={})
-    with pytest.raises(UserError, match=rf"{knn.result} does not say .* evals/knn\.py has to fill setting\.counts"):
+    with pytest.raises(
+        UserError, match=rf"{knn.result} has no number of test images: evals/knn\.py has to fill setting\.counts"
+    ):
         record_baseline.record(five)
 
 

@@ -24,7 +24,7 @@ def printed(run: Run) -> float:
     """What Table 3 prints for what an evaluation makes; 0 for a pretraining."""
     table = tables.load("table3", "paper")
     cells = {(row.pretrain, table.columns[key].eval): row.cells[key] for row in table.rows for key in row.cells}
-    return tables.number(cells.get((run.of.partition(",")[0], run.name))) or 0.0
+    return tables.parse_printed(cells.get((run.of.partition(",")[0], run.name))) or 0.0
 
 
 def paper(*seeds: int) -> Plan:
@@ -326,7 +326,7 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     verdicts = swav(plan, check.check(plan))
     assert {judged.verdict for judged in verdicts.values()} == {Verdict.WORSE}
     assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
-    table.write_text(table.read_text().replace("metric: knn20,", "metric: knn20, controlled: false,"))
+    table.write_text(table.read_text().replace("metric: knn20,", "metric: knn20, has_control: false,"))
     uncontrolled = build.make(Request(("table7",), "smoke"))
     found = {key: judged.verdict for key, judged in swav(uncontrolled, check.check(uncontrolled)).items()}
     assert found == {"knn20": Verdict.WITHIN, "knn200": Verdict.WORSE}
@@ -337,7 +337,7 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
 def controlled(checkout: Path) -> None:
     """Give Table 7's row its control back, which the fixture takes from it."""
     table = checkout / "tables" / "smoke" / "table7.yaml"
-    table.write_text(table.read_text().replace("pretrain: swav_800ep", "pretrain: swav_800ep, beats: Random trunk"))
+    table.write_text(table.read_text().replace("pretrain: swav_800ep", "pretrain: swav_800ep, control: Random trunk"))
 
 
 def learned(plan: Plan, finish: Callable[..., None], values: list[float], control: float = 20.0) -> None:
@@ -525,7 +525,7 @@ def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], 
         finish(run)
     path = Path("results/paper/margins.json")
     path.write_text(content)
-    with pytest.raises(UserError, match=f"^{path} is damaged .* restore it, or delete it"):
+    with pytest.raises(UserError, match=f"^{path} is damaged: .* Restore it, or delete it"):
         check.check(plan)
 
 

@@ -250,9 +250,13 @@ def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("    sooner: {first: swav_400ep_hard, then: swav_400ep_2x160_4x96}\n", "", "needs exactly one of"),
+        (
+            "    faster_convergence: {faster: swav_400ep_hard, slower: swav_400ep_2x160_4x96}\n",
+            "",
+            "needs exactly one of",
+        ),
         ("eval: coco_detr, metric: ap, ", "", "needs a value for 'eval'"),
-        ("at_most", "at_moost", "no key 'at_moost' in claims\\[4\\].spread: did you mean 'at_most'"),
+        ("max_points", "max_poinds", "no key 'max_poinds' in claims\\[4\\].spread: did you mean 'max_points'"),
     ],
 )
 def test_a_wrong_claim_is_refused(checkout: Path, before: str, after: str, says: str) -> None:

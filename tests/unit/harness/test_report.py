@@ -114,7 +114,7 @@ SAID = {
         "source",
         "says",
     ),
-    *("what", "interval_of", "setting", "method", "expected_in_words", "errata", "undrawn", "commit", "message"),
+    *("what", "interval_of", "variant", "method", "expected_in_words", "errata", "undrawn", "commit", "message"),
 }
 
 

@@ -75,7 +75,7 @@ def test_table10_comes_after_table9(checkout: Path) -> None:
     [(56.7, 56.7), (None, None), ("4h09", 4.15), ("3min40s", 3 + 2 / 3), ("52min10s", 52 + 1 / 6), ("fail", None)],
 )
 def test_the_value_of_what_is_printed(printed: tables.Printed, value: float | None) -> None:
-    assert tables.number(printed) == (value if value is None else pytest.approx(value))
+    assert tables.parse_printed(printed) == (value if value is None else pytest.approx(value))
 
 
 def test_a_row_can_have_a_margin_of_its_own(checkout: Path) -> None:
@@ -93,7 +93,10 @@ def test_headings_are_the_papers() -> None:
 
 
 def test_what_is_measured_of_a_network_needs_no_training_of_ours() -> None:
-    made = {(row.label, column): experiment for row, column, experiment in tables.load("table2", "paper").made_here()}
+    made = {
+        (row.label, column): experiment
+        for row, column, experiment in tables.load("table2", "paper").reproducible_cells()
+    }
     assert made["SimCLR, R50-w4", "params_millions"] == "swav_w4_400ep"
     assert ("SimCLR, R50-w4", "top1") not in made
     assert made["SwAV, R50-w4", "top1"] == "swav_w4_400ep"

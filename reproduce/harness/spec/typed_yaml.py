@@ -1,0 +1,68 @@
+"""Read YAML files as dataclasses; whatever does not fit the types is an error that names the file and the key."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from reproduce.errors import UserError, did_you_mean
+
+
+def load_yaml(kind: Any, path: Path) -> Any:
+    """Return a YAML file as an instance of `kind`. Raises `UserError` with the file and the key that does not fit."""
+    try:
+        raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return _convert(kind, raw, str(path), "")
+
+
+def _convert(kind: Any, raw: Any, file: str, key: str) -> Any:
+    """Convert plain YAML data to `kind`: a dataclass, a container, or a plain type. `key` is for errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if hasattr(kind, "__dataclass_fields__"):
+        return _convert_dataclass(kind, raw, file, key)
+    if origin is dict and isinstance(raw, Mapping):
+        return {name: _convert(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
+    if origin is list and isinstance(raw, list):
+        return [_convert(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
+    if origin is types.UnionType:
+        return _convert_union(arguments, raw, file, key)
+    if origin is Literal:
+        if raw not in arguments:
+            raise UserError(f"{file}: {key} is {raw!r}; {did_you_mean(str(raw), arguments)}")
+        return raw
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if origin is not None or not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
+        wanted = str(kind) if origin else kind.__name__
+        raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
+    return raw
+
+
+def _convert_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> Any:
+    if raw is None and types.NoneType in options:
+        return None
+    chosen = [option for option in options if option is not types.NoneType]
+    plain = {option: (int, float) if option is float else typing.get_origin(option) or option for option in chosen}
+    fitting = [option for option in chosen if isinstance(raw, plain[option])]
+    return _convert((fitting or chosen)[0], raw, file, key)
+
+
+def _convert_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{file}: {key or 'the file'} should have keys, but it is {raw!r}")
+    known = {entry.name: entry for entry in fields(kind)}
+    annotations = typing.get_type_hints(kind)
+    for name in raw:
+        if name not in known:
+            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {did_you_mean(str(name), known)}")
+    for name, entry in known.items():
+        if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
+    prefix = f"{key}." if key else ""
+    return kind(**{name: _convert(annotations[name], value, file, prefix + name) for name, value in raw.items()})
