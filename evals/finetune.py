@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from evals.setting import Pixels, Setting, train_classifier
+from evals.classifier import train_classifier
+from evals.context import CenterCropConfig, EvalContext
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import device
@@ -38,7 +39,7 @@ class Subset:
 
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/semisup_*.yaml and lowshot_*.yaml. `milestones` are shares of the epochs.
 
     The learning rates are for the batch that the scale gives; another `batch_size` scales them in proportion.
@@ -54,25 +55,25 @@ class Protocol:
     momentum: float
     weight_decay: float
     subset: Subset
-    pixels: Pixels
+    pixels: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`.
 
     Trunk and head train at learning rates of their own, BatchNorm on the batch's statistics over all ranks.
     """
-    everything, val = setting.splits()
-    train = labelled(everything, protocol.subset, setting.root)
-    setting.provenance["subset_sha256"] = train.sha256()
-    setting.counts["num_train_images"] = len(train)
-    torch.manual_seed(setting.seed)
+    everything, val = context.train_and_val()
+    train = labelled(everything, protocol.subset, context.root)
+    context.run.provenance["subset_sha256"] = train.sha256()
+    context.run.counts["num_train_images"] = len(train)
+    torch.manual_seed(context.cfg.seed)
     net = nn.Sequential(trunk, nn.Linear(trunk.num_features, len(train.classes)).to(device()))
     groups = [{"params": list(part.parameters())} for part in net]
     optimizer = torch.optim.SGD(
         groups, protocol.lr_head, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
-    scale = setting.lr_scale(protocol.batch_size)
+    scale = context.lr_scale(protocol.batch_size)
     return train_classifier(
         net,
         {"model": net},
@@ -82,12 +83,12 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         val,
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
-        pixels=protocol.pixels,
-        setting=setting,
+        crop=protocol.pixels,
+        context=context,
     )
 
 
-def learning_rates(protocol: Protocol, epoch: int) -> tuple[float, float]:
+def learning_rates(protocol: ProtocolConfig, epoch: int) -> tuple[float, float]:
     """The epoch's learning rates of trunk and head, for the batch of the scale."""
     trunk, head = (
         multistep_lr(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)

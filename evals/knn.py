@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.setting import Pixels, Setting, features
+from evals.context import CenterCropConfig, EvalContext
+from evals.features import extract_features
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 
@@ -23,30 +24,30 @@ LENGTH_FLOOR = 1e-12
 
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/knn.yaml."""
 
     name: str
     num_neighbors: list[int]
     temperature: float
-    pixels: Pixels
+    pixels: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`. The ranks share the queries."""
-    train, val = setting.splits()
-    bank, queries = (features(trunk, pictures, protocol.pixels, setting) for pictures in (train, val))
+    train, val = context.train_and_val()
+    bank, queries = (extract_features(trunk, images, protocol.pixels, context) for images in (train, val))
     mine = slice(rank(), None, world_size())
     rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
     labels, bank_labels = (
         torch.tensor(pictures.labels)[indices].to(device())
         for pictures, indices in ((val, queries.indices[mine]), (train, bank.indices))
     )
-    with setting.preemption.rank_local_work("the features are kept") as leave_if_requested:
+    with context.preemption.rank_local_work("the features are kept") as leave_if_requested:
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
     hits = all_reduce_sum((predicted == labels).float().sum(dim=1))
-    setting.counts["num_test_images"] = len(queries.rows)
+    context.run.counts["num_test_images"] = len(queries.rows)
     shares = (hits / len(queries.rows) * 100).tolist()
     return {f"knn{k}": share for k, share in zip(protocol.num_neighbors, shares, strict=True)}
 

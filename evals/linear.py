@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evals.setting import Pixels, Setting, train_classifier
+from evals.classifier import train_classifier
+from evals.context import CenterCropConfig, EvalContext
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import epoch_cosine_lr, multistep_lr
@@ -16,7 +17,7 @@ SCHEDULES = ("cosine", "steps")
 
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/linear_*.yaml. `milestones` are shares of the epochs, for schedule `steps`.
 
     `lr` is for the batch that the scale gives; another `batch_size` scales it in proportion.
@@ -30,7 +31,7 @@ class Protocol:
     weight_decay: float
     schedule: str
     milestones: list[float]
-    pixels: Pixels
+    pixels: CenterCropConfig
 
 
 class Probe(nn.Module):
@@ -53,19 +54,19 @@ class Probe(nn.Module):
         return self.classifier(rows)
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`."""
     if protocol.schedule not in SCHEDULES:
         raise UserError(f"there is no schedule {protocol.schedule!r}: {did_you_mean(protocol.schedule, SCHEDULES)}")
-    train, val = setting.splits()
-    torch.manual_seed(setting.seed)
+    train, val = context.train_and_val()
+    torch.manual_seed(context.cfg.seed)
     classifier = nn.Linear(trunk.num_features, len(train.classes)).to(device())
     nn.init.normal_(classifier.weight, std=WEIGHT_STD)
     nn.init.zeros_(classifier.bias)
     optimizer = torch.optim.SGD(
         classifier.parameters(), protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
-    scale = setting.lr_scale(protocol.batch_size)
+    scale = context.lr_scale(protocol.batch_size)
     return train_classifier(
         Probe(trunk, classifier),
         {"classifier": classifier},
@@ -75,12 +76,12 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
         val,
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
-        pixels=protocol.pixels,
-        setting=setting,
+        crop=protocol.pixels,
+        context=context,
     )
 
 
-def learning_rate(protocol: Protocol, epoch: int) -> float:
+def learning_rate(protocol: ProtocolConfig, epoch: int) -> float:
     """The epoch's learning rate, for the batch of the scale."""
     if protocol.schedule == "cosine":
         return epoch_cosine_lr(epoch, protocol.epochs, protocol.lr)

@@ -12,7 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evals.setting import Pixels, Setting, features
+from evals.context import CenterCropConfig, EvalContext
+from evals.features import extract_features
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_labels
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
@@ -25,16 +26,16 @@ LENGTH_FLOOR = 1e-5
 
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/voc07_svm.yaml."""
 
     name: str
     num_folds: int
     costs: list[float]
-    pixels: Pixels
+    pixels: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """`map`: the mean over the 20 classes of the all-point average precision on the test split, in percent.
 
     Training: difficult objects count as absent. Test: a class is not judged on pictures where it is only difficult.
@@ -42,46 +43,46 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     full VOC07 there is none. The classes are shared by the ranks, and on each by `cluster.num_threads` processes.
     """
     splits = []
-    for split in (setting.dataset.train, setting.dataset.val):
-        pictures, labels = read_voc_labels(setting.root, setting.dataset, split)
-        setting.quote(split, pictures)
-        found = features(trunk, pictures, protocol.pixels, setting)
+    for split in (context.dataset.train, context.dataset.val):
+        pictures, labels = read_voc_labels(context.root, context.dataset, split)
+        context.run.record_split(split, pictures)
+        found = extract_features(trunk, pictures, protocol.pixels, context)
         order = np.argsort(found.indices)  # the list's, whatever order they were read in: folds and LIBLINEAR go by it
         rows = np.asarray(found.rows)[order]
         lengths = np.linalg.norm(rows, axis=1, keepdims=True) + LENGTH_FLOOR
         splits.append((rows / lengths, np.array(labels)[np.asarray(found.indices)[order]]))
     (train, train_labels), (test, test_labels) = splits
-    setting.counts["num_test_images"] = len(test)
+    context.run.counts["num_test_images"] = len(test)
 
-    setting.forget_after(0)
+    context.run.metrics.truncate(0)
     judged = [
         number
         for number in range(len(VOC_CLASSES))
         if (train_labels[:, number] == 1).sum() >= protocol.num_folds and (test_labels[:, number] == 1).any()
     ]
     if not judged:
-        raise UserError(f"no class of {setting.root} has {protocol.num_folds} training pictures and a test picture")
+        raise UserError(f"no class of {context.root} has {protocol.num_folds} training pictures and a test picture")
     precisions = torch.zeros(len(VOC_CLASSES), dtype=torch.float64, device=device())
 
     def take(number: int, answer: list[float]) -> None:
         precisions[number], cost = answer
-        setting.tell(number + 1, len(VOC_CLASSES), ap=answer[0], cost=cost)
+        context.run.metrics.log(number + 1, len(VOC_CLASSES), ap=answer[0], cost=cost)
 
-    kept = KeptClasses(setting.checkpoint.parent / "classes", (train, train_labels, test, test_labels))
+    kept = KeptClasses(context.run.folder / "classes", (train, train_labels, test, test_labels))
     to_do = {}
     for number in judged[rank() :: world_size()]:
         if before := kept.get(number):
             take(number, before)
         else:
             to_do[number] = (train_labels[:, number], test_labels[:, number])
-    with setting.preemption.rank_local_work("the classes that are judged are kept") as leave_if_requested:
+    with context.preemption.rank_local_work("the classes that are judged are kept") as leave_if_requested:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
         of_class = partial(judge, protocol, train, test)
-        for number, answer in process_map(of_class, to_do, setting.num_threads, leave_if_requested):
+        for number, answer in process_map(of_class, to_do, context.cfg.cluster.num_threads, leave_if_requested):
             kept.put(number, list(answer))
             take(number, list(answer))
     all_reduce_sum(precisions)
-    setting.counts["num_classes_judged"] = len(judged)
+    context.run.counts["num_classes_judged"] = len(judged)
     return {"map": float(np.mean(precisions[judged].tolist()))}
 
 
@@ -109,7 +110,7 @@ class KeptClasses:
 
 
 def judge(
-    protocol: Protocol, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+    protocol: ProtocolConfig, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:
     """Average precision of one class on the test split in percent, and the cost that the folds chose.
 

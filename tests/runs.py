@@ -64,7 +64,11 @@ def run(module: str, *overrides: str, processes: int = 1, **environment: str) ->
     )
 
 
+MEASURED_ON_THE_MACHINE = ("images_per_second", "data_wait_share", "peak_memory_gb")
+
+
 def curve(results: Path) -> list[dict[str, Any]]:
-    """The points of the one run below `results`."""
+    """Return the curve points of the one run below `results`, without those that differ from run to run."""
     (path,) = results.glob("*/*/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: point[name] for name in point if name not in MEASURED_ON_THE_MACHINE} for point in points]

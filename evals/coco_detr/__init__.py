@@ -10,18 +10,24 @@ from evals.coco_detr.detector import Detr, Size
 from evals.coco_detr.losses import Target, Weights, corners, losses
 from evals.coco_detr.score import average_precision, shown
 from evals.coco_detr.views import Views, test_pictures, training_batches
-from evals.setting import Setting, train_network
+from evals.context import EvalContext
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.coco import CocoSplit, annotation_path, read_coco_split
 from reproduce.data.datasets.image_folder import ImageList
+from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
-from reproduce.engine.precision import autocast
+from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, nan_guard, resume
+from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import write_examples
 from reproduce.errors import UserError
 
+Batch = tuple[Tensor, Tensor, list[Target]]
+"""Images `(B, 3, H, W)`, their padding `(B, H, W)` and a target each."""
+
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/coco_detr.yaml.
 
     Learning rates, `lr_backbone` that of the trunk, are for `lr_batch_size`; another `batch_size` scales them in
@@ -45,57 +51,97 @@ class Protocol:
     views: Views
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Finetune the detector, and give COCO's average precision in percent after the last epoch (`score.METRICS`)."""
     train, val = (
-        read_coco_split(setting.root, split, setting.dataset.source, setting.on_broken)
-        for split in (setting.dataset.train, setting.dataset.val)
+        read_coco_split(context.root, split, context.dataset.source, context.run.handle_bad_annotations)
+        for split in (context.dataset.train, context.dataset.val)
     )
     if train.category_names != val.category_names:
-        files = [str(annotation_path(setting.root, split)) for split in (setting.dataset.train, setting.dataset.val)]
+        files = [str(annotation_path(context.root, split)) for split in (context.dataset.train, context.dataset.val)]
         raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
-    for split, found in ((setting.dataset.train, train), (setting.dataset.val, val)):
-        setting.quote(split, ImageList([picture.path for picture in found.images], [0] * len(found.images), []))
-    setting.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
-    setting.counts["num_train_images"] = len(train.images)
-    torch.manual_seed(setting.seed)
+    for split, found in ((context.dataset.train, train), (context.dataset.val, val)):
+        context.run.record_split(
+            split, ImageList([picture.path for picture in found.images], [0] * len(found.images), [])
+        )
+    context.run.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
+    context.run.counts["num_train_images"] = len(train.images)
+    torch.manual_seed(context.cfg.seed)
     net = Detr(trunk, protocol.detector, train.num_classes).to(device())
-    scale = setting.lr_scale(protocol.batch_size, protocol.lr_batch_size)
-    metrics: dict[str, float] = {}
-
-    def judge(epoch: int) -> dict[str, float]:
-        if epoch % protocol.judge_every_epochs and epoch < protocol.epochs:
-            return {}
-        metrics.update(score(net, val, protocol.views, setting))
-        return metrics
-
-    train_network(
-        net,
-        {"model": net},
-        optimizer(net, protocol),
-        lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
-        lambda sampler: training_batches(
-            train.images,
-            protocol.views,
-            setting.normalize,
-            sampler,
-            num_workers=setting.num_workers,
-            device=device(),
-            on_unreadable=setting.on_unreadable,
-        ),
-        lambda trained, batch, step: loss(trained, batch, protocol.weights, (setting.seed, step)),
-        judge,
-        num_images=len(train.images),
-        epochs=protocol.epochs,
-        batch_size=protocol.batch_size,
-        setting=setting,
-        clip_norm=protocol.clip_norm,
+    scale = context.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    adamw, scaler = build_optimizer(net, protocol), loss_scaler(context.cfg.precision)
+    checkpoints, first_step = resume(context.run, model=net, optimizer=adamw, scaler=scaler)
+    sampler = StepSampler(
+        len(train.images),
+        protocol.batch_size,
+        protocol.epochs,
+        context.cfg.seed,
+        first_step,
+        rank(),
+        world_size(),
     )
-    # A run that was killed between its last checkpoint and its result has trained, but not judged.
-    return metrics or score(net, val, protocol.views, setting)
+    steps_per_epoch = sampler.steps_per_epoch
+    batches = training_batches(
+        train.images,
+        protocol.views,
+        context.normalize,
+        sampler,
+        num_workers=context.cfg.cluster.num_workers,
+        device=device(),
+        on_unreadable=context.run.handle_unreadable_images,
+    )
+    task = DetrTask(net, wrap_for_distributed(net), val, protocol, context, steps_per_epoch)
+    trainer = Trainer(
+        task=task,
+        optimizer=adamw,
+        learning_rates=lambda step: [lr * scale for lr in learning_rates(protocol, step // steps_per_epoch)],
+        scaler=scaler,
+        clip_norm=protocol.clip_norm,
+        guard=nan_guard(context.run, "protocol.lr"),
+        logger=StepLogger(context.run.metrics.log, context.cfg.logging.every_steps, protocol.batch_size),
+        checkpoints=checkpoints,
+        preemption=context.preemption,
+    )
+    trainer.train(batches, first_step, protocol.epochs * steps_per_epoch)
+    # A run that was killed between its last checkpoint and its result has trained, but not validated.
+    return task.metrics or score(net, val, protocol.views, context)
 
 
-def optimizer(net: Detr, protocol: Protocol) -> torch.optim.Optimizer:
+class DetrTask(TrainTask[Batch]):
+    """The detector's loss on augmented images, and average precision on the validation set every few epochs."""
+
+    def __init__(
+        self,
+        net: Detr,
+        net_on_all_ranks: nn.Module,
+        val: CocoSplit,
+        protocol: ProtocolConfig,
+        context: EvalContext,
+        steps_per_epoch: int,
+    ) -> None:
+        self.net, self.net_on_all_ranks, self.val = net, net_on_all_ranks, val
+        self.protocol, self.context = protocol, context
+        self.validate_every_steps = self.steps_per_epoch = steps_per_epoch
+        self.metrics: dict[str, float] = {}
+        """Of the last validation."""
+        net_on_all_ranks.train()
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Compute the loss of this rank's images; see `loss`."""
+        with autocast(self.context.cfg.precision):
+            return StepOutput(loss(self.net_on_all_ranks, batch, self.protocol.weights, (self.context.cfg.seed, step)))
+
+    def validate(self, num_steps_done: int) -> dict[str, float]:
+        """Return the average precision every `judge_every_epochs` and after the last epoch, else {}."""
+        epoch = num_steps_done // self.steps_per_epoch
+        if epoch % self.protocol.judge_every_epochs and epoch < self.protocol.epochs:
+            return {}
+        self.metrics = score(self.net, self.val, self.protocol.views, self.context)
+        self.net_on_all_ranks.train()
+        return self.metrics
+
+
+def build_optimizer(net: Detr, protocol: ProtocolConfig) -> torch.optim.Optimizer:
     """AdamW with the trunk's parameters, as far as they train, in a group of their own, the second."""
     of_trunk = [value for value in net.backbone.parameters() if value.requires_grad]
     others = [value for name, value in net.named_parameters() if not name.startswith("backbone.")]
@@ -104,15 +150,13 @@ def optimizer(net: Detr, protocol: Protocol) -> torch.optim.Optimizer:
     )
 
 
-def learning_rates(protocol: Protocol, epoch: int) -> list[float]:
+def learning_rates(protocol: ProtocolConfig, epoch: int) -> list[float]:
     """The epoch's learning rates of the transformer with its heads, and of the trunk."""
     factor = protocol.lr_factor if epoch >= protocol.drop_epochs else 1
     return [lr * factor for lr in (protocol.lr, protocol.lr_backbone)]
 
 
-def loss(
-    net: nn.Module, batch: tuple[Tensor, Tensor, list[Target]], weights: Weights, drawn_from: tuple[int, int]
-) -> Tensor:
+def loss(net: nn.Module, batch: Batch, weights: Weights, drawn_from: tuple[int, int]) -> Tensor:
     """The sum of all decoder layers' losses on a batch of images, padding and targets.
 
     Dropout is drawn anew from `drawn_from`, seed, step and rank: a run resumed by as many processes draws
@@ -127,7 +171,7 @@ def loss(
 
 
 @torch.no_grad()
-def score(net: Detr, val: CocoSplit, views: Views, setting: Setting) -> dict[str, float]:
+def score(net: Detr, val: CocoSplit, views: Views, context: EvalContext) -> dict[str, float]:
     """Average precision on a split, which the ranks share. A collective; leaves `net` in eval mode."""
     net.eval()
     share = range(rank(), len(val.images), world_size())
@@ -137,13 +181,13 @@ def score(net: Detr, val: CocoSplit, views: Views, setting: Setting) -> dict[str
     pictures = test_pictures(
         [val.images[number] for number in share],
         views,
-        setting.normalize,
-        num_workers=setting.num_workers,
+        context.normalize,
+        num_workers=context.cfg.cluster.num_workers,
         device=device(),
-        on_unreadable=setting.on_unreadable,
+        on_unreadable=context.run.handle_unreadable_images,
     )
     for number, image, padding in pictures:
-        with autocast(setting.precision):
+        with autocast(context.cfg.precision):
             logits, boxes = net(image, padding)
         about = val.images[share[number]]
         found[share[number]] = detected(logits[-1, 0], boxes[-1, 0], about.width, about.height)
@@ -154,13 +198,13 @@ def score(net: Detr, val: CocoSplit, views: Views, setting: Setting) -> dict[str
     ids = np.array([picture.id for picture in val.images])[known]
     if not len(ids):
         raise UserError(
-            f"none of the {len(val.images)} pictures of {setting.root / setting.dataset.val} can be decoded"
+            f"none of the {len(val.images)} pictures of {context.root / context.dataset.val} can be decoded"
         )
-    setting.counts["num_test_images"] = len(ids)
+    context.run.counts["num_test_images"] = len(ids)
     rows = found[seen.bool()].flatten(0, 1).cpu().numpy()
     detections = np.column_stack([np.repeat(ids, num_queries), rows])
     if is_main():
-        write_examples(setting.checkpoint.parent, shown(val, ids.tolist(), detections))
+        write_examples(context.run.folder, shown(val, ids.tolist(), detections))
     return average_precision(val.ground_truth, detections, ids.tolist())
 
 

@@ -1,6 +1,5 @@
 """Faster R-CNN finetuned on VOC07+12, in Detectron2 (B.4, Tables 3 and 4)."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,34 +8,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from evals.setting import Setting
+from evals.context import EvalContext
 from evals.voc_detection.batches import GroupedSteps, Record, Testing, Training, together
 from evals.voc_detection.compatibility import (
     BUILD,
     CfgNode,
     EventStorage,
     Instances,
+    LRScheduler,
     build_lr_scheduler,
     build_optimizer,
     precise_bn,
 )
-from evals.voc_detection.detector import build, configuration, total
+from evals.voc_detection.detector import build, configuration
+from evals.voc_detection.trainer import CheckpointHook, DetectorTrainer, GuardHook, LogHook, step_seed
 from evals.voc_detection.voc import evaluator
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.voc import VOC_CLASSES, VocImage, read_voc_boxes
 from reproduce.data.pipeline.dataloader import build_dataloader
 from reproduce.engine.batchnorm import wrap_for_distributed
-from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
+from reproduce.engine.loop import StepLogger, nan_guard, resume
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs import detection_examples
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
-from reproduce.errors import TrainingFailed, UserError
+from reproduce.errors import UserError
 
 
 @dataclass
-class Protocol:
+class ProtocolConfig:
     """conf/eval/voc_detection.yaml. `detectron2` are keys of Detectron2's config, over its defaults.
 
     Its learning rate is for a batch of `lr_batch_size`; another `batch_size` scales it in proportion.
@@ -48,7 +49,7 @@ class Protocol:
     detectron2: dict[str, Any]
 
 
-def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, float]:
+def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """`ap`, `ap50` and `ap75` in percent on the test split, by Detectron2's evaluator; {} on ranks other than 0.
 
     The whole network trains, BatchNorm synced over ranks; before the test, BatchNorm's statistics are taken anew
@@ -57,126 +58,113 @@ def evaluate(trunk: ResNet, protocol: Protocol, setting: Setting) -> dict[str, f
     """
     cfg = configuration(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
-    cfg.SOLVER.BASE_LR *= setting.lr_scale(protocol.batch_size, protocol.lr_batch_size)
-    setting.provenance["detectron2"] = BUILD
-    train, test = read(setting)
-    torch.manual_seed(setting.seed)
+    cfg.SOLVER.BASE_LR *= context.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    context.run.provenance["detectron2"] = BUILD
+    train, test = read(context)
+    torch.manual_seed(context.cfg.seed)
     detector = build(cfg, trunk)
-    fit(detector, train, cfg, setting)
-    return judge(detector, test, setting, cfg)
+    fit(detector, train, cfg, context)
+    return judge(detector, test, context, cfg)
 
 
-def read(setting: Setting) -> tuple[list[VocImage], list[VocImage]]:
+def read(context: EvalContext) -> tuple[list[VocImage], list[VocImage]]:
     """The training pictures that have a box, and the test pictures; what is broken is told."""
-    data = setting.dataset
-    roots = [setting.root]
-    if data.also_train_root:  # below the same DATA: `setting.root` is DATA / data.root
-        roots.append(setting.root.parents[len(Path(data.root).parts) - 1] / data.also_train_root)
+    data = context.dataset
+    roots = [context.root]
+    if data.also_train_root:  # below the same DATA: `context.root` is DATA / data.root
+        roots.append(context.root.parents[len(Path(data.root).parts) - 1] / data.also_train_root)
     found = [read_voc_boxes(root, data.train) for root in roots]
-    test, broken = read_voc_boxes(setting.root, data.val)
-    setting.on_broken([sentence for _, sentences in found for sentence in sentences] + broken)
+    test, broken = read_voc_boxes(context.root, data.val)
+    context.run.handle_bad_annotations([sentence for _, sentences in found for sentence in sentences] + broken)
     train = [picture for pictures, _ in found for picture in pictures if picture.boxes]
     if not test:
-        raise UserError(f"no picture of {data.val} in {setting.root} can be used: there is nothing to test on")
+        raise UserError(f"no picture of {data.val} in {context.root} can be used: there is nothing to test on")
     for split, pictures in ((data.train, train), (data.val, test)):
-        setting.quote(split, ImageList([each.path for each in pictures], [0] * len(pictures), []))
-    setting.counts["num_train_images"] = len(train)
+        context.run.record_split(split, ImageList([each.path for each in pictures], [0] * len(pictures), []))
+    context.run.counts["num_train_images"] = len(train)
     return train, test
 
 
-def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, setting: Setting) -> None:
-    """Train to the schedule's end, from the run's last checkpoint where there is one."""
-    num_steps = cfg.SOLVER.MAX_ITER
-    optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(setting.precision)
+def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalContext) -> None:
+    """Train to the schedule's end, from the run's last checkpoint if there is one."""
+    run, logging, num_steps = context.run, context.cfg.logging, cfg.SOLVER.MAX_ITER
+    optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(context.cfg.precision)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpoints = CheckpointManager(
-        setting.checkpoint,
-        {"model": detector, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "counts": setting.counts},
-        setting.save_every_seconds,
-        setting.sync_every_steps,
+    checkpoints, first_step = resume(run, model=detector, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    net_on_all_ranks = wrap_for_distributed(detector)
+    logger = StepLogger(run.metrics.log, logging.every_steps, cfg.SOLVER.IMS_PER_BATCH)
+    steps = logger.timed(batches(train, cfg, context, context.cfg.seed, first_step, num_steps), first_step)
+    trainer = DetectorTrainer(net_on_all_ranks, steps, optimizer, scaler, context.cfg.precision, context.cfg.seed)
+    guard = nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
+    trainer.register_hooks(
+        [
+            GuardHook(guard),
+            LogHook(logger, guard),
+            LRScheduler(optimizer, scheduler),
+            CheckpointHook(checkpoints, context.preemption),
+        ]
     )
-    first_step = checkpoints.resume()
-    setting.forget_after(first_step)
-    detector.train()
-    trained = wrap_for_distributed(detector)
-    steps = batches(train, cfg, setting, setting.seed, first_step, num_steps)
-    for step, inputs in enumerate(steps, start=first_step):
-        torch.manual_seed(_step_seed(setting.seed, step))  # of which proposals are sampled
-        with EventStorage(step), autocast(setting.precision):
-            losses = trained(inputs)
-        loss = total(losses)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        lr = optimizer.param_groups[0]["lr"]
-        scheduler.step()
-        done = step + 1
-        if done % setting.sync_every_steps == 0 or done == num_steps:
-            values = {name: all_reduce_mean(each.detach().clone()).item() for name, each in losses.items()}
-            if not math.isfinite(sum(values.values())):
-                raise TrainingFailed(f"the detector's loss is not finite at step {done}: lower SOLVER.BASE_LR")
-            setting.tell(done, num_steps, loss=sum(values.values()), lr=lr, **values)
-        setting.preemption.checkpoint_and_stop_if_requested(checkpoints, done, num_steps)
-        checkpoints.save_if_due(done)
+    trainer.train(first_step, num_steps)
     checkpoints.finish(num_steps)
     if cfg.TEST.PRECISE_BN.ENABLED:
-        take_statistics(trained, train, cfg, setting)
+        take_statistics(net_on_all_ranks, train, cfg, context)
 
 
 @torch.no_grad()
-def take_statistics(trained: nn.Module, train: list[VocImage], cfg: CfgNode, setting: Setting) -> None:
+def take_statistics(trained: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalContext) -> None:
     """BatchNorm's statistics of the trained weights, over training batches of another order than they trained on."""
     num_steps = cfg.TEST.PRECISE_BN.NUM_ITER
-    torch.manual_seed(_step_seed(setting.seed, cfg.SOLVER.MAX_ITER))
-    with EventStorage(), autocast(setting.precision):
-        precise_bn.update_bn_stats(trained, batches(train, cfg, setting, setting.seed + 1, 0, num_steps), num_steps)
+    torch.manual_seed(step_seed(context.cfg.seed, cfg.SOLVER.MAX_ITER))
+    with EventStorage(), autocast(context.cfg.precision):
+        precise_bn.update_bn_stats(trained, batches(train, cfg, context, context.cfg.seed + 1, 0, num_steps), num_steps)
     for buffer in trained.buffers():
         if buffer.is_floating_point():  # ranks weigh their batches by their own numbers of boxes
             buffer.copy_(all_reduce_mean(buffer.clone()))
 
 
 def batches(
-    train: list[VocImage], cfg: CfgNode, setting: Setting, seed: int, first_step: int, num_steps: int
+    train: list[VocImage], cfg: CfgNode, context: EvalContext, seed: int, first_step: int, num_steps: int
 ) -> Iterator[list[Record]]:
     """Each step's pictures of this rank, augmented, as Detectron2 takes them."""
     wide = [picture.width > picture.height for picture in train]
     steps = GroupedSteps(wide, cfg.SOLVER.IMS_PER_BATCH, seed, first_step, num_steps, rank(), world_size())
-    data = build_dataloader(Training(train, cfg, seed), setting.num_workers, batch_sampler=steps, collate_fn=together)
+    data = build_dataloader(
+        Training(train, cfg, seed), context.cfg.cluster.num_workers, batch_sampler=steps, collate_fn=together
+    )
     for inputs, bad in data:
-        setting.on_unreadable(bad)
+        context.run.handle_unreadable_images(bad)
         yield inputs
 
 
 @torch.no_grad()
-def judge(detector: nn.Module, test: list[VocImage], setting: Setting, cfg: CfgNode) -> dict[str, float]:
+def judge(detector: nn.Module, test: list[VocImage], context: EvalContext, cfg: CfgNode) -> dict[str, float]:
     """Detect in every test picture, which the ranks share, and let Detectron2 judge. A collective."""
     detector.eval()
     mine = test[rank() :: world_size()]
     shown = detection_examples.example_indices(len(mine))
     drawn: list[DetectionExample] = []
-    data = build_dataloader(Testing(mine, cfg), setting.num_workers, batch_size=None)
+    data = build_dataloader(Testing(mine, cfg), context.cfg.cluster.num_workers, batch_size=None)
     undecodable = 0
     with evaluator(test) as ours:
         for index, (inputs, bad) in enumerate(data):
-            setting.on_unreadable([bad] if bad else [])
+            context.run.handle_unreadable_images([bad] if bad else [])
             if inputs is None:
                 undecodable += 1
                 continue
-            with autocast(setting.precision):
+            with autocast(context.cfg.precision):
                 outputs = detector([inputs])
             ours.process([inputs], outputs)
             if index in shown:
                 drawn.append(_drawn(mine[index], outputs[0]["instances"]))
             if world_size() == 1:  # shares differ in length: ranks ask each other afterwards
-                setting.preemption.stop_if_requested(index, "the trained detector is kept")
-        setting.preemption.stop_if_requested(0, "the trained detector is kept")
+                context.preemption.stop_if_requested(index, "the trained detector is kept")
+        context.preemption.stop_if_requested(0, "the trained detector is kept")
         metrics = ours.metrics()
-        setting.counts["num_classes_judged"] = ours.num_classes_judged
+        context.run.counts["num_classes_judged"] = ours.num_classes_judged
     lost = all_reduce_sum(torch.tensor(undecodable, device=device())).item()
-    setting.counts["num_test_images"] = len(test) - int(lost)
+    context.run.counts["num_test_images"] = len(test) - int(lost)
     if is_main():
-        detection_examples.write_examples(setting.checkpoint.parent, drawn)
+        detection_examples.write_examples(context.run.folder, drawn)
     return metrics
 
 
@@ -187,8 +175,3 @@ def _drawn(picture: VocImage, found: Instances) -> DetectionExample:
     return DetectionExample(
         picture.path, predicted, [ExampleBox(VOC_CLASSES[box.label], box.corners) for box in picture.boxes]
     )
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """One of its own for every rank, too: they sample other pictures' proposals."""
-    return (seed * 1_000_003 + step) * 4096 + rank()

@@ -13,6 +13,7 @@ Import Detectron2 from here, and nothing of it elsewhere.
 """
 
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -45,6 +46,8 @@ with warnings.catch_warnings():
     from detectron2 import __version__
     from detectron2.config import CfgNode, get_cfg
     from detectron2.data import DatasetMapper, MetadataCatalog
+    from detectron2.engine import HookBase, SimpleTrainer
+    from detectron2.engine.hooks import LRScheduler
     from detectron2.evaluation import PascalVOCDetectionEvaluator
     from detectron2.evaluation.pascal_voc_evaluation import voc_ap
     from detectron2.layers import get_norm
@@ -61,6 +64,7 @@ BUILD = f"{__version__}, {'official build' if OFFICIAL else 'Python sources only
 if not OFFICIAL:
     comm.gather = _gather
     warnings.filterwarnings("ignore", "torch.meshgrid")
+logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)  # a run reports its errors itself
 precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
 """fvcore's list of what has BatchNorm's statistics, with ours for several processes on a CPU."""
 
@@ -72,10 +76,13 @@ __all__ = [
     "CfgNode",
     "DatasetMapper",
     "EventStorage",
+    "HookBase",
     "Instances",
+    "LRScheduler",
     "MetadataCatalog",
     "PascalVOCDetectionEvaluator",
     "Res5ROIHeads",
+    "SimpleTrainer",
     "build_lr_scheduler",
     "build_model",
     "build_optimizer",

@@ -28,9 +28,9 @@ def protocol(evaluation: str, schema: type) -> Any:
 
 
 def detr() -> Callable[[], None]:
-    asked = protocol("coco_detr", coco_detr.Protocol)
+    asked = protocol("coco_detr", coco_detr.ProtocolConfig)
     net = Detr(resnet50(), asked.detector, 91).train()
-    optimizer = coco_detr.optimizer(net, asked)
+    optimizer = coco_detr.build_optimizer(net, asked)
     boxes = torch.rand(NUM_OBJECTS, 4) / 4 + 0.3
     targets = [Target(torch.arange(NUM_OBJECTS), boxes)] * 2
     batch = torch.randn(2, 3, HEIGHT, WIDTH), torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool), targets
@@ -45,7 +45,7 @@ def detr() -> Callable[[], None]:
 
 def c4() -> Callable[[], None]:
     trunk = resnet50()
-    cfg = configuration(protocol("voc_detection", voc_detection.Protocol).detectron2, trunk)
+    cfg = configuration(protocol("voc_detection", voc_detection.ProtocolConfig).detectron2, trunk)
     net = build(cfg, trunk).train()
     optimizer = build_optimizer(cfg, net)
     corners = torch.rand(NUM_OBJECTS, 2) * 200

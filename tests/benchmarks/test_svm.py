@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evals.setting import Pixels
-from evals.voc07_svm import Protocol, judge
+from evals.context import CenterCropConfig
+from evals.voc07_svm import ProtocolConfig, judge
 from reproduce.engine.distributed.processes import process_map
 from tests.benchmarks.conftest import Compare
 
@@ -22,7 +22,7 @@ def test_svm(compare: Compare) -> None:
     train, test = rng.normal(size=(2, NUM_TRAIN, NUM_FEATURES)) / NUM_FEATURES**0.5
     kinds = rng.normal(size=(NUM_CLASSES, NUM_FEATURES))
     labels = [tuple(np.where(rows @ kind > 1, 1, -1) for rows in (train, test)) for kind in kinds]
-    protocol = Protocol("voc07_svm", 3, COSTS, Pixels(256, 224))
+    protocol = ProtocolConfig("voc07_svm", 3, COSTS, CenterCropConfig(256, 224))
 
     def ours() -> None:
         of_all, cores = partial(judge, protocol, train, test), os.cpu_count() or 1

@@ -13,12 +13,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from evals import features
+from models.networks import resnet
 from reproduce import evaluate, pretrain
 from reproduce.config.compose import compose
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
-from reproduce.engine import checkpoint, features
+from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import REQUEUE
 from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
@@ -90,7 +92,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     (whole, _, expected), (killed, _, found) = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
     assert killed["num_attempts"] == 2
     assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
-    assert [point["step"] for point in curve(tmp_path / "killed")] == [1, 2, 3]
+    assert [point["step"] for point in curve(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
     assert whole["metrics"] == killed["metrics"]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -126,7 +128,7 @@ def test_features_that_another_run_put_there_meanwhile_are_taken(tmp_path: Path)
         other.write({"of": "one"}, rows, ["bad"])
 
     found = store.write({"of": "one"}, overtaken(), [])
-    assert found.bad == ["bad"]
+    assert found.unreadable == ["bad"]
     assert found.rows.tolist() == [[1, 0], [0, 1]]
     assert len(list(tmp_path.iterdir())) == 1  # what was written for nothing, GBs of it, is gone
 
@@ -188,7 +190,7 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
     ):
         assert call(evaluate.main, monkeypatch, *asked, *more)[0] == 0
         assert len(written) == expected
-    monkeypatch.setattr(features, "MADE_BY", ("models.networks.resnet",))
+    monkeypatch.setattr(features, "FINGERPRINTED_MODULES", (resnet,))
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
     assert len(written) == 8
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from evals.coco_detr import Protocol, detected, learning_rates, loss, optimizer
+from evals.coco_detr import ProtocolConfig, build_optimizer, detected, learning_rates, loss
 from evals.coco_detr.detector import Detr, Size, sine_positions
 from evals.coco_detr.losses import Target, Weights, corners, losses, match
 from models.networks.resnet import ResNet
@@ -131,9 +131,9 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
     assert frozen == {"conv1", "layer1"}
     assert not [name for name, _ in ours.named_parameters() if ".bn" in name or "downsample.1" in name]
     protocol = to_dataclass(
-        compose("evaluate", ["eval=coco_detr", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol"
+        compose("evaluate", ["eval=coco_detr", "scale=paper", "checkpoint=x"]).protocol, ProtocolConfig, "protocol"
     )
-    groups = optimizer(ours, protocol).param_groups
+    groups = build_optimizer(ours, protocol).param_groups
     trained = [value for value in ours.parameters() if value.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained)
     assert groups[1]["params"][0] is ours.get_parameter("backbone.trunk.layer2.0.conv1.weight")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.finetune import Protocol, Subset, labelled, learning_rates
+from evals.finetune import ProtocolConfig, Subset, labelled, learning_rates
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList
@@ -19,9 +19,9 @@ def of_classes(num_classes: int, num_each: int, name: str = "n{:08d}") -> ImageL
     return ImageList(paths, [label for label in range(num_classes) for _ in range(num_each)], classes)
 
 
-def protocol(name: str) -> Protocol:
+def protocol(name: str) -> ProtocolConfig:
     return to_dataclass(
-        compose("evaluate", [f"eval={name}", "scale=paper", "checkpoint=x"]).protocol, Protocol, "protocol"
+        compose("evaluate", [f"eval={name}", "scale=paper", "checkpoint=x"]).protocol, ProtocolConfig, "protocol"
     )
 
 

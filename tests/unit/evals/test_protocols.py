@@ -13,18 +13,19 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from evals import knn, voc07_svm
+from evals.classifier import topk_correct
+from evals.context import CenterCropConfig
+from evals.features import FeatureStore
 from evals.knn import neighbors, vote
-from evals.linear import Probe, Protocol, learning_rate
-from evals.setting import Pixels, top_hits
+from evals.linear import Probe, ProtocolConfig, learning_rate
 from evals.voc07_svm import average_precision, best_cost
 from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
-from reproduce.engine.features import FeatureStore
 from reproduce.errors import UserError
 from reproduce.evaluate import evaluate
 
 
-@pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("setting", "")])
+@pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("context", "")])
 def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> None:
     cfg = compose("evaluate", ["eval=knn", "checkpoint=x", f"protocol.name={name}"])
     with pytest.raises(UserError, match=rf"there is no protocol\.name '{name}' in evals/: {hint}"):
@@ -33,7 +34,7 @@ def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> Non
 
 def test_features_of_no_picture_are_a_sentence(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, "me")
-    with pytest.raises(UserError, match=r"none of the pictures can be decoded; the first: a\.jpg \(cut\)"):
+    with pytest.raises(UserError, match=r"none of the images can be decoded; the first: a\.jpg \(cut\)"):
         store.write({"of": "nothing"}, [], ["a.jpg (cut)", "b.jpg (cut)"])
     assert store.find({"of": "nothing"}) is None
 
@@ -94,7 +95,7 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
 
 
 def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
-    protocol = voc07_svm.Protocol("voc07_svm", num_folds=3, costs=[0.1, 1.0], pixels=Pixels(64, 64))
+    protocol = voc07_svm.ProtocolConfig("voc07_svm", num_folds=3, costs=[0.1, 1.0], pixels=CenterCropConfig(64, 64))
     rng = np.random.default_rng(0)
     rows, test = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
     labels, truth = (np.where(x[:, 0] + x[:, 1] > 0.4, 1, -1) for x in (rows, test))
@@ -106,18 +107,18 @@ def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_i
     assert found[0] < 100
 
 
-def test_top_hits() -> None:
+def test_topk_correct() -> None:
     logits = torch.eye(7)[:3] + torch.arange(7) * 0.01
-    assert top_hits(logits, torch.tensor([0, 6, 1])).tolist() == [1, 2]
+    assert topk_correct(logits, torch.tensor([0, 6, 1])).tolist() == [1, 2]
 
 
 def test_schedules_of_the_paper() -> None:
-    places = Protocol("linear", 28, 256, 0.01, 0.9, 1e-4, "steps", [0.25, 0.5, 0.75], Pixels(256, 224))
+    places = ProtocolConfig("linear", 28, 256, 0.01, 0.9, 1e-4, "steps", [0.25, 0.5, 0.75], CenterCropConfig(256, 224))
     rates = [learning_rate(places, epoch) for epoch in range(28)]
     drops = [epoch for epoch in range(1, 28) if rates[epoch] < rates[epoch - 1]]
     assert drops == [7, 14, 21]
     assert rates[-1] == pytest.approx(1e-5)
-    imagenet = Protocol("linear", 100, 256, 0.3, 0.9, 1e-6, "cosine", [], Pixels(256, 224))
+    imagenet = ProtocolConfig("linear", 100, 256, 0.3, 0.9, 1e-6, "cosine", [], CenterCropConfig(256, 224))
     assert [learning_rate(imagenet, epoch) for epoch in (0, 50)] == pytest.approx([0.3, 0.15])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evals.voc_detection import Protocol
+from evals.voc_detection import ProtocolConfig
 from evals.voc_detection.batches import GroupedSteps
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.detector import NEW, build, configuration, converted
@@ -23,9 +23,9 @@ from reproduce.errors import UserError
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
 
-def protocol(scale: str, *overrides: str) -> Protocol:
+def protocol(scale: str, *overrides: str) -> ProtocolConfig:
     asked = ["eval=voc_detection", f"scale={scale}", "checkpoint=x", *overrides]
-    return to_dataclass(compose("evaluate", asked).protocol, Protocol, "protocol")
+    return to_dataclass(compose("evaluate", asked).protocol, ProtocolConfig, "protocol")
 
 
 def random_trunk() -> ResNet:
