@@ -116,7 +116,8 @@ def train_classifier(
     steps_per_epoch = sampler.steps_per_epoch
     batches = multicrop_batches(
         train,
-        Crops("one", [View(1, crop.crop_px, CROP_SCALE)], FLIP_ONLY, context.normalize),
+        Crops("one", [View(1, crop.crop_px, CROP_SCALE)], FLIP_ONLY),
+        context.normalize,
         sampler,
         num_workers=cfg.cluster.num_workers,
         device=device(),

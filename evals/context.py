@@ -34,15 +34,14 @@ class EvalContext:
             self.run.record_split(split, images)
         return train, val
 
-    def lr_scale(self, batch_size: int, base_batch_size: int | None = None) -> float:
+    def lr_scale(self, batch_size: int, base_batch_size: int) -> float:
         """Return `batch_size / base_batch_size`, the factor of a protocol's learning rates; record it if it is not 1.
 
-        `base_batch_size` is the batch size that the learning rates are for; None: that of the linear evaluations.
+        `base_batch_size` is the batch size that the learning rates are for.
         """
-        base = base_batch_size or self.cfg.scale.linear.batch_size
-        scale = batch_size / base
+        scale = batch_size / base_batch_size
         if scale != 1:
-            note = f"learning rates x {scale:g}: batch {batch_size} in place of the protocol's {base}"
+            note = f"learning rates x {scale:g}: batch {batch_size} in place of the protocol's {base_batch_size}"
             self.run.provenance["lr_scaled"] = note
             if is_main():
                 print(note, flush=True)

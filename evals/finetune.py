@@ -32,7 +32,7 @@ class Subset:
     On ImageNet a share is the published list `file` (names, one a line), which lies in the set's own folder.
     """
 
-    share: float | None = None
+    fraction: float | None = None
     file: str | None = None
     sha256: str | None = None
     images_per_class: int | None = None
@@ -42,12 +42,13 @@ class Subset:
 class ProtocolConfig:
     """conf/eval/semisup_*.yaml and lowshot_*.yaml. `milestones` are shares of the epochs.
 
-    The learning rates are for the batch that the scale gives; another `batch_size` scales them in proportion.
+    The learning rates are for a batch of `base_batch_size`; another `batch_size` scales them in proportion.
     """
 
     name: str
     epochs: int
     batch_size: int
+    base_batch_size: int
     lr_trunk: float
     lr_head: float
     lr_factor: float
@@ -55,7 +56,7 @@ class ProtocolConfig:
     momentum: float
     weight_decay: float
     subset: Subset
-    pixels: CenterCropConfig
+    center_crop: CenterCropConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
@@ -73,7 +74,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     optimizer = torch.optim.SGD(
         groups, protocol.lr_head, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
-    scale = context.lr_scale(protocol.batch_size)
+    scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     return train_classifier(
         net,
         {"model": net},
@@ -83,13 +84,13 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         val,
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
-        crop=protocol.pixels,
+        crop=protocol.center_crop,
         context=context,
     )
 
 
 def learning_rates(protocol: ProtocolConfig, epoch: int) -> tuple[float, float]:
-    """The epoch's learning rates of trunk and head, for the batch of the scale."""
+    """The epoch's learning rates of trunk and head, for a batch of `base_batch_size`."""
     trunk, head = (
         multistep_lr(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)
         for lr in (protocol.lr_trunk, protocol.lr_head)
@@ -106,8 +107,8 @@ def labelled(pictures: ImageList, subset: Subset, root: Path) -> ImageList:
     imagenet = len(pictures.classes) == NUM_IMAGENET_CLASSES and all(map(IMAGENET_CLASS.fullmatch, pictures.classes))
     if subset.file and imagenet:
         return _listed(pictures, root / subset.file, subset.sha256)
-    if subset.share is not None:
-        wanted = max(round(subset.share * len(pictures) / len(pictures.classes)), FEWEST_PER_CLASS)
+    if subset.fraction is not None:
+        wanted = max(round(subset.fraction * len(pictures) / len(pictures.classes)), FEWEST_PER_CLASS)
         fewest = 1
     else:
         assert subset.images_per_class is not None

@@ -30,13 +30,13 @@ class ProtocolConfig:
     name: str
     num_neighbors: list[int]
     temperature: float
-    pixels: CenterCropConfig
+    center_crop: CenterCropConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Top-1 in percent for each number of neighbours, as `knn20`, `knn200`. The ranks share the queries."""
     train, val = context.train_and_val()
-    bank, queries = (extract_features(trunk, images, protocol.pixels, context) for images in (train, val))
+    bank, queries = (extract_features(trunk, images, protocol.center_crop, context) for images in (train, val))
     mine = slice(rank(), None, world_size())
     rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
     labels, bank_labels = (

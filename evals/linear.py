@@ -20,18 +20,19 @@ SCHEDULES = ("cosine", "steps")
 class ProtocolConfig:
     """conf/eval/linear_*.yaml. `milestones` are shares of the epochs, for schedule `steps`.
 
-    `lr` is for the batch that the scale gives; another `batch_size` scales it in proportion.
+    `lr` is for a batch of `base_batch_size`; another `batch_size` scales it in proportion.
     """
 
     name: str
     epochs: int
     batch_size: int
+    base_batch_size: int
     lr: float
     momentum: float
     weight_decay: float
     schedule: str
     milestones: list[float]
-    pixels: CenterCropConfig
+    center_crop: CenterCropConfig
 
 
 class Probe(nn.Module):
@@ -66,7 +67,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     optimizer = torch.optim.SGD(
         classifier.parameters(), protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
-    scale = context.lr_scale(protocol.batch_size)
+    scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     return train_classifier(
         Probe(trunk, classifier),
         {"classifier": classifier},
@@ -76,13 +77,13 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         val,
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
-        crop=protocol.pixels,
+        crop=protocol.center_crop,
         context=context,
     )
 
 
 def learning_rate(protocol: ProtocolConfig, epoch: int) -> float:
-    """The epoch's learning rate, for the batch of the scale."""
+    """The epoch's learning rate, for a batch of `base_batch_size`."""
     if protocol.schedule == "cosine":
         return epoch_cosine_lr(epoch, protocol.epochs, protocol.lr)
     return multistep_lr(epoch, protocol.epochs, protocol.lr, protocol.milestones)

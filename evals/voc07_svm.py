@@ -32,7 +32,7 @@ class ProtocolConfig:
     name: str
     num_folds: int
     costs: list[float]
-    pixels: CenterCropConfig
+    center_crop: CenterCropConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
@@ -46,7 +46,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     for split in (context.dataset.train, context.dataset.val):
         pictures, labels = read_voc_labels(context.root, context.dataset, split)
         context.run.record_split(split, pictures)
-        found = extract_features(trunk, pictures, protocol.pixels, context)
+        found = extract_features(trunk, pictures, protocol.center_crop, context)
         order = np.argsort(found.indices)  # the list's, whatever order they were read in: folds and LIBLINEAR go by it
         rows = np.asarray(found.rows)[order]
         lengths = np.linalg.norm(rows, axis=1, keepdims=True) + LENGTH_FLOOR

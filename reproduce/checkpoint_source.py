@@ -16,7 +16,7 @@ def checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     if _is_released(cfg):
         return _released_trunk(cfg)
     given = Path(cfg.checkpoint)
-    path = given if _is_file(cfg) else Path(cfg.paths.results) / cfg.scale.name / cfg.checkpoint / "checkpoint.pt"
+    path = given if _is_file(cfg) else Path(cfg.paths.results) / cfg.scale / cfg.checkpoint / "checkpoint.pt"
     return path, load_trunk(path)
 
 

@@ -1,4 +1,4 @@
-"""One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data=DIR`."""
+"""One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data_root=DIR`."""
 
 import sys
 from functools import partial
@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from models.methods import registry
 from models.methods.base import PretrainTask
-from reproduce.config.schema import Crops, Dataset, Optimizer
+from reproduce.config.schema import Crops, Dataset, Normalize, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.pipeline.dataloader import multicrop_batches
@@ -31,7 +31,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     check_machine(cfg)
     optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
-    groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_images)
+    groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_group_size)
     pictures = read_image_list(run.dataset_root, to_dataclass(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
     run.record_split(cfg.dataset.train, pictures)
 
@@ -42,10 +42,12 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 
     crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
     num_workers = cfg.cluster.num_workers
+    normalize = to_dataclass(cfg.normalize, Normalize, "normalize")
     batches = partial(
         multicrop_batches,
         pictures,
         crops,
+        normalize,
         num_workers=num_workers,
         device=device(),
         on_unreadable=run.handle_unreadable_images,
@@ -55,7 +57,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     )
     sampler = steps(epochs=cfg.epochs, first_step=first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
-    sentinel = CollapseDetector.for_method(method, cfg.sentinel, sampler.steps_per_epoch, first_step)
+    sentinel = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
 
     def log(step: int, num_steps: int, **values: float) -> None:
         run.metrics.log(step, num_steps, **values)

@@ -18,8 +18,9 @@ from reproduce.errors import run_cli
 
 REPO_ROOT = Path(__file__).parents[1]
 TINY = (
-    "scale=smoke", "data=generated", "network.width=0.0625", "network.head_hidden=16", "network.embedding=8",
-    "batch_size=10", "epochs=3", "sentinel.on_collapse=warn", "logging.every_steps=1", "cluster.num_threads=1",
+    "scale=smoke", "data=generated", "network.width=0.0625", "network.head_hidden_dim=16", "network.embedding_dim=8",
+    "batch_size=10", "epochs=3", "collapse.on_collapse=warn", "logging.every_steps=1",
+    "checkpointing.sync_every_steps=1", "cluster.num_threads=1",
     "cluster.num_workers=0", "logging.wandb=false",
 )  # fmt: skip
 """Overrides: three epochs of two steps."""

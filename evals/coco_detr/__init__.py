@@ -30,25 +30,25 @@ Batch = tuple[Tensor, Tensor, list[Target]]
 class ProtocolConfig:
     """conf/eval/coco_detr.yaml.
 
-    Learning rates, `lr_backbone` that of the trunk, are for `lr_batch_size`; another `batch_size` scales them in
-    proportion. After `drop_epochs` they are multiplied by `lr_factor`. Average precision is taken every
-    `judge_every_epochs`, and after the last.
+    Learning rates, `lr_backbone` that of the trunk, are for `base_batch_size`; another `batch_size` scales them in
+    proportion. After `lr_drop_epoch` they are multiplied by `lr_factor`. Average precision is taken every
+    `validate_every_epochs`, and after the last.
     """
 
     name: str
     epochs: int
     batch_size: int
-    lr_batch_size: int
+    base_batch_size: int
     lr: float
     lr_backbone: float
     lr_factor: float
-    drop_epochs: int
+    lr_drop_epoch: int
     weight_decay: float
     clip_norm: float
-    judge_every_epochs: int
-    detector: Size
-    weights: Weights
-    views: Views
+    validate_every_epochs: int
+    transformer: Size
+    loss_weights: Weights
+    transforms: Views
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
@@ -67,8 +67,8 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     context.run.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
     context.run.counts["num_train_images"] = len(train.images)
     torch.manual_seed(context.cfg.seed)
-    net = Detr(trunk, protocol.detector, train.num_classes).to(device())
-    scale = context.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    net = Detr(trunk, protocol.transformer, train.num_classes).to(device())
+    scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     adamw, scaler = build_optimizer(net, protocol), loss_scaler(context.cfg.precision)
     checkpoints, first_step = resume(context.run, model=net, optimizer=adamw, scaler=scaler)
     sampler = StepSampler(
@@ -83,7 +83,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     steps_per_epoch = sampler.steps_per_epoch
     batches = training_batches(
         train.images,
-        protocol.views,
+        protocol.transforms,
         context.normalize,
         sampler,
         num_workers=context.cfg.cluster.num_workers,
@@ -104,7 +104,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     )
     trainer.train(batches, first_step, protocol.epochs * steps_per_epoch)
     # A run that was killed between its last checkpoint and its result has trained, but not validated.
-    return task.metrics or score(net, val, protocol.views, context)
+    return task.metrics or score(net, val, protocol.transforms, context)
 
 
 class DetrTask(TrainTask[Batch]):
@@ -129,14 +129,16 @@ class DetrTask(TrainTask[Batch]):
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Compute the loss of this rank's images; see `loss`."""
         with autocast(self.context.cfg.precision):
-            return StepOutput(loss(self.net_on_all_ranks, batch, self.protocol.weights, (self.context.cfg.seed, step)))
+            return StepOutput(
+                loss(self.net_on_all_ranks, batch, self.protocol.loss_weights, (self.context.cfg.seed, step))
+            )
 
     def validate(self, num_steps_done: int) -> dict[str, float]:
-        """Return the average precision every `judge_every_epochs` and after the last epoch, else {}."""
+        """Return the average precision every `validate_every_epochs` and after the last epoch, else {}."""
         epoch = num_steps_done // self.steps_per_epoch
-        if epoch % self.protocol.judge_every_epochs and epoch < self.protocol.epochs:
+        if epoch % self.protocol.validate_every_epochs and epoch < self.protocol.epochs:
             return {}
-        self.metrics = score(self.net, self.val, self.protocol.views, self.context)
+        self.metrics = score(self.net, self.val, self.protocol.transforms, self.context)
         self.net_on_all_ranks.train()
         return self.metrics
 
@@ -152,7 +154,7 @@ def build_optimizer(net: Detr, protocol: ProtocolConfig) -> torch.optim.Optimize
 
 def learning_rates(protocol: ProtocolConfig, epoch: int) -> list[float]:
     """The epoch's learning rates of the transformer with its heads, and of the trunk."""
-    factor = protocol.lr_factor if epoch >= protocol.drop_epochs else 1
+    factor = protocol.lr_factor if epoch >= protocol.lr_drop_epoch else 1
     return [lr * factor for lr in (protocol.lr, protocol.lr_backbone)]
 
 

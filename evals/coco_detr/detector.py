@@ -21,13 +21,13 @@ BOX_LAYERS = 3
 
 @dataclass
 class Size:
-    """How big the transformer is. `layers` are of the encoder, and as many of the decoder."""
+    """How big the transformer is. `num_layers` are of the encoder, and as many of the decoder."""
 
-    layers: int
-    channels: int
-    heads: int
-    hidden: int
-    queries: int
+    num_layers: int
+    hidden_dim: int
+    num_heads: int
+    feedforward_dim: int
+    num_queries: int
     dropout: float
 
 
@@ -81,9 +81,12 @@ class _Layer(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(size.channels, size.heads, size.dropout, batch_first=True)
-        self.linear1, self.linear2 = nn.Linear(size.channels, size.hidden), nn.Linear(size.hidden, size.channels)
-        self.norm1, self.norm2 = nn.LayerNorm(size.channels), nn.LayerNorm(size.channels)
+        self.self_attn = nn.MultiheadAttention(size.hidden_dim, size.num_heads, size.dropout, batch_first=True)
+        self.linear1, self.linear2 = (
+            nn.Linear(size.hidden_dim, size.feedforward_dim),
+            nn.Linear(size.feedforward_dim, size.hidden_dim),
+        )
+        self.norm1, self.norm2 = nn.LayerNorm(size.hidden_dim), nn.LayerNorm(size.hidden_dim)
         self.dropout = nn.Dropout(size.dropout)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -106,8 +109,8 @@ class DecoderLayer(_Layer):
 
     def __init__(self, size: Size) -> None:
         super().__init__(size)
-        self.multihead_attn = nn.MultiheadAttention(size.channels, size.heads, size.dropout, batch_first=True)
-        self.norm3 = nn.LayerNorm(size.channels)
+        self.multihead_attn = nn.MultiheadAttention(size.hidden_dim, size.num_heads, size.dropout, batch_first=True)
+        self.norm3 = nn.LayerNorm(size.hidden_dim)
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, placed: Tensor, padding: Tensor) -> Tensor:
         """`x` and `queries (N, Q, C)`; `memory`, the encoder's output, and `placed`, it with positions `(N, L, C)`."""
@@ -122,14 +125,14 @@ class DecoderLayer(_Layer):
 class _Encoder(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.layers))
+        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.num_layers))
 
 
 class _Decoder(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.layers))
-        self.norm = nn.LayerNorm(size.channels)
+        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.num_layers))
+        self.norm = nn.LayerNorm(size.hidden_dim)
 
 
 class Transformer(nn.Module):
@@ -178,11 +181,11 @@ class Detr(nn.Module):
     def __init__(self, trunk: ResNet, size: Size, num_classes: int) -> None:
         super().__init__()
         self.backbone = Backbone(trunk)
-        self.input_proj = nn.Conv2d(self.backbone.num_channels, size.channels, kernel_size=1)
+        self.input_proj = nn.Conv2d(self.backbone.num_channels, size.hidden_dim, kernel_size=1)
         self.transformer = Transformer(size)
-        self.query_embed = nn.Embedding(size.queries, size.channels)
-        self.class_embed = nn.Linear(size.channels, num_classes + 1)
-        self.bbox_embed = BoxHead(size.channels)
+        self.query_embed = nn.Embedding(size.num_queries, size.hidden_dim)
+        self.class_embed = nn.Linear(size.hidden_dim, num_classes + 1)
+        self.bbox_embed = BoxHead(size.hidden_dim)
 
     def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Of images `(N, 3, H, W)` padded where `padding (N, H, W)` is True, by decoder layer, the last one last:

@@ -24,19 +24,19 @@ LEFT_RIGHT = [0, 2]
 
 @dataclass
 class Views:
-    """Sizes in pixels: the shorter side of a training picture is drawn from `scales_px`, that of a test picture is
-    `test_px`, and no side is longer than `max_px`.
+    """Sizes in pixels: the shorter side of a training picture is drawn from `train_sizes_px`, that of a test picture is
+    `test_size_px`, and no side is longer than `max_size_px`.
 
-    With `crop_probability` a training picture is first resized to one of `crop_from_px`, and a rectangle with sides
-    within `crop_px` is cut out of it.
+    With `crop_probability` a training picture is first resized to one of `resize_before_crop_px`, and a rectangle with
+    sides within `crop_range_px` is cut out of it.
     """
 
-    scales_px: list[int]
-    test_px: int
-    max_px: int
+    train_sizes_px: list[int]
+    test_size_px: int
+    max_size_px: int
     crop_probability: float
-    crop_from_px: list[int]
-    crop_px: list[int]
+    resize_before_crop_px: list[int]
+    crop_range_px: list[int]
 
 
 @dataclass
@@ -90,15 +90,15 @@ def training_view(
     if rng.random() < FLIP_PROBABILITY:
         image, boxes = flipped(image, boxes)
     if rng.random() < views.crop_probability:
-        from_px = int(rng.choice(views.crop_from_px))
+        from_px = int(rng.choice(views.resize_before_crop_px))
         image, boxes = resized(image, boxes, target_size(*image.size, from_px, None))
-        low, high = views.crop_px
+        low, high = views.crop_range_px
         w, h = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in image.size)
         left, top = int(rng.integers(image.width - w + 1)), int(rng.integers(image.height - h + 1))
         image, boxes, kept = cropped(image, boxes, (left, top, left + w, top + h))
         boxes, labels = boxes[kept], labels[kept]
-    shorter_px = int(rng.choice(views.scales_px))
-    image, boxes = resized(image, boxes, target_size(*image.size, shorter_px, views.max_px))
+    shorter_px = int(rng.choice(views.train_sizes_px))
+    image, boxes = resized(image, boxes, target_size(*image.size, shorter_px, views.max_size_px))
     return Seen(_pixels(image), boxes, labels)
 
 
@@ -189,7 +189,7 @@ class TestViews(Dataset[tuple[int, np.ndarray | None, str]]):
             image = self.pictures[index].read()
         except UnreadableImage as error:
             return index, None, str(error)
-        size = target_size(*image.size, self.views.test_px, self.views.max_px)
+        size = target_size(*image.size, self.views.test_size_px, self.views.max_size_px)
         return index, _pixels(image.resize(size, Image.Resampling.BILINEAR)), ""
 
 

@@ -40,12 +40,12 @@ from reproduce.errors import UserError
 class ProtocolConfig:
     """conf/eval/voc_detection.yaml. `detectron2` are keys of Detectron2's config, over its defaults.
 
-    Its learning rate is for a batch of `lr_batch_size`; another `batch_size` scales it in proportion.
+    Its learning rate is for a batch of `base_batch_size`; another `batch_size` scales it in proportion.
     """
 
     name: str
     batch_size: int
-    lr_batch_size: int
+    base_batch_size: int
     detectron2: dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     """
     cfg = configuration(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
-    cfg.SOLVER.BASE_LR *= context.lr_scale(protocol.batch_size, protocol.lr_batch_size)
+    cfg.SOLVER.BASE_LR *= context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     context.run.provenance["detectron2"] = BUILD
     train, test = read(context)
     torch.manual_seed(context.cfg.seed)
@@ -71,8 +71,8 @@ def read(context: EvalContext) -> tuple[list[VocImage], list[VocImage]]:
     """The training pictures that have a box, and the test pictures; what is broken is told."""
     data = context.dataset
     roots = [context.root]
-    if data.also_train_root:  # below the same DATA: `context.root` is DATA / data.root
-        roots.append(context.root.parents[len(Path(data.root).parts) - 1] / data.also_train_root)
+    if data.extra_train_root:  # below the same DATA: `context.root` is DATA / data.root
+        roots.append(context.root.parents[len(Path(data.root).parts) - 1] / data.extra_train_root)
     found = [read_voc_boxes(root, data.train) for root in roots]
     test, broken = read_voc_boxes(context.root, data.val)
     context.run.handle_bad_annotations([sentence for _, sentences in found for sentence in sentences] + broken)

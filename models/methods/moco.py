@@ -56,7 +56,7 @@ class Moco(Method):
     """The method as the loop uses it: the network sees the first crop of each image, the key encoder the second.
 
     Keys are made in an order of the global batch that is drawn anew in each step, so that BatchNorm over a rank's share
-    (or a group of it, `network.batchnorm_images`) does not tell a query its key by the company that both keep.
+    (or a group of it, `network.batchnorm_group_size`) does not tell a query its key by the company that both keep.
     """
 
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"

@@ -37,7 +37,7 @@ def network(
         return ClassifierNet(sizes.width, num_classes, blocks)
     num_prototypes = config.prototypes if config else 0
     return MultiCropNet(
-        sizes.width, sizes.head_hidden, sizes.embedding, num_prototypes, sizes.head_batchnorm, blocks=blocks
+        sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks
     )
 
 

@@ -37,7 +37,7 @@ def group_options(group: str) -> list[str]:
 
 
 def compose(kind: Kind, overrides: list[str]) -> DictConfig:
-    """Compose and check the config of a run; every interpolation is resolved.
+    """Compose and check the config of a run; every interpolation is resolved, and `scale` is only a name.
 
     `data=<file>.yaml` takes a data catalogue of your own. Raises `UserError` for an unknown option, key or type.
     """
@@ -50,6 +50,7 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
         for item in own_catalogue:
             _replace_catalogue(cfg, Path(item.removeprefix("data=")))
         OmegaConf.resolve(cfg)
+        cfg.scale = OmegaConf.select(cfg, "scale.name")  # its table has been resolved into the sections that runs read
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_format_error(kind, overrides, error)) from error
     if not OmegaConf.is_dict(cfg.dataset):

@@ -7,9 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-UNHASHED_SECTIONS = ("paths", "cluster", "logging", "sentinel", "data")
-"""Sections that say where and how a run runs, not what it computes. (`data` is the whole catalogue; the one dataset
-that a run reads is under `dataset`.)"""
+UNHASHED_SECTIONS = {
+    "paths": "where files are on this machine; the result records the hash of the data's manifest",
+    "cluster": "how a run uses machines; only the order of float sums depends on it (docs/numerics.md)",
+    "logging": "what a run reports while it runs",
+    "checkpointing": "when a run saves; a resumed run computes the same numbers as an uninterrupted one",
+    "data": "the whole catalogue; the one dataset that the run reads is the section `dataset`",
+}
+"""Sections that are left out of a run's identity, and why they can't change its numbers."""
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -20,7 +25,6 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     hashed = {str(key): _without_nulls(value) for key, value in plain.items() if key not in UNHASHED_SECTIONS}
-    hashed["scale"] = hashed["scale"]["name"]
     checkpoint = Path(str(hashed.get("checkpoint", "")))
     if checkpoint.is_file():
         hashed["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -47,4 +51,4 @@ def run_id(cfg: DictConfig) -> str:
 
 def run_dir(cfg: DictConfig) -> Path:
     """Return the folder that holds the run's files."""
-    return Path(cfg.paths.results) / cfg.scale.name / run_id(cfg)
+    return Path(cfg.paths.results) / cfg.scale / run_id(cfg)

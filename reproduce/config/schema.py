@@ -1,4 +1,4 @@
-"""What a config may hold: one dataclass a section. Hydra checks every config against them, keys and types."""
+"""The schema of every config: one dataclass per section. Hydra checks keys and types of each config against it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,103 +9,119 @@ from omegaconf import MISSING
 
 @dataclass
 class Paths:
-    """Where things lie on this machine."""
+    """Where files are on this machine."""
 
-    data: str = ""
+    data_root: str = ""
+    """The folder that holds the datasets, each in its own subfolder."""
     results: str = "results"
 
 
 @dataclass
 class Slurm:
-    """What a site's SLURM wants to know of a job. What is empty or 0 is left to the site's defaults."""
+    """What to request from SLURM for a job. An empty string or 0 leaves the choice to the site's defaults."""
 
     partition: str = ""
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    gpu: str = "gpu"
-    """GPUs as the site's --gres calls them: `gpu`, or of one model `gpu:a100`."""
+    gres: str = "gpu"
+    """The site's --gres name of a GPU, without the count: `gpu`, or of one model `gpu:a100`."""
     memory_gb: float = 0.0
-    """Of each machine."""
-    hours: float = 0.0
-    """Time limit of a job. A run that needs longer saves before it, and goes on in the job's next turn."""
-    save_seconds: int = 120
-    """So long before the end of its time a run is asked to save."""
-    extra: str = ""
-    """More options of sbatch, for what has no name here: `--reservation=june`."""
-    container: str = ""
-    """What starts a command in the image, with all its options: `apptainer exec --nv image.sif`."""
+    """Memory to request on each machine."""
+    time_limit_hours: float = 0.0
+    """Time limit of a job. A longer run saves a checkpoint before the limit and resumes in the requeued job."""
+    signal_before_end_seconds: int = 120
+    """How long before its time limit SLURM signals a run to save a checkpoint."""
+    extra_args: str = ""
+    """Other options of sbatch, e.g. `--reservation=june`."""
+    container_command: str = ""
+    """The command that starts another one inside the container, e.g. `apptainer exec --nv image.sif`."""
     poll_seconds: int = 40
-    """How soon SLURM is first asked how a job is; the longer nothing ends, the rarer."""
+    """Time before the first query of a job's state. The interval grows while no job ends."""
 
 
 @dataclass
 class Kubernetes:
-    """What a pod of a run is made of. What is empty is left out."""
+    """What to put into a run's pods. Empty values are left out of the manifest."""
 
     namespace: str = "default"
     image: str = ""
-    folder: str = "/app"
-    """Where the image has the checkout."""
+    workdir: str = "/app"
+    """Folder of the checkout inside the image."""
     data_claim: str = ""
-    """The PersistentVolumeClaim with the pictures, mounted read-only at DATA."""
+    """PersistentVolumeClaim with the images, mounted read-only at DATA."""
     results_claim: str = ""
-    """The one, writable from several machines, where results/ is."""
+    """PersistentVolumeClaim for results/, writable from several machines."""
     secret: str = ""
-    """A secret whose keys become environment variables, as WANDB_API_KEY."""
-    gpu: str = "nvidia.com/gpu"
-    """GPUs as the cluster's device plugin calls them."""
+    """Secret whose keys become environment variables, e.g. WANDB_API_KEY."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Resource name of a GPU, as the cluster's device plugin defines it."""
     memory_gb: float = 0.0
+    """Memory to request for each pod."""
     shared_memory_gb: float = 8.0
-    """Size of /dev/shm, through which data-loader workers hand over batches."""
+    """Size of /dev/shm, which data-loader workers use to pass batches."""
     node_selector: str = ""
-    """Labels of machines, as `gpu-model=a100,zone=b`."""
+    """Labels of machines, e.g. `gpu-model=a100,zone=b`."""
     priority_class: str = ""
 
 
 @dataclass
 class Cluster:
-    """How a run uses the machine. Numbers do not depend on it, beyond the order of float sums and what ranks of a
-    detector draw each for itself (docs/numerics.md).
+    """How a run uses machines.
+
+    Numbers do not depend on it, except for the order of float sums and what the ranks of a detector draw at random
+    (docs/numerics.md).
     """
 
     executor: str = "local"
-    """Who starts runs: this machine (`local`), `slurm` or `kubernetes`."""
+    """What starts runs: `local` (this machine), `slurm` or `kubernetes`."""
     num_processes: int = 1
-    """Of a run, on all its machines together."""
+    """Processes of a run, on all its machines together."""
     processes_per_node: int = 0
-    """As many as one machine takes; 0 is any number."""
+    """The most processes that one machine takes; 0 sets no limit."""
     gpus_per_process: int = 0
-    """What is asked of a scheduler: 1 or none. (A process by itself takes the GPU that it finds.)"""
+    """GPUs to request from the scheduler for each process: 1 or 0. (A process uses the GPU that it finds.)"""
     num_threads: int = 2
+    """Threads of each process."""
     num_workers: int = 1
+    """Data-loader workers of each process."""
     image_python: str = "/app/.venv/bin/python"
-    """The Python of the image, where runs are started in one."""
-    num_jobs: int = 100
-    """Jobs that wait or run in a cluster at once."""
+    """The Python inside the container image."""
+    max_jobs: int = 100
+    """The most jobs that may wait or run in a cluster at once."""
     sync_batchnorm: str = "torch"
-    """Or `apex`, on GPUs."""
+    """Implementation of synchronized BatchNorm: `torch`, or `apex` on GPUs."""
     activation_checkpointing: bool = False
-    """Keep each block's input only, and calculate the rest again in the backward pass: less memory, a third slower."""
+    """Recompute each block's activations in the backward pass: less memory, a third slower."""
     compile_backend: str = ""
-    """torch.compile's, for the network: `inductor`; empty does not compile."""
+    """Backend of torch.compile for the network, e.g. `inductor`; empty does not compile."""
     slurm: Slurm = field(default_factory=Slurm)
     kubernetes: Kubernetes = field(default_factory=Kubernetes)
 
 
 @dataclass
 class Logging:
-    """What a run tells, and how often."""
+    """Which metrics a run logs, and how often."""
 
     every_steps: int = 10
-    checkpoint_every_seconds: float = 300.0
+    """Steps between two points of metrics.jsonl and W&B."""
     wandb: bool = True
-    group: str = ""
+    wandb_group: str = ""
+    """Group of the run in W&B; empty is the scale's name."""
 
 
 @dataclass
-class Sentinel:
-    """When a run counts as collapsed: judged from `patience_epochs` on, and then `stop` or `warn`."""
+class Checkpointing:
+    """How often a run saves its state. A resumed run computes the same numbers as an uninterrupted one."""
+
+    save_every_seconds: float = 300.0
+    sync_every_steps: int = 10
+    """Steps between two collectives in which several ranks agree to save, or to stop when preempted."""
+
+
+@dataclass
+class Collapse:
+    """When a run counts as collapsed: the detector starts after `patience_epochs`, then does `stop` or `warn`."""
 
     patience_epochs: float = MISSING
     on_collapse: str = "stop"
@@ -113,21 +129,25 @@ class Sentinel:
 
 @dataclass
 class Dataset:
-    """One dataset: where it lies below `paths.data`, and whose it is."""
+    """One dataset: its origin, and its folders below `paths.data_root`."""
 
     name: str = MISSING
     source: str = MISSING
+    """Which images these are, e.g. `ILSVRC2012`; runs on other images get other names by it."""
     layout: str = MISSING
+    """`folders`, `shards`, `voc` or `coco`."""
     root: str = MISSING
     train: str = MISSING
+    """Name of the training split."""
     val: str = MISSING
-    also_train_root: str | None = None
-    """A second folder of the same layout, whose `train` is trained on as well."""
+    """Name of the split that metrics are measured on."""
+    extra_train_root: str | None = None
+    """A second folder of the same layout, whose training split is added to the first."""
 
 
 @dataclass
 class Catalogue:
-    """The datasets that the paper's tables need, as one person has them."""
+    """The datasets that the paper's tables need, as one machine stores them."""
 
     name: str = MISSING
     imagenet: Dataset = field(default_factory=Dataset)
@@ -140,28 +160,33 @@ class Catalogue:
 
 @dataclass
 class View:
-    """One kind of crop: `num` crops of `size_px` x `size_px`, each covering a share of the image drawn from `area`."""
+    """One kind of crop: `num` random resized crops of `size_px` x `size_px`.
+
+    `scale` is the range of each crop's area as a fraction of the image's, as in RandomResizedCrop.
+    """
 
     num: int = MISSING
     size_px: int = MISSING
-    area: list[float] = MISSING
+    scale: list[float] = MISSING
 
 
 @dataclass
 class Augment:
-    """Colour and blur of every crop (A.2). Jitter is (brightness, contrast, saturation, hue)."""
+    """Flip, colour and blur of every crop (A.2)."""
 
     flip_probability: float = 0.5
-    jitter: list[float] = MISSING
-    jitter_probability: float = MISSING
+    color_jitter: list[float] = MISSING
+    """Strength of brightness, contrast, saturation and hue, as in torchvision's ColorJitter."""
+    color_jitter_probability: float = MISSING
     grayscale_probability: float = MISSING
     blur_probability: float = MISSING
-    blur_radius_px: list[float] = MISSING
+    blur_sigma_px: list[float] = MISSING
+    """Range of the Gaussian blur's standard deviation."""
 
 
 @dataclass
 class Normalize:
-    """Mean and standard deviation per colour channel, of pixels in [0, 1]."""
+    """Mean and standard deviation per colour channel, for pixels in [0, 1]."""
 
     mean: list[float] = MISSING
     std: list[float] = MISSING
@@ -169,46 +194,48 @@ class Normalize:
 
 @dataclass
 class Crops:
-    """The multi-crop pipeline of a pretraining (A.2)."""
+    """The multi-crop augmentation of a pretraining (A.2)."""
 
     name: str = MISSING
     views: list[View] = MISSING
     augment: Augment = field(default_factory=Augment)
-    normalize: Normalize = field(default_factory=Normalize)
 
 
 @dataclass
 class Network:
-    """The trunk (a ResNet-50, `width` times as wide) and its projection head."""
+    """The trunk, a ResNet-50 `width` times as wide, and its projection head."""
 
     width: float = MISSING
-    head_hidden: int | None = MISSING
-    """None: the head is one linear layer."""
+    head_hidden_dim: int | None = MISSING
+    """Hidden units of the projection head; None makes it one linear layer."""
     head_batchnorm: bool = True
-    embedding: int = 128
-    batchnorm_images: int | None = None
-    """BatchNorm's statistics in training are those of so many images (None: of the whole batch)."""
+    embedding_dim: int = 128
+    batchnorm_group_size: int | None = None
+    """Number of images that share BatchNorm statistics in training; None is the whole batch."""
 
 
 @dataclass
 class Optimizer:
-    """SGD with momentum under LARC, with warm-up and cosine decay per iteration (A.1)."""
+    """SGD with momentum and LARC; the learning rate warms up and then follows a cosine, per iteration (A.1)."""
 
     lr: float = MISSING
     final_lr: float = MISSING
     milestones: list[float] | None = None
-    """In place of the cosine: shares of the epochs at which the rate falls, by one factor each, down to `final_lr`."""
+    """Replace the cosine: fractions of the epochs at which the rate falls by a constant factor, down to `final_lr`."""
     warmup_epochs: float = MISSING
     warmup_start_lr: float = MISSING
     momentum: float = 0.9
     weight_decay: float = 1e-6
     trust_coefficient: float | None = 0.001
-    """LARC's; None: plain SGD."""
+    """LARC's trust coefficient; None is plain SGD."""
 
 
 @dataclass
 class Pretrain:
-    """One pretraining run. `method` is checked against its dataclass in `models/` when the run starts."""
+    """One pretraining run. `method` is checked against its dataclass in `models/methods/` when the run starts.
+
+    `scale` is the scale's table while Hydra composes, and its name in the composed config.
+    """
 
     kind: str = "pretrain"
     name: str = MISSING
@@ -217,22 +244,26 @@ class Pretrain:
     data: Catalogue = field(default_factory=Catalogue)
     dataset: Any = MISSING
     crops: Crops = field(default_factory=Crops)
+    normalize: Normalize = field(default_factory=Normalize)
     network: Network = field(default_factory=Network)
     method: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     epochs: int = MISSING
     batch_size: int = MISSING
+    """Images per step, over all processes."""
     precision: str = MISSING
     on_bad_image: str = "stop"
-    sentinel: Sentinel = field(default_factory=Sentinel)
+    """What to do with an unreadable image: `stop`, or `skip` it and count it in the result."""
+    collapse: Collapse = field(default_factory=Collapse)
     paths: Paths = field(default_factory=Paths)
     cluster: Cluster = field(default_factory=Cluster)
     logging: Logging = field(default_factory=Logging)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
 
 
 @dataclass
 class Measure(Pretrain):
-    """One measurement of a pretraining's network and step, without pictures.
+    """One measurement of a pretraining's network and step, without images.
 
     `measurement` is checked against its dataclass in `reproduce/measure.py` when the run starts.
     """
@@ -243,9 +274,9 @@ class Measure(Pretrain):
 
 @dataclass
 class Evaluate:
-    """One evaluation of one checkpoint: `checkpoint` is a run_id of the same scale, or a file.
+    """One evaluation of one checkpoint. `protocol` is checked against its dataclass in `evals/` when the run starts.
 
-    `protocol` is checked against its dataclass in `evals/` when the run starts.
+    `scale` is the scale's table while Hydra composes, and its name in the composed config.
     """
 
     kind: str = "evaluate"
@@ -255,13 +286,16 @@ class Evaluate:
     data: Catalogue = field(default_factory=Catalogue)
     dataset: Any = MISSING
     checkpoint: str = MISSING
+    """What to evaluate: a run_id of the same scale, a file, or `released:NAME` (models/zoo/released.yaml)."""
     protocol: Any = MISSING
     normalize: Normalize = field(default_factory=Normalize)
     precision: str = MISSING
     on_bad_image: str = "stop"
+    """What to do with an unreadable image: `stop`, or `skip` it and count it in the result."""
     paths: Paths = field(default_factory=Paths)
     cluster: Cluster = field(default_factory=Cluster)
     logging: Logging = field(default_factory=Logging)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
 
 
 for _name, _schema in {"pretrain_schema": Pretrain, "evaluate_schema": Evaluate, "measure_schema": Measure}.items():

@@ -11,12 +11,16 @@ from reproduce.errors import UserError, did_you_mean
 
 MIN_VALUES: dict[str, float] = {
     **dict.fromkeys(("seed", "cluster.num_workers", "method.queue_length", "optimizer.lr", "optimizer.momentum"), 0),
-    **dict.fromkeys(("batch_size", "protocol.epochs", "protocol.batch_size", "method.num_prototypes"), 1),
-    **dict.fromkeys(("cluster.num_processes", "cluster.num_threads", "logging.every_steps"), 1),
-    "network.batchnorm_images": 1,
+    **dict.fromkeys(
+        ("batch_size", "protocol.epochs", "protocol.batch_size", "protocol.base_batch_size", "method.num_prototypes"), 1
+    ),
+    **dict.fromkeys(
+        ("cluster.num_processes", "cluster.num_threads", "logging.every_steps", "checkpointing.sync_every_steps"), 1
+    ),
+    "network.batchnorm_group_size": 1,
     "network.width": 1 / 64,  # one channel
 }
-LENGTHS = {"crops.augment.jitter": 4, "crops.augment.blur_radius_px": 2, "normalize.mean": 3, "normalize.std": 3}
+LENGTHS = {"crops.augment.color_jitter": 4, "crops.augment.blur_sigma_px": 2, "normalize.mean": 3, "normalize.std": 3}
 ON_BAD_IMAGE = ("stop", "skip")
 RUN_NAME = re.compile(r"\w[\w.+-]*")
 """Valid names of runs: a folder, a Snakemake rule and a cluster job are named after the run."""
@@ -49,10 +53,8 @@ def check_values(cfg: DictConfig) -> None:
 
 def _check_crops(cfg: DictConfig) -> None:
     for number, view in enumerate(OmegaConf.select(cfg, "crops.views") or []):
-        if len(view.area) != 2 or min(view.num, view.size_px) < 1:
-            raise UserError(
-                f"config crops.views[{number}]={view}: num and size_px must be 1 or more, and area must have two values"
-            )
+        if len(view.scale) != 2 or min(view.num, view.size_px) < 1:
+            raise UserError(f"config crops.views[{number}]={view}: num and size_px must be 1 or more, scale two values")
     if "crops" in cfg and not cfg.crops.views:
         raise UserError("config crops.views=[]: there must be at least one view")
 

@@ -39,7 +39,7 @@ def batchnorm_groups(batch_size: int, group_size: int | None) -> BatchNormGroups
         raise UserError(
             f"BatchNorm over {images} images can't be had with {world_size()} processes of {share} images each: "
             "a share has to be a multiple or a part of a group, and the batch a multiple; change "
-            "cluster.num_processes or batch_size, or take the whole batch by network.batchnorm_images=null"
+            "cluster.num_processes or batch_size, or take the whole batch by network.batchnorm_group_size=null"
         )
     return BatchNormGroups(images // share) if images >= share else BatchNormGroups(1, share // images, images)
 

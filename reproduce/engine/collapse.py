@@ -61,7 +61,7 @@ class CollapseDetector:
         hints: str = "",
     ) -> None:
         if on_collapse not in ON_COLLAPSE:
-            raise UserError(f"unknown sentinel.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}")
+            raise UserError(f"unknown collapse.on_collapse {on_collapse!r}: {did_you_mean(on_collapse, ON_COLLAPSE)}")
         self._uniform_loss = uniform_loss
         self._hints = f"try {hints}, {GENERIC_HINTS}" if hints else f"try {GENERIC_HINTS}"
         self._steps_per_epoch = steps_per_epoch
@@ -73,7 +73,7 @@ class CollapseDetector:
 
     @classmethod
     def for_method(
-        cls, method: LossProfile, config: schema.Sentinel, steps_per_epoch: int, first_step: int
+        cls, method: LossProfile, config: schema.Collapse, steps_per_epoch: int, first_step: int
     ) -> "CollapseDetector":
         """Return the detector of a run that starts or resumes at `first_step`, suspended where `method` needs it."""
         patience_epochs = config.patience_epochs + method.plateau_grace_epochs

@@ -184,8 +184,8 @@ def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
     checkpoints = CheckpointManager(
         run.checkpoint,
         {**state, "counts": run.counts},
-        run.cfg.logging.checkpoint_every_seconds,
-        run.cfg.logging.every_steps,
+        run.cfg.checkpointing.save_every_seconds,
+        run.cfg.checkpointing.sync_every_steps,
     )
     first_step = checkpoints.resume()
     run.metrics.truncate(first_step)

@@ -62,7 +62,7 @@ def seconds_per_image(processes: int, overrides: list[str]) -> float:
 
 def sent(experiment: str) -> Counter[str]:
     """Bytes and number of the tensors that one step hands to collectives, by what for."""
-    cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data=none"])
+    cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data_root=none"])
     config, build = find(cfg.method)
     net = build_network(cfg, config)
     method = build(config, net, 1_281_167, GROUP_IMAGES)

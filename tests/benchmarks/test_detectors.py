@@ -23,7 +23,7 @@ NUM_OBJECTS = 7
 
 
 def protocol(evaluation: str, schema: type) -> Any:
-    cfg = compose("evaluate", [f"eval={evaluation}", "scale=paper", "checkpoint=x", "paths.data=none"])
+    cfg = compose("evaluate", [f"eval={evaluation}", "scale=paper", "checkpoint=x", "paths.data_root=none"])
     return to_dataclass(cfg.protocol, schema, "protocol")
 
 

@@ -54,9 +54,9 @@ def plain(encoded: list[bytes], views: list[View]) -> list[Tensor]:
     made = []
     for view in views:
         steps = [
-            transforms.RandomResizedCrop(view.size_px, scale=view.area),
+            transforms.RandomResizedCrop(view.size_px, scale=view.scale),
             transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(*AUGMENT.jitter)], AUGMENT.jitter_probability),
+            transforms.RandomApply([transforms.ColorJitter(*AUGMENT.color_jitter)], AUGMENT.color_jitter_probability),
             transforms.RandomGrayscale(AUGMENT.grayscale_probability),
             transforms.Lambda(_blur),
             transforms.ToTensor(),
@@ -70,7 +70,7 @@ def plain(encoded: list[bytes], views: list[View]) -> list[Tensor]:
 def _blur(picture: Image.Image) -> Image.Image:
     if random.random() > AUGMENT.blur_probability:
         return picture
-    return picture.filter(ImageFilter.GaussianBlur(random.uniform(*AUGMENT.blur_radius_px)))
+    return picture.filter(ImageFilter.GaussianBlur(random.uniform(*AUGMENT.blur_sigma_px)))
 
 
 def cpu_part(encoded: list[bytes], views: list[View]) -> MultiCropBatch:

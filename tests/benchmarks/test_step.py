@@ -72,7 +72,7 @@ def straightforward(images: int) -> Callable[[], None]:
 
 def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     """One step of the middle of an epoch, as `Trainer` takes it."""
-    cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data=none"])
+    cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data_root=none"])
     config, build = find(cfg.method)
     net = build_network(cfg, config, 1000)
     method = build(config, net, NUM_PICTURES, images)

@@ -112,7 +112,7 @@ def test_two_machines_train_as_two_processes_of_one(pictures: Path, checkout: Pa
     status, out = Harness(pictures, TWO_MACHINES).end()
     assert status == 0, out + log()
     assert "--nodes=2" in log() and "SLURM job" in log()
-    here = run("reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data={pictures}",
+    here = run("reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data_root={pictures}",
                f"paths.results={checkout / 'here'}", processes=2)  # fmt: skip
     assert here.returncode == 0, here.stderr
     (alone,), (theirs,) = checkout.glob("here/*/*/result.json"), checkout.glob("results/*/*/result.json")

@@ -26,7 +26,7 @@ CODE = {
 }
 CONFIGS = {path: path.read_text() for path in CONF_DIR.rglob("*.yaml")}
 READ_BY_CODE = {"name"}
-"""Of a scale; what else it says is for the other configs."""
+"""Keys of a scale that code reads; the others are for the other configs."""
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:

@@ -21,8 +21,8 @@ from tests.docker import stand_ins
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "network.width=0.0625 network.head_hidden=16 network.embedding=8 batch_size=64 epochs=1 sentinel.on_collapse=warn "
-    "logging.every_steps=1 cluster.num_threads=1"
+    "network.width=0.0625 network.head_hidden_dim=16 network.embedding_dim=8 batch_size=64 epochs=1 "
+    "collapse.on_collapse=warn logging.every_steps=1 cluster.num_threads=1"
 )
 """A pretraining of 31 steps, with a line of metrics each."""
 IMPORTED = (

@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> str:
     """What a run says that the sentinel stops; its folder says it too, and that it is no use to try again."""
     status, said = call(
-        pretrain.main, monkeypatch, *TINY, "sentinel.on_collapse=stop", f"paths.results={results}", *overrides
+        pretrain.main, monkeypatch, *TINY, "collapse.on_collapse=stop", f"paths.results={results}", *overrides
     )
     assert status == EXIT_TRAINING_FAILED, said
     assert said.count("\n") == 1
@@ -35,13 +35,13 @@ def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> 
 def test_one_iteration_of_sinkhorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 10's failure. (A network as small as this one needs luck with three iterations, too.)"""
     tiny_pictures(tmp_path, num_train=30)  # a handful would be learned by heart
-    few = ("epochs=18", "method.epsilon=0.05", "sentinel.patience_epochs=4", f"paths.data={tmp_path}")
+    few = ("epochs=18", "method.epsilon=0.05", "collapse.patience_epochs=4", f"paths.data_root={tmp_path}")
     said = stopped(monkeypatch, tmp_path / "results", "experiment=swav_400ep_sinkhorn1", *few)
     assert "same embedding" in said or "ln K" in said
 
 
 def test_a_learning_rate_that_is_too_high(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("epochs=400", "sentinel.patience_epochs=60", f"paths.data={data}", "optimizer.lr=50")
+    few = ("epochs=400", "collapse.patience_epochs=60", f"paths.data_root={data}", "optimizer.lr=50")
     assert "lower optimizer.lr" in stopped(monkeypatch, tmp_path, "experiment=swav_400ep", *few)
 
 
@@ -49,7 +49,7 @@ def test_pictures_that_are_all_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     tiny_pictures(tmp_path)
     for path in (tmp_path / "imagenet" / "train").glob("*/*.jpg"):
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
-    few = ("epochs=20", "sentinel.patience_epochs=2", f"paths.data={tmp_path}")
+    few = ("epochs=20", "collapse.patience_epochs=2", f"paths.data_root={tmp_path}")
     said = stopped(monkeypatch, tmp_path / "results", "experiment=swav_400ep", *few)
     assert "check that the pictures differ" in said
     assert len(curve(tmp_path / "results")) <= 8
@@ -58,7 +58,7 @@ def test_pictures_that_are_all_the_same(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_loss_that_is_not_finite_keeps_its_scores(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("optimizer.lr=1e30", "optimizer.warmup_epochs=0", f"paths.data={data}", f"paths.results={tmp_path}")
+    few = ("optimizer.lr=1e30", "optimizer.warmup_epochs=0", f"paths.data_root={data}", f"paths.results={tmp_path}")
     status, said = call(pretrain.main, monkeypatch, *TINY, "experiment=swav_400ep", *few)
     assert status == EXIT_TRAINING_FAILED
     assert "lower optimizer.lr" in said

@@ -80,7 +80,7 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     root = tmp_path_factory.mktemp("data")
     tiny_pictures(root)
     return (
-        *TINY, "experiment=swav_800ep", "epochs=6", f"paths.data={root}", "logging.checkpoint_every_seconds=0",
+        *TINY, "experiment=swav_800ep", "epochs=6", f"paths.data_root={root}", "checkpointing.save_every_seconds=0",
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path
     broken = Path(pictures.paths[epoch_permutation(len(pictures), 0, 0)[7]])  # in the second half of the first batch
     broken.write_bytes(broken.read_bytes()[:300])
     done = run(
-        "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data={root}", f"paths.results={tmp_path}",
+        "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data_root={root}", f"paths.results={tmp_path}",
         "seed=0", processes=2,
     )  # fmt: skip
     assert done.returncode == 2

@@ -28,7 +28,7 @@ def test_an_option_of_the_machine_changes_no_loss(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     # Nothing learns here: training multiplies roundings. (That gradients agree stands in tests/unit/models.)
-    common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data={data}")
+    common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data_root={data}")
     for name, options in (("plain", []), ("option", [option])):
         status, said = call(pretrain.main, monkeypatch, *common, *options, f"paths.results={tmp_path / name}")
         assert status == 0, said
@@ -41,7 +41,9 @@ def test_options_that_exclude_each_other_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = ("cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager")
-    status, said = call(pretrain.main, monkeypatch, *TINY, *both, f"paths.data={data}", f"paths.results={tmp_path}")
+    status, said = call(
+        pretrain.main, monkeypatch, *TINY, *both, f"paths.data_root={data}", f"paths.results={tmp_path}"
+    )
     assert status == 2
     assert "take one" in said
 
@@ -51,7 +53,7 @@ def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytes
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
 
     monkeypatch.setattr(pretrain, "train", full)
-    status, said = call(pretrain.main, monkeypatch, *TINY, f"paths.data={data}", f"paths.results={tmp_path}")
+    status, said = call(pretrain.main, monkeypatch, *TINY, f"paths.data_root={data}", f"paths.results={tmp_path}")
     assert status == 2
     assert "cluster.activation_checkpointing=true" in said
     assert said.count("\n") == 1
@@ -59,7 +61,7 @@ def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_run_of_one_process_goes_on_with_two(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing learns here, as in test_two_processes_train_as_one: what goes on is the sampler, and the queue.
-    common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
+    common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data_root={data}", "method.queue_length=20")
     assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'one'}")[0] == 0
 
     def stop(checkpoints: CheckpointManager, step: int) -> None:

@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_resumed_equals_uninterrupted_to_the_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, killed_after: int
 ) -> None:
-    common = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], f"paths.data={data}")
+    common = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], f"paths.data_root={data}")
     status, said = call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'whole'}")
     assert status == 0, said
 
@@ -68,7 +68,7 @@ def test_pictures_that_are_all_the_same_stop_the_run(
     tiny_pictures(tmp_path)
     for path in (tmp_path / "imagenet" / "train").glob("*/*.jpg"):
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
-    few = ("epochs=20", "sentinel.patience_epochs=2", "sentinel.on_collapse=stop", f"paths.data={tmp_path}")
+    few = ("epochs=20", "collapse.patience_epochs=2", "collapse.on_collapse=stop", f"paths.data_root={tmp_path}")
     overrides = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], *few, f"paths.results={tmp_path / 'r'}")
     status, said = call(pretrain.main, monkeypatch, *overrides)
     assert status == EXIT_TRAINING_FAILED, said

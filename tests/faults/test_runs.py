@@ -47,7 +47,7 @@ class Killed(BaseException):
 def test_resumed_equals_uninterrupted_to_the_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
-    common = (*TINY, "experiment=swav_800ep", f"paths.data={data}", "logging.checkpoint_every_seconds=0")
+    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={data}", "checkpointing.save_every_seconds=0")
     queue = ("method.queue_length=10", "method.queue_start_epochs=1")
     assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'whole'}")[0] == 0
 
@@ -71,7 +71,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 
 def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp_path: Path) -> None:
-    common = (*TINY, "experiment=swav_800ep", f"paths.data={data}", "epochs=60")
+    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={data}", "epochs=60")
     whole = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
 
@@ -101,8 +101,8 @@ def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp
 def campaign(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
     """Overrides of a run that saves after each of its fifty steps, and the results of one that nothing disturbed."""
     common = (
-        *TINY, "experiment=swav_800ep", f"paths.data={data}", f"epochs={NUM_STEPS // 2}",
-        "logging.checkpoint_every_seconds=0", "method.queue_length=10", "method.queue_start_epochs=1",
+        *TINY, "experiment=swav_800ep", f"paths.data_root={data}", f"epochs={NUM_STEPS // 2}",
+        "checkpointing.save_every_seconds=0", "method.queue_length=10", "method.queue_start_epochs=1",
     )  # fmt: skip
     results = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
@@ -316,7 +316,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytes
 
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     still = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
-    common = (*TINY, *still, "experiment=swav_800ep", f"paths.data={data}", "method.queue_length=20")
+    common = (*TINY, *still, "experiment=swav_800ep", f"paths.data_root={data}", "method.queue_length=20")
     for processes in (1, 2):
         done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / str(processes)}", processes=processes)
         assert done.returncode == 0, done.stderr
@@ -335,7 +335,7 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
     tiny_pictures(root)
     broken = sorted((root / "imagenet" / "train").glob("*/*.jpg"))[3]
     broken.write_bytes(broken.read_bytes()[:300])
-    common = (*TINY, "experiment=swav_800ep", f"paths.data={root}", f"paths.results={tmp_path / 'results'}")
+    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={root}", f"paths.results={tmp_path / 'results'}")
 
     status, said = call(pretrain.main, monkeypatch, *common)
     assert status == 2
@@ -370,7 +370,7 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["network.width=nan"], "config network.width=nan: it must be 0.015625 or more"),
         (["on_bad_image=Stop"], "there is no on_bad_image 'Stop': did you mean 'stop'"),
         (["crops.views=[]"], "config crops.views=[]: there must be a view"),
-        (["crops.augment.jitter=[0.1]"], "config crops.augment.jitter=[0.1]: it must have 4 values"),
+        (["crops.augment.color_jitter=[0.1]"], "config crops.augment.color_jitter=[0.1]: it must have 4 values"),
         (["epochs=many"], "could not be converted to Integer (at epochs)"),
         (["method.temperature=warm"], "config method.temperature"),
         (["precision=fp8"], "did you mean"),
@@ -378,16 +378,16 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["cluster.sync_batchnorm=apx"], "did you mean 'apex'"),
         (["cluster.sync_batchnorm=apex"], "cluster.sync_batchnorm=apex needs GPUs"),
         (["cluster.compile_backend=inductr"], "did you mean 'inductor'"),
-        (["network.batchnorm_images=3"], "BatchNorm over 3 images can't be had with 1 processes"),
-        (["paths.data=/nowhere"], "DATA folder /nowhere does not exist"),
-        (["paths.data=.", "data=cifar10"], "cifar10 is missing"),
+        (["network.batchnorm_group_size=3"], "BatchNorm over 3 images can't be had with 1 processes"),
+        (["paths.data_root=/nowhere"], "DATA folder /nowhere does not exist"),
+        (["paths.data_root=.", "data=cifar10"], "cifar10 is missing"),
         (["batch_size=4000"], "fewer than one batch of 4000"),
     ],
 )
 def test_a_wrong_request_ends_in_one_sentence(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
 ) -> None:
-    asked = [*TINY, f"paths.data={data}", f"paths.results={tmp_path}", *overrides]
+    asked = [*TINY, f"paths.data_root={data}", f"paths.results={tmp_path}", *overrides]
     names = {item.split("=")[0] for item in overrides}
     asked = [item for item in asked if item in overrides or item.split("=")[0] not in names]
     status, said = call(pretrain.main, monkeypatch, *asked)
@@ -399,7 +399,7 @@ def test_a_wrong_request_ends_in_one_sentence(
 def test_a_missing_folder_of_a_voc_set_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").mkdir(parents=True)
     status, said = call(
-        evaluate.main, monkeypatch, "eval=voc07_svm", "checkpoint=x.pt", f"paths.data={tmp_path}",
+        evaluate.main, monkeypatch, "eval=voc07_svm", "checkpoint=x.pt", f"paths.data_root={tmp_path}",
         f"paths.results={tmp_path / 'results'}", "logging.wandb=false",
     )  # fmt: skip
     assert status == 2
@@ -444,7 +444,7 @@ def test_a_cut_json_file_is_named(tmp_path: Path) -> None:
 def test_a_run_refuses_a_folder_that_another_process_works_in(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = (*TINY, "experiment=random", f"paths.data={data}", f"paths.results={tmp_path}")
+    common = (*TINY, "experiment=random", f"paths.data_root={data}", f"paths.results={tmp_path}")
     said = []
     original = pretrain.keep_initial_weights
 
@@ -486,7 +486,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path
 
 
 def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    common = (f"paths.data={data}", f"paths.results={tmp_path}", "logging.wandb=false", "cluster.num_workers=0")
+    common = (f"paths.data_root={data}", f"paths.results={tmp_path}", "logging.wandb=false", "cluster.num_workers=0")
     assert call(pretrain.main, monkeypatch, *TINY, "experiment=random", f"paths.results={tmp_path}")[0] == 0
     (made,) = tmp_path.glob("smoke/random-*/checkpoint.pt")
     expected = {

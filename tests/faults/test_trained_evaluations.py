@@ -25,13 +25,15 @@ from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import REQUEUE
 from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
 
-FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1")
+FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1",
+       "checkpointing.sync_every_steps=1")  # fmt: skip
 TRAINED = {
     "linear": ("eval=linear_imagenet", *FEW),
     "finetune": ("eval=lowshot_13", "protocol.subset.images_per_class=2", *FEW),
     "coco_detr": (
-        "eval=coco_detr", *FEW, "protocol.batch_size=30", "protocol.judge_every_epochs=2", "protocol.detector.layers=1",
-        "protocol.detector.channels=16", "protocol.views.scales_px=[32,40]", "protocol.views.test_px=32",
+        "eval=coco_detr", *FEW, "protocol.batch_size=30", "protocol.validate_every_epochs=2",
+        "protocol.transformer.num_layers=1", "protocol.transformer.hidden_dim=16",
+        "protocol.transforms.train_sizes_px=[32,40]", "protocol.transforms.test_size_px=32",
     ),
 }  # fmt: skip
 WITHOUT_WORKERS = ("cluster.num_workers=0", "cluster.num_threads=1")
@@ -55,7 +57,7 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def common(data: Path, trunk: Path) -> tuple[str, ...]:
-    return (f"checkpoint={trunk}", f"paths.data={data}", *WITHOUT_WORKERS)
+    return (f"checkpoint={trunk}", f"paths.data_root={data}", *WITHOUT_WORKERS)
 
 
 def outcome(results: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
@@ -75,7 +77,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     kind: str, killed_after: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed within an epoch and at the end of one; there are two steps in each."""
-    asked = (*TRAINED[kind], *common, "logging.checkpoint_every_seconds=0")
+    asked = (*TRAINED[kind], *common, "checkpointing.save_every_seconds=0")
     assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'whole'}")[0] == 0
 
     def kill(self: CheckpointManager, step: int) -> None:
@@ -107,7 +109,7 @@ def test_a_result_that_was_lost_after_the_last_checkpoint_is_written_again_with_
     shutil.copytree(data, mine)
     tested = mine / ("coco/val2017" if kind == "coco_detr" else "imagenet/val")
     min(tested.rglob("*.jpg")).write_bytes(b"no picture")
-    asked = (*TRAINED[kind], f"checkpoint={trunk}", f"paths.data={mine}", *WITHOUT_WORKERS, "on_bad_image=skip")
+    asked = (*TRAINED[kind], f"checkpoint={trunk}", f"paths.data_root={mine}", *WITHOUT_WORKERS, "on_bad_image=skip")
     assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")[0] == 0
     whole, _, _ = outcome(tmp_path)
     assert whole["counts"]["num_skipped_images"] == 1
@@ -138,7 +140,11 @@ def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: P
     # At its own learning rates a random network does not settle in six steps: any difference grows tenfold in each.
     lower: tuple[str, ...] = ("protocol.lr_trunk=0.0002", "protocol.lr_head=0.01") if kind == "finetune" else ()
     if kind == "coco_detr":  # each rank draws its own dropout, and pads its pictures only to the largest of its own
-        lower = ("protocol.detector.dropout=0", "protocol.views.crop_probability=0", "protocol.views.scales_px=[32]")
+        lower = (
+            "protocol.transformer.dropout=0",
+            "protocol.transforms.crop_probability=0",
+            "protocol.transforms.train_sizes_px=[32]",
+        )
     outcomes = []
     for processes in (1, 2):
         results = tmp_path / str(processes)
@@ -185,7 +191,7 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
     for more, expected in (
         ((), 2),  # train and val
         (("protocol.temperature=0.1",), 2),
-        (("protocol.pixels.resize_px=50",), 4),
+        (("protocol.center_crop.resize_px=50",), 4),
         (("precision=bf16",), 6),
     ):
         assert call(evaluate.main, monkeypatch, *asked, *more)[0] == 0
@@ -295,7 +301,7 @@ def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, da
     for path in (train[0], train[-1]):
         path.write_bytes(b"no picture")
     done = run(
-        "reproduce.evaluate", "eval=knn", f"checkpoint={trunk}", f"paths.data={mine}", *WITHOUT_WORKERS,
+        "reproduce.evaluate", "eval=knn", f"checkpoint={trunk}", f"paths.data_root={mine}", *WITHOUT_WORKERS,
         "logging.wandb=false", "on_bad_image=skip", f"paths.results={tmp_path}", processes=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -315,7 +321,7 @@ def test_shards_give_what_folders_give(
     own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
     results: list[dict[str, Any]] = []
-    for where in (f"paths.data={data}", f"paths.data={tmp_path / 'shards'}"):
+    for where in (f"paths.data_root={data}", f"paths.data_root={tmp_path / 'shards'}"):
         folder = tmp_path / str(len(results))
         asked = (*TRAINED.get(kind, (f"eval={kind}", "logging.wandb=false")), *common, where)
         layout = (f"data={tmp_path / 'own.yaml'}",) if results else ()
@@ -340,7 +346,13 @@ def test_broken_annotations_stop_a_run_or_are_counted(
     content["annotations"][1]["category_id"] = 2
     path.write_text(json.dumps(content))
     (tmp_path / "coco" / "val2017" / f"{7:012d}.jpg").unlink()
-    asked = (*TRAINED["coco_detr"], *common, f"paths.data={tmp_path}", f"paths.results={tmp_path}", "protocol.epochs=1")
+    asked = (
+        *TRAINED["coco_detr"],
+        *common,
+        f"paths.data_root={tmp_path}",
+        f"paths.results={tmp_path}",
+        "protocol.epochs=1",
+    )
     status, said = call(evaluate.main, monkeypatch, *asked)
     assert status == 2
     assert said.startswith(f"error: 2 broken annotations; the first: annotation 1 of {path} has a box without area: [")
@@ -372,7 +384,13 @@ def test_a_checkpoint_made_again_is_measured_from_the_start(
         home = tmp_path / f"{before}"
         file = home / "smoke" / name / "checkpoint.pt"
         file.parent.mkdir(parents=True)
-        asked = (*TRAINED[kind], f"checkpoint={name}", f"paths.data={data}", *WITHOUT_WORKERS, f"paths.results={home}")
+        asked = (
+            *TRAINED[kind],
+            f"checkpoint={name}",
+            f"paths.data_root={data}",
+            *WITHOUT_WORKERS,
+            f"paths.results={home}",
+        )
         if before:
             shutil.copy(trunk, file)
             assert call(evaluate.main, monkeypatch, *asked)[0] == 0

@@ -27,7 +27,8 @@ TINY = (
     "eval=voc_detection", "scale=smoke", "protocol.batch_size=4", f"{KEYS}.INPUT.MIN_SIZE_TRAIN=[32,48]",
     f"{KEYS}.INPUT.MIN_SIZE_TEST=32", f"{KEYS}.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=4", f"{KEYS}.SOLVER.MAX_ITER=4",
     f"{KEYS}.SOLVER.STEPS=[3]", f"{KEYS}.SOLVER.WARMUP_ITERS=2", f"{KEYS}.TEST.PRECISE_BN.NUM_ITER=2",
-    "logging.wandb=false", "logging.every_steps=1", "cluster.num_workers=0", "cluster.num_threads=1",
+    "logging.wandb=false", "logging.every_steps=1", "checkpointing.sync_every_steps=1",
+    "cluster.num_workers=0", "cluster.num_threads=1",
 )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def common(pictures: Path, trunk: Path) -> tuple[str, ...]:
-    return (*TINY, f"checkpoint={trunk}", f"paths.data={pictures}")
+    return (*TINY, f"checkpoint={trunk}", f"paths.data_root={pictures}")
 
 
 def outcome(results: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -156,7 +157,7 @@ def test_what_is_broken_is_named(broken: Path) -> None:
 def test_broken_data_stops_the_run_unless_told_to_go_on(
     broken: Path, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = (*common, f"paths.data={broken}", f"paths.results={tmp_path / 'results'}")
+    asked = (*common, f"paths.data_root={broken}", f"paths.results={tmp_path / 'results'}")
     status, said = call(evaluate.main, monkeypatch, *asked)
     assert status == EXIT_USAGE
     assert said.startswith("error: 6 broken annotations; the first: object ") and "SKIP_BAD_IMAGES=1" in said

@@ -41,7 +41,7 @@ def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
     """B.2 and Table 2 (which prints 188 for R50-w2: an erratum)."""
     network = compose("pretrain", [f"experiment={experiment}", "scale=paper"]).network
     with torch.device("meta"):
-        net = MultiCropNet(network.width, network.head_hidden, network.embedding, 3000, network.head_batchnorm)
+        net = MultiCropNet(network.width, network.head_hidden_dim, network.embedding_dim, 3000, network.head_batchnorm)
     outside = ("projection_head", "prototypes")
     count = sum(value.numel() for name, value in net.named_parameters() if not name.startswith(outside))
     assert round(count / 1e6, 1) == millions

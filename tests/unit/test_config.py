@@ -53,30 +53,41 @@ def test_a_wrong_evaluation_is_one_sentence(
 
 def test_the_papers_scale_changes_no_size() -> None:
     scale = compose("pretrain", ["experiment=swav_800ep", "scale=paper"]).scale
-    for sizes in (scale.width, scale.head_hidden, scale.px, scale.num_prototypes, scale.epochs):
+    for sizes in (scale.width, scale.head_hidden_dim, scale.size_px, scale.num_prototypes, scale.epochs):
         assert {key: float(key) for key in sizes} == {key: float(value) for key, value in sizes.items()}
 
 
 def test_the_recipe_of_swav_at_paper_scale() -> None:
     """A.1 and A.2."""
     cfg = compose("pretrain", ["experiment=swav_800ep", "scale=paper"])
-    assert (cfg.epochs, cfg.batch_size, cfg.network.head_hidden, cfg.network.embedding) == (800, 4096, 2048, 128)
-    assert [(view.num, view.size_px, list(view.area)) for view in cfg.crops.views] == [
+    assert (cfg.epochs, cfg.batch_size, cfg.network.head_hidden_dim, cfg.network.embedding_dim) == (
+        800,
+        4096,
+        2048,
+        128,
+    )
+    assert [(view.num, view.size_px, list(view.scale)) for view in cfg.crops.views] == [
         (2, 224, [0.14, 1.0]),
         (6, 96, [0.05, 0.14]),
     ]
     assert (cfg.method.num_prototypes, cfg.method.temperature, cfg.method.epsilon) == (3000, 0.1, 0.05)
     assert (cfg.optimizer.lr, cfg.optimizer.final_lr, cfg.optimizer.warmup_start_lr) == (4.8, 0.0048, 0.3)
     assert (cfg.optimizer.weight_decay, cfg.optimizer.momentum, cfg.optimizer.warmup_epochs) == (1e-6, 0.9, 10)
-    assert list(cfg.crops.normalize.std) == [0.228, 0.224, 0.225]
-    assert list(cfg.crops.augment.jitter) == [0.8, 0.8, 0.8, 0.2]
+    assert list(cfg.normalize.std) == [0.228, 0.224, 0.225]
+    assert list(cfg.crops.augment.color_jitter) == [0.8, 0.8, 0.8, 0.2]
 
 
 def test_equal_configs_are_one_run_wherever_and_however_it_runs() -> None:
     plain = compose("pretrain", [*SWAV])
     moved = compose(
         "pretrain",
-        [*SWAV, "paths.data=/elsewhere", "cluster.num_workers=4", "logging.wandb=false", "logging.group=table3-smoke"],
+        [
+            *SWAV,
+            "paths.data_root=/elsewhere",
+            "cluster.num_workers=4",
+            "logging.wandb=false",
+            "logging.wandb_group=table3-smoke",
+        ],
     )
     assert run_id(plain) == run_id(moved)
     assert run_dir(plain) == Path("results") / "smoke" / run_id(plain)

@@ -11,7 +11,7 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
 from tests.runs import call
 
-SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data=/nowhere")
+SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data_root=/nowhere")
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from reproduce.memory import memory, row
 
 
 def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
-    small = ["network.width=0.0625", "network.head_hidden=16", "network.embedding=8", "batch_size=8", "scale=smoke"]
+    small = [
+        "network.width=0.0625",
+        "network.head_hidden_dim=16",
+        "network.embedding_dim=8",
+        "batch_size=8",
+        "scale=smoke",
+    ]
     cfg = compose("pretrain", ["experiment=swav_800ep", *small])
     counted = memory(cfg, 2, activation_checkpointing=False)
 

@@ -12,13 +12,13 @@ VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
 def missing_data(cfg: DictConfig) -> list[str]:
-    """List what `cfg.dataset` lacks below `cfg.paths.data`, one phrase per missing folder or file; [] if complete."""
+    """List what `cfg.dataset` lacks below `cfg.paths.data_root`, a phrase per missing folder or file; [] if complete."""
     dataset = cfg.dataset
-    if not cfg.paths.data:
+    if not cfg.paths.data_root:
         return [
             f"no DATA given, the folder that contains {dataset.root} (make: DATA=DIR; python -m reproduce: --data DIR)"
         ]
-    data = Path(cfg.paths.data)
+    data = Path(cfg.paths.data_root)
     if not data.is_dir():
         return [f"DATA folder {data} does not exist"]
     if dataset.layout not in LAYOUTS:
@@ -32,8 +32,8 @@ def missing_data(cfg: DictConfig) -> list[str]:
     missing = [f"folder {root / name} is missing" for name in folders if not (root / name).is_dir()]
     if dataset.layout == "voc":
         missing += _missing_lists(root, dataset.train, dataset.val)
-    if dataset.get("also_train_root"):
-        extra = data / dataset.also_train_root
+    if dataset.get("extra_train_root"):
+        extra = data / dataset.extra_train_root
         missing += _missing_lists(extra, dataset.train) if extra.is_dir() else [f"folder {extra} is missing"]
     if dataset.layout == "coco":
         files = [root / "annotations" / f"instances_{split}.json" for split in (dataset.train, dataset.val)]

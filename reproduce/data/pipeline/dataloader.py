@@ -25,6 +25,7 @@ PREFETCH_BATCHES = 4
 def multicrop_batches(
     images: ImageList,
     recipe: Crops,
+    normalize: Normalize,
     sampler: StepSampler,
     *,
     num_workers: int,
@@ -36,7 +37,7 @@ def multicrop_batches(
     Each crop is `(B, 3, S, S)` float32, normalized, on `device`; channels-last in memory, the layout in which CPU and
     GPU convolutions are fastest.
     """
-    mean, std = _mean_and_std(recipe.normalize, device)
+    mean, std = _mean_and_std(normalize, device)
     dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
     loader = build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_multicrop)
     for batch in loader:

@@ -96,7 +96,7 @@ def multi_crop(
     height, width = image.shape[1:]
     out = []
     for view in views:
-        boxes = [random_crop_box(rng, width, height, view.area) for _ in range(view.num)]
+        boxes = [random_crop_box(rng, width, height, view.scale) for _ in range(view.num)]
         crops = torch.stack([crop_and_resize(image, box, view.size_px) for box in boxes])
         out.append((crops, torch.from_numpy(np.stack([draw_parameters(rng, augment) for _ in boxes]))))
     return out
@@ -136,12 +136,12 @@ def draw_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
     """Draw one crop's augmentation parameters, `(len(PARAMETERS),)` float32, distributed as in SimCLR (A.2)."""
     flip = float(rng.random() < augment.flip_probability)
     factors, order = [1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3]
-    if rng.random() < augment.jitter_probability:
-        *strengths, hue = augment.jitter
+    if rng.random() < augment.color_jitter_probability:
+        *strengths, hue = augment.color_jitter
         factors = [rng.uniform(max(0, 1 - strength), 1 + strength) for strength in strengths]
         factors.append(rng.uniform(-hue, hue))
         order = rng.permutation(4).tolist()
     gray = float(rng.random() < augment.grayscale_probability)
-    low, high = augment.blur_radius_px
+    low, high = augment.blur_sigma_px
     blur = rng.uniform(low, high) if rng.random() < augment.blur_probability else 0.0
     return np.array([flip, *factors, *order, gray, blur], dtype=np.float32)

@@ -52,7 +52,7 @@ class Run:
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
             if cfg.logging.wandb and not tracking.is_disabled():
-                group = cfg.logging.group or cfg.scale.name
+                group = cfg.logging.wandb_group or cfg.scale
                 self._tracker = Tracker(
                     self.folder, self.run_id, group, cfg.kind, identity(cfg), self.attempts.wandb_id
                 )
@@ -70,13 +70,13 @@ class Run:
         missing = catalog.missing_data(self.cfg)
         if missing:
             raise UserError(f"data is missing for {self.run_id}: {'; '.join(missing)}")
-        return Path(self.cfg.paths.data) / self.cfg.dataset.root
+        return Path(self.cfg.paths.data_root) / self.cfg.dataset.root
 
     def record_split(self, split: str, images: ImageList) -> None:
         """Record in the result which images a split has: its manifest's hash, and when data-verify last checked it."""
         if not is_main():
             return
-        data, dataset = Path(self.cfg.paths.data), to_dataclass(self.cfg.dataset, Dataset, "dataset")
+        data, dataset = Path(self.cfg.paths.data_root), to_dataclass(self.cfg.dataset, Dataset, "dataset")
         found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
@@ -166,7 +166,7 @@ def run_entry_point(kind: Kind, body: Callable[[DictConfig, Run, Preemption], No
     torch.set_num_threads(cfg.cluster.num_threads)
     with process_group():
         try:
-            with run_context(cfg) as run, Preemption(cfg.logging.every_steps) as preemption:
+            with run_context(cfg) as run, Preemption(cfg.checkpointing.sync_every_steps) as preemption:
                 body(cfg, run, preemption)
         except Preempted as stop:
             if is_main():

@@ -62,7 +62,11 @@ def manifests(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) -> 
             **({"subdomain": name} if nodes > 1 else {}),
             **({"nodeSelector": _labels(site["node_selector"])} if site["node_selector"] else {}),
             **({"priorityClassName": site["priority_class"]} if site["priority_class"] else {}),
-            **({"tolerations": [{"key": site["gpu"], "operator": "Exists"}]} if cluster["gpus_per_process"] else {}),
+            **(
+                {"tolerations": [{"key": site["gpu_resource"], "operator": "Exists"}]}
+                if cluster["gpus_per_process"]
+                else {}
+            ),
             "containers": [_container(run, cluster, data)],
             "volumes": list(_volumes(site)),
         },
@@ -101,7 +105,7 @@ def _container(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) ->
     gpus = run["num_processes"] // nodes * cluster["gpus_per_process"]
     memory = {"memory": f"{site['memory_gb']:g}G"} if site["memory_gb"] else {}
     meet = [("MASTER_ADDR", f"{name}-0.{name}"), ("MASTER_PORT", str(PORT))] if nodes > 1 else []
-    place = Path(site["folder"])
+    place = Path(site["workdir"])
     mounts: list[dict[str, Any]] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]  # noqa: S108  # the pods' own
     if site["results_claim"]:
         mounts += [
@@ -119,7 +123,7 @@ def _container(run: Mapping[str, Any], cluster: Mapping[str, Any], data: str) ->
         **({"envFrom": [{"secretRef": {"name": site["secret"]}}]} if site["secret"] else {}),
         "resources": {
             "requests": {"cpu": str(cpus(run, cluster)), **memory},
-            "limits": {**memory, **({site["gpu"]: gpus} if gpus else {})},
+            "limits": {**memory, **({site["gpu_resource"]: gpus} if gpus else {})},
         },
         "volumeMounts": mounts,
     }

@@ -36,7 +36,7 @@ class Job:
 def arguments(cluster: Mapping[str, Any], state: Path) -> list[str]:
     """Options of Snakemake, whose own folder is `state`."""
     return [
-        *("--executor", "slurm", "--jobs", str(cluster["num_jobs"]), "--latency-wait", "120"),
+        *("--executor", "slurm", "--jobs", str(cluster["max_jobs"]), "--latency-wait", "120"),
         *(
             "--slurm-requeue",
             "--slurm-keep-successful-logs",
@@ -58,18 +58,22 @@ def resources(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, A
     """What the executor asks SLURM for, as Snakemake's resources."""
     site = cluster["slurm"]
     alone = run["kind"] == "measure"  # it measures time: nothing may run beside it
-    extra = ["--ntasks-per-node=1", f"--signal=USR1@{site['save_seconds']}", *(["--exclusive"] if alone else [])]
+    extra = [
+        "--ntasks-per-node=1",
+        f"--signal=USR1@{site['signal_before_end_seconds']}",
+        *(["--exclusive"] if alone else []),
+    ]
     asked = {
         "nodes": run["num_nodes"],
         "cpus_per_task": cpus(run, cluster),
         "mem_mb": round(1000 * site["memory_gb"]),  # 0 takes back what Snakemake would ask for by itself
-        "slurm_extra": " ".join([*extra, site["extra"]]).strip(),
+        "slurm_extra": " ".join([*extra, site["extra_args"]]).strip(),
         # Where this stands, the executor puts no srun around the run's keeper; false, so it asks for no MPI either.
         "mpi": 0,
     }
     gpus = run["num_processes"] // run["num_nodes"] * cluster["gpus_per_process"]
-    asked |= {"gres": f"{site['gpu']}:{gpus}"} if gpus else {"tasks": run["num_nodes"]}
-    asked |= {"runtime": max(1, round(60 * site["hours"]))} if site["hours"] else {}
+    asked |= {"gres": f"{site['gres']}:{gpus}"} if gpus else {"tasks": run["num_nodes"]}
+    asked |= {"runtime": max(1, round(60 * site["time_limit_hours"]))} if site["time_limit_hours"] else {}
     names = {"partition": "slurm_partition", "account": "slurm_account", "qos": "qos", "constraint": "constraint"}
     return asked | {theirs: site[ours] for ours, theirs in names.items() if site[ours]}
 
@@ -85,7 +89,7 @@ def command(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
 
     Where they are several they meet at this one, which is the job's first. srun sends on the signals that it gets.
     """
-    nodes, container = run["num_nodes"], shlex.split(cluster["slurm"]["container"])
+    nodes, container = run["num_nodes"], shlex.split(cluster["slurm"]["container_command"])
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={cpus(run, cluster)}"]
     step += ["--kill-on-bad-exit=0", f"--wait={LAST_WAIT_SECONDS}"]
     if nodes > 1:

@@ -134,7 +134,7 @@ def _executor(plan: Plan, cores: int, num_gpus: int) -> list[str]:
     if plan.cluster["executor"] == "slurm":
         return slurm.arguments(plan.cluster, STATE.resolve())
     gpus_to_share = ["--resources", f"gpus={num_gpus}"] if num_gpus else []
-    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["num_jobs"]), *gpus_to_share]
+    return ["--cores", str(cores if plan.cluster["executor"] == "local" else plan.cluster["max_jobs"]), *gpus_to_share]
 
 
 def _command(plan_file: Path, executor: list[str], retries: int) -> list[str]:

@@ -60,9 +60,9 @@ def _make(request: Request, chosen: dict[str, Table], asked: list[Claim]) -> Pla
     runs: dict[str, Run] = {}
     cells: list[Cell] = []
     for name, table in chosen.items():
-        maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={name}-{request.scale}"])
+        maker = _Maker(request, composer, runs, [*_where(data), f"logging.wandb_group={name}-{request.scale}"])
         cells += _released_cells(maker, table) if request.source == "released" else _trained_cells(maker, table)
-    maker = _Maker(request, composer, runs, [*_where(data), f"logging.group={claims.TARGET}-{request.scale}"])
+    maker = _Maker(request, composer, runs, [*_where(data), f"logging.wandb_group={claims.TARGET}-{request.scale}"])
     for claim in asked:
         cells += _claims_cells(maker, claim)
     own_pictures = catalogue == composer.catalogue([f"scale={request.scale}"])
@@ -219,7 +219,7 @@ def one(request: Request, kind: Kind, choice: str, checkpoint: str = "", overrid
 
 
 def _where(data: str) -> list[str]:
-    return [f"paths.data={quoted(data)}"] if data else []
+    return [f"paths.data_root={quoted(data)}"] if data else []
 
 
 def data_folder(request: Request, catalogue: dict[str, str]) -> tuple[str, str]:

@@ -283,7 +283,7 @@ class _Pricing:
 
 def lacking(plan: Plan, run: Run) -> list[str]:
     """What of a run's data is not there, without composing its config again."""
-    has = {"dataset": run.work.dataset, "paths": {"data": plan.data}, "data": {"name": run.catalogue}}
+    has = {"dataset": run.work.dataset, "paths": {"data_root": plan.data}, "data": {"name": run.catalogue}}
     return catalog.missing_data(OmegaConf.create(has))
 
 

@@ -36,14 +36,14 @@ def of(cfg: DictConfig) -> Work:
     dataset: Any = OmegaConf.to_container(cfg.dataset)
     if cfg.kind == "evaluate":
         protocol = cfg.protocol
-        pixels = protocol.pixels.crop_px**2 if "pixels" in protocol else 0
+        pixels = protocol.center_crop.crop_px**2 if "center_crop" in protocol else 0
         public = str(cfg.checkpoint).startswith(entries.PREFIX)
         width = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
         return Work(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method
     trunk_out = round(2048 * network.width)
-    layers = [trunk_out, *([network.head_hidden] if network.head_hidden else []), network.embedding]
+    layers = [trunk_out, *([network.head_hidden_dim] if network.head_hidden_dim else []), network.embedding_dim]
     return Work(
         method=method.name,
         epochs=cfg.epochs,
@@ -53,6 +53,6 @@ def of(cfg: DictConfig) -> Work:
         dataset=dataset,
         width=network.width,
         head_weights=sum(a * b for a, b in itertools.pairwise(layers))
-        + network.embedding * method.get("num_prototypes", 0),
-        queue_numbers=2 * network.embedding * method.get("queue_length", 0),
+        + network.embedding_dim * method.get("num_prototypes", 0),
+        queue_numbers=2 * network.embedding_dim * method.get("queue_length", 0),
     )

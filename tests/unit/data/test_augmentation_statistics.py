@@ -40,7 +40,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
         Image.fromarray(coarse).resize((72, 54), Image.Resampling.BICUBIC).save(tmp_path / "only" / f"{number}.png")
     pictures = read_image_folder(tmp_path)
     batches = multicrop_batches(
-        pictures, Crops("", [View(1, SIZE_PX, AREA)], FULL, Normalize([0.0] * 3, [1.0] * 3)),
+        pictures, Crops("", [View(1, SIZE_PX, AREA)], FULL), Normalize([0.0] * 3, [1.0] * 3),
         StepSampler(NUM_PICTURES, NUM_PICTURES, NUM_EPOCHS, seed=0),
         num_workers=0, device=torch.device("cpu"), on_unreadable=lambda _: None,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
         [
             transforms.RandomResizedCrop(SIZE_PX, AREA),
             transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(*FULL.jitter)], 0.8),
+            transforms.RandomApply([transforms.ColorJitter(*FULL.color_jitter)], 0.8),
             transforms.RandomGrayscale(0.2),
             transforms.ToTensor(),
             transforms.RandomApply(blur, 0.5),
@@ -70,7 +70,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
 def test_jitter_is_distributed_as_torchvisions() -> None:
     """Each factor, the order of the four operations, and the blur's radius; by Kolmogorov-Smirnov, or by counts."""
     torch.manual_seed(0)
-    brightness, contrast, saturation, hue = FULL.jitter
+    brightness, contrast, saturation, hue = FULL.color_jitter
     ranges = ([1 - brightness, 1 + brightness], [1 - contrast, 1 + contrast], [1 - saturation, 1 + saturation])
     theirs = [transforms.ColorJitter.get_params(*ranges, [-hue, hue]) for _ in range(3000)]
     rows = np.stack([draw_parameters(rng_for(0, 0, index), FULL) for index in range(4000)])

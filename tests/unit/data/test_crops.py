@@ -209,7 +209,7 @@ def test_colours_are_drawn_as_torchvision_draws_them() -> None:
     from scipy.stats import ks_2samp
 
     torch.manual_seed(0)
-    jitter = ColorJitter(*FULL.jitter)
+    jitter = ColorJitter(*FULL.color_jitter)
     drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(4000)]
     theirs = np.array([factors for _, *factors in drawn])
     rows = np.stack([draw_parameters(rng_for(2, 0, index), FULL) for index in range(5000)])
@@ -227,7 +227,7 @@ def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures:
     def batches(num_workers: int, first_step: int = 0) -> list[list[torch.Tensor]]:
         sampler = StepSampler(len(pictures), 4, epochs=2, seed=5, first_step=first_step)
         made = multicrop_batches(
-            pictures, Crops("", VIEWS, FULL, Normalize([0.5] * 3, [0.2] * 3)), sampler,
+            pictures, Crops("", VIEWS, FULL), Normalize([0.5] * 3, [0.2] * 3), sampler,
             num_workers=num_workers, device=torch.device("cpu"), on_unreadable=lambda _: None,
         )  # fmt: skip
         return [crops for crops, _ in made]

@@ -91,7 +91,7 @@ class Queued(Method):
 def test_for_method_suspends_at_start_resume_and_loss_jump(
     first_step: int, suspended: range, first_checked: int
 ) -> None:
-    settings = schema.Sentinel(patience_epochs=2)
+    settings = schema.Collapse(patience_epochs=2)
     detector = CollapseDetector.for_method(Queued(), settings, steps_per_epoch=10, first_step=first_step)
     for step in suspended:
         detector.update(step, PLATEAU)

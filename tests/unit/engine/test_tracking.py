@@ -84,7 +84,7 @@ def test_disabled_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tracking.log_table("table7", "smoke", tmp_path, ["row"], [["SwAV"]])
     assert not list(tmp_path.iterdir())
     tiny_pictures(tmp_path / "data")
-    paths = [f"paths.data={tmp_path / 'data'}", f"paths.results={tmp_path / 'results'}"]
+    paths = [f"paths.data_root={tmp_path / 'data'}", f"paths.results={tmp_path / 'results'}"]
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]
     done = run("reproduce.pretrain", *overrides, "experiment=random", *paths)
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_a_key_without_a_network_costs_a_moment_and_is_written_nowhere(tmp_path:
         "reproduce.pretrain",
         *overrides,
         "experiment=random",
-        f"paths.data={tmp_path / 'data'}",
+        f"paths.data_root={tmp_path / 'data'}",
         f"paths.results={tmp_path / 'results'}",
         WANDB_API_KEY=KEY,
         WANDB_BASE_URL="http://127.0.0.1:9",

@@ -76,7 +76,7 @@ def test_a_training_view_shows_its_boxes_and_keeps_within_its_sizes() -> None:
         seen = training_view(image, boxes, labels, VIEWS, np.random.default_rng(number))
         height, width = seen.pixels.shape[1:]
         shapes.add(min(height, width))
-        assert max(height, width) <= VIEWS.max_px
+        assert max(height, width) <= VIEWS.max_size_px
         assert seen.labels.tolist() == [4]
         expected = seen_box(Image.fromarray(seen.pixels.transpose(1, 2, 0)))
         assert seen.boxes[0] == pytest.approx(expected, abs=1.5)  # resampled edges are soft

@@ -22,7 +22,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.errors import TrainingFailed
 
 WIDTH = 0.25
-SIZE = Size(layers=2, channels=32, heads=4, hidden=48, queries=7, dropout=0.1)
+SIZE = Size(num_layers=2, hidden_dim=32, num_heads=4, feedforward_dim=48, num_queries=7, dropout=0.1)
 WEIGHTS = Weights(classes=1, l1=5, giou=2, no_object=0.1)
 STAGE = "model.backbone.model.encoder.stages"
 NAMES = {
@@ -93,12 +93,12 @@ def ours() -> Detr:
 def test_inference_equals_the_librarys(ours: Detr) -> None:
     channels = [round(side * WIDTH) for side in (256, 512, 1024, 2048)]
     of_trunk: dict[str, Any] = {"hidden_sizes": channels, "out_features": ["stage4"]}
-    of_detr: dict[str, Any] = {"num_queries": SIZE.queries, "num_labels": 5, "d_model": SIZE.channels}
+    of_detr: dict[str, Any] = {"num_queries": SIZE.num_queries, "num_labels": 5, "d_model": SIZE.hidden_dim}
     for part in ("encoder", "decoder"):
         of_detr |= {
-            f"{part}_layers": SIZE.layers,
-            f"{part}_attention_heads": SIZE.heads,
-            f"{part}_ffn_dim": SIZE.hidden,
+            f"{part}_layers": SIZE.num_layers,
+            f"{part}_attention_heads": SIZE.num_heads,
+            f"{part}_ffn_dim": SIZE.feedforward_dim,
         }
     config = DetrConfig(backbone_config=ResNetConfig(embedding_size=channels[0] // 4, **of_trunk), **of_detr)
     oracle: nn.Module = DetrForObjectDetection(config)
@@ -141,8 +141,10 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
     assert [learning_rates(protocol, epoch) for epoch in (0, 199)] == [[1e-4, 5e-5]] * 2
     assert [learning_rates(protocol, epoch) for epoch in (200, 299)] == [pytest.approx([1e-5, 5e-6])] * 2
     assert (protocol.epochs, protocol.batch_size, protocol.clip_norm) == (300, 64, 0.1)
-    assert protocol.detector == Size(layers=6, channels=256, heads=8, hidden=2048, queries=100, dropout=0.1)
-    assert protocol.weights == WEIGHTS
+    assert protocol.transformer == Size(
+        num_layers=6, hidden_dim=256, num_heads=8, feedforward_dim=2048, num_queries=100, dropout=0.1
+    )
+    assert protocol.loss_weights == WEIGHTS
 
 
 def test_the_transformer_starts_as_the_original_does() -> None:

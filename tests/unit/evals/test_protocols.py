@@ -95,7 +95,9 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
 
 
 def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
-    protocol = voc07_svm.ProtocolConfig("voc07_svm", num_folds=3, costs=[0.1, 1.0], pixels=CenterCropConfig(64, 64))
+    protocol = voc07_svm.ProtocolConfig(
+        "voc07_svm", num_folds=3, costs=[0.1, 1.0], center_crop=CenterCropConfig(64, 64)
+    )
     rng = np.random.default_rng(0)
     rows, test = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
     labels, truth = (np.where(x[:, 0] + x[:, 1] > 0.4, 1, -1) for x in (rows, test))
@@ -113,12 +115,14 @@ def test_topk_correct() -> None:
 
 
 def test_schedules_of_the_paper() -> None:
-    places = ProtocolConfig("linear", 28, 256, 0.01, 0.9, 1e-4, "steps", [0.25, 0.5, 0.75], CenterCropConfig(256, 224))
+    places = ProtocolConfig(
+        "linear", 28, 256, 256, 0.01, 0.9, 1e-4, "steps", [0.25, 0.5, 0.75], CenterCropConfig(256, 224)
+    )
     rates = [learning_rate(places, epoch) for epoch in range(28)]
     drops = [epoch for epoch in range(1, 28) if rates[epoch] < rates[epoch - 1]]
     assert drops == [7, 14, 21]
     assert rates[-1] == pytest.approx(1e-5)
-    imagenet = ProtocolConfig("linear", 100, 256, 0.3, 0.9, 1e-6, "cosine", [], CenterCropConfig(256, 224))
+    imagenet = ProtocolConfig("linear", 100, 256, 256, 0.3, 0.9, 1e-6, "cosine", [], CenterCropConfig(256, 224))
     assert [learning_rate(imagenet, epoch) for epoch in (0, 50)] == pytest.approx([0.3, 0.15])
 
 

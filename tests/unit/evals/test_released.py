@@ -48,7 +48,8 @@ def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 ASKED = (
-    "eval=knn", "checkpoint=released:moco_v1_200ep", "data=generated", "paths.data=pictures", "logging.wandb=false",
+    "eval=knn", "checkpoint=released:moco_v1_200ep", "data=generated", "paths.data_root=pictures",
+    "logging.wandb=false",
     "cluster.num_workers=0", "protocol.num_neighbors=[1]",
 )  # fmt: skip
 

@@ -90,7 +90,7 @@ def test_the_recipe_to_the_letter() -> None:
     assert (cfg.INPUT.MIN_SIZE_TEST, rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (800, 6000, 1000)
     assert (solver.MAX_ITER, list(solver.STEPS), solver.BASE_LR) == (24000, [18000, 22000], 0.1)
     assert (cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER) == (True, 200)
-    assert protocol("paper").batch_size == protocol("paper").lr_batch_size == 16
+    assert protocol("paper").batch_size == protocol("paper").base_batch_size == 16
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=solver.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
     expected = {0: 0.0333, 500: 0.06665, 1000: 0.1, 17999: 0.1, 18000: 0.01, 21999: 0.01, 22000: 0.001, 23999: 0.001}

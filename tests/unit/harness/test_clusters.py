@@ -21,7 +21,13 @@ from reproduce.harness.plan.model import Plan, Request, Run
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kubernetes.yaml"
 EIGHT_NODES = ("num_processes=64", "processes_per_node=8", "num_threads=4")
-SITE = ("slurm.partition=gpu", "slurm.account=vision", "slurm.gpu='gpu:a100'", "slurm.hours=24", "slurm.memory_gb=500")
+SITE = (
+    "slurm.partition=gpu",
+    "slurm.account=vision",
+    "slurm.gres='gpu:a100'",
+    "slurm.time_limit_hours=24",
+    "slurm.memory_gb=500",
+)
 
 
 def planned(cluster: str, *options: str) -> Plan:
@@ -54,7 +60,7 @@ def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checko
 
 
 def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
-    plan = planned("slurm", *EIGHT_NODES, *SITE, "slurm.extra='--reservation=june'")
+    plan = planned("slurm", *EIGHT_NODES, *SITE, "slurm.extra_args='--reservation=june'")
     assert slurm.resources(as_read(plan, "swav_800ep"), plan.cluster) == {
         "nodes": 8,
         "cpus_per_task": 32,
@@ -81,7 +87,7 @@ def test_a_measurement_has_its_machine_to_itself() -> None:
 
 def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "first")
-    plan = planned("slurm", *EIGHT_NODES, "slurm.container='apptainer exec --nv swav.sif'")
+    plan = planned("slurm", *EIGHT_NODES, "slurm.container_command='apptainer exec --nv swav.sif'")
     words = slurm.command(as_read(plan, "swav_800ep"), plan.cluster)
     assert words[:4] == ["srun", "--nodes=8", "--ntasks=8", "--cpus-per-task=32"]
     assert any(word.startswith("--export=ALL,MASTER_ADDR=first,MASTER_PORT=") for word in words)

@@ -31,7 +31,7 @@ def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: 
     assert {"SwAV", "MoCov2", "Supervised", "SimCLR"} <= {cell.row for cell in plan.cells}
     swav = next(run for run in plan.runs.values() if run.of == "released:swav_800ep" and run.name == "voc07_svm")
     assert "checkpoint='released:swav_800ep'" in swav.overrides
-    assert "normalize=released" in swav.overrides
+    assert "normalize=swav" in swav.overrides
     moco = next(run for run in plan.runs.values() if run.of.startswith("released:moco_v2"))
     assert "normalize=imagenet" in moco.overrides
 

@@ -93,7 +93,7 @@ def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None
     odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
     plan = build.make(Request(("table7",), "smoke", data=odd))
     for run in plan.runs.values():
-        assert compose(run.kind, run.overrides).paths.data == odd
+        assert compose(run.kind, run.overrides).paths.data_root == odd
 
 
 def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:

@@ -16,10 +16,10 @@ from reproduce.errors import UserError
 NO_LABELS = torch.zeros(0)
 
 
-def started(head_hidden: int | None = 16, **changes: float) -> Moco:
+def started(head_hidden_dim: int | None = 16, **changes: float) -> Moco:
     """A queue of three batches of four."""
     torch.manual_seed(0)
-    net = MultiCropNet(0.0625, head_hidden, 8, head_batchnorm=False, blocks=(1, 1, 1, 1))
+    net = MultiCropNet(0.0625, head_hidden_dim, 8, head_batchnorm=False, blocks=(1, 1, 1, 1))
     values = {"queue_length": 12, "momentum": 0.9, "temperature": 0.2, **changes}
     method = Moco(MocoConfig("moco", **values), net, 8, 4)  # type: ignore[arg-type]
     method.on_train_start(net, StepSampler(8, 4, epochs=2, seed=0), [])
@@ -81,7 +81,7 @@ def test_a_batch_of_keys_takes_the_place_of_the_oldest() -> None:
 
 
 def test_a_head_without_a_hidden_layer_is_linear() -> None:
-    net = started(head_hidden=None).net
+    net = started(head_hidden_dim=None).net
     assert [type(layer).__name__ for layer in net.projection_head] == ["Linear"]
     assert net([torch.randn(4, 3, 32, 32)])[0].shape == (4, 8)
 
