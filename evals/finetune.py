@@ -1,4 +1,4 @@
-"""The whole network finetuned on few labels: 1% and 10% of ImageNet (A.4), 13 and 128 pictures a class (B.5)."""
+"""Finetuning of the whole network on few labels: 1% and 10% of ImageNet (A.4), 13 and 128 images a class (B.5)."""
 
 import hashlib
 import re
@@ -19,17 +19,17 @@ from reproduce.errors import UserError
 
 IMAGENET_CLASS = re.compile(r"n\d{8}")
 NUM_IMAGENET_CLASSES = 1000
-DRAW_SEED = 0
-"""Of drawn subsets: one draw for all runs, as a published list is one for all."""
-FEWEST_PER_CLASS = 13
-"""A share of a smaller set is no less than what 1% of ImageNet is, where a class has as many."""
+SUBSET_SEED = 0
+"""Seeds the draw of a subset, which is the same for all runs, as a published list would be."""
+MIN_PER_CLASS = 13
+"""1% of ImageNet is 13 images a class; a fraction of a smaller dataset has as many, if the class does."""
 
 
 @dataclass
-class Subset:
-    """Which of the training pictures have labels: a share of every class, or so many pictures of every class.
+class LabeledSubset:
+    """Which training images are labeled: a fraction of every class, or a number of images of every class.
 
-    On ImageNet a share is the published list `file` (names, one a line), which lies in the set's own folder.
+    On ImageNet a fraction is the published list `file` (one name per line), below the dataset's folder.
     """
 
     fraction: float | None = None
@@ -40,9 +40,9 @@ class Subset:
 
 @dataclass
 class ProtocolConfig:
-    """conf/eval/semisup_*.yaml and lowshot_*.yaml. `milestones` are shares of the epochs.
+    """The keys of conf/eval/semisup_*.yaml and lowshot_*.yaml. `milestones` are fractions of the epochs.
 
-    The learning rates are for a batch of `base_batch_size`; another `batch_size` scales them in proportion.
+    Learning rates are for a batch of `base_batch_size`; another `batch_size` scales them in proportion.
     """
 
     name: str
@@ -55,17 +55,17 @@ class ProtocolConfig:
     milestones: list[float]
     momentum: float
     weight_decay: float
-    subset: Subset
+    subset: LabeledSubset
     center_crop: CenterCropConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`.
+    """Return top-1 and top-5 in percent of the last and of the best epoch; see `train_classifier`.
 
-    Trunk and head train at learning rates of their own, BatchNorm on the batch's statistics over all ranks.
+    Trunk and head have their own learning rates. BatchNorm uses the statistics of the whole batch, over all ranks.
     """
-    everything, val = context.train_and_val()
-    train = labelled(everything, protocol.subset, context.root)
+    all_train, val = context.train_and_val()
+    train = select_labeled(all_train, protocol.subset, context.root)
     context.run.provenance["subset_sha256"] = train.sha256()
     context.run.counts["num_train_images"] = len(train)
     torch.manual_seed(context.cfg.seed)
@@ -90,7 +90,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
 
 
 def learning_rates(protocol: ProtocolConfig, epoch: int) -> tuple[float, float]:
-    """The epoch's learning rates of trunk and head, for a batch of `base_batch_size`."""
+    """Return the learning rates of trunk and head in an epoch, for a batch of `base_batch_size`."""
     trunk, head = (
         multistep_lr(epoch, protocol.epochs, lr, protocol.milestones, protocol.lr_factor)
         for lr in (protocol.lr_trunk, protocol.lr_head)
@@ -98,48 +98,48 @@ def learning_rates(protocol: ProtocolConfig, epoch: int) -> tuple[float, float]:
     return trunk, head
 
 
-def labelled(pictures: ImageList, subset: Subset, root: Path) -> ImageList:
-    """The pictures of a subset, in their order; ImageNet's from its list, others by one seeded draw for each class.
+def select_labeled(images: ImageList, subset: LabeledSubset, root: Path) -> ImageList:
+    """Return the labeled images in the list's order: ImageNet's from the published list, else a seeded draw per class.
 
-    Raises `UserError` where the list is not there, is another, or names what is not there, and where a class is too
-    small.
+    Raises `UserError` if the list is missing, differs from the published one or names images that do not exist, and if
+    a class is too small.
     """
-    imagenet = len(pictures.classes) == NUM_IMAGENET_CLASSES and all(map(IMAGENET_CLASS.fullmatch, pictures.classes))
-    if subset.file and imagenet:
-        return _listed(pictures, root / subset.file, subset.sha256)
+    is_imagenet = len(images.classes) == NUM_IMAGENET_CLASSES and all(map(IMAGENET_CLASS.fullmatch, images.classes))
+    if subset.file and is_imagenet:
+        return _read_listed(images, root / subset.file, subset.sha256)
     if subset.fraction is not None:
-        wanted = max(round(subset.fraction * len(pictures) / len(pictures.classes)), FEWEST_PER_CLASS)
-        fewest = 1
+        num_wanted = max(round(subset.fraction * len(images) / len(images.classes)), MIN_PER_CLASS)
+        num_required = 1
     else:
         assert subset.images_per_class is not None
-        wanted = fewest = subset.images_per_class
-    labels = np.array(pictures.labels)
-    rng = np.random.default_rng(DRAW_SEED)
-    chosen: list[int] = []
-    for number, name in enumerate(pictures.classes):
-        of_class = np.flatnonzero(labels == number)
-        if len(of_class) < fewest:
+        num_wanted = num_required = subset.images_per_class
+    labels = np.array(images.labels)
+    rng = np.random.default_rng(SUBSET_SEED)
+    selected: list[int] = []
+    for label, name in enumerate(images.classes):
+        candidates = np.flatnonzero(labels == label)
+        if len(candidates) < num_required:
             raise UserError(
-                f"class {name} of {root} has {len(of_class)} training pictures, and this protocol takes {fewest} of "
-                "each class: give more, or lower protocol.subset.images_per_class"
+                f"class {name} of {root} has {len(candidates)} training images, and this protocol needs {num_required} "
+                "of each class: add images, or lower protocol.subset.images_per_class"
             )
-        chosen += sorted(rng.permutation(of_class)[:wanted].tolist())
-    return pictures.subset(chosen)
+        selected += sorted(rng.permutation(candidates)[:num_wanted].tolist())
+    return images.subset(selected)
 
 
-def _listed(pictures: ImageList, path: Path, sha256: str | None) -> ImageList:
-    where = f"SimCLR's list {path.name} (github.com/google-research/simclr, imagenet_subsets)"
+def _read_listed(images: ImageList, path: Path, sha256: str | None) -> ImageList:
+    source = f"SimCLR's list {path.name} (github.com/google-research/simclr, imagenet_subsets)"
     if not path.is_file():
-        raise UserError(f"list {path} is not there: put {where} at that place")
+        raise UserError(f"list {path} is missing: put {source} there")
     content = path.read_bytes()
     if sha256 not in (None, hashlib.sha256(content).hexdigest()):
-        raise UserError(f"list {path} is not the one that the paper used (another SHA-256): put {where} in its place")
-    at = {picture.rsplit("/", 1)[-1]: index for index, picture in enumerate(pictures.paths)}
+        raise UserError(f"list {path} is not the one that the paper used (its SHA-256 differs): replace it by {source}")
+    index_of = {image.rsplit("/", 1)[-1]: index for index, image in enumerate(images.paths)}
     names = content.decode().split()
-    gone = [name for name in names if name not in at]
-    if gone:
+    missing = [name for name in names if name not in index_of]
+    if missing:
         raise UserError(
-            f"{len(gone)} of the {len(names)} pictures that {path} names are not among the training pictures of "
-            f"{path.parent}, e.g. {gone[0]}: restore them from ImageNet's archive"
+            f"{len(missing)} of the {len(names)} images that {path} names are not among the training images of "
+            f"{path.parent}, e.g. {missing[0]}: restore them from ImageNet's archive"
         )
-    return pictures.subset(sorted(at[name] for name in names))
+    return images.subset(sorted(index_of[name] for name in names))

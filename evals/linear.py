@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, trained by SGD on augmented pictures (A.3, A.5)."""
+"""A linear classifier on frozen features, trained by SGD on augmented images (A.3, A.5)."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ SCHEDULES = ("cosine", "steps")
 
 @dataclass
 class ProtocolConfig:
-    """conf/eval/linear_*.yaml. `milestones` are shares of the epochs, for schedule `steps`.
+    """The keys of conf/eval/linear_*.yaml. `milestones` are fractions of the epochs, for schedule `steps`.
 
     `lr` is for a batch of `base_batch_size`; another `batch_size` scales it in proportion.
     """
@@ -35,30 +35,31 @@ class ProtocolConfig:
     center_crop: CenterCropConfig
 
 
-class Probe(nn.Module):
-    """A linear classifier on a trunk that stands still, in evaluation mode even while the classifier trains."""
+class LinearProbe(nn.Module):
+    """A linear classifier on a frozen trunk, which stays in eval mode even while the classifier trains."""
 
     def __init__(self, trunk: ResNet, classifier: nn.Linear) -> None:
         super().__init__()
         self.trunk, self.classifier = trunk.requires_grad_(False), classifier
 
-    def train(self, mode: bool = True) -> "Probe":
-        """Switch the classifier only."""
+    def train(self, mode: bool = True) -> "LinearProbe":
+        """Switch the mode of the classifier only."""
         super().train(mode)
         self.trunk.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` of images `(N, 3, H, W)`."""
+        """Return logits `(N, num_classes)` of images `(N, 3, H, W)`."""
         with torch.no_grad():
-            rows = self.trunk(images)
-        return self.classifier(rows)
+            features = self.trunk(images)
+        return self.classifier(features)
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """Top-1 and top-5 in percent of the last epoch, and of the best on the validation set: see `train_classifier`."""
+    """Return top-1 and top-5 in percent of the last and of the best epoch; see `train_classifier`."""
     if protocol.schedule not in SCHEDULES:
-        raise UserError(f"there is no schedule {protocol.schedule!r}: {did_you_mean(protocol.schedule, SCHEDULES)}")
+        hint = did_you_mean(protocol.schedule, SCHEDULES)
+        raise UserError(f"unknown protocol.schedule {protocol.schedule!r}: {hint}")
     train, val = context.train_and_val()
     torch.manual_seed(context.cfg.seed)
     classifier = nn.Linear(trunk.num_features, len(train.classes)).to(device())
@@ -69,7 +70,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     )
     scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     return train_classifier(
-        Probe(trunk, classifier),
+        LinearProbe(trunk, classifier),
         {"classifier": classifier},
         optimizer,
         lambda epoch: [learning_rate(protocol, epoch) * scale],
@@ -83,7 +84,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
 
 
 def learning_rate(protocol: ProtocolConfig, epoch: int) -> float:
-    """The epoch's learning rate, for a batch of `base_batch_size`."""
+    """Return the learning rate of an epoch, for a batch of `base_batch_size`."""
     if protocol.schedule == "cosine":
         return epoch_cosine_lr(epoch, protocol.epochs, protocol.lr)
     return multistep_lr(epoch, protocol.epochs, protocol.lr, protocol.milestones)

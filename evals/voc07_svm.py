@@ -22,12 +22,12 @@ from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 
 LENGTH_FLOOR = 1e-5
-"""Added to a feature's length before dividing by it."""
+"""Added to a feature's length before it is divided by that."""
 
 
 @dataclass
 class ProtocolConfig:
-    """conf/eval/voc07_svm.yaml."""
+    """The keys of conf/eval/voc07_svm.yaml. `costs` are the values of C to choose from."""
 
     name: str
     num_folds: int
@@ -36,116 +36,117 @@ class ProtocolConfig:
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """`map`: the mean over the 20 classes of the all-point average precision on the test split, in percent.
+    """Return `map`: the mean over the 20 classes of the all-point average precision on the test split, in percent.
 
-    Training: difficult objects count as absent. Test: a class is not judged on pictures where it is only difficult.
-    Classes without enough training pictures for the folds, or without a test picture, are left out and counted; on the
-    full VOC07 there is none. The classes are shared by the ranks, and on each by `cluster.num_threads` processes.
+    A difficult object counts as absent in training; in the test, images on which a class is only difficult are left out
+    for that class. Classes with fewer training images than folds, or without a test image, are left out of the mean;
+    the full VOC07 has none. The ranks share the classes, and each fits its own in `cluster.num_threads` processes.
     """
+    run = context.run
     splits = []
     for split in (context.dataset.train, context.dataset.val):
-        pictures, labels = read_voc_labels(context.root, context.dataset, split)
-        context.run.record_split(split, pictures)
-        found = extract_features(trunk, pictures, protocol.center_crop, context)
-        order = np.argsort(found.indices)  # the list's, whatever order they were read in: folds and LIBLINEAR go by it
-        rows = np.asarray(found.rows)[order]
+        images, labels = read_voc_labels(context.root, context.dataset, split)
+        run.record_split(split, images)
+        features = extract_features(trunk, images, protocol.center_crop, context)
+        order = np.argsort(features.indices)  # the list's order, which folds and LIBLINEAR depend on
+        rows = np.asarray(features.rows)[order]
         lengths = np.linalg.norm(rows, axis=1, keepdims=True) + LENGTH_FLOOR
-        splits.append((rows / lengths, np.array(labels)[np.asarray(found.indices)[order]]))
+        splits.append((rows / lengths, np.array(labels)[np.asarray(features.indices)[order]]))
     (train, train_labels), (test, test_labels) = splits
-    context.run.counts["num_test_images"] = len(test)
+    run.counts["num_test_images"] = len(test)
 
-    context.run.metrics.truncate(0)
-    judged = [
+    run.metrics.truncate(0)
+    scored = [
         number
         for number in range(len(VOC_CLASSES))
         if (train_labels[:, number] == 1).sum() >= protocol.num_folds and (test_labels[:, number] == 1).any()
     ]
-    if not judged:
-        raise UserError(f"no class of {context.root} has {protocol.num_folds} training pictures and a test picture")
+    if not scored:
+        raise UserError(f"no class of {context.root} has {protocol.num_folds} training images and a test image")
     precisions = torch.zeros(len(VOC_CLASSES), dtype=torch.float64, device=device())
 
-    def take(number: int, answer: list[float]) -> None:
-        precisions[number], cost = answer
-        context.run.metrics.log(number + 1, len(VOC_CLASSES), ap=answer[0], cost=cost)
+    def record(number: int, precision: float, cost: float) -> None:
+        precisions[number] = precision
+        run.metrics.log(number + 1, len(VOC_CLASSES), ap=precision, cost=cost)
 
-    kept = KeptClasses(context.run.folder / "classes", (train, train_labels, test, test_labels))
-    to_do = {}
-    for number in judged[rank() :: world_size()]:
-        if before := kept.get(number):
-            take(number, before)
+    cache = ClassResultCache(run.folder / "classes", (train, train_labels, test, test_labels))
+    to_fit = {}
+    for number in scored[rank() :: world_size()]:
+        if cached := cache.get(number):
+            record(number, *cached)
         else:
-            to_do[number] = (train_labels[:, number], test_labels[:, number])
+            to_fit[number] = (train_labels[:, number], test_labels[:, number])
     with context.preemption.rank_local_work("the classes that are judged are kept") as leave_if_requested:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
-        of_class = partial(judge, protocol, train, test)
-        for number, answer in process_map(of_class, to_do, context.cfg.cluster.num_threads, leave_if_requested):
-            kept.put(number, list(answer))
-            take(number, list(answer))
+        fit_class = partial(fit_and_score, protocol, train, test)
+        for number, result in process_map(fit_class, to_fit, context.cfg.cluster.num_threads, leave_if_requested):
+            cache.put(number, *result)
+            record(number, *result)
     all_reduce_sum(precisions)
-    context.run.counts["num_classes_judged"] = len(judged)
-    return {"map": float(np.mean(precisions[judged].tolist()))}
+    run.counts["num_classes_judged"] = len(scored)
+    return {"map": float(np.mean(precisions[scored].tolist()))}
 
 
-class KeptClasses:
-    """The average precision and the cost of each class that was judged, one file each, of the features given."""
+class ClassResultCache:
+    """A folder with one file per class: its average precision and cost, valid for the same features and labels."""
 
-    def __init__(self, folder: Path, features: tuple[np.ndarray, ...]) -> None:
+    def __init__(self, folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
         digest = hashlib.sha256()
-        for array in features:
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
-        self._folder, self._of = folder, digest.hexdigest()
+        self._folder, self._sha256 = folder, digest.hexdigest()
 
-    def get(self, number: int) -> list[float] | None:
-        """What was kept of a class; None where there is nothing, or of other features."""
-        file = self._file(number)
-        kept = read_json(file) if file.is_file() else {}
-        return [kept["ap"], kept["cost"]] if kept.get("features_sha256") == self._of else None
+    def get(self, number: int) -> tuple[float, float] | None:
+        """Return average precision and cost of a class; None if none are stored for these features."""
+        path = self._path(number)
+        stored = read_json(path) if path.is_file() else {}
+        return (stored["ap"], stored["cost"]) if stored.get("features_sha256") == self._sha256 else None
 
-    def put(self, number: int, answer: list[float]) -> None:
-        """Keep a class."""
-        write_json(self._file(number), {"ap": answer[0], "cost": answer[1], "features_sha256": self._of})
+    def put(self, number: int, precision: float, cost: float) -> None:
+        """Store average precision and cost of a class."""
+        write_json(self._path(number), {"ap": precision, "cost": cost, "features_sha256": self._sha256})
 
-    def _file(self, number: int) -> Path:
+    def _path(self, number: int) -> Path:
         return self._folder / f"{VOC_CLASSES[number]}.json"
 
 
-def judge(
+def fit_and_score(
     protocol: ProtocolConfig, train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:
-    """Average precision of one class on the test split in percent, and the cost that the folds chose.
+    """Return one class' average precision on the test split in percent, and the cost chosen by cross-validation.
 
-    Rows `(n, d)`; labels `(n,)` of the class: 1 present, 0 only as difficult, -1 absent.
+    `train` and `test` are features `(n, d)`; labels `(n,)` are 1 for present, 0 for only difficult, -1 for absent.
     """
-    present, counts = train_labels == 1, test_labels != 0
-    cost = best_cost(train, present, protocol.costs, protocol.num_folds)
-    scores = fit(train, present, cost).decision_function(test[counts])
-    return average_precision(test_labels[counts] == 1, scores) * 100, cost
+    present, is_scored = train_labels == 1, test_labels != 0
+    cost = select_cost(train, present, protocol.costs, protocol.num_folds)
+    scores = fit_svm(train, present, cost).decision_function(test[is_scored])
+    return average_precision(test_labels[is_scored] == 1, scores) * 100, cost
 
 
-def fit(rows: np.ndarray, present: np.ndarray, cost: float) -> LinearSVC:
-    """LIBLINEAR's dual solver, squared hinge, positives weighing twice."""
+def fit_svm(rows: np.ndarray, present: np.ndarray, cost: float) -> LinearSVC:
+    """Fit a linear SVM by LIBLINEAR's dual solver: squared hinge loss, positives weighted twice."""
     svm = LinearSVC(C=cost, class_weight={True: 2, False: 1}, dual=True, tol=1e-4, max_iter=2000, random_state=0)
     with warnings.catch_warnings():
-        # The protocol stops at 2000 iterations; with the highest costs that is before convergence.
+        # The protocol stops at 2000 iterations, before the highest costs converge.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return svm.fit(rows, present)
 
 
-def best_cost(rows: np.ndarray, present: np.ndarray, costs: list[float], num_folds: int) -> float:
-    """The cost with the highest mean average precision over the folds; the lowest such where several tie."""
+def select_cost(rows: np.ndarray, present: np.ndarray, costs: list[float], num_folds: int) -> float:
+    """Return the cost with the highest mean average precision over the folds; the lowest one if several tie."""
     by_fold = []
     for tr, val in StratifiedKFold(num_folds).split(rows, present):
-        seen, held_out = rows[tr], rows[val]
-        fits = (fit(seen, present[tr], cost) for cost in costs)
+        fold_rows, held_out = rows[tr], rows[val]
+        fits = (fit_svm(fold_rows, present[tr], cost) for cost in costs)
         by_fold.append([average_precision(present[val], svm.decision_function(held_out)) for svm in fits])
     means = [np.mean(of_cost) for of_cost in zip(*by_fold, strict=True)]
     return costs[int(np.argmax(means))]
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
-    """All-point average precision in [0, 1] of `scores (n,)` for boolean `truth (n,)`.
+    """Return the all-point average precision in [0, 1] of `scores (n,)` for boolean `truth (n,)`.
 
-    VOC's area under the precision-recall curve, with precision made non-increasing from the right.
+    It is VOC's area under the precision-recall curve, whose precision is first made non-increasing in recall.
     """
     order = np.argsort(-scores, kind="stable")
     hits = truth[order].cumsum()

@@ -9,7 +9,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from evals.context import CenterCropConfig
-from evals.voc07_svm import ProtocolConfig, judge
+from evals.voc07_svm import ProtocolConfig, fit_and_score
 from reproduce.engine.distributed.processes import process_map
 from tests.benchmarks.conftest import Compare
 
@@ -25,7 +25,7 @@ def test_svm(compare: Compare) -> None:
     protocol = ProtocolConfig("voc07_svm", 3, COSTS, CenterCropConfig(256, 224))
 
     def ours() -> None:
-        of_all, cores = partial(judge, protocol, train, test), os.cpu_count() or 1
+        of_all, cores = partial(fit_and_score, protocol, train, test), os.cpu_count() or 1
         assert len(list(process_map(of_all, dict(enumerate(labels)), cores, lambda: None))) == NUM_CLASSES
 
     def plain() -> None:

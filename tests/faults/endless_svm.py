@@ -1,4 +1,4 @@
-"""An evaluation in which each rank judges one class, and never comes to the end of the next."""
+"""An evaluation in which each rank scores one class, and never comes to the end of the next."""
 
 import signal
 import sys

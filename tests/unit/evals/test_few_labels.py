@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.finetune import ProtocolConfig, Subset, labelled, learning_rates
+from evals.finetune import LabeledSubset, ProtocolConfig, learning_rates, select_labeled
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList
@@ -40,38 +40,38 @@ def test_learning_rates_of_the_paper(name: str, trunk: float, head: float) -> No
 
 def test_imagenet_takes_the_published_list_and_nothing_else(tmp_path: Path) -> None:
     pictures = of_classes(1000, 3)
-    subset = Subset(0.01, "1percent.txt", "0" * 64)
-    with pytest.raises(UserError, match=r"1percent\.txt is not there: put SimCLR's list"):
-        labelled(pictures, subset, tmp_path)
+    subset = LabeledSubset(0.01, "1percent.txt", "0" * 64)
+    with pytest.raises(UserError, match=r"1percent\.txt is missing: put SimCLR's list"):
+        select_labeled(pictures, subset, tmp_path)
     names = [f"n{number:08d}_{number % 3}.JPEG" for number in (999, 5, 0)]
     (tmp_path / "1percent.txt").write_text("\n".join(names) + "\n")
     with pytest.raises(UserError, match="is not the one that the paper used"):
-        labelled(pictures, subset, tmp_path)
+        select_labeled(pictures, subset, tmp_path)
     subset.sha256 = hashlib.sha256((tmp_path / "1percent.txt").read_bytes()).hexdigest()
-    found = labelled(pictures, subset, tmp_path)
+    found = select_labeled(pictures, subset, tmp_path)
     assert [path.rsplit("/", 1)[1] for path in found.paths] == sorted(names)
     assert found.labels == [0, 5, 999]
     assert found.classes == pictures.classes
-    with pytest.raises(UserError, match=re.escape("1 of the 3 pictures") + ".*e.g. n00000005_2.JPEG"):
-        labelled(pictures.subset([index for index in range(3000) if index != 17]), subset, tmp_path)
+    with pytest.raises(UserError, match=re.escape("1 of the 3 images") + ".*e.g. n00000005_2.JPEG"):
+        select_labeled(pictures.subset([index for index in range(3000) if index != 17]), subset, tmp_path)
 
 
 @pytest.mark.parametrize(("share", "each", "expected"), [(0.1, 500, 50), (0.01, 500, 13), (0.01, 5, 5)])
 def test_a_drawn_share_is_even_over_classes(tmp_path: Path, share: float, each: int, expected: int) -> None:
     pictures = of_classes(10, each, "class{}")
-    found = labelled(pictures, Subset(share, "1percent.txt", "0" * 64), tmp_path)
+    found = select_labeled(pictures, LabeledSubset(share, "1percent.txt", "0" * 64), tmp_path)
     assert [found.labels.count(label) for label in range(10)] == [expected] * 10
     assert len(set(found.paths)) == len(found)
-    assert found == labelled(pictures, Subset(share, "1percent.txt", "0" * 64), tmp_path)
+    assert found == select_labeled(pictures, LabeledSubset(share, "1percent.txt", "0" * 64), tmp_path)
 
 
 def test_low_shot_takes_as_many_of_every_class_of_imagenet_too(tmp_path: Path) -> None:
-    found = labelled(of_classes(1000, 20), protocol("lowshot_13").subset, tmp_path)
+    found = select_labeled(of_classes(1000, 20), protocol("lowshot_13").subset, tmp_path)
     assert [found.labels.count(label) for label in range(1000)] == [13] * 1000
     first = [path for path, label in zip(found.paths, found.labels, strict=True) if label == 0]
     assert first != of_classes(1000, 20).paths[:13]  # drawn, not the first
 
 
 def test_a_class_too_small_for_low_shot_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"class class0 of .* has 20 training pictures, and this protocol takes 128"):
-        labelled(of_classes(2, 20, "class{}"), protocol("lowshot_128").subset, tmp_path)
+    with pytest.raises(UserError, match=r"class class0 of .* has 20 training images, and this protocol needs 128"):
+        select_labeled(of_classes(2, 20, "class{}"), protocol("lowshot_128").subset, tmp_path)

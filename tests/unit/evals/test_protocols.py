@@ -17,8 +17,8 @@ from evals.classifier import topk_correct
 from evals.context import CenterCropConfig
 from evals.features import FeatureStore
 from evals.knn import neighbors, vote
-from evals.linear import Probe, ProtocolConfig, learning_rate
-from evals.voc07_svm import average_precision, best_cost
+from evals.linear import LinearProbe, ProtocolConfig, learning_rate
+from evals.voc07_svm import average_precision, select_cost
 from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.errors import UserError
@@ -91,7 +91,7 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(rows, present)
-    assert best_cost(rows, present, costs, 3) == search.best_params_["C"]
+    assert select_cost(rows, present, costs, 3) == search.best_params_["C"]
 
 
 def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
@@ -102,8 +102,8 @@ def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_i
     rows, test = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
     labels, truth = (np.where(x[:, 0] + x[:, 1] > 0.4, 1, -1) for x in (rows, test))
     labels[::7], truth[::3] = 0, 0
-    found = voc07_svm.judge(protocol, rows, test, labels, truth)
-    assert found == voc07_svm.judge(
+    found = voc07_svm.fit_and_score(protocol, rows, test, labels, truth)
+    assert found == voc07_svm.fit_and_score(
         protocol, rows, test[truth != 0], np.where(labels == 0, -1, labels), truth[truth != 0]
     )
     assert found[0] < 100
@@ -131,7 +131,7 @@ def test_a_linear_classifier_fits_every_width_and_leaves_the_trunk_alone(feature
     """R50-w5's 10,240 features included, which the released code cannot evaluate."""
     with torch.device("meta"):
         trunk = ResNet(features / 2048)
-        probe = Probe(trunk, torch.nn.Linear(trunk.num_features, 1000))
+        probe = LinearProbe(trunk, torch.nn.Linear(trunk.num_features, 1000))
         assert probe(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
     assert probe.classifier.in_features == features
     probe.train()
