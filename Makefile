@@ -78,7 +78,7 @@ evaluate-%: setup ## one evaluation, the same as a table would make it (evaluate
 	$(REPRODUCE) evaluate $(PICTURES) $(WHERE) $(call option,--checkpoint,$(CHECKPOINT)) -- \
 		$(call quoted,$*) $(OVERRIDES)
 
-data-verify: setup ## say what of the pictures in DATA is missing, surplus or broken
+data-verify: setup ## say what of the pictures in DATA is missing, unexpected or broken
 	$(REPRODUCE) data-verify $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
 		$(call option,--decode,$(DECODE)) $(SETS)
 

@@ -171,18 +171,17 @@ def _data_verify(options: argparse.Namespace) -> int:
     from reproduce.data.prepare import verify
 
     catalogue = compose("pretrain", [f"data={options.data_config}"]).data
-    fine = verify.verify_all(Path(options.data), catalogue, options.sets, options.decode)
+    fine = verify.verify_datasets(Path(options.data), catalogue, options.sets, options.decode)
     return 0 if fine else EXIT_USAGE
 
 
 def _data_prepare(options: argparse.Namespace) -> int:
     from reproduce.config.compose import compose
-    from reproduce.data.prepare import archives as prepare
-    from reproduce.data.prepare import verify
+    from reproduce.data.prepare import unpack, verify
 
     catalogue = compose("pretrain", [f"data={options.data_config}"]).data
-    for dataset in verify.chosen(catalogue, options.sets):
-        prepare.prepare(Path(options.archives), Path(options.data), dataset)
+    for dataset in verify.select_datasets(catalogue, options.sets):
+        unpack.unpack_dataset(Path(options.archives), Path(options.data), dataset)
     return 0
 
 
@@ -191,9 +190,9 @@ def _data_shard(options: argparse.Namespace) -> int:
     from reproduce.data.prepare import verify, write_shards
 
     catalogue = compose("pretrain", [f"data={options.data_config}"]).data
-    names = options.sets or [dataset.name for dataset in verify.of_catalogue(catalogue)]
-    for dataset in verify.chosen(catalogue, names):
-        write_shards.pack(Path(options.data), Path(options.shards), dataset)
+    names = options.sets or [dataset.name for dataset in verify.catalog_datasets(catalogue)]
+    for dataset in verify.select_datasets(catalogue, names):
+        write_shards.write_shards(Path(options.data), Path(options.shards), dataset)
     return 0
 
 
@@ -405,7 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/zoo/released.yaml")
     fetch.set_defaults(command=_fetch)
 
-    text = "say what of the data sets is missing, surplus or broken; exit status 0 where all is fine, 2 where not"
+    text = "say what of the data sets is missing, unexpected or broken; exit status 0 where all is fine, 2 where not"
     verify = commands.add_parser("data-verify", help=text, description=text)
     verify.add_argument("sets", nargs="*", metavar="SET", help="imagenet, voc07, ... (default: all)")
     verify.add_argument("--data", metavar="DIR", required=True, help="folder with the pictures")

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from reproduce.data.prepare.download import Digest, DigestMismatch, Tell, cache_folder, download, file_digest
+from reproduce.data.prepare.download import Digest, DigestMismatch, cache_folder, download, file_digest
+from reproduce.data.prepare.progress import LogFn
 from reproduce.errors import Unavailable, UserError, did_you_mean
 from reproduce.files import read_json, write_json
 
@@ -69,7 +70,7 @@ def file_of(item: Released) -> Path:
     return cache_folder() / "released" / f"{item.name}-{Path(urlsplit(item.address or '').path).name}"
 
 
-def fetch(item: Released, tell: Tell = print, **options: Any) -> Path:
+def fetch(item: Released, tell: LogFn = print, **options: Any) -> Path:
     """The entry's file in the cache, downloaded where it isn't there yet, and held against its checksum every time.
 
     The first download of an entry without `sha256` records it in `released.lock.json` beside the files. Raises
@@ -100,7 +101,7 @@ def _recorded(lock: Path) -> dict[str, str]:
     return read_json(lock) if lock.exists() else {}
 
 
-def _record(lock: Path, name: str, digest: str, tell: Tell) -> None:
+def _record(lock: Path, name: str, digest: str, tell: LogFn) -> None:
     with open(lock.with_suffix(".lock"), "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         write_json(lock, _recorded(lock) | {name: digest})

@@ -317,7 +317,7 @@ def test_shards_give_what_folders_give(
     catalogue = compose("pretrain", ["data=generated"]).data
     for name in ("imagenet", "voc07"):
         dataset = to_dataclass(catalogue[name], Dataset, name)
-        write_shards.pack(data, tmp_path / "shards", dataset, lambda _: None)
+        write_shards.write_shards(data, tmp_path / "shards", dataset, lambda _: None)
     own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
     results: list[dict[str, Any]] = []

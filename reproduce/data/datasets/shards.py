@@ -100,8 +100,10 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], Shar
         raise UserError(
             f"{folder / INDEX_FILE} is damaged ({error}): copy it again, or recreate it with data-shard"
         ) from error
-    if len(lines) != contents["manifest"]["images"]:
-        raise UserError(f"{folder / INDEX_FILE} does not belong to {folder / CONTENTS_FILE}: copy both again")
+    if len(lines) != contents["manifest"].get("images"):
+        raise UserError(
+            f"{folder / INDEX_FILE} and {CONTENTS_FILE} do not match: copy both again, or recreate them with data-shard"
+        )
     return contents, list(columns[3]), list(columns[4]), ShardIndex(paths, shard, offset, size)
 
 

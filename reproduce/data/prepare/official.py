@@ -1,76 +1,77 @@
-"""The official data sets: where each comes from, and what it holds when it is whole."""
+"""The official datasets: where to get each, and its number of classes and images."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Split:
-    """Number of pictures, and where all classes have equally many, of each class."""
+class SplitSpec:
+    """A split's number of images, and the number per class if all classes have equally many."""
 
-    pictures: int
+    num_images: int
     per_class: int | None = None
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that the publisher offers, its address where anybody may download it, and its published MD5."""
+    """A file that the publisher offers, its URL if anybody may download it, and its published MD5 if there is one."""
 
     name: str
-    address: str | None = None
+    url: str | None = None
     md5: str | None = None
 
 
 @dataclass(frozen=True)
-class Official:
-    """One data set, as its authors count it."""
+class DatasetSpec:
+    """What a dataset contains according to its authors, and the archives that it is published in."""
 
     source: str
     home: str
-    classes: int
-    splits: dict[str, Split]
+    """The web site to get it from."""
+    num_classes: int
+    splits: dict[str, SplitSpec]
     archives: tuple[Archive, ...] = field(default=())
 
 
 VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018"
 
-OFFICIAL = {
+DATASET_SPECS = {
     item.source: item
     for item in (
-        Official(
+        DatasetSpec(
             "ILSVRC2012",
             "image-net.org, after registration",
             1000,
-            {"train": Split(1_281_167), "val": Split(50_000, per_class=50)},
+            {"train": SplitSpec(1_281_167), "val": SplitSpec(50_000, per_class=50)},
             (
                 Archive("ILSVRC2012_img_train.tar", md5="1d675b47d978889d74fa0da5fadfb00e"),
                 Archive("ILSVRC2012_img_val.tar", md5="29b22e2961454d5413ddabcf34fc5622"),
                 Archive("ILSVRC2012_devkit_t12.tar.gz", md5="fa75699e90414af021442c21a62c3abf"),
             ),
         ),
-        Official(
+        DatasetSpec(
             "Places205",
             "places.csail.mit.edu, after registration",
             205,
-            {"train": Split(2_448_873), "val": Split(20_500, per_class=100)},
+            {"train": SplitSpec(2_448_873), "val": SplitSpec(20_500, per_class=100)},
             (Archive("imagesPlaces205_resize.tar.gz"), Archive("trainvalsplit_places205.tar.gz")),
         ),
-        Official(
+        DatasetSpec(
             "iNaturalist2018",
             "github.com/visipedia/inat_comp",
             8142,
-            {"train": Split(437_513), "val": Split(24_426, per_class=3)},
+            {"train": SplitSpec(437_513), "val": SplitSpec(24_426, per_class=3)},
             (
                 Archive("train_val2018.tar.gz", f"{INAT}/train_val2018.tar.gz", "b1c6952ce38f31868cc50ea72d066cc3"),
                 Archive("train2018.json.tar.gz", f"{INAT}/train2018.json.tar.gz", "bfa29d89d629cbf04d826a720c0a68b0"),
                 Archive("val2018.json.tar.gz", f"{INAT}/val2018.json.tar.gz", "f2ed8bfe3e9901cdefceb4e53cd3775d"),
             ),
         ),
-        Official(
+        DatasetSpec(
             "VOC2007",
             "host.robots.ox.ac.uk/pascal/VOC",
             20,
-            {"trainval": Split(5011), "test": Split(4952)},
+            {"trainval": SplitSpec(5011), "test": SplitSpec(4952)},
             (
                 Archive(
                     "VOCtrainval_06-Nov-2007.tar",
@@ -84,11 +85,11 @@ OFFICIAL = {
                 ),
             ),
         ),
-        Official(
+        DatasetSpec(
             "VOC2012",
             "host.robots.ox.ac.uk/pascal/VOC",
             20,
-            {"trainval": Split(11_540)},
+            {"trainval": SplitSpec(11_540)},
             (
                 Archive(
                     "VOCtrainval_11-May-2012.tar",
@@ -97,19 +98,19 @@ OFFICIAL = {
                 ),
             ),
         ),
-        Official(
+        DatasetSpec(
             "COCO2017",
             "cocodataset.org",
             80,
-            {"train2017": Split(118_287), "val2017": Split(5_000)},
+            {"train2017": SplitSpec(118_287), "val2017": SplitSpec(5_000)},
             (Archive("train2017.zip"), Archive("val2017.zip"), Archive("annotations_trainval2017.zip")),
         ),
-        Official(
+        DatasetSpec(
             "CIFAR-10",
             "www.cs.toronto.edu/~kriz/cifar.html",
             10,
-            {"train": Split(50_000, per_class=5000), "test": Split(10_000, per_class=1000)},
-            # Of three versions the one that no pickle has to be loaded of.
+            {"train": SplitSpec(50_000, per_class=5000), "test": SplitSpec(10_000, per_class=1000)},
+            # The binary version: of the three published ones, it needs no unpickling.
             (
                 Archive(
                     "cifar-10-binary.tar.gz",
@@ -120,3 +121,4 @@ OFFICIAL = {
         ),
     )
 }
+"""By `source`, as in conf/data/standard.yaml."""

@@ -1,7 +1,7 @@
-"""From class folders, or VOC's, to WebDataset shards: `python -m reproduce data-shard --data DIR --shards DIR`.
+"""Pack class folders, or VOC's, as WebDataset shards: `python -m reproduce data-shard --data DIR --shards DIR`.
 
-Can be stopped and started again: a shard is whole or not there, and is passed over where it is. The same pictures give
-the same bytes on any machine.
+Shards are written atomically, so packing can be interrupted and repeated: complete shards are kept. The same images
+give the same bytes on any machine.
 """
 
 import gzip
@@ -25,113 +25,117 @@ from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
 from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_index
 from reproduce.data.datasets.voc import read_voc_labels
-from reproduce.data.prepare.verify import Tell, told
+from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
 from reproduce.files import file_lock, read_json, write_atomic, write_json
 
 SHARD_BYTES = 64 * 2**20
-"""About as large is a shard: 600 pictures of ImageNet. Few enough files, and small enough to be read ahead whole."""
+"""Size of a shard, about 600 images of ImageNet: few files, each small enough to be read ahead as a whole."""
 THREADS = min(4, os.cpu_count() or 1)
-"""Each holds a shard in memory."""
-ORDER_SEED = 0
-"""Of the one draw of which pictures lie in a shard together: class by class, a batch would see few classes."""
+"""Each thread holds a shard in memory."""
+SHUFFLE_SEED = 0
+"""Seed of the shuffle before packing. If shards held one class after the other, a batch would have few classes."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """A split to pack: its pictures, their names below the data set, and of each its label and what goes beside it."""
+class SplitToPack:
+    """A split to pack: its images, their names below the dataset's folder, and their labels (JSON-serializable)."""
 
-    pictures: ImageList
+    images: ImageList
     names: list[str]
     labels: list[Any]
-    beside: Callable[[int], dict[str, bytes]]
+    sidecar: Callable[[int], dict[str, bytes]]
+    """Returns what is stored beside image `index`, by suffix: its class number (cls) or VOC annotation (xml)."""
 
 
-def pack(data: Path, shards: Path, dataset: Dataset, tell: Tell = print) -> None:
-    """Write a data set that lies below `data` as shards below `shards`, each split into the folder of its name.
+def write_shards(data: Path, shards: Path, dataset: Dataset, log: LogFn = print) -> None:
+    """Pack a dataset below `data` as shards below `shards`, each split in the folder of its name.
 
-    Raises `UserError` where a picture can't be read, the disk is full, or another process packs here.
+    Raises `UserError` if the layout can't be packed, an image can't be read, the disk is full, or another process packs
+    the same dataset.
     """
     if dataset.layout not in ("folders", "voc"):
-        already = "it is packed already" if dataset.layout == SHARDS else "detectors read its folders"
-        raise UserError(f"{dataset.name} can't be packed: {already}")
+        reason = "it is packed already" if dataset.layout == SHARDS else "detectors read its folders"
+        raise UserError(f"{dataset.name} can't be packed: {reason}")
     if not data.is_dir():
-        raise UserError(f"the folder {data} given as DATA is not there")
-    for split, content in _splits(data / dataset.root, dataset).items():
+        raise UserError(f"DATA folder {data} does not exist")
+    for split, content in _splits_to_pack(data / dataset.root, dataset).items():
         folder = shards / dataset.root / split
         with file_lock(folder / ".lock", f"data-shard of {dataset.name}/{split}"):
-            _pack_split(folder, f"{dataset.name}/{split}", dataset.source, content, tell)
+            _write_split(folder, f"{dataset.name}/{split}", dataset.source, content, log)
 
 
-def _splits(root: Path, dataset: Dataset) -> dict[str, Split]:
+def _splits_to_pack(root: Path, dataset: Dataset) -> dict[str, SplitToPack]:
     names = (dataset.train, dataset.val)
     if dataset.layout == "voc":
-        found = {name: read_voc_labels(root, dataset, name) for name in names}
-        return {name: _split(root, pictures, labels, _annotation) for name, (pictures, labels) in found.items()}
-    both = zip(names, read_train_and_val(root, dataset), strict=True)
-    return {name: _split(root, pictures, pictures.labels, _class) for name, pictures in both}
+        labeled = {name: read_voc_labels(root, dataset, name) for name in names}
+        return {name: _split(root, images, labels, _voc_sidecar) for name, (images, labels) in labeled.items()}
+    splits = zip(names, read_train_and_val(root, dataset), strict=True)
+    return {name: _split(root, images, images.labels, _class_sidecar) for name, images in splits}
 
 
-def _split(root: Path, pictures: ImageList, labels: Sequence[Any], beside: Callable[..., dict[str, bytes]]) -> Split:
-    names = [path.removeprefix(f"{root}/") for path in pictures.paths]
-    return Split(pictures, names, list(labels), lambda index: beside(pictures, index))
+def _split(
+    root: Path, images: ImageList, labels: Sequence[Any], sidecar: Callable[[ImageList, int], dict[str, bytes]]
+) -> SplitToPack:
+    names = [path.removeprefix(f"{root}/") for path in images.paths]
+    return SplitToPack(images, names, list(labels), lambda index: sidecar(images, index))
 
 
-def _class(pictures: ImageList, index: int) -> dict[str, bytes]:
-    return {"cls": str(pictures.labels[index]).encode()}
+def _class_sidecar(images: ImageList, index: int) -> dict[str, bytes]:
+    return {"cls": str(images.labels[index]).encode()}
 
 
-def _annotation(pictures: ImageList, index: int) -> dict[str, bytes]:
-    picture = Path(pictures.paths[index])
-    return {"xml": (picture.parents[1] / "Annotations" / f"{picture.stem}.xml").read_bytes()}
+def _voc_sidecar(images: ImageList, index: int) -> dict[str, bytes]:
+    path = Path(images.paths[index])
+    return {"xml": (path.parents[1] / "Annotations" / f"{path.stem}.xml").read_bytes()}
 
 
-def _pack_split(folder: Path, what: str, source: str, split: Split, tell: Tell) -> None:
-    sizes = manifest.file_sizes(split.pictures.paths)
+def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: LogFn) -> None:
+    sizes = manifest.file_sizes(split.images.paths)
     files = manifest.summarize_files(dict(zip(split.names, sizes, strict=True)))
-    if _is_whole(folder, files):
-        tell(f"{what}: {len(split.names):,} pictures lie in {folder} already")
+    if _is_complete(folder, files):
+        log(f"{what}: {len(split.names):,} images are in {folder} already")
         return
     (folder / CONTENTS_FILE).unlink(missing_ok=True)
     for unfinished in folder.glob(".*.*"):
-        unfinished.unlink()  # left by a kill while writing
-    plan = _plan(sizes)
-    tell(f"{what}: {len(split.names):,} pictures, {files['bytes'] / 1e6:,.0f} MB, into {len(plan)} shards in {folder}")
+        unfinished.unlink()  # an earlier process was killed while writing it
+    plan = _assign_to_shards(sizes)
+    log(f"{what}: {len(split.names):,} images, {files['bytes'] / 1e6:,.0f} MB, into {len(plan)} shards in {folder}")
     with ThreadPoolExecutor(THREADS) as pool:
-        written = pool.map(lambda number: _shard(folder, number, plan[number], split, sizes), range(len(plan)))
-        records = list(told(written, len(plan), f"shards of {what} written", tell))
+        written = pool.map(lambda number: _write_shard(folder, number, plan[number], split, sizes), range(len(plan)))
+        records = list(with_progress(written, len(plan), f"shards of {what} written", log))
     lines = [""] * len(split.names)
     for number, (members, record) in enumerate(zip(plan, records, strict=True)):
         for index, offset in zip(members, record["offsets"], strict=True):
             label = json.dumps(split.labels[index], separators=(",", ":"))
             lines[index] = f"{number}\t{offset}\t{sizes[index]}\t{label}\t{split.names[index]}"
     write_atomic(folder / INDEX_FILE, gzip.compress("\n".join(lines).encode(), mtime=0))
-    kept = ("name", "bytes", "sha256", "images")
-    about = {
+    contents = {
         "source": source,
-        "classes": split.pictures.classes,
+        "classes": split.images.classes,
         "manifest": files,
-        "shards": [{key: record[key] for key in kept} for record in records],
+        "shards": [{key: record[key] for key in ("name", "bytes", "sha256", "images")} for record in records],
     }
-    write_json(folder / CONTENTS_FILE, about)
-    wanted = {record["name"] for record in records}
-    for path in [*folder.glob("[0-9]*.json"), *(tar for tar in folder.glob("*.tar") if tar.name not in wanted)]:
+    write_json(folder / CONTENTS_FILE, contents)
+    current = {record["name"] for record in records}
+    for path in [*folder.glob("[0-9]*.json"), *(tar for tar in folder.glob("*.tar") if tar.name not in current)]:
         path.unlink()
-    tell(f"{what}: done (manifest sha256 {files['sha256'][:12]}, the same as that of the folders)")
+    log(f"{what}: done (manifest sha256 {files['sha256'][:12]}, the same as that of the folders)")
 
 
-def _is_whole(folder: Path, files: dict[str, Any]) -> bool:
+def _is_complete(folder: Path, files: dict[str, Any]) -> bool:
+    """Return whether the folder contains all shards of these files."""
     try:
         return bool(read_index(folder)[0]["manifest"] == files)
     except UserError:
         return False
 
 
-def _plan(sizes: list[int]) -> list[list[int]]:
-    """The pictures of each shard: a seeded draw of all, cut where a shard is full."""
+def _assign_to_shards(sizes: list[int]) -> list[list[int]]:
+    """Return the image indices of each shard: a seeded shuffle of all images, cut whenever a shard is full."""
     plan: list[list[int]] = [[]]
     room = SHARD_BYTES
-    for index in np.random.default_rng(ORDER_SEED).permutation(len(sizes)).tolist():
+    for index in np.random.default_rng(SHUFFLE_SEED).permutation(len(sizes)).tolist():
         if plan[-1] and sizes[index] > room:
             plan.append([])
             room = SHARD_BYTES
@@ -140,37 +144,39 @@ def _plan(sizes: list[int]) -> list[list[int]]:
     return plan
 
 
-def _shard(folder: Path, number: int, members: list[int], split: Split, sizes: list[int]) -> dict[str, Any]:
-    """Write one shard, and beside it what to know of it; or only read that, where both are there."""
+def _write_shard(folder: Path, number: int, members: list[int], split: SplitToPack, sizes: list[int]) -> dict[str, Any]:
+    """Write one shard and a JSON record of it, unless both exist for the same files. Returns the record."""
     name = f"{number:05d}.tar"
-    record_file = folder / f"{number:05d}.json"
-    of = hashlib.sha256("\n".join(f"{index} {sizes[index]} {split.names[index]}" for index in members).encode())
-    if record_file.is_file() and (folder / name).is_file():
-        record: dict[str, Any] = read_json(record_file)
-        if record["of"] == of.hexdigest() and record["bytes"] == (folder / name).stat().st_size:
+    record_path = folder / f"{number:05d}.json"
+    lines = (f"{index} {sizes[index]} {split.names[index]}" for index in members)
+    fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if record_path.is_file() and (folder / name).is_file():
+        record: dict[str, Any] = read_json(record_path)
+        if record.get("fingerprint") == fingerprint and record["bytes"] == (folder / name).stat().st_size:
             return record
     content = io.BytesIO()
     with webdataset.TarWriter(content, encoder=False, mtime=0) as writer:
         for index in members:
             try:
-                picture = split.pictures.read_bytes(index)
+                encoded = split.images.read_bytes(index)
             except UnreadableImage as error:
-                raise UserError(f"can't read picture {error}: data-verify names all such") from error
-            if len(picture) != sizes[index]:
-                raise UserError(f"picture {split.pictures.paths[index]} changed while it was packed: start again")
+                raise UserError(f"can't read image {error}: data-verify lists all unreadable images") from error
+            if len(encoded) != sizes[index]:
+                raise UserError(f"image {split.images.paths[index]} changed while it was packed: run data-shard again")
             suffix = Path(split.names[index]).suffix[1:].lower()
-            writer.write({"__key__": f"{index:08d}", suffix: picture, **split.beside(index)})
+            writer.write({"__key__": f"{index:08d}", suffix: encoded, **split.sidecar(index)})
     data = content.getvalue()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        at = {int(member.name[:8]): member.offset_data for member in tar if not member.name.endswith((".cls", ".xml"))}
+        images = (member for member in tar if not member.name.endswith((".cls", ".xml")))
+        offsets = {int(member.name[:8]): member.offset_data for member in images}
     record = {
         "name": name,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "images": len(members),
-        "of": of.hexdigest(),
-        "offsets": [at[index] for index in members],
+        "fingerprint": fingerprint,
+        "offsets": [offsets[index] for index in members],
     }
     write_atomic(folder / name, data)
-    write_json(record_file, record)
+    write_json(record_path, record)
     return record

@@ -155,7 +155,7 @@ def test_an_address_that_is_gone_is_unavailable_at_once(server: Server, tmp_path
 def test_no_network_is_a_failure_after_some_tries_and_makes_nothing_unavailable(tmp_path: Path) -> None:
     waits: list[float] = []
     with pytest.raises(
-        UserError, match=r"^http.* can't be reached \(.*refused.*in 5 tries; check the network"
+        UserError, match=r"^http.* can't be reached \(.*refused.*in 5 attempts: check the network"
     ) as error:
         download("http://127.0.0.1:9/w", tmp_path / "w", (), lambda _: None, waits.append)
     assert waits == [1, 2, 4, 8]
@@ -171,7 +171,7 @@ def test_another_content_is_refused_and_not_kept(server: Server, tmp_path: Path,
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file, where downloads go, can't be written to \("):
+    with pytest.raises(UserError, match=r"the download folder .*file can't be written to \("):
         fetch(server, tmp_path / "file" / "w")
 
 
@@ -211,7 +211,7 @@ class TestZoo:
         assert said == []
         path.unlink()
         server.content = b"other weights"
-        with pytest.raises(DigestMismatch, match="its publisher has put another file in its place"):
+        with pytest.raises(DigestMismatch, match="its publisher has replaced it"):
             entries.fetch(item, said.append)
 
     def test_a_file_that_was_damaged_in_the_cache_is_noticed(self, item: entries.Released) -> None:
@@ -263,7 +263,7 @@ def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -
 
 
 def test_blocks_are_told_of(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "TELL_EVERY_SECONDS", -1)
+    monkeypatch.setattr(downloads, "LOG_EVERY_SECONDS", -1)
     said: list[str] = []
     download(server.url(), tmp_path / "w", (), said.append)
     assert said == [f"downloading {server.url()}", "0 MB of 0 MB"]

@@ -44,12 +44,12 @@ def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> Non
 
 def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, made: Path, tmp_path: Path) -> None:
     plain = quoted(data)
-    write_shards.pack(data, tmp_path / "shards", IMAGENET, lambda _: None)
+    write_shards.write_shards(data, tmp_path / "shards", IMAGENET, lambda _: None)
     sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
     assert quoted(tmp_path / "shards", dataset=sharded) == plain
     pictures = read_image_list(made / "imagenet", IMAGENET, "val")
     assert manifest.split_manifest(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
-    assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
+    assert verify.verify_dataset(data, IMAGENET, None, "sample", lambda _: None)
     verified = quoted(data)
     assert len(str(verified.pop("verified"))) == len("2026-11-23")
     assert verified == plain
@@ -67,7 +67,7 @@ def test_pictures_beside_the_root_are_named_below_data_as_well(data: Path, tmp_p
 
 
 def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None:
-    assert verify.verify(data, IMAGENET, None, "sample", lambda _: None)
+    assert verify.verify_dataset(data, IMAGENET, None, "sample", lambda _: None)
     before = quoted(data)
     min((data / "imagenet" / "val").rglob("*.jpg")).unlink()
     after = quoted(data)

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from reproduce.config.schema import Dataset
-from reproduce.data.prepare.archives import prepare
-from reproduce.data.prepare.official import OFFICIAL, Archive
+from reproduce.data.prepare.official import DATASET_SPECS, Archive
+from reproduce.data.prepare.unpack import unpack_dataset
 from reproduce.errors import UserError
 
 IMAGENET = Dataset("imagenet", "ILSVRC2012", "folders", "imagenet", "train", "val")
@@ -46,9 +46,9 @@ def run(tmp_path: Path, dataset: Dataset, archives: dict[str, bytes]) -> dict[st
     folder.mkdir(exist_ok=True)
     for name, content in archives.items():
         (folder / name).write_bytes(content)
-    official = OFFICIAL[dataset.source]
+    official = DATASET_SPECS[dataset.source]
     unchecked = replace(official, archives=tuple(replace(archive, md5=None) for archive in official.archives))
-    prepare(folder, tmp_path / "data", dataset, lambda _: None, unchecked)
+    unpack_dataset(folder, tmp_path / "data", dataset, lambda _: None, unchecked)
     data = tmp_path / "data"
     return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
 
@@ -88,7 +88,7 @@ def test_imagenet_takes_the_kits_classes_for_validation(tmp_path: Path, imagenet
 
 def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
     cut = imagenet | {"ILSVRC2012_img_train.tar": imagenet["ILSVRC2012_img_train.tar"][:2000]}
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is cut short or damaged \(.*; get it again"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is truncated or damaged \(.*: get it again"):
         run(tmp_path, IMAGENET, cut)
     whole = run(tmp_path, IMAGENET, imagenet)
     kept = tmp_path / "data" / "imagenet" / "train" / "n01440764" / "n01440764_18.JPEG"
@@ -100,21 +100,21 @@ def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, byte
 
 
 def test_an_archive_that_nobody_may_download_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not there: get it from image-net\.org, after"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is missing: get it from image-net\.org, after"):
         run(tmp_path, IMAGENET, {})
 
 
 def test_archives_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = packed({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"x"})
     name = "VOCtrainval_06-Nov-2007.tar"
-    official = replace(OFFICIAL["VOC2007"], archives=(Archive(name, md5=hashlib.md5(archive).hexdigest()),))
+    official = replace(DATASET_SPECS["VOC2007"], archives=(Archive(name, md5=hashlib.md5(archive).hexdigest()),))
 
     def refuse(_path: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / name).write_bytes(archive)
     monkeypatch.setattr(Path, "touch", refuse)
-    prepare(tmp_path, tmp_path / "data", VOC, lambda _: None, official)
+    unpack_dataset(tmp_path, tmp_path / "data", VOC, lambda _: None, official)
     assert (tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "1.jpg").read_bytes() == b"x"
 
 
@@ -123,7 +123,7 @@ def test_an_archive_with_another_sum_is_refused(tmp_path: Path, imagenet: dict[s
     with pytest.raises(
         UserError, match=r"ILSVRC2012_img_train\.tar has the md5 .*, not 1d675b47d978889d74fa0da5fadfb00e"
     ):
-        prepare(tmp_path, tmp_path / "data", IMAGENET, lambda _: None)
+        unpack_dataset(tmp_path, tmp_path / "data", IMAGENET, lambda _: None)
 
 
 def test_places_takes_classes_from_the_lists(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         link = tarfile.TarInfo("VOCdevkit/VOC2007")
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "elsewhere")
         archive.addfile(link)
-    with pytest.raises(UserError, match="holds what is not unpacked"):
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
         run(tmp_path, VOC, {"VOCtrainval_06-Nov-2007.tar": out.getvalue(), "VOCtest_06-Nov-2007.tar": packed({})})
 
 
@@ -246,5 +246,5 @@ def test_cifar10_is_written_as_pictures_without_loss(tmp_path: Path) -> None:
 def test_other_records_than_cifar10s_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     _, records = cifar10([0, 1])
     archives = {"cifar-10-binary.tar.gz": packed({"b/data_batch_1.bin": damage(records)}, "w:gz")}
-    with pytest.raises(UserError, match=r"data_batch_1\.bin holds something else than records of CIFAR-10"):
+    with pytest.raises(UserError, match=r"data_batch_1\.bin does not contain CIFAR-10 records"):
         run(tmp_path, CIFAR10, archives)

@@ -46,7 +46,7 @@ def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_shards, "SHARD_BYTES", 5_000)
         for dataset in (FOLDERS, VOC):
-            write_shards.pack(data, root, dataset, lambda _: None)
+            write_shards.write_shards(data, root, dataset, lambda _: None)
     return root
 
 
@@ -100,14 +100,14 @@ def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothin
     data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
-    write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
+    write_shards.write_shards(data, tmp_path, FOLDERS, lambda _: None)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.suffix != ".lock"
             and path.is_file() and not path.name.startswith(".")}  # fmt: skip
     assert made == {name: (packed / name).read_bytes() for name in made}
-    monkeypatch.setattr(write_shards, "_shard", None)
+    monkeypatch.setattr(write_shards, "_write_shard", None)
     said: list[str] = []
-    write_shards.pack(data, tmp_path, FOLDERS, said.append)
-    assert said == [f"imagenet/{split}: {n} pictures lie in {tmp_path}/imagenet/{split} already"
+    write_shards.write_shards(data, tmp_path, FOLDERS, said.append)
+    assert said == [f"imagenet/{split}: {n} images are in {tmp_path}/imagenet/{split} already"
                     for split, n in (("train", 40), ("val", 20))]  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, data)
         write_shards.write_atomic = dies
-        write_shards.pack(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
+        write_shards.write_shards(Path(sys.argv[1]), Path(sys.argv[2]), Dataset(*sys.argv[3:]))
     """
     arguments = [str(data), str(tmp_path), *filter(None, vars(FOLDERS).values())]
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=REPO_ROOT, check=False, capture_output=True)
@@ -136,7 +136,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     with pytest.raises(UserError, match=r"contains no complete shards \(shards\.json is missing\)"):
         read_train_and_val(tmp_path / "imagenet", SHARDED)
     monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
-    write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
+    write_shards.write_shards(data, tmp_path, FOLDERS, lambda _: None)
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
     names = sorted(path.name for path in (packed / "imagenet" / "train").iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -153,7 +153,7 @@ def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureF
         read_train_and_val(copied / "imagenet", SHARDED)
     assert str(error.value) == sentence
     lines: list[str] = []
-    assert not verify.verify(copied, SHARDED, None, "sample", lines.append)
+    assert not verify.verify_dataset(copied, SHARDED, None, "sample", lines.append)
     assert f"  missing: {sentence}" in lines
     tar.unlink()
     with pytest.raises(UserError, match=f"shard {tar} is missing: copy it again"):
@@ -170,13 +170,13 @@ def test_a_shard_that_is_cut_while_it_is_read_names_the_picture(copied: Path) ->
 
 
 def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None:
-    assert verify.verify(copied, SHARDED, None, "all", lambda _: None)
+    assert verify.verify_dataset(copied, SHARDED, None, "all", lambda _: None)
     tar = copied / "imagenet" / "val" / "00001.tar"
     changed = bytearray(tar.read_bytes())
     changed[700] ^= 1
     tar.write_bytes(changed)
     lines: list[str] = []
-    assert not verify.verify(copied, SHARDED, None, "all", lines.append)
+    assert not verify.verify_dataset(copied, SHARDED, None, "all", lines.append)
     assert next(line for line in lines if "broken" in line).endswith("(1): 00001.tar")
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
     with pytest.raises(UserError, match=r"index\.tsv\.gz is damaged \(.*\): copy it again"):
         read_train_and_val(copied / "imagenet", SHARDED)
     index.write_bytes(gzip.compress(b"\n".join(gzip.decompress(whole).splitlines()[1:])))
-    with pytest.raises(UserError, match="does not belong to"):
+    with pytest.raises(UserError, match="do not match: copy both again"):
         read_train_and_val(copied / "imagenet", SHARDED)
 
 
@@ -195,16 +195,16 @@ def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_w
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest, "_file_size", lambda _: 7)
-    with pytest.raises(UserError, match="changed while it was packed: start again"):
-        write_shards.pack(data, tmp_path, FOLDERS, lambda _: None)
+    with pytest.raises(UserError, match="changed while it was packed: run data-shard again"):
+        write_shards.write_shards(data, tmp_path, FOLDERS, lambda _: None)
     monkeypatch.undo()
     mine = tmp_path / "mine"
     shutil.copytree(data / "imagenet", mine / "imagenet")
     victim = min((mine / "imagenet" / "train").rglob("*.jpg"))
     victim.unlink()
     victim.symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(UserError, match=f"can't read picture {victim} .*: data-verify names all such"):
-        write_shards.pack(mine, tmp_path / "out", FOLDERS, lambda _: None)
+    with pytest.raises(UserError, match=f"can't read image {victim} .*: data-verify lists all unreadable images"):
+        write_shards.write_shards(mine, tmp_path / "out", FOLDERS, lambda _: None)
 
 
 @pytest.mark.parametrize(("batch_size", "num_ranks"), [(64, 2), (96, 3), (10, 2), (7, 7)])
@@ -264,11 +264,11 @@ def test_evaluations_read_forward_and_know_each_picture(packed: Path) -> None:
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["data-shard", "--data", str(data), "--data-config", "generated", "--shards", str(tmp_path)]
     assert main([*asked, "imagenet", "voc07"]) == 0
-    assert f"imagenet/train: 40 pictures, 0 MB, into 1 shards in {tmp_path}/imagenet/train" in capsys.readouterr().out
+    assert f"imagenet/train: 40 images, 0 MB, into 1 shards in {tmp_path}/imagenet/train" in capsys.readouterr().out
     for wrong, said in (
         (["--data-config", "standard", "coco17"], "coco17 can't be packed: detectors read its folders"),
         (["--data-config", "shards", "imagenet"], "imagenet can't be packed: it is packed already"),
-        (["--data", "/nowhere", "imagenet"], "the folder /nowhere given as DATA is not there"),
+        (["--data", "/nowhere", "imagenet"], "DATA folder /nowhere does not exist"),
     ):
         with pytest.raises(UserError, match=said):
             main([*asked, *wrong])

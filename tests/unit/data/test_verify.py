@@ -9,16 +9,16 @@ import pytest
 
 from reproduce.__main__ import main
 from reproduce.config.schema import Dataset
-from reproduce.data.prepare import verify
-from reproduce.data.prepare.official import OFFICIAL, Official, Split
+from reproduce.data.prepare import inspection, verify
+from reproduce.data.prepare.official import DATASET_SPECS, DatasetSpec, SplitSpec
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
 COCO = Dataset("coco17", "tiny", "coco", "coco", "train2017", "val2017")
 VOC = Dataset("voc07", "tiny", "voc", "VOCdevkit/VOC2007", "trainval", "test")
-TINY = Official("tiny", "nowhere", 10, {"train": Split(20), "val": Split(20, per_class=2)})
-TINY_VOC = Official("tiny", "nowhere", 20, {"trainval": Split(60), "test": Split(30)})
-TINY_COCO = Official("tiny", "nowhere", 2, {"train2017": Split(60), "val2017": Split(30)})
+TINY = DatasetSpec("tiny", "nowhere", 10, {"train": SplitSpec(20), "val": SplitSpec(20, per_class=2)})
+TINY_VOC = DatasetSpec("tiny", "nowhere", 20, {"trainval": SplitSpec(60), "test": SplitSpec(30)})
+TINY_COCO = DatasetSpec("tiny", "nowhere", 2, {"train2017": SplitSpec(60), "val2017": SplitSpec(30)})
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def data(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def said(data: Path, dataset: Dataset = IMAGENET, official: Official | None = TINY) -> list[str]:
+def said(data: Path, dataset: Dataset = IMAGENET, official: DatasetSpec | None = TINY) -> list[str]:
     """What is wrong, without the indent."""
     lines: list[str] = []
-    fine = verify.verify(data, dataset, official, "all", lines.append)
-    wrong = [line.strip() for line in lines if line.strip().startswith(("missing:", "surplus:", "broken:"))]
+    fine = verify.verify_dataset(data, dataset, official, "all", lines.append)
+    wrong = [line.strip() for line in lines if line.strip().startswith(("missing:", "unexpected:", "broken:"))]
     assert fine == (not wrong)
     assert lines[-1] == f"  {dataset.name} is {'' if fine else 'not '}fine"
     return wrong
 
 
 @pytest.mark.parametrize(("dataset", "official"), [(IMAGENET, TINY), (VOC, TINY_VOC), (COCO, TINY_COCO)])
-def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, official: Official) -> None:
+def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, official: DatasetSpec) -> None:
     assert said(data, dataset, official) == []
     manifest = json.loads((data / ".manifests" / f"{dataset.name}.json").read_text())
     names = gzip.decompress((data / ".manifests" / f"{dataset.name}.tsv.gz").read_bytes()).decode().splitlines()
@@ -60,7 +60,7 @@ def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, o
     assert (
         len(names)
         == sum(split["images"] for split in manifest["splits"].values())
-        == sum(split.pictures for split in official.splits.values())
+        == sum(split.num_images for split in official.splits.values())
     )
 
 
@@ -72,8 +72,8 @@ def test_a_missing_picture_is_counted_and_its_class_named(data: Path) -> None:
     gone = first(data)
     gone.unlink()
     assert said(data) == [
-        "missing: 19 pictures in val, 1 too few: it should be 20",
-        f"missing: classes of val have another number of pictures than 2 (1): {gone.parent.name} (1)",
+        "missing: 19 images in val, 1 too few: it should be 20",
+        f"missing: classes of val that should have 2 images each (1): {gone.parent.name} (1)",
     ]
 
 
@@ -85,22 +85,22 @@ def test_with_a_manifest_files_are_named(data: Path) -> None:
     (grown.parent / "new.jpg").write_bytes(grown.read_bytes())
     lines = [line for line in said(data) if "manifest" in line or "size" in line]
     name = str(gone.relative_to(data / "imagenet"))
-    assert [line.partition(": ")[0] for line in lines] == ["missing", "surplus", "broken"]
-    assert lines[0].endswith(f"are gone (1): {name}")
+    assert [line.partition(": ")[0] for line in lines] == ["missing", "unexpected", "broken"]
+    assert lines[0].endswith(f"(1): {name}")
     assert lines[1].endswith(f" (1): train/{grown.parent.name}/new.jpg")
     assert lines[2].endswith(f": {grown.relative_to(data / 'imagenet')}")
 
 
-def test_surplus_classes_and_files_are_named(data: Path) -> None:
+def test_unexpected_classes_and_files_are_named(data: Path) -> None:
     (data / "imagenet" / "val" / "README").write_text("x")
     (first(data).parent / "notes.txt").write_text("x")
     (data / "imagenet" / "train" / "unknown").mkdir()
     assert said(data) == [
-        "missing: class folders of train hold no picture (1): unknown",
-        "surplus: 11 class folders in train, 1 too many: it should be 10",
-        f"surplus: files lie in {data / 'imagenet' / 'val'} beside the class folders (1): README",
-        f"surplus: files in val/{first(data).parent.name} are no pictures and are passed over (1): notes.txt",
-        "missing: classes of train have no folder in val (1): unknown",
+        "missing: class folders of train without images (1): unknown",
+        "unexpected: 11 class folders in train, 1 too many: it should be 10",
+        f"unexpected: files in {data / 'imagenet' / 'val'} beside the class folders (1): README",
+        f"unexpected: files in val/{first(data).parent.name} are not images and are ignored (1): notes.txt",
+        "missing: classes of train without a folder in val (1): unknown",
     ]
 
 
@@ -109,8 +109,8 @@ def test_broken_pictures_are_named(data: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:300])
     empty.write_bytes(b"")
     wrong = said(data)
-    assert f"broken: files of train are empty (1): {empty.relative_to(data / 'imagenet')}" in wrong
-    assert any(line.startswith(f"broken: of 20 pictures of val, some can't be decoded (1): {cut} (") for line in wrong)
+    assert f"broken: empty files in train (1): {empty.relative_to(data / 'imagenet')}" in wrong
+    assert any(line.startswith(f"broken: of 20 images of val, some can't be decoded (1): {cut} (") for line in wrong)
     assert len(wrong) == 2
 
 
@@ -121,10 +121,10 @@ def test_a_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest.Monke
         seen.append(path.parent.name)
         return ""
 
-    monkeypatch.setattr(verify, "_undecodable", look)
-    monkeypatch.setattr(verify, "BLOCK", 2)
-    monkeypatch.setattr(verify, "SAMPLE", 5)
-    verify.verify(data, IMAGENET, TINY, "sample", lambda _: None)
+    monkeypatch.setattr(inspection, "_decode_error", look)
+    monkeypatch.setattr(inspection, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(inspection, "SAMPLE_IMAGES", 5)
+    verify.verify_dataset(data, IMAGENET, TINY, "sample", lambda _: None)
     assert len(seen) == 10
     assert len(set(seen)) == 5
 
@@ -136,10 +136,10 @@ def test_voc_names_what_its_lists_miss(data: Path) -> None:
     (root / "Annotations" / f"{second_id}.xml").write_text("<annotation>")
     (root / "ImageSets" / "Main" / "trainval.txt").unlink()
     wrong = said(data, VOC, TINY_VOC)
-    assert wrong[0] == f"missing: the list {root / 'ImageSets' / 'Main' / 'trainval.txt'} is not there"
-    assert wrong[1] == f"missing: pictures that the list test names are not there (1): {first_id}.jpg"
+    assert wrong[0] == f"missing: image list {root / 'ImageSets' / 'Main' / 'trainval.txt'} is missing"
+    assert wrong[1] == f"missing: images in the list test that do not exist (1): {first_id}.jpg"
     assert wrong[2].startswith(
-        f"broken: annotations of test can't be used (1): annotation {root}/Annotations/{second_id}.xml"
+        f"broken: annotations of test that can't be used (1): annotation {root}/Annotations/{second_id}.xml"
     )
     assert len(wrong) == 3
 
@@ -153,8 +153,8 @@ def test_coco_is_held_against_its_json(data: Path) -> None:
         f"broken: {data / 'coco' / 'annotations' / 'instances_train2017.json'} is not COCO's JSON"
     )
     assert wrong[1:] == [
-        f"missing: pictures that instances_val2017.json names are not there (1): {gone.name}",
-        "surplus: pictures are not in instances_val2017.json (1): new.jpg",
+        f"missing: images in instances_val2017.json that do not exist (1): {gone.name}",
+        "unexpected: images that are not in instances_val2017.json (1): new.jpg",
     ]
 
 
@@ -164,8 +164,8 @@ def test_data_that_cannot_be_written_to_is_verified_all_the_same(data: Path, mon
 
     monkeypatch.setattr(os, "replace", read_only)
     lines: list[str] = []
-    assert verify.verify(data, IMAGENET, TINY, "sample", lines.append)
-    assert any("no manifest is kept: could not write" in line for line in lines)
+    assert verify.verify_dataset(data, IMAGENET, TINY, "sample", lines.append)
+    assert any("no manifest was written: could not write" in line for line in lines)
 
 
 def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +174,8 @@ def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.Ca
     assert main(["data-verify", "imagenet", "coco17", "voc12", "--data", str(data)]) == 2
     out = capsys.readouterr().out
     assert "imagenet: ILSVRC2012 in" in out
-    assert "missing: 20 pictures in train, 1,281,147 too few: it should be 1,281,167" in out
-    assert f"missing: the folder {data}/VOCdevkit/VOC2012 is not there" in out
+    assert "missing: 20 images in train, 1,281,147 too few: it should be 1,281,167" in out
+    assert f"missing: folder {data}/VOCdevkit/VOC2012 is missing" in out
     assert "places205" not in out
 
 
@@ -191,8 +191,8 @@ def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.Ca
     ],
 )
 def test_official_numbers(source: str, classes: int, pictures: list[int]) -> None:
-    official = OFFICIAL[source]
-    assert official.classes == classes
-    assert [split.pictures for split in official.splits.values()] == pictures
+    official = DATASET_SPECS[source]
+    assert official.num_classes == classes
+    assert [split.num_images for split in official.splits.values()] == pictures
     for split in official.splits.values():
-        assert split.per_class is None or split.per_class * classes == split.pictures
+        assert split.per_class is None or split.per_class * classes == split.num_images
