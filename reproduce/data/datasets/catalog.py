@@ -12,7 +12,7 @@ VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
 def missing_data(cfg: DictConfig) -> list[str]:
-    """List what `cfg.dataset` lacks below `cfg.paths.data_root`, a phrase per missing folder or file; [] if complete."""
+    """List the folders and files that `cfg.dataset` lacks below `cfg.paths.data_root`, one phrase each."""
     dataset = cfg.dataset
     if not cfg.paths.data_root:
         return [
