@@ -119,7 +119,7 @@ def _one_run(options: argparse.Namespace) -> int:
     kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
     request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
     overrides = (*_pixels_of(checkpoint), *options.overrides)
-    plan = build.one(request, kind, options.choice, checkpoint, overrides)
+    plan = build.single_run_plan(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
     if valid_result(plan, run):
         print(f"{run.metrics_text()}\nalready done: {run.result}")
@@ -213,7 +213,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
     if options.seeds < 1 or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
-    return build.make(_request(options, tuple(options.tables), tuple(range(options.seeds))))
+    return build.build_plan(_request(options, tuple(options.tables), tuple(range(options.seeds))))
 
 
 def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
@@ -238,27 +238,27 @@ def _cluster_options(given: str) -> tuple[str, ...]:
         raise UserError(f"--cluster-options {given}: {error}") from error
     if wrong := [key for key, equals, _ in pairs if not key or not equals]:
         raise UserError(f"--cluster-options takes KEY=VALUE KEY=VALUE, as slurm.partition=gpu; {wrong[0]!r} is none")
-    return tuple(f"{key}={build.quoted(value)}" for key, _, value in pairs)
+    return tuple(f"{key}={build.hydra_quote(value)}" for key, _, value in pairs)
 
 
 def _print_plan(plan: Plan, cores: int) -> None:
     """A line a run: how far it is, what it serves, what it costs; then what all of it comes to."""
     from reproduce.harness.data_check import other_data_roots
     from reproduce.harness.execute.progress import Progress
-    from reproduce.harness.plan import cost
+    from reproduce.harness.plan import cost, cost_report
     from reproduce.harness.plan.durations import expected_seconds, format_duration
     from reproduce.harness.spec import baseline
 
-    prices = cost.price(plan)
-    print(cost.as_text(plan, prices))
+    costs = cost.plan_cost(plan)
+    print(cost_report.as_text(plan, costs))
     progress = Progress(
-        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), prices.states
+        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
     )
     in_all = progress.seconds_to_go(0.0)
     time = (
         f", about {format_duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
     )
-    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(prices.to_do)} are to do{time}")
+    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
     if elsewhere := other_data_roots(plan):
         print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
 

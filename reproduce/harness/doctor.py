@@ -122,17 +122,18 @@ def _table(table: "Table", here: Here) -> Finding:
 
 def _lacking(scale: str, evaluations: set[str], data: str | None, data_config: str | None) -> dict[str, list[str]]:
     """The data sets that are not there, by evaluation; of "" those of pretraining."""
-    from reproduce.harness.plan import build, cost
+    from reproduce.harness.plan import build
+    from reproduce.harness.plan.data_requirements import missing_data
     from reproduce.harness.plan.model import Request
 
     request = Request((), scale, data=data, data_config=data_config)
-    plans = {name: build.one(request, "evaluate", name, "any") for name in sorted(evaluations)}
-    plans[""] = build.one(request, "pretrain", "random")
+    plans = {name: build.single_run_plan(request, "evaluate", name, "any") for name in sorted(evaluations)}
+    plans[""] = build.single_run_plan(request, "pretrain", "random")
     lacking = {}
     for name, plan in plans.items():
         (run,) = plan.runs.values()
-        absent = not plan.pictures and (not plan.data or bool(cost.lacking(plan, run)))
-        lacking[name] = [f"the data of {run.work.dataset['name']}"] if absent else []
+        absent = not plan.generated_data_dir and (not plan.data_root or bool(missing_data(plan, run)))
+        lacking[name] = [f"the data of {run.workload.dataset['name']}"] if absent else []
     return lacking
 
 

@@ -47,7 +47,7 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
     for cell in plan.cells:
         of_seeds = [done[name] for name in cell.runs.values()]
         values = [float(result["metrics"][cell.metric]) for result in of_seeds]
-        cells[cell.key] = {
+        cells[cell.metric_key] = {
             "n": len(values),
             "mean": round(stats.mean(values), 4),
             "sd": round(stats.sd(values) or 0.0, 4),
@@ -82,6 +82,6 @@ def _num_test_images(run: Run, result: dict[str, Any]) -> int:
         return int(result["counts"]["num_test_images"])
     except KeyError as error:
         raise UserError(
-            f"{run.result} has no number of test images: evals/{run.work.method}.py has to "
+            f"{run.result} has no number of test images: evals/{run.workload.method}.py has to "
             "fill setting.counts['num_test_images']"
         ) from error

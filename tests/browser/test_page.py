@@ -24,8 +24,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
-        plan = build.make(Request(tables, "paper", (0, 1)))
-        metrics = {name for cell in plan.cells for name in (cell.metric, cell.best_by)}
+        plan = build.build_plan(Request(tables, "paper", (0, 1)))
+        metrics = {name for cell in plan.cells for name in (cell.metric, cell.selection_metric)}
         for number, run in enumerate(plan.runs.values()):
             run.result.parent.mkdir(parents=True)
             run.log.write_text(f"step 1/2\n{HOSTILE}\n")

@@ -37,7 +37,7 @@ fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";
 
 def command(run):
     seconds, _, mode = next((what for name, what in modes.items() if name in run.label), "0:ok").partition(":")
-    return [sys.executable, fake, run.folder, seconds, mode, "20" if run.of == "random" else "50"]
+    return [sys.executable, fake, run.folder, seconds, mode, "20" if run.parent_name == "random" else "50"]
 
 Run.command = command
 tracking.log_table = lambda *verdicts: None
@@ -55,7 +55,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        build.make(Request(("table3", "table7"), "smoke"))
+        build.build_plan(Request(("table3", "table7"), "smoke"))
     return folder / CACHE
 
 
@@ -64,7 +64,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A working directory of one's own, with its pictures there."""
     shutil.copytree(composed, tmp_path / CACHE)
     monkeypatch.chdir(tmp_path)
-    data = Path(build.make(Request((), "smoke")).data)
+    data = Path(build.build_plan(Request((), "smoke")).data_root)
     data.mkdir(parents=True)
     (data / "manifest.json").write_text("{}")
     return tmp_path
@@ -108,7 +108,7 @@ def starts() -> list[str]:
 
 
 def plan() -> Plan:
-    return build.make(Request(("table7",), "smoke"))
+    return build.build_plan(Request(("table7",), "smoke"))
 
 
 def running() -> list[str]:
@@ -162,7 +162,7 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
     assert status == check.INCOMPLETE, out
-    whole = build.make(Request(("table3", "table7"), "smoke"))
+    whole = build.build_plan(Request(("table3", "table7"), "smoke"))
     times = Counter(starts())
     assert {whole.runs[name].label: count for name, count in times.items() if count > 1} == {
         "knn of random, seed 0": 2,  # a crash is tried again; a wrong request is not
@@ -374,4 +374,4 @@ def test_results_copied_out_of_order_are_done_and_those_of_another_checkpoint_ar
     status, out = harness("", "run", "table7")
     assert status == 0 and "1 of 4 runs to do" in out
     (again,) = starts()[len(first) :]
-    assert again.startswith("knn-") and plan().runs[again].of == "swav_800ep"
+    assert again.startswith("knn-") and plan().runs[again].parent_name == "swav_800ep"

@@ -47,8 +47,8 @@ def test_every_kind_of_method_has_a_cost(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_needs_no_pictures_can_be_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = build.make(Request(("table2",), "paper"))
-    part = whole.only(lambda run: run.kind == "measure")
+    whole = build.build_plan(Request(("table2",), "paper"))
+    part = whole.restricted_to(lambda run: run.kind == "measure")
     assert {run.kind for run in part.runs.values()} == {"measure"}
     assert {cell.column for cell in part.cells} == {"params_millions"}
     assert {cell.row for cell in part.cells} == {

@@ -173,7 +173,7 @@ def render(plan: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     for number, run in enumerate(plan["runs"]):
         path = folder / f"{number:03}-{name_of(run['run_id'])}.yaml"
-        write_atomic(path, as_text(manifests(run, plan["cluster"], plan["data"])))
+        write_atomic(path, as_text(manifests(run, plan["cluster"], plan["data_root"])))
         written.append(path)
     for other in set(folder.glob("*.yaml")) - set(written):
         other.unlink()
@@ -285,7 +285,7 @@ def main(plan_file: str, run_id: str) -> int:
 
     signal.signal(signal.SIGTERM, ask)
     try:
-        job.start(manifests(run, plan["cluster"], plan["data"]))
+        job.start(manifests(run, plan["cluster"], plan["data_root"]))
         while not (ending := job.ending()):
             job.follow()
             time.sleep(POLL_SECONDS)

@@ -72,8 +72,8 @@ def carry_out(
         beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
         where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"
         screen.line(f"{len(to_do)} of {len(states)} runs to do {where}")
-        if plan.pictures and not (Path(plan.pictures) / "manifest.json").exists():
-            screen.line(f"first, pictures are generated in {plan.pictures}")
+        if plan.generated_data_dir and not (Path(plan.generated_data_dir) / "manifest.json").exists():
+            screen.line(f"first, pictures are generated in {plan.generated_data_dir}")
         sync_mtimes(plan)
         path = plan_file.write(plan)
         events = path.with_name(EVENTS)

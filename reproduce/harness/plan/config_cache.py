@@ -1,4 +1,4 @@
-"""The configs behind a plan's runs, each composed once and remembered: Hydra takes a quarter of a second for one."""
+"""A cache of what a plan needs from composed configs, because Hydra takes a quarter of a second to compose one."""
 
 import dataclasses
 import hashlib
@@ -16,56 +16,59 @@ from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Kind, Request, Run
-from reproduce.harness.plan.workload import Work
+from reproduce.harness.plan.workload import Workload
 from reproduce.system import REPO_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # which the harness imports only where a plan is new
 
 WHOLE_MACHINE = 100_000
-"""Cores of a run that measures time: nothing may run beside it."""
+"""The cores of a run that measures time, so that nothing runs beside it."""
 
 
 @dataclass
-class Composer:
-    """Composes configs, each distinct one once; answers are kept in `.cache` as long as no config file changes."""
+class ConfigCache:
+    """Composes each distinct config once, and keeps its summary in `.cache` as long as no config file changes."""
 
     request: Request
-    memory: dict[str, Any] = field(default_factory=dict)
+    summaries: dict[str, Any] = field(default_factory=dict)
     composed: dict[str, "DictConfig"] = field(default_factory=dict)
-    """Configs as resolved in this process; their plain keys are those of the last run that was asked for."""
-    new: bool = False
+    """Configs composed in this process; their `PLAIN_KEYS` are those of the last requested run."""
+    modified: bool = False
 
     def __post_init__(self) -> None:
         self.file = CACHE / "configs.json"
         self.fingerprint = _fingerprint()
         try:
-            kept = json.loads(self.file.read_text())
-            self.memory = kept["configs"] if kept["fingerprint"] == self.fingerprint else {}
+            cached = json.loads(self.file.read_text())
+            self.summaries = cached["configs"] if cached["fingerprint"] == self.fingerprint else {}
         except (OSError, ValueError, KeyError, TypeError):
-            self.memory = {}
+            self.summaries = {}
 
-    def run(self, kind: Kind, overrides: list[str], around: list[str], parent: Run | None = None) -> Run:
-        """The run that a list of overrides comes to. `around` says where and for whom: no part of what it is."""
-        overrides = [*self.request.where(kind), *overrides]
-        known = self._remember(kind, overrides, lambda: self._compose(kind, overrides))
-        parents = [parent.run_id] if parent else []
-        of = parent.name if parent else ""
-        does = Work(**known["work"])
-        return Run(kind=kind, overrides=[*overrides, *around], parents=parents, of=of, **known | {"work": does})
+    def run(self, kind: Kind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
+        """Return the run of a list of overrides. `run_overrides` are passed to it too, but are no part of its name."""
+        overrides = [*self.request.cluster_overrides(kind), *overrides]
+        summary = self._cached(kind, overrides, lambda: self._compose(kind, overrides))
+        return Run(
+            kind=kind,
+            overrides=[*overrides, *run_overrides],
+            parents=[parent.run_id] if parent else [],
+            parent_name=parent.name if parent else "",
+            **summary | {"workload": Workload(**summary["workload"])},
+        )
 
-    def catalogue(self, overrides: list[str]) -> dict[str, str]:
-        """Name of the data catalogue, and the source of its pictures."""
-        return dict(self._remember("catalogue", overrides, lambda: _catalogue(overrides)))
+    def data(self, overrides: list[str]) -> dict[str, str]:
+        """Return the `name` of the data config, and the `source` of its ImageNet."""
+        return dict(self._cached("data", overrides, lambda: _data(overrides)))
 
     @property
     def cluster(self) -> dict[str, Any]:
-        """The section of the config that says where runs go."""
-        where = [f"scale={self.request.scale}", *self.request.where("pretrain")]
-        return dict(self._remember("cluster", where, lambda: _cluster(where)))
+        """The `cluster` section of the config."""
+        where = [f"scale={self.request.scale}", *self.request.cluster_overrides("pretrain")]
+        return dict(self._cached("cluster", where, lambda: _cluster(where)))
 
     def _compose(self, kind: Kind, overrides: list[str]) -> dict[str, Any]:
-        """What a run is. Composing takes a quarter of a second: runs that differ in plain keys share one config."""
+        """Return the summary of a run. Runs that differ only in `PLAIN_KEYS` share one composed config."""
         from reproduce.config.compose import compose
 
         rest, plain = _plain_keys(overrides)
@@ -77,34 +80,34 @@ class Composer:
         return _summary(kind, self.composed[key])
 
     def save(self) -> None:
-        """Keep the answers for the next command."""
-        if self.new:
-            write_json(self.file, {"fingerprint": self.fingerprint, "configs": self.memory})
+        """Keep the summaries for the next command."""
+        if self.modified:
+            write_json(self.file, {"fingerprint": self.fingerprint, "configs": self.summaries})
 
-    def _remember(self, what: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _cached(self, what: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = _key(what, overrides)
-        if key not in self.memory:
-            self.memory[key] = compose()
-            self.new = True
-        known: dict[str, Any] = self.memory[key]
-        return known
+        if key not in self.summaries:
+            self.summaries[key] = compose()
+            self.modified = True
+        summary: dict[str, Any] = self.summaries[key]
+        return summary
 
 
 def _key(what: str, overrides: list[str]) -> str:
-    """Names an answer: by the words of the request, and by what a catalogue of one's own says."""
+    """Return the key of a summary: the overrides, and the content of a data config given as a file."""
     own = [Path(item.partition("=")[2]) for item in overrides if item.startswith("data=") and item.endswith("ml")]
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file()]
     return " ".join([what, *overrides]) + "".join(files)
 
 
-PLAIN = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+-[0-9a-f]{10})|'(released:\w+)'")}
-"""Keys that no other is made of, and their values that need no parser: whole numbers, run_ids, public weights."""
+PLAIN_KEYS = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+-[0-9a-f]{10})|'(released:\w+)'")}
+"""Keys that no other key depends on, and the values of them that need no parser: integers, run_ids, public weights."""
 
 
 def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Overrides without those that set a plain key to a plain value; and the last value of each of these keys."""
+    """Return the overrides that do not set `PLAIN_KEYS` to plain values, and the last value of each of the others."""
     rest, plain = overrides, {}
-    for key, pattern in PLAIN.items():
+    for key, pattern in PLAIN_KEYS.items():
         values = [item.partition("=")[2] for item in rest if item.startswith(f"{key}=")]
         found = [match[match.lastindex or 0] for value in values if (match := pattern.fullmatch(value))]
         if values and len(found) == len(values):
@@ -124,13 +127,13 @@ def _summary(kind: Kind, cfg: "DictConfig") -> dict[str, Any]:
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "num_nodes": _num_nodes(cfg.cluster),
-        "catalogue": cfg.data.name,
-        "work": dataclasses.asdict(workload.of(cfg)),
+        "data_config": cfg.data.name,
+        "workload": dataclasses.asdict(workload.workload_of(cfg)),
     }
 
 
 def _num_nodes(cluster: Any) -> int:
-    """How many machines a run takes. Raises `UserError` where they would not be evenly filled."""
+    """Return the number of machines of a run. Raises `UserError` if the processes cannot be spread evenly."""
     nodes = math.ceil(cluster.num_processes / (cluster.processes_per_node or cluster.num_processes))
     if cluster.num_processes % nodes:
         raise UserError(
@@ -139,8 +142,8 @@ def _num_nodes(cluster: Any) -> int:
         )
     if nodes > 1 and cluster.executor == "local":
         raise UserError(
-            f"{nodes} machines of cluster.processes_per_node={cluster.processes_per_node} are asked for, and there is "
-            "one: take CLUSTER=slurm or kubernetes (python -m reproduce: --cluster)"
+            f"cluster.processes_per_node={cluster.processes_per_node} asks for {nodes} machines, and CLUSTER=local has "
+            "one: try CLUSTER=slurm or kubernetes (python -m reproduce: --cluster)"
         )
     return nodes
 
@@ -154,7 +157,7 @@ def _cluster(overrides: list[str]) -> dict[str, Any]:
     return dict(section)
 
 
-def _catalogue(overrides: list[str]) -> dict[str, str]:
+def _data(overrides: list[str]) -> dict[str, str]:
     from reproduce.config.compose import compose
 
     data = compose("pretrain", overrides).data
@@ -162,11 +165,11 @@ def _catalogue(overrides: list[str]) -> dict[str, str]:
 
 
 def _fingerprint() -> str:
-    """Hash of all that a composed config, and what is kept of it, depends on."""
+    """Return a hash of everything that the summaries depend on."""
     package = REPO_ROOT / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
-    for kept in (Path(__file__), Path(workload.__file__)):
-        digest.update(kept.read_bytes())
+    for path in (Path(__file__), Path(workload.__file__)):
+        digest.update(path.read_bytes())
     for path in sorted([*(package / "config").glob("*.py"), *(package / "conf").rglob("*.yaml")]):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a plan is: the runs behind the asked tables, and the cells that they make."""
+"""A plan: the runs behind the requested tables, and the cells that they fill."""
 
 import dataclasses
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.harness import results
-from reproduce.harness.plan.workload import Work
+from reproduce.harness.plan.workload import Workload
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim
 from reproduce.harness.spec.tables import Margin, Row, Table
@@ -18,10 +18,10 @@ Kind = Literal["pretrain", "evaluate", "measure"]
 Source = Literal["scratch", "released"]
 
 Level = Literal["L0", "L1"]
-"""Of a verdict: the authors' public checkpoint through our evaluation, or our own pretraining through it."""
+"""Whose networks a verdict is about: L0 the authors' public weights, L1 our own training, both in our evaluation."""
 
-OF_PRETRAINING = ("num_processes=", "processes_per_node=", "num_threads=")
-"""Cluster options that are a pretraining's: an evaluation takes one process, of as many threads as its config says."""
+PRETRAINING_ONLY_OPTIONS = ("num_processes=", "processes_per_node=", "num_threads=")
+"""Cluster options that evaluations ignore: an evaluation is one process, with the threads that its config sets."""
 
 CACHE = Path(".cache")
 REPORTS = Path("reports")
@@ -29,7 +29,7 @@ REPORTS = Path("reports")
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for."""
+    """What the command line asks for."""
 
     tables: tuple[str, ...]
     scale: str
@@ -38,28 +38,30 @@ class Request:
     data_config: str | None = None
     skip_bad_images: bool = False
     source: Source = "scratch"
-    """Whose networks are evaluated: those that we train, or public ones (models/zoo/released.yaml)."""
+    """Which networks are evaluated: our own or public ones (models/zoo/released.yaml)."""
     cluster: str = "local"
     cluster_options: tuple[str, ...] = ()
-    """What is a site's own, as KEY=VALUE below `cluster` of the config: `slurm.partition=gpu`."""
+    """Site-specific KEY=VALUE overrides below `cluster` of the config, such as `slurm.partition=gpu`."""
 
     def overrides(self) -> list[str]:
-        """What every run of the request has in common, as Hydra overrides."""
-        given = [f"scale={self.scale}"]
-        given += [f"data={self.data_config}"] if self.data_config else []
-        given += ["on_bad_image=skip"] if self.skip_bad_images else []
-        return given
+        """Return the Hydra overrides that all runs of the request share."""
+        overrides = [f"scale={self.scale}"]
+        overrides += [f"data={self.data_config}"] if self.data_config else []
+        overrides += ["on_bad_image=skip"] if self.skip_bad_images else []
+        return overrides
 
-    def where(self, kind: Kind) -> list[str]:
-        """Where runs of a kind go, as Hydra overrides; nothing for this machine as it comes."""
-        given = [] if self.cluster == "local" else [f"cluster={self.cluster}"]
-        own = [item for item in self.cluster_options if kind == "pretrain" or not item.startswith(OF_PRETRAINING)]
-        return given + [f"cluster.{item}" for item in own]
+    def cluster_overrides(self, kind: Kind) -> list[str]:
+        """Return the Hydra overrides that say where runs of a kind execute; none for this machine."""
+        cluster = [] if self.cluster == "local" else [f"cluster={self.cluster}"]
+        options = [
+            item for item in self.cluster_options if kind == "pretrain" or not item.startswith(PRETRAINING_ONLY_OPTIONS)
+        ]
+        return cluster + [f"cluster.{item}" for item in options]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process, and everything needed to start it."""
+    """One run, and everything needed to start it."""
 
     run_id: str
     kind: Kind
@@ -70,30 +72,33 @@ class Run:
     parents: list[str]
     cores: int
     num_processes: int
-    catalogue: str
-    work: Work
-    of: str = ""
+    data_config: str
+    """The name in the data config: its layout of DATA."""
+    workload: Workload
+    parent_name: str = ""
+    """What an evaluation evaluates: the name of a pretraining, or public weights."""
     num_nodes: int = 1
-    """Machines that the processes are spread over, evenly."""
+    """The number of machines that share the processes evenly."""
 
     @property
     def label(self) -> str:
-        """The run in words."""
-        return f"{self.name} of {self.of}, seed {self.seed}" if self.of else f"{self.name}, seed {self.seed}"
+        """The run's name for people."""
+        name = f"{self.name} of {self.parent_name}" if self.parent_name else self.name
+        return f"{name}, seed {self.seed}"
 
     @property
     def result(self) -> Path:
-        """The file that says that the run is done."""
+        """The file that the run writes when it is done."""
         return Path(self.folder) / "result.json"
 
     @property
     def failure(self) -> Path:
-        """The file that says how the run failed, the last time that it was tried."""
+        """The file that says how the last attempt failed."""
         return Path(self.folder) / "failure.json"
 
     @property
     def log(self) -> Path:
-        """What the run said on stdout and stderr."""
+        """The file with the run's stdout and stderr."""
         return Path(self.folder) / "log.txt"
 
     def read_result(self) -> dict[str, Any] | None:
@@ -111,7 +116,7 @@ class Run:
         return results.load_failure(self.failure)
 
     def command(self) -> list[str]:
-        """The run's argument vector, the same on each of its machines (the launcher tells them apart)."""
+        """Return the run's argument vector. It is the same on all machines; the launcher tells them apart."""
         module = f"reproduce.{self.kind}"
         launcher = [
             "-m",
@@ -125,9 +130,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number to make: its place in its table, and the run of each seed that measures it.
+    """One number of a table, and the run of each seed that measures it.
 
-    A curve that a figure draws has no column, evaluation and metric; its runs are the pretrainings.
+    The cell of a plotted curve has no column, evaluation and metric; its runs are the pretrainings.
     """
 
     table: str
@@ -137,69 +142,69 @@ class Cell:
     eval: str
     metric: str
     runs: dict[int, str]
-    """Where there are `settings`, those of the first."""
-    settings: dict[str, dict[int, str]] = field(default_factory=dict)
-    """By setting, the runs that the best is chosen from."""
-    best_by: str = ""
-    """The metric that chooses."""
+    """Run ids by seed; with `runs_by_override`, those of its first entry."""
+    runs_by_override: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Run ids by seed for every override of which the best counts (`tables.BestOf`)."""
+    selection_metric: str = ""
+    """The metric that selects the best override."""
 
     @property
     def run_ids(self) -> list[str]:
-        """All runs behind the number."""
-        return [name for runs in (self.settings.values() or [self.runs]) for name in runs.values()]
+        """The run ids behind the number, of all overrides."""
+        return [name for runs in (self.runs_by_override.values() or [self.runs]) for name in runs.values()]
 
     @property
-    def place(self) -> str:
-        """Where the number stands."""
+    def table_key(self) -> str:
+        """The position of the cell, such as table3/SwAV/voc07."""
         return f"{self.table}/{self.row}/{self.column}"
 
     @property
-    def key(self) -> str:
-        """What is measured, whichever table shows it."""
+    def metric_key(self) -> str:
+        """What is measured, whichever table shows it, such as swav_800ep/voc07_svm/map."""
         return f"{self.pretrain}/{self.eval}/{self.metric}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The graph of runs behind the asked tables."""
+    """The graph of runs behind the requested tables."""
 
     request: Request
     tables: dict[str, Table]
     runs: dict[str, Run]
     cells: list[Cell]
-    data: str
-    pictures: str
-    """The folder to generate pictures in; empty where the pictures are given."""
-    own_pictures: bool
-    """Whether these are the pictures that the scale's recorded numbers were measured on."""
+    data_root: str
+    generated_data_dir: str
+    """The folder to generate images in; empty if the images are given."""
+    uses_reference_data: bool
+    """Whether the runs read the data that the scale's recorded numbers were measured on."""
     claims: list[Claim] = field(default_factory=list)
-    """Those that were asked for."""
+    """The requested claims."""
     cluster: dict[str, Any] = field(default_factory=lambda: {"executor": "local"})
-    """The config's section: who starts the runs, and all that is a site's own."""
+    """The `cluster` section of the config: what starts the runs, and everything site-specific."""
 
     @property
     def level(self) -> Level:
-        """Of all that is judged by this plan."""
+        """The level of all verdicts on this plan."""
         return "L0" if self.request.source == "released" else "L1"
 
     @property
     def reports(self) -> Path:
-        """Where this plan's tables and page go."""
+        """The folder of this plan's tables and page."""
         return REPORTS / self.request.scale
 
     def runs_of(self, table: str) -> list[Run]:
-        """The runs behind one table, parents first."""
+        """Return the runs behind one table, parents first."""
         last = {name for cell in self.cells if cell.table == table for name in cell.run_ids}
         serving = last | {parent for name in last for parent in self.runs[name].parents}
         return [run for run in self.runs.values() if run.run_id in serving]
 
     def cells_of(self, run_id: str) -> int:
-        """How many cells a run serves, by itself or through the runs that build on it."""
-        heirs = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
-        return sum(bool(heirs & set(cell.run_ids)) for cell in self.cells)
+        """Count the cells that need a run, directly or through an evaluation of it."""
+        dependants = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
+        return sum(bool(dependants & set(cell.run_ids)) for cell in self.cells)
 
-    def only(self, possible: Callable[[Run], bool]) -> "Plan":
-        """The cells whose every run is possible, and the runs that these need."""
+    def restricted_to(self, possible: Callable[[Run], bool]) -> "Plan":
+        """Return the plan of the cells whose runs are all `possible`, with only the runs that these need."""
         can = {run_id for run_id, run in self.runs.items() if possible(run)}
         cells = [cell for cell in self.cells if all(can.issuperset(self._behind(name)) for name in cell.run_ids)]
         needed = {name for cell in cells for run_id in cell.run_ids for name in self._behind(run_id)}
@@ -207,7 +212,7 @@ class Plan:
         return dataclasses.replace(self, runs=runs, cells=cells)
 
     def expected_to_fail(self, run: Run) -> bool:
-        """Whether the paper says, of every number that a run serves, that the training behind it fails."""
+        """Return whether the paper prints a failure for every cell that needs a run."""
         served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.run_ids)]
         return bool(served) and all(map(self._prints_failure, served))
 
@@ -226,7 +231,7 @@ class Plan:
         return row
 
     def margin(self, cell: Cell) -> Margin | None:
-        """The margin that a cell is judged by; None where it is held against no printed number."""
+        """Return the margin of a cell, or None if the cell is not compared with a printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
         public_weights = self.request.source == "released"

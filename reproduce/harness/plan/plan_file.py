@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from reproduce.files import write_json
-from reproduce.harness.plan import cost
+from reproduce.harness.plan import cost, cost_report
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.spec import margins
 
@@ -12,19 +12,19 @@ from reproduce.harness.spec import margins
 def write(plan: Plan) -> Path:
     """Write a plan to reports/<scale>/plan.json, and record the margins of the runs that are still to do."""
     path = plan.reports / "plan.json"
-    prices = cost.price(plan)
+    costs = cost.plan_cost(plan)
     runs = [
-        dataclasses.asdict(run) | {"command": run.command(), "state": prices.states[run.run_id].value}
+        dataclasses.asdict(run) | {"command": run.command(), "state": costs.states[run.run_id].value}
         for run in plan.runs.values()
     ]
     content = {
         "request": dataclasses.asdict(plan.request),
-        "data": plan.data,
-        "pictures": plan.pictures,
+        "data_root": plan.data_root,
+        "generated_data_dir": plan.generated_data_dir,
         "cluster": plan.cluster,
         "runs": runs,
         "cells": [dataclasses.asdict(cell) for cell in plan.cells],
-        "price": cost.as_data(plan, prices),
+        "cost": cost_report.as_data(plan, costs),
     }
     write_json(path, content)
     _record_margins(plan)
@@ -39,6 +39,6 @@ def _record_margins(plan: Plan) -> None:
             margin = plan.margin(cell)
             if margin and not run.result.exists():
                 of_scale = to_do.setdefault(margins.path(run.folder), {})
-                of_scale.setdefault(run.run_id, {})[cell.place] = margin.points
+                of_scale.setdefault(run.run_id, {})[cell.table_key] = margin.points
     for file, points in to_do.items():
         margins.record(file, points)

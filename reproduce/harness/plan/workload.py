@@ -1,4 +1,4 @@
-"""What a run's price follows from, read off its config."""
+"""The size of a run, read from its config; `cost` estimates hours and disk from it."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from models.zoo import entries
 
 
 @dataclass(frozen=True)
-class Work:
-    """How much a run has to do. An evaluation's trunk is its pretraining's: `width` is 0, but for public weights."""
+class Workload:
+    """How much a run has to do. `width` is 0 for an evaluation of our own pretraining, which has the width."""
 
     method: str
-    """Of a pretraining, or the protocol of an evaluation."""
+    """The method of a pretraining, the protocol of an evaluation, or the name of a measurement."""
     epochs: float
     batch_size: int
     crops: str
     pixels: int
-    """Of all crops of a picture together."""
+    """The number of pixels of one image, over all its crops."""
     dataset: dict[str, str]
-    """Empty where no pictures are read."""
+    """The config's `dataset`; empty for a run that reads no images."""
     width: float = 0.0
     head_weights: int = 0
-    """Of the projection head and the prototypes."""
-    queue_numbers: int = 0
-    """What the queues of both large crops hold."""
+    """The number of weights of the projection head and the prototypes."""
+    queue_values: int = 0
+    """The number of values in the queues of both large crops."""
 
 
-def of(cfg: DictConfig) -> Work:
-    """The work of a composed config."""
+def workload_of(cfg: DictConfig) -> Workload:
+    """Return the workload of a composed config."""
     if cfg.kind == "measure":
-        return Work(cfg.measurement.name, 0, 0, "", 0, {})
+        return Workload(cfg.measurement.name, 0, 0, "", 0, {})
     dataset: Any = OmegaConf.to_container(cfg.dataset)
     if cfg.kind == "evaluate":
         protocol = cfg.protocol
@@ -40,11 +40,11 @@ def of(cfg: DictConfig) -> Work:
         public = str(cfg.checkpoint).startswith(entries.PREFIX)
         width = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
-        return Work(protocol.name, epochs, batch_size, "", pixels, dataset, width)
+        return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method
     trunk_out = round(2048 * network.width)
     layers = [trunk_out, *([network.head_hidden_dim] if network.head_hidden_dim else []), network.embedding_dim]
-    return Work(
+    return Workload(
         method=method.name,
         epochs=cfg.epochs,
         batch_size=cfg.batch_size,
@@ -54,5 +54,5 @@ def of(cfg: DictConfig) -> Work:
         width=network.width,
         head_weights=sum(a * b for a, b in itertools.pairwise(layers))
         + network.embedding_dim * method.get("num_prototypes", 0),
-        queue_numbers=2 * network.embedding_dim * method.get("queue_length", 0),
+        queue_values=2 * network.embedding_dim * method.get("queue_length", 0),
     )

@@ -20,7 +20,7 @@ class Measurement:
     metric: str = ""
 
     @property
-    def key(self) -> str:
+    def metric_key(self) -> str:
         """The key of the cell in a table that shows the same number (`Cell.metric_key`)."""
         return f"{self.pretrain}/{self.eval}/{self.metric}"
 
@@ -122,4 +122,4 @@ def load() -> list[Claim]:
 def using(keys: Iterable[str]) -> list[Claim]:
     """Return the claims that compare any of these numbers."""
     wanted = set(keys)
-    return [claim for claim in load() if wanted & {each.key for each in claim.measurements()}]
+    return [claim for claim in load() if wanted & {each.metric_key for each in claim.measurements()}]

@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
-
-import yaml
 
 from reproduce.errors import UserError
 from reproduce.harness.plan.build import plan_for_other_seeds, public_weights
@@ -13,12 +10,11 @@ from reproduce.harness.plan.model import Cell, Plan, Run
 from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import baseline, margins, tables
 from reproduce.harness.spec.baseline import RecordedNumbers
+from reproduce.harness.spec.paper_data import paper_data_sources
 from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import stats as statistics
 from reproduce.harness.verdict.stats import Verdict
-from reproduce.system import REPO_ROOT
 
-STANDARD = REPO_ROOT / "reproduce/conf/data/standard.yaml"
 TURNED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 """What above and below the margin mean of a cost."""
 
@@ -124,7 +120,7 @@ class Evidence:
     def outcome(self, cell: Cell) -> Outcome:
         """What a cell's runs came to; a seed that failed counts, asked for or not."""
         found = outcome(self.plan, cell)
-        others = _cell(self.beyond, cell.place) if self.beyond else None
+        others = _cell(self.beyond, cell.table_key) if self.beyond else None
         if not self.beyond or not others:
             return found
         more = outcome(self.beyond, others)
@@ -137,7 +133,7 @@ class Evidence:
 
 
 def _cell(plan: Plan, place: str) -> Cell | None:
-    return next((cell for cell in plan.cells if cell.place == place), None)
+    return next((cell for cell in plan.cells if cell.table_key == place), None)
 
 
 def outcome(plan: Plan, cell: Cell) -> Outcome:
@@ -146,17 +142,17 @@ def outcome(plan: Plan, cell: Cell) -> Outcome:
     A setting that lacks a result leaves nothing to choose by. Raises `UserError` for a result that is cut short or
     lacks the metric.
     """
-    if not cell.settings:
+    if not cell.runs_by_override:
         return _outcome(plan, cell.runs, cell.metric)
-    found = {setting: _outcome(plan, runs, cell.best_by) for setting, runs in cell.settings.items()}
+    found = {setting: _outcome(plan, runs, cell.selection_metric) for setting, runs in cell.runs_by_override.items()}
     lacking = [each for each in found.values() if len(each.values) < len(each.run_ids)]
     if lacking:
         return min(lacking, key=lambda each: len(each.missing))  # a failure before what is only missing
     means = {setting: statistics.mean(list(each.values.values())) for setting, each in found.items()}
     best = max(means, key=lambda setting: means[setting])
     others = ", ".join(f"{setting} ({mean:.2f})" for setting, mean in means.items())
-    choice = f"Of {others} the best by {cell.best_by}, as the authors chose it: {best}."
-    return replace(_outcome(plan, cell.settings[best], cell.metric), choice=choice)
+    choice = f"Of {others} the best by {cell.selection_metric}, as the authors chose it: {best}."
+    return replace(_outcome(plan, cell.runs_by_override[best], cell.metric), choice=choice)
 
 
 def _outcome(plan: Plan, runs: dict[int, str], metric: str) -> Outcome:
@@ -245,20 +241,13 @@ def _judge(evidence: Evidence, table: Table, row: Row, key: str) -> Judged:
     return _told_of_others(found, _told_of_choice(found, judged))
 
 
-@cache
-def _of_the_paper() -> dict[str, str]:
-    """Whose pictures the paper's numbers are of, by the data set's name."""
-    catalogue = yaml.load(STANDARD.read_text(), Loader=yaml.CSafeLoader)
-    return {name: each["source"] for name, each in catalogue.items() if name != "name"}
-
-
 def _other_pictures(plan: Plan, cell: Cell) -> str:
     """A sentence where a run of a cell reads pictures that the paper's number is not of; "" where none does."""
     evaluations = [plan.runs[name] for name in cell.run_ids]
     parents = [plan.runs[name] for each in evaluations for name in each.parents if name in plan.runs]
     for run in (*parents, *evaluations):
-        if dataset := run.work.dataset:
-            theirs = _of_the_paper().get(dataset["name"], "others")
+        if dataset := run.workload.dataset:
+            theirs = paper_data_sources().get(dataset["name"], "others")
             if dataset["source"] != theirs:
                 return f"{run.label} reads {dataset['source']}, the paper's {theirs}: nothing to compare with."
     return ""
@@ -415,7 +404,7 @@ def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | Non
 
 def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:
     for run in (plan.runs[name] for name in cell.run_ids):
-        yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.place)
+        yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.table_key)
 
 
 def _with_erratum(judged: Judged, row: Row, key: str) -> Judged:
@@ -429,10 +418,10 @@ def _with_erratum(judged: Judged, row: Row, key: str) -> Judged:
 
 def _against_recorded(evidence: Evidence, cell: Cell, ours: Judged) -> Judged:
     plan, recorded = evidence.plan, evidence.recorded
-    if not plan.own_pictures:
+    if not plan.uses_reference_data:
         why = "Not the pictures of this scale: nothing to compare with."
         return replace(ours, verdict=Verdict.NO_BASELINE, reason=why, other_pictures=True)
-    known = recorded.cells.get(cell.key)
+    known = recorded.cells.get(cell.metric_key)
     if known is None:
         return replace(ours, verdict=Verdict.NO_BASELINE, reason="Nothing is recorded for this cell yet.")
     values = list(ours.values.values())

@@ -94,8 +94,8 @@ class Answer:
 
 def judge(plan: Plan) -> list[Answer]:
     """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
-    chosen = plan.claims or claims.using(cell.key.removeprefix(entries.PREFIX) for cell in plan.cells)
-    own = plan if plan.claims else build.for_claims(plan.request, chosen)
+    chosen = plan.claims or claims.using(cell.metric_key.removeprefix(entries.PREFIX) for cell in plan.cells)
+    own = plan if plan.claims else build.plan_for_claims(plan.request, chosen)
     of_need = {
         Measurement(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells
     }
@@ -111,7 +111,9 @@ class _Judge:
     cells: dict[Measurement, Cell]
 
     def find(self, part: Comparison | Spread | Convergence | FasterConvergence) -> Finding:
-        if self.evidence.plan.request.source == "released" and (why := build.without_weights(part.measurements())):
+        if self.evidence.plan.request.source == "released" and (
+            why := build.missing_weights_reason(part.measurements())
+        ):
             return Finding(_in_words(part), Standing.NOT_RUN, why)
         found = self._find(part)
         if found.difference is None or self.evidence.plan.level == "L1":

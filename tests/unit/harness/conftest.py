@@ -31,10 +31,10 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        build.make(Request(("table3", "table7"), "smoke"))
-        build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-        build.make(Request(("table3", "table9"), "paper", (0, 1, 2)))
-        build.make(Request((*tables.names("paper"), "claims"), "paper"))
+        build.build_plan(Request(("table3", "table7"), "smoke"))
+        build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+        build.build_plan(Request(("table3", "table9"), "paper", (0, 1, 2)))
+        build.build_plan(Request((*tables.names("paper"), "claims"), "paper"))
     return folder / CACHE
 
 
@@ -54,7 +54,7 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def smoke(checkout: Path) -> Plan:
     """The plan of both smoke tables."""
-    return build.make(Request(("table3", "table7"), "smoke"))
+    return build.build_plan(Request(("table3", "table7"), "smoke"))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def sing(finish: Callable[..., None]) -> Callable[..., Run]:
 
     def write(evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS) -> Run:
         given = f"/far/away/{checkpoint}"
-        (run,) = build.one(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
+        (run,) = build.single_run_plan(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
         finish(run, value)
         (Path(run.folder) / "config.yaml").write_text(
             OmegaConf.to_yaml(compose("evaluate", run.overrides), resolve=True)

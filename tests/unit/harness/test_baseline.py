@@ -17,7 +17,7 @@ from reproduce.system import REPO_ROOT
 
 @pytest.fixture
 def five(checkout: Path) -> Plan:
-    return build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    return build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
 
 
 def test_what_is_written_is_read(five: Plan, finish: Callable[..., None]) -> None:

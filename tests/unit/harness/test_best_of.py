@@ -17,7 +17,7 @@ RATES = {1e-5: "1e-05", 5e-5: "5e-05", 1e-4: "0.0001"}
 
 @pytest.fixture
 def table5(checkout: Path) -> Plan:
-    return build.make(Request(("table5",), "paper"))
+    return build.build_plan(Request(("table5",), "paper"))
 
 
 def rate(run: Run) -> float:
@@ -42,7 +42,7 @@ small = {"ap_s": 19.7, "ap_m": 46.3, "ap_l": 60.9}
 
 
 def test_every_setting_is_a_run_and_all_columns_share_them(table5: Plan) -> None:
-    runs = [run for run in table5.runs.values() if run.of.startswith("swav")]
+    runs = [run for run in table5.runs.values() if run.parent_name.startswith("swav")]
     assert sorted(map(rate, runs)) == sorted(RATES)
     assert len({run.run_id for run in runs}) == len({run.label for run in runs}) == 3
     for cell in table5.cells:
@@ -71,7 +71,7 @@ def test_nothing_is_chosen_before_all_settings_are_done(table5: Plan, finish: Ca
 
 def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[..., None]) -> None:
     done(table5, finish, {1e-5: 40.9})
-    (failed,) = [run for run in table5.runs.values() if run.of.startswith("swav") and rate(run) == 1e-4]
+    (failed,) = [run for run in table5.runs.values() if run.parent_name.startswith("swav") and rate(run) == 1e-4]
     failed.failure.parent.mkdir(parents=True)
     failed.failure.write_text('{"status": "failed", "message": "no disk"}')
     judged = swav(table5)["ap"]
@@ -79,7 +79,7 @@ def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[...
 
 
 def test_seeds_choose_together(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("table5",), "paper", (0, 1)))
+    plan = build.build_plan(Request(("table5",), "paper", (0, 1)))
     for run in plan.runs.values():
         high_once = 43.0 if run.seed else 39.0
         ap = 0.0 if run.kind == "pretrain" else {1e-5: 41.5, 5e-5: high_once, 1e-4: 40.0}[rate(run)]

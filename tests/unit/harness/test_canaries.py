@@ -19,7 +19,7 @@ Sing = Callable[..., Run]
 
 def judged(finish: Finish) -> Judged:
     """Table 9's first cell, three seeds of ours on the printed number."""
-    plan = build.make(Request(("table9",), "paper", (0, 1, 2)))
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
     plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, 73.9 + 0.01 * run.seed)
@@ -39,7 +39,7 @@ def test_a_canary_that_is_missing_keeps_a_number_from_counting(checkout: Path, f
     cell = judged(finish)
     assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "missing")
     assert "Not preceded by its canary, so it does not count as reproduced" in cell.reason
-    plan = build.make(Request(("table9",), "paper", (0, 1, 2)))
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
     checked = check.check(plan)
     assert "✓ within°" in check.as_text(checked[0]) and canary.FOOTNOTE in check.as_text(checked[0])
     check.write(plan, checked)

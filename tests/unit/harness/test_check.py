@@ -24,16 +24,16 @@ def printed(run: Run) -> float:
     """What Table 3 prints for what an evaluation makes; 0 for a pretraining."""
     table = tables.load("table3", "paper")
     cells = {(row.pretrain, table.columns[key].eval): row.cells[key] for row in table.rows for key in row.cells}
-    return tables.parse_printed(cells.get((run.of.partition(",")[0], run.name))) or 0.0
+    return tables.parse_printed(cells.get((run.parent_name.partition(",")[0], run.name))) or 0.0
 
 
 def paper(*seeds: int) -> Plan:
-    return build.make(Request(("table3",), "paper", seeds or (0,)))
+    return build.build_plan(Request(("table3",), "paper", seeds or (0,)))
 
 
 def record(finish: Callable[..., None]) -> None:
     """Record five seeds of Table 7: 49, 50, 51, 50, 50."""
-    plan = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    plan = build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     for run in plan.runs.values():
         finish(run, [49.0, 50.0, 51.0, 50.0, 50.0][run.seed])
     record_baseline.record(plan)
@@ -127,7 +127,7 @@ def test_nothing_recorded_is_no_baseline(smoke: Plan, finish: Callable[..., None
 @pytest.mark.parametrize(("value", "verdict"), [(50.5, "within"), (80.0, "better"), (20.0, "worse")])
 def test_against_recorded_numbers(checkout: Path, finish: Callable[..., None], value: float, verdict: str) -> None:
     record(finish)
-    plan = build.make(Request(("table7",), "smoke"))
+    plan = build.build_plan(Request(("table7",), "smoke"))
     for run in plan.runs.values():
         finish(run, value)
     checked = check.check(plan)
@@ -142,9 +142,9 @@ def test_against_recorded_numbers(checkout: Path, finish: Callable[..., None], v
 
 def test_recorded_seeds_that_give_the_same_again_are_told(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    checked = check.check(build.make(Request(("table7",), "smoke", (0, 1))))
+    checked = check.check(build.build_plan(Request(("table7",), "smoke", (0, 1))))
     assert check.again(checked) == "4 of 4 cells give their recorded seeds' numbers again, to the digit"
-    others = build.make(Request(("table7",), "smoke", (7, 8)))
+    others = build.build_plan(Request(("table7",), "smoke", (7, 8)))
     for run in others.runs.values():
         finish(run, 50.0)
     assert check.again(check.check(others)) == ""
@@ -152,8 +152,8 @@ def test_recorded_seeds_that_give_the_same_again_are_told(checkout: Path, finish
 
 def test_a_table_checked_alone_is_judged_as_in_company(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    alone = check.check(build.make(Request(("table7",), "smoke")))[0].cells
-    company = check.check(build.make(Request(("table3", "table7"), "smoke")))[1].cells
+    alone = check.check(build.build_plan(Request(("table7",), "smoke")))[0].cells
+    company = check.check(build.build_plan(Request(("table3", "table7"), "smoke")))[1].cells
     assert alone == company
 
 
@@ -161,13 +161,13 @@ def test_a_config_changed_since_the_recording_is_told(checkout: Path, finish: Ca
     record(finish)
     path = baseline.path("smoke")
     path.write_text(path.read_text().replace("run_id: knn-s0-", "run_id: knn-s0-0"))
-    checked = check.check(build.make(Request(("table7",), "smoke")))
+    checked = check.check(build.build_plan(Request(("table7",), "smoke")))
     assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].judged())
 
 
 def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    plan = build.make(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 90.0)
     assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
@@ -197,7 +197,7 @@ def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
 
 
 def test_other_pictures_are_not_held_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("table7",), "paper", data="mine", data_config="cifar10"))
+    plan = build.build_plan(Request(("table7",), "paper", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 65.7)
     made = {judged.reason: judged.verdict for _, _, judged in check.check(plan)[0].judged() if judged.needed}
@@ -256,7 +256,9 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
     plan = paper()
     for run in plan.runs.values():
         if run.name != "voc07_svm":
-            finish(run, printed(run) + (5.0 if (run.of, run.name) == ("swav_800ep", "linear_inat18") else 0.04))
+            finish(
+                run, printed(run) + (5.0 if (run.parent_name, run.name) == ("swav_800ep", "linear_inat18") else 0.04)
+            )
     checked = check.check(plan)
     assert check.write(plan, checked).tables == checked  # all of it is news
     data = json.loads(Path("reports/paper/table3.json").read_text())
@@ -318,19 +320,19 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     """Seeds that spread widely make a wide interval; a trunk that learned nothing must not hide in it."""
     controlled(checkout)
     table = checkout / "tables" / "smoke" / "table7.yaml"
-    five = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    five = build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     learned(five, finish, [20.0, 60.0, 80.0, 70.0, 50.0])
     record_baseline.record(five)
 
-    plan = build.make(Request(("table7",), "smoke"))
+    plan = build.build_plan(Request(("table7",), "smoke"))
     verdicts = swav(plan, check.check(plan))
     assert {judged.verdict for judged in verdicts.values()} == {Verdict.WORSE}
     assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
     table.write_text(table.read_text().replace("metric: knn20,", "metric: knn20, has_control: false,"))
-    uncontrolled = build.make(Request(("table7",), "smoke"))
+    uncontrolled = build.build_plan(Request(("table7",), "smoke"))
     found = {key: judged.verdict for key, judged in swav(uncontrolled, check.check(uncontrolled)).items()}
     assert found == {"knn20": Verdict.WITHIN, "knn200": Verdict.WORSE}
-    better = build.make(Request(("table7",), "smoke", (0, 1)))
+    better = build.build_plan(Request(("table7",), "smoke", (0, 1)))
     assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}
 
 
@@ -359,7 +361,7 @@ def test_the_control_is_asked_where_nothing_is_recorded(
     checkout: Path, finish: Callable[..., None], value: float, verdict: str, says: str
 ) -> None:
     controlled(checkout)
-    plan = build.make(Request(("table7",), "smoke"))
+    plan = build.build_plan(Request(("table7",), "smoke"))
     learned(plan, finish, [value])
     judged = swav(plan, checked := check.check(plan))["knn20"]
     assert (judged.verdict, judged.reason.endswith(says)) == (verdict, True), judged.reason
@@ -372,7 +374,7 @@ def test_on_other_pictures_the_difference_from_the_control_is_told(
 ) -> None:
     """The bar of five points was set for the generated pictures."""
     controlled(checkout)
-    plan = build.make(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     learned(plan, finish, [value])
     judged = swav(plan, checked := check.check(plan))["knn20"]
     assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
@@ -380,15 +382,15 @@ def test_on_other_pictures_the_difference_from_the_control_is_told(
 
 
 def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, finish: Callable[..., None]) -> None:
-    five = build.make(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    five = build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     learned(five, finish, [5.0, 95.0, 50.0, 10.0, 90.0])
     record_baseline.record(five)
-    plan = build.make(Request(("table7",), "smoke", (2,)))
+    plan = build.build_plan(Request(("table7",), "smoke", (2,)))
     alone = swav(plan, check.check(plan))["knn20"]
     assert (alone.verdict, alone.interval) == (Verdict.WITHIN, (0.0, 100.0))
     assert "their interval is [0, 100], which says nothing; no control is set here." in alone.reason
     controlled(checkout)
-    plan = build.make(Request(("table7",), "smoke", (2,)))
+    plan = build.build_plan(Request(("table7",), "smoke", (2,)))
     held = swav(plan, check.check(plan))["knn20"]
     assert held.verdict == Verdict.WITHIN
     assert "says nothing; the verdict rests on the control alone, +30.0 points from Random trunk." in held.reason
@@ -398,10 +400,10 @@ def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, f
 
 def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:
     """A table of the ablations, every run done with `value`, those of the experiment `broken` collapsed."""
-    plan = build.make(Request((name,), "paper", seeds or (0,)))
+    plan = build.build_plan(Request((name,), "paper", seeds or (0,)))
     plan_file.write(plan)
     for run in plan.runs.values():
-        if broken and broken in (run.name, run.of):
+        if broken and broken in (run.name, run.parent_name):
             if run.kind == "pretrain":
                 collapse(run)
         else:
@@ -445,7 +447,7 @@ def test_a_training_that_converges_where_the_papers_fails_disagrees(
 
 def test_an_expected_failure_is_a_collapse_of_every_seed(checkout: Path, finish: Callable[..., None]) -> None:
     plan = ablation("table10", finish, 0, 1, broken="swav_400ep_sinkhorn1")
-    evaluation = next(run for run in plan.runs.values() if run.of == "swav_400ep_sinkhorn1" and run.seed == 1)
+    evaluation = next(run for run in plan.runs.values() if run.parent_name == "swav_400ep_sinkhorn1" and run.seed == 1)
     pretraining = plan.runs[evaluation.parents[0]]
     pretraining.failure.unlink()
     assert cells_of(plan)["SwAV, 1 iteration/top1"].verdict == Verdict.NOT_RUN
@@ -471,7 +473,7 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     centres = {"swav_400ep_fixed_prototypes": 73.1 + 0.375, "swav_400ep_hard": 73.3 + 0.375}
     for run in plan.runs.values():
         if run.kind == "evaluate":
-            finish(run, centres.get(run.of, 73.9) + 0.1 * (run.seed - 1))
+            finish(run, centres.get(run.parent_name, 73.9) + 0.1 * (run.seed - 1))
     judged = [cell for _, _, cell in check.check(plan)[0].judged()]
     alone = [
         statistics.against_printed(list(cell.values.values()), cell.expected, 0.6)
@@ -492,7 +494,7 @@ def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: 
     assert before.verdict == Verdict.BETTER and "margin was" not in before.reason
     path = checkout / "tables" / "paper" / "table9.yaml"
     path.write_text(path.read_text().replace("points: 0.6", "points: 1.5"))
-    wider = build.make(plan.request)
+    wider = build.build_plan(plan.request)
     plan_file.write(wider)  # planning again renews no note of a run that is done
     judged = cells_of(wider)["SwAV, hard assignments/top1"]
     assert judged.verdict == Verdict.BETTER
@@ -512,7 +514,7 @@ def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Calla
     assert cells_of(plan)["SwAV, hard assignments/top1"].verdict == Verdict.WITHIN
     path = checkout / "tables" / "paper" / "table9.yaml"
     path.write_text(path.read_text().replace("points: 0.6", "points: 0.01"))
-    judged = cells_of(build.make(plan.request))["SwAV, hard assignments/top1"]
+    judged = cells_of(build.build_plan(plan.request))["SwAV, hard assignments/top1"]
     assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.01)
     assert judged.verdict == Verdict.BETTER
     assert "The margin was narrowed after the result was there: it was 0.6 points." in judged.reason
@@ -530,14 +532,14 @@ def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], 
 
 
 def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("table9",), "paper"))
+    plan = build.build_plan(Request(("table9",), "paper"))
     for run in plan.runs.values():
         finish(run, 73.9)
     assert all("No margin was noted before" in judged.reason for judged in cells_of(plan).values())
 
 
 def test_a_misprint_is_the_papers(checkout: Path) -> None:
-    plan = build.make(Request(("table2",), "paper"))
+    plan = build.build_plan(Request(("table2",), "paper"))
     swav = cells_of(plan)["SwAV, R50-w2/params_millions"]
     assert (swav.printed, swav.expected) == (188, 93.9)
     assert "Erratum of the paper, which prints 188" in swav.reason
@@ -546,7 +548,7 @@ def test_a_misprint_is_the_papers(checkout: Path) -> None:
 
 
 def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("figure3",), "paper"))
+    plan = build.build_plan(Request(("figure3",), "paper"))
     assert {run.kind for run in plan.runs.values()} == {"pretrain"} and len(plan.runs) == 2
     checked = check.check(plan)
     assert check.exit_status(checked) == check.INCOMPLETE
@@ -559,7 +561,7 @@ def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callab
 
 @pytest.mark.parametrize("name", tables.names("paper"))
 def test_every_table_is_judged_with_nothing_run(checkout: Path, name: str) -> None:
-    plan = build.make(Request((name,), "paper"))
+    plan = build.build_plan(Request((name,), "paper"))
     checked = check.check(plan)
     assert check.exit_status(checked) == (check.INCOMPLETE if plan.cells else check.AGREES)
     check.write(plan, checked)

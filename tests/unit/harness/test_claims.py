@@ -28,10 +28,10 @@ PROTOTYPES = [BASE, *(f"swav_400ep_prototypes{number}" for number in (10000, 300
 
 def done(finish: Finish, values: dict[str, float], *seeds: int, table: str = "claims", step: float = 0.1) -> Plan:
     """The plan of all claims, with results of some experiments: their value, `step` more for each seed."""
-    plan = build.make(Request((table,), "paper", seeds or (0,)))
+    plan = build.build_plan(Request((table,), "paper", seeds or (0,)))
     for run in plan.runs.values():
-        if (run.of or run.name) in values:
-            finish(run, values[run.of or run.name] + step * run.seed)
+        if (run.parent_name or run.name) in values:
+            finish(run, values[run.parent_name or run.name] + step * run.seed)
     return plan
 
 
@@ -106,7 +106,7 @@ def test_a_tables_check_judges_the_claims_that_it_touches(checkout: Path, finish
         "three-iterations": "not run",
         "enough-prototypes": "not run",
     }
-    assert set(plan.runs) == set(build.make(plan.request).runs)  # judging adds no run
+    assert set(plan.runs) == set(build.build_plan(plan.request).runs)  # judging adds no run
 
 
 def test_convergence(checkout: Path, finish: Finish) -> None:
@@ -153,7 +153,7 @@ def test_spread(checkout: Path, finish: Finish, last: float, standing: str) -> N
 
 def test_a_claim_of_many_parts_is_all_of_them(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {"swav_100ep": 70.0, "swav_200ep": 72.0, "swav_400ep": 74.0}, 0, 1, 2)
-    one = build.make(Request(("claims",), "paper"))
+    one = build.build_plan(Request(("claims",), "paper"))
     assert answer(plan, "longer").standing == Standing.NOT_RUN
     done(finish, {"swav_800ep": 76.0}, 0, 1, 2)
     assert answer(plan, "longer").standing == Standing.HOLDS
@@ -174,7 +174,7 @@ def test_sooner(checkout: Path, finish: Finish) -> None:
     (finding,) = answer(plan, "hard-converges-faster").findings
     assert (finding.standing, finding.difference) == (Standing.HOLDS, 30.0)
     assert finding.interval is not None and finding.interval[0] < 30 < finding.interval[1]
-    (alone,) = answer(build.make(Request(("claims",), "paper")), "hard-converges-faster").findings
+    (alone,) = answer(build.build_plan(Request(("claims",), "paper")), "hard-converges-faster").findings
     assert (alone.standing, alone.side, alone.difference) == (Standing.INCONCLUSIVE, "right", 30.0)
     assert alone.interval is None, "an interval of no width would look like certainty"
     assert "+30.0 points, on the right side" in alone.reason
@@ -243,7 +243,7 @@ def test_every_standing_is_shown() -> None:
 
 def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
     for scale in ("smoke", "paper"):
-        plan = build.make(Request(("claims",), scale))
+        plan = build.build_plan(Request(("claims",), scale))
         assert {run.name for run in plan.runs.values()} >= {BASE, ONE, "swav_w5_400ep", "linear_imagenet", "voc07_svm"}
 
 

@@ -16,7 +16,7 @@ from reproduce.__main__ import main
 from reproduce.errors import UserError
 from reproduce.harness.execute import kubernetes, slurm
 from reproduce.harness.plan import build, plan_file
-from reproduce.harness.plan.config_cache import WHOLE_MACHINE, Composer
+from reproduce.harness.plan.config_cache import WHOLE_MACHINE, ConfigCache
 from reproduce.harness.plan.model import Plan, Request, Run
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kubernetes.yaml"
@@ -31,7 +31,7 @@ SITE = (
 
 
 def planned(cluster: str, *options: str) -> Plan:
-    return build.make(Request(("table7",), "paper", cluster=cluster, cluster_options=options))
+    return build.build_plan(Request(("table7",), "paper", cluster=cluster, cluster_options=options))
 
 
 def named(plan: Plan, name: str) -> Run:
@@ -80,7 +80,7 @@ def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
 
 def test_a_measurement_has_its_machine_to_itself() -> None:
     run = {"kind": "measure", "cores": WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
-    cluster = Composer(Request((), "paper", cluster="slurm")).cluster
+    cluster = ConfigCache(Request((), "paper", cluster="slurm")).cluster
     asked = slurm.resources(run, cluster)
     assert asked["slurm_extra"].endswith("--exclusive") and asked["cpus_per_task"] == 2
 
@@ -143,9 +143,11 @@ def test_manifests_are_the_expected_ones_and_valid(checkout: Path) -> None:
 
 
 def golden() -> str:
-    plan = build.make(Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES))
+    plan = build.build_plan(
+        Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES)
+    )
     runs = [as_read(plan, name) for name in ("swav_800ep", "knn")]
-    return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data)])
+    return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data_root)])
 
 
 def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +202,7 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     monkeypatch.chdir(folder)
     run = {"run_id": "tiny-s0-0123456789", "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1}
     options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
-    cluster = Composer(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
+    cluster = ConfigCache(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
     runs = [{**run, "command": ["python", "-c", *program]}]
     Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data": str(folder)}))
     return str(run["run_id"])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.zoo import entries as released
+from models.zoo import entries
 from reproduce.__main__ import main
-from reproduce.harness.plan import build, cost
-from reproduce.harness.plan.cost import Cost
+from reproduce.harness.plan import build, cost, cost_report
+from reproduce.harness.plan.cost import RunCost
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import tables
 
@@ -17,13 +17,13 @@ Finish = Callable[..., None]
 
 
 def paper(*names: str, data: str | None = None, seeds: tuple[int, ...] = (0,)) -> Plan:
-    return build.make(Request(names, "paper", seeds, data))
+    return build.build_plan(Request(names, "paper", seeds, data))
 
 
-def of(plan: Plan, name: str) -> Cost:
+def of(plan: Plan, name: str) -> RunCost:
     """The cost of the first run of this name."""
-    prices = cost.price(plan)
-    return next(prices.runs[run.run_id] for run in plan.runs.values() if run.name == name)
+    costs = cost.plan_cost(plan)
+    return next(costs.runs[run.run_id] for run in plan.runs.values() if run.name == name)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,10 @@ def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     priced = of(paper("table3"), "linear_places205")
     assert priced.hours == pytest.approx(28 * (2_448_873 + 20_500) / 1261 / 3600)
     assert (priced.num_gpus, priced.gpu, priced.basis) == (1, "V100", "estimate")
-    wide = build.make(Request(("table2",), "paper"))
-    runs = {run.of: cost.price(wide).runs[run.run_id] for run in wide.runs.values() if run.kind == "evaluate"}
+    wide = build.build_plan(Request(("table2",), "paper"))
+    runs = {
+        run.parent_name: cost.plan_cost(wide).runs[run.run_id] for run in wide.runs.values() if run.kind == "evaluate"
+    }
     assert runs["swav_w4_400ep"].hours == pytest.approx(100 * 1_331_167 / 1261 / 3600 * 16)
 
 
@@ -63,46 +65,46 @@ def test_what_was_measured_comes_first(checkout: Path, finish: Finish) -> None:
     plan = paper("table7", seeds=(0, 1))
     done = next(run for run in plan.runs.values() if run.name == "swav_800ep")
     finish(done, wall_seconds=36_000.0, provenance={"world_size": 16, "hardware": "8 x NVIDIA A100-SXM4-80GB"})
-    prices = cost.price(plan)
-    (first, second) = [prices.runs[run.run_id] for run in plan.runs.values() if run.name == "swav_800ep"]
+    costs = cost.plan_cost(plan)
+    (first, second) = [costs.runs[run.run_id] for run in plan.runs.values() if run.name == "swav_800ep"]
     assert (first.hours, first.num_gpus, first.gpu, first.basis) == (10.0, 16, "A100", "measured")
     assert (second.gpu_hours, second.source) == (160.0, "the same run with other seeds, 8 x NVIDIA A100-SXM4-80GB")
     evaluations = 2 * (of(plan, "knn").hours or 0)
-    assert prices.gpu_hours("A100", prices.runs) == pytest.approx(320 + evaluations / 2)
-    assert prices.gpu_hours("V100", prices.to_do) == pytest.approx(320 + evaluations)
+    assert costs.gpu_hours("A100", costs.runs) == pytest.approx(320 + evaluations / 2)
+    assert costs.gpu_hours("V100", costs.to_do) == pytest.approx(320 + evaluations)
 
 
 def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Finish) -> None:
     plan = paper("figure3", seeds=(0, 1))
     done = next(iter(plan.runs.values()))
     finish(done, provenance={"world_size": 8, "hardware": "8 x Some Other"})
-    prices = cost.price(plan)
-    assert len(prices.unpriced(prices.to_do)) == 1
-    assert "not in the sums: 1 runs" in cost.as_text(plan, prices)
+    costs = cost.plan_cost(plan)
+    assert len(costs.unpriced(costs.to_do)) == 1
+    assert "not in the sums: 1 runs" in cost_report.as_text(plan, costs)
 
 
 @pytest.mark.parametrize("names", [("table3",), ("table3", "table9"), ("table7", "claims")])
 def test_the_advertised_subset_is_its_own_plan(checkout: Path, names: tuple[str, ...]) -> None:
     """What FROM=released is said to cost is what a plan of it says, to the digit."""
-    plan, own = paper(*names), build.make(Request(names, "paper", source="released"))
-    told, asked = cost.as_data(plan, cost.price(plan)), cost.as_data(own, cost.price(own))
+    plan, own = paper(*names), build.build_plan(Request(names, "paper", source="released"))
+    told, asked = cost_report.as_data(plan, cost.plan_cost(plan)), cost_report.as_data(own, cost.plan_cost(own))
     for gpu in ("V100", "A100", "H100"):
         assert told["gpus"][gpu]["gpu_hours_from_released"] == asked["gpus"][gpu]["gpu_hours"] > 0
     hours = f"{asked['gpus']['V100']['gpu_hours']:,.0f}"
     assert (
         f"FROM=released: {len(own.runs)} evaluations of published weights, {len(own.cells)} cells, {hours} GPU-hours on"
-        in " ".join(cost.as_text(plan, cost.price(plan)).split())
+        in " ".join(cost_report.as_text(plan, cost.plan_cost(plan)).split())
     )
-    assert f"of all runs on V100: {hours}\n" in cost.as_text(own, cost.price(own))
-    assert "cheapest honest subset" not in cost.as_text(own, cost.price(own))
+    assert f"of all runs on V100: {hours}\n" in cost_report.as_text(own, cost.plan_cost(own))
+    assert "cheapest honest subset" not in cost_report.as_text(own, cost.plan_cost(own))
 
 
 def test_nothing_is_advertised_where_no_weights_are_public(checkout: Path) -> None:
     plan = paper("table9")  # no ablation's is
-    assert cost.price(plan).released is None
-    assert "FROM=released" not in cost.as_text(plan, cost.price(plan))
+    assert cost.plan_cost(plan).released is None
+    assert "FROM=released" not in cost_report.as_text(plan, cost.plan_cost(plan))
     known = {row.pretrain for row in tables.load("release_notes", "paper").rows if row.pretrain}
-    assert known <= {item.name for item in released.load().values() if item.address}
+    assert known <= {item.name for item in entries.load().values() if item.address}
 
 
 def test_the_checkpoint_is_weights_and_momentum(checkout: Path) -> None:
@@ -114,16 +116,16 @@ def test_the_checkpoint_is_weights_and_momentum(checkout: Path) -> None:
 def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
     for name in ("imagenet/train", "imagenet/val", "places205/train"):
         (checkout / "data" / name).mkdir(parents=True)
-    needed = {each.name: each for each in cost.price(paper("table3", data="data")).data}
+    needed = {each.name: each for each in cost.plan_cost(paper("table3", data="data")).data}
     assert (needed["imagenet"].state, needed["imagenet"].size) == ("there", "1,331,167 pictures, about 145 GB")
-    assert needed["places205"].state == "not there" and "places205/val is not there" in needed["places205"].lacks
+    assert needed["places205"].state == "not there" and "places205/val is not there" in needed["places205"].missing
 
 
 def test_other_pictures_at_paper_scale_have_no_published_hours(checkout: Path) -> None:
-    plan = build.make(Request(("table7",), "paper", data_config="cifar10"))
-    prices = cost.price(plan)
-    assert {priced.basis for priced in prices.runs.values()} == {"unknown"}
-    assert " ? [1]" in cost.as_text(plan, prices)
+    plan = build.build_plan(Request(("table7",), "paper", data_config="cifar10"))
+    costs = cost.plan_cost(plan)
+    assert {priced.basis for priced in costs.runs.values()} == {"unknown"}
+    assert " ? [1]" in cost_report.as_text(plan, costs)
 
 
 def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(
@@ -134,7 +136,7 @@ def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(
     assert max(map(len, out.splitlines())) <= 120
     assert "on V100, " in out and "on H100" in out and "8322" in out
     written = json.loads(Path("reports/paper/plan.json").read_text())
-    price = written["price"]
+    price = written["cost"]
     assert set(price["runs"]) == {run["run_id"] for run in written["runs"]}
     assert price["gpus"]["A100"]["gpu_hours"] == pytest.approx(price["gpus"]["V100"]["gpu_hours"] / 2)
     swav = next(each for name, each in price["runs"].items() if name.startswith("swav_800ep"))

@@ -18,7 +18,7 @@ from reproduce.harness.verdict.stats import Verdict
 
 
 def released(*tables: str) -> Plan:
-    return build.make(Request(tables, "paper", source="released"))
+    return build.build_plan(Request(tables, "paper", source="released"))
 
 
 def cells_of(plan: Plan) -> dict[str, Judged]:
@@ -29,10 +29,12 @@ def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: 
     plan = released("table3")
     assert {run.kind for run in plan.runs.values()} == {"evaluate"}
     assert {"SwAV", "MoCov2", "Supervised", "SimCLR"} <= {cell.row for cell in plan.cells}
-    swav = next(run for run in plan.runs.values() if run.of == "released:swav_800ep" and run.name == "voc07_svm")
+    swav = next(
+        run for run in plan.runs.values() if run.parent_name == "released:swav_800ep" and run.name == "voc07_svm"
+    )
     assert "checkpoint='released:swav_800ep'" in swav.overrides
     assert "normalize=swav" in swav.overrides
-    moco = next(run for run in plan.runs.values() if run.of.startswith("released:moco_v2"))
+    moco = next(run for run in plan.runs.values() if run.parent_name.startswith("released:moco_v2"))
     assert "normalize=imagenet" in moco.overrides
 
 
@@ -78,7 +80,7 @@ def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Pat
 
 
 def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("table7",), "paper", (0, 1, 2), source="released"))
+    plan = build.build_plan(Request(("table7",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
         finish(run, metrics={"knn20": 59.2, "knn200": 55.8 + 0.01 * run.seed})
     cells = cells_of(plan)
@@ -90,7 +92,7 @@ def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, fini
 def test_claims_are_of_public_weights_where_both_sides_have_some(checkout: Path) -> None:
     plan = released("claims")
     assert {run.kind for run in plan.runs.values()} == {"evaluate"}
-    assert {run.of.partition(":")[0] for run in plan.runs.values()} == {"released"}
+    assert {run.parent_name.partition(":")[0] for run in plan.runs.values()} == {"released"}
     assert {cell.row for cell in plan.cells} == {
         *("more-crops", "small-crops-clustering", "over-simclr", "over-supervised", "wider", "longer"),
     }
@@ -106,9 +108,9 @@ def test_claims_are_of_public_weights_where_both_sides_have_some(checkout: Path)
 def test_claims_of_public_weights_are_judged_and_say_so(
     checkout: Path, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = build.make(Request(("claims",), "paper", (0, 1, 2), source="released"))
+    plan = build.build_plan(Request(("claims",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
-        finish(run, 76.0 if run.of in ("released:swav_800ep", "released:swav_w5_400ep") else 70.0)
+        finish(run, 76.0 if run.parent_name in ("released:swav_800ep", "released:swav_w5_400ep") else 70.0)
     answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
     assert (answers["over-simclr"].standing, answers["over-simclr"].level) == (Standing.HOLDS, "L0")
     assert main(["check", "claims", "--scale", "paper", "--from", "released", "--seeds", "3"]) == check.AGREES
@@ -121,7 +123,7 @@ def test_claims_of_public_weights_are_judged_and_say_so(
     assert "frozen features transfer better than SimCLR's. (L0) |" in Path("reports/paper/summary.md").read_text()
     assert main(["report", "claims", "--scale", "paper"]) == 0
     assert "level L0: public checkpoints" in Path("reports/paper/index.html").read_text()
-    table = build.make(Request(("table3",), "paper", (0, 1, 2), source="released"))
+    table = build.build_plan(Request(("table3",), "paper", (0, 1, 2), source="released"))
     assert {(each.claim.claim, each.level) for each in judge_claims.judge(table)} == {
         ("over-simclr", "L0"),
         ("over-supervised", "L0"),
@@ -131,7 +133,7 @@ def test_claims_of_public_weights_are_judged_and_say_so(
 def test_a_claim_whose_weights_are_gone_is_not_run(checkout: Path, finish: Callable[..., None]) -> None:
     plan = released("claims")
     for run in plan.runs.values():
-        if run.of == "released:simclr_1000ep":
+        if run.parent_name == "released:simclr_1000ep":
             write_json(run.failure, {"status": "unavailable", "exit_status": 2, "message": "it was moved"})
         else:
             finish(run, 70.0)

@@ -16,7 +16,7 @@ Finish = Callable[..., None]
 
 
 def plan_of(table: str, *seeds: int) -> Plan:
-    return build.make(Request((table,), "paper", seeds))
+    return build.build_plan(Request((table,), "paper", seeds))
 
 
 def fail(run: Run, status: str = "collapsed") -> None:

@@ -39,7 +39,7 @@ def knn20(plan: Plan) -> dict[str, Judged]:
 
 @pytest.fixture
 def table7(checkout: Path, finish: Finish) -> Plan:
-    plan = build.make(Request(("table7",), "smoke"))
+    plan = build.build_plan(Request(("table7",), "smoke"))
     finish_all(plan, finish)
     return plan
 
@@ -109,16 +109,16 @@ def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: 
 
 
 def test_other_seeds_of_an_earlier_checkpoint_are_not_told(checkout: Path, finish: Finish) -> None:
-    both = build.make(Request(("table7",), "smoke", (0, 1)))
+    both = build.build_plan(Request(("table7",), "smoke", (0, 1)))
     finish_all(both, finish)
-    one = build.make(Request(("table7",), "smoke"))
+    one = build.build_plan(Request(("table7",), "smoke"))
     assert "seeds that were not asked for: 1" in knn20(one)["SwAV"].reason
     again_by_sha(next(run for run in both.runs.values() if (run.name, run.seed) == ("swav_800ep", 1)), finish)
     assert "not asked for" not in knn20(one)["SwAV"].reason
 
 
 def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: Finish) -> None:
-    plan = build.make(Request(("table9",), "paper"))
+    plan = build.build_plan(Request(("table9",), "paper"))
     finish_all(plan, finish)
     hard = next(run for run in plan.runs.values() if run.name == "swav_400ep_hard")
     again_by_sha(hard, finish)

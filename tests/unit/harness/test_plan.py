@@ -16,7 +16,7 @@ from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness.plan import build
 from reproduce.harness.plan import config_cache as composer
-from reproduce.harness.plan.config_cache import Composer
+from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import Kind, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
@@ -38,7 +38,7 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
     assert len(smoke.cells) == 14
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
     assert smoke.cells_of(swav.run_id) == 7
-    knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.of == "swav_800ep")
+    knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.parent_name == "swav_800ep")
     assert smoke.cells_of(knn.run_id) == 2  # both columns of Table 7
     assert knn.parents == [swav.run_id]
 
@@ -50,7 +50,7 @@ def test_runs_are_named_as_they_name_themselves(smoke: Plan) -> None:
 
 
 def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
-    plan = build.make(Request(("table7",), "smoke", seeds=(0, 1, 2)))
+    plan = build.build_plan(Request(("table7",), "smoke", seeds=(0, 1, 2)))
     assert len(plan.runs) == 12
     assert all(sorted(cell.runs) == [0, 1, 2] for cell in plan.cells)
     assert all(plan.runs[run.parents[0]].seed == run.seed for run in plan.runs.values() if run.parents)
@@ -58,7 +58,7 @@ def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
 
 @pytest.mark.parametrize("source", ["scratch", "released"])
 def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(checkout: Path, source: Source) -> None:
-    plan = build.make(Request(("table3",), "paper", seeds=(0, 1), source=source))
+    plan = build.build_plan(Request(("table3",), "paper", seeds=(0, 1), source=source))
     (cell,) = [cell for cell in plan.cells if cell.column == "voc0712_ap50" and cell.row == "SwAV"]
     runs = [plan.runs[name] for name in cell.runs.values()]
     assert list(cell.runs) == [run.seed for run in runs] == list(range(10))
@@ -73,25 +73,25 @@ def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(che
 
 
 def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
-    plan = build.make(Request(("table3",), "paper"))
+    plan = build.build_plan(Request(("table3",), "paper"))
     assert {(cell.row, cell.column) for cell in plan.cells} == {
         (row, key)
         for row in ("Supervised", "MoCo", "MoCov2", "SwAV")
         for key in ("places205", "voc07", "inat18", "voc0712_ap50", "coco_ap")
         if (row, key) not in {("MoCo", "coco_ap")}
     }
-    assert plan.data == ""  # not said yet, and planning does not need it
+    assert plan.data_root == ""  # not said yet, and planning does not need it
 
 
 def test_generated_pictures_go_below_the_cache(checkout: Path) -> None:
-    plan = build.make(Request(("table7",), "smoke"))
-    assert plan.pictures == plan.data and plan.data.startswith(".cache/")
-    assert build.make(Request(("table7",), "smoke", data=str(checkout / "mine"))).pictures == ""
+    plan = build.build_plan(Request(("table7",), "smoke"))
+    assert plan.generated_data_dir == plan.data_root and plan.data_root.startswith(".cache/")
+    assert build.build_plan(Request(("table7",), "smoke", data=str(checkout / "mine"))).generated_data_dir == ""
 
 
 def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None:
     odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
-    plan = build.make(Request(("table7",), "smoke", data=odd))
+    plan = build.build_plan(Request(("table7",), "smoke", data=odd))
     for run in plan.runs.values():
         assert compose(run.kind, run.overrides).paths.data_root == odd
 
@@ -99,14 +99,14 @@ def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None
 def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:
     request = Request((), "smoke")
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
-    assert list(build.one(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
-    (alone,) = build.one(request, "evaluate", "knn", checkpoint=swav.run_id).runs
+    assert list(build.single_run_plan(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
+    (alone,) = build.single_run_plan(request, "evaluate", "knn", checkpoint=swav.run_id).runs
     assert alone in smoke.runs
 
 
 def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'generated'"):
-        build.make(Request(("table7",), "smoke", data_config="generatd"))
+        build.build_plan(Request(("table7",), "smoke", data_config="generatd"))
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     conf = own_conf / file
     assert before in conf.read_text()
     conf.write_text(conf.read_text().replace(before, after))
-    again = build.make(smoke.request)
+    again = build.build_plan(smoke.request)
     new = [again.runs[name] for name, state in run_states(again).items() if state != RunState.DONE]
     assert {run.name for run in new} == changed
     if file.startswith("experiment"):
-        assert {run.of for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
+        assert {run.parent_name for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
 
 
 def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> None:
@@ -151,7 +151,7 @@ def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> Non
     swav.failure.write_text("{}")
     states = run_states(smoke)
     assert states[swav.run_id] == RunState.FAILED
-    assert {smoke.runs[name].of for name, state in states.items() if state == RunState.TO_DO} == {"swav_800ep"}
+    assert {smoke.runs[name].parent_name for name, state in states.items() if state == RunState.TO_DO} == {"swav_800ep"}
     finish(swav, finished="2026-01-02T00:00:00+00:00")  # newer than what was measured on its forerunner
     assert sum(state == RunState.TO_DO for state in run_states(smoke).values()) == 6
 
@@ -171,7 +171,7 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
 
 @pytest.mark.parametrize("table", ["table10", "claims"])
 def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table: str) -> None:
-    plan = build.make(Request((table,), "paper"))
+    plan = build.build_plan(Request((table,), "paper"))
     for name in ("swav_400ep_sinkhorn1", "swav_400ep_sinkhorn30", "swav_400ep_hard"):
         for run in plan.runs.values():
             if run.name == name:
@@ -190,7 +190,7 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], []])
 def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
-    composer = Composer(Request(("table7",), "smoke"))
+    composer = ConfigCache(Request(("table7",), "smoke"))
     asked: list[tuple[Kind, list[str]]] = [
         ("pretrain", ["experiment=swav_800ep"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s0-0123456789"]),
@@ -204,7 +204,7 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
 
 
 def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:
-    plan = build.make(Request(("table10",), "paper"))
+    plan = build.build_plan(Request(("table10",), "paper"))
     (run,) = [run for run in plan.runs.values() if run.name == "swav_400ep_sinkhorn1"]
     assert plan.expected_to_fail(run)
     (printed,) = [cell for cell in plan.cells if cell.pretrain == "swav_400ep_sinkhorn10" and cell.column]

@@ -11,11 +11,11 @@ from reproduce.harness.execute.progress import Progress, Screen, schedule
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import run_states
-from reproduce.harness.plan.workload import Work
+from reproduce.harness.plan.workload import Workload
 
 
 def run(name: str, parents: tuple[str, ...] = (), cores: int = 1) -> Run:
-    nothing = Work("", 0, 0, "", 0, {})
+    nothing = Workload("", 0, 0, "", 0, {})
     return Run(name, "evaluate", name, 0, f"results/{name}", [], list(parents), cores, 1, "generated", nothing)
 
 

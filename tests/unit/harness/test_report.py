@@ -128,7 +128,7 @@ def hostile(value: Any, key: str = "") -> Any:
 
 
 def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout: Path) -> None:
-    plan = build.make(Request(("table2", "table3", "figure2", "claims"), "paper"))
+    plan = build.build_plan(Request(("table2", "table3", "figure2", "claims"), "paper"))
     check.write(plan, check.check(plan), judge_claims.judge(plan))
     for path in plan.reports.glob("*.json"):
         if path.name != "plan.json":
@@ -162,7 +162,7 @@ def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout
 
 
 def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
-    plan = build.make(Request(("table3",), "paper"))
+    plan = build.build_plan(Request(("table3",), "paper"))
     text, page = page_of(plan)
     assert "table3-swav-coco_ap" in page.ids
     assert "46.9†" in text
@@ -171,7 +171,7 @@ def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
 
 
 def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
-    text, page = page_of(build.make(Request(tuple(tables.names("paper")), "paper")))
+    text, page = page_of(build.build_plan(Request(tuple(tables.names("paper")), "paper")))
     assert set(tables.names("paper")) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "4h09" in text and "93.9 (printed 188)" in text
@@ -360,7 +360,7 @@ def test_a_claims_strip_has_zero_in_its_middle() -> None:
 
 
 def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("figure2", "figure3"), "paper"))
+    plan = build.build_plan(Request(("figure2", "figure3"), "paper"))
     empty = {figure.table: figure for figure in figures.draw(*checked_of(plan))}
     assert empty["figure3"].chart is None
     assert empty["figure2"].chart and [series.name for series in empty["figure2"].chart.series] == ["SwAV, paper"]
@@ -385,9 +385,9 @@ def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_claims_stand_with_effect_size_and_interval(checkout: Path, finish: Callable[..., None]) -> None:
-    plan = build.make(Request(("claims",), "paper", (0, 1, 2)))
+    plan = build.build_plan(Request(("claims",), "paper", (0, 1, 2)))
     for run in plan.runs.values():
-        finish(run, 74.0 + run.seed / 10 + ("fixed" not in run.of))
+        finish(run, 74.0 + run.seed / 10 + ("fixed" not in run.parent_name))
     answers = judge_claims.judge(plan)
     check.write(plan, [], answers)
     text = report.write("paper").read_text()

@@ -30,7 +30,7 @@ def cells(plan: Plan) -> dict[str, Judged]:
 
 
 def measured_table1() -> Plan:
-    return build.make(Request(("table1",), "paper"))
+    return build.build_plan(Request(("table1",), "paper"))
 
 
 def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -> None:
@@ -68,7 +68,7 @@ def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
 def test_a_mean_of_several_runs_is_told(checkout: Path, finish: Finish) -> None:
     path = checkout / "tables" / "paper" / "table7.yaml"
     path.write_text(path.read_text().replace("metric: knn20\n", "metric: knn20\n    num_runs: 5\n"))
-    plan = build.make(Request(("table7",), "paper"))
+    plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 59.2)
     reason = cells(plan)["SwAV/knn20"].reason
@@ -81,7 +81,7 @@ def test_strict_passes_what_leaves_no_doubt(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
     finish(sing("knn", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
-    plan = build.make(Request(("table7",), "paper"))
+    plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
@@ -92,7 +92,7 @@ def test_strict_passes_what_leaves_no_doubt(
 
 def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
-    plan = build.make(Request(("table7",), "paper"))
+    plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
     told = strict.complaints(plan, check.check(plan), [])
@@ -118,7 +118,7 @@ def test_strict_changes_the_exit_status(
 
 
 def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -> None:
-    plan = build.make(Request(("table9",), "paper"))
+    plan = build.build_plan(Request(("table9",), "paper"))
     for run in plan.runs.values():
         finish(run, 73.9, provenance={"git_commit": HEAD, "git_dirty": False})
     from reproduce.harness.verdict import claims as judge_claims
@@ -130,9 +130,9 @@ def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -
 
 def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, committed: None) -> None:
     for name in ("table3", "table7"):
-        plan = build.make(Request((name,), "paper"))
+        plan = build.build_plan(Request((name,), "paper"))
         for run in plan.runs.values():
-            if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.of):
+            if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.parent_name):
                 finish(run, 56.7)
         check.write(plan, check.check(plan))
     text = Path("reports/paper/summary.md").read_text()
