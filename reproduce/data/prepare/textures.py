@@ -1,9 +1,9 @@
-"""The pictures behind the generated sets: grey textures whose class is their weave and direction.
+"""The images of the generated datasets: gray textures whose class is their weave and direction.
 
-Made to be worth learning from. Two crops of one picture share its class and nothing else: brightness, contrast and
-spacing wander *within* each picture, so they differ between its crops as much as between pictures, and there is no
-colour. (Coloured or evenly lit pictures teach a network to recognise the picture instead: its features then get worse
-than random ones.)
+They are designed to be worth learning from. Two crops of one image share its class and nothing else: brightness,
+contrast and spacing vary *within* each image, so crops of one image differ in them as much as crops of two, and there
+is no color. (On colored or evenly lit images a network learns to recognize the image instead, and its features become
+worse than random ones.)
 """
 
 from collections.abc import Callable
@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BRIGHTNESS = 35.0
+BRIGHTNESS_STD = 35.0
+"""Variation of brightness within an image, in gray levels (0 to 255)."""
 CONTRAST = 40.0
-CONTRAST_WANDER = 0.4
-PHASE_WANDER = 1.0
+"""Median amplitude of the texture, in gray levels."""
+CONTRAST_VARIATION = 0.4
+PHASE_VARIATION = 1.0
+"""Bends of the texture's lines, in radians."""
 PERIOD_PX = (9.0, 14.0)
 DIRECTION_JITTER = 0.08
-NOISE = 8.0
+"""Standard deviation of an image's angle around its class's, in radians."""
+NOISE_STD = 8.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ WAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def wander(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth random surface `(height, width)` of about unit variance: three long waves."""
+def smooth_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Draw a smooth random surface `(height, width)` of about unit variance: the sum of three long waves."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     surface = np.zeros((height, width))
     for _ in range(3):
@@ -45,14 +49,15 @@ def wander(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return surface / np.sqrt(1.5)
 
 
-def weave(rng: np.random.Generator, texture: Texture, height: int, width: int) -> np.ndarray:
-    """One texture `(height, width)` of unit variance, with its own spacing, phase and bends."""
+def draw_pattern(rng: np.random.Generator, texture: Texture, height: int, width: int) -> np.ndarray:
+    """Draw a texture `(height, width)` of unit variance, with random spacing, phase and bends."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     angle = texture.angle + rng.normal(0, DIRECTION_JITTER)
     frequency = 2 * np.pi / np.exp(rng.uniform(*np.log(PERIOD_PX)))
     phases = rng.uniform(0, 2 * np.pi, 2)
-    along = (np.cos(angle) * x + np.sin(angle) * y) * frequency + phases[0] + PHASE_WANDER * wander(rng, height, width)
-    across = (np.cos(angle) * y - np.sin(angle) * x) * frequency + phases[1] + PHASE_WANDER * wander(rng, height, width)
+    bends = [PHASE_VARIATION * smooth_noise(rng, height, width) for _ in range(2)]
+    along = (np.cos(angle) * x + np.sin(angle) * y) * frequency + phases[0] + bends[0]
+    across = (np.cos(angle) * y - np.sin(angle) * x) * frequency + phases[1] + bends[1]
     wave = WAVES[texture.wave]
     if texture.weave == "stripes":
         surface = wave(along)
@@ -65,9 +70,11 @@ def weave(rng: np.random.Generator, texture: Texture, height: int, width: int) -
     return surface / surface.std()
 
 
-def picture(rng: np.random.Generator, texture: Texture, height: int, width: int) -> np.ndarray:
-    """A grey picture `(height, width)` uint8 of one texture, unevenly lit."""
-    contrast = CONTRAST * np.exp(CONTRAST_WANDER * wander(rng, height, width))
-    light = 128 + BRIGHTNESS * wander(rng, height, width)
-    grey = light + 0.8 * contrast * weave(rng, texture, height, width) + rng.normal(0, NOISE, (height, width))
-    return np.clip(grey, 0, 255).astype(np.uint8)
+def draw_image(rng: np.random.Generator, texture: Texture, height: int, width: int) -> np.ndarray:
+    """Draw an unevenly lit gray image `(height, width)` uint8 of one texture."""
+    contrast = CONTRAST * np.exp(CONTRAST_VARIATION * smooth_noise(rng, height, width))
+    light = 128 + BRIGHTNESS_STD * smooth_noise(rng, height, width)
+    gray = (
+        light + 0.8 * contrast * draw_pattern(rng, texture, height, width) + rng.normal(0, NOISE_STD, (height, width))
+    )
+    return np.clip(gray, 0, 255).astype(np.uint8)
