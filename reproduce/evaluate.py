@@ -1,7 +1,7 @@
 """One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data_root=DIR`.
 
 `checkpoint=released:swav_800ep` takes public weights (models/zoo/released.yaml), fetched where they aren't there yet.
-On several GPUs: `python -m reproduce.engine.distributed.launch --processes 8 reproduce.evaluate eval=knn ...`.
+On several GPUs: `python -m reproduce.engine.distributed.launch --nproc-per-node 8 reproduce.evaluate eval=knn ...`.
 """
 
 import importlib

@@ -40,7 +40,9 @@ def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None
 
 def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
-    launcher = ["-m", "reproduce.engine.distributed.launch", f"--processes={processes}"] if processes > 1 else ["-m"]
+    launcher = (
+        ["-m", "reproduce.engine.distributed.launch", f"--nproc-per-node={processes}"] if processes > 1 else ["-m"]
+    )
     return [sys.executable, *launcher, module, *overrides]
 
 

@@ -50,7 +50,7 @@ GROUP_IMAGES = 2
 def seconds_per_image(processes: int, overrides: list[str]) -> float:
     """Of one process, the median over a few steps."""
     with tempfile.TemporaryDirectory() as results:
-        start = ["reproduce.engine.distributed.launch", f"--processes={processes}"] if processes > 1 else []
+        start = ["reproduce.engine.distributed.launch", f"--nproc-per-node={processes}"] if processes > 1 else []
         words = ["-m", *start, "reproduce.measure", *COMMON, "measurement.num_steps=4", *overrides]
         subprocess.run(
             [sys.executable, *words, f"paths.results={results}"], cwd=REPO_ROOT, check=True, capture_output=True,

@@ -32,7 +32,7 @@ def starts(folder: Path) -> dict[str, int]:
         (("failed", "waits"), EXIT_TRAINING_FAILED, "error: rank 0: the pictures of 0 are gone\n"),
     ],
 )
-def test_what_would_end_in_the_same_way_ends_at_once(
+def test_final_errors_end_the_run_without_a_restart(
     tmp_path: Path, modes: tuple[str, ...], status: int, said: str
 ) -> None:
     done = run(FAKE, str(tmp_path), *modes, processes=2)
@@ -40,22 +40,22 @@ def test_what_would_end_in_the_same_way_ends_at_once(
     assert starts(tmp_path) == {"0": 1, "1": 1}
 
 
-def test_a_rank_that_dies_is_started_again_with_the_others(tmp_path: Path) -> None:
+def test_a_killed_rank_restarts_with_the_others(tmp_path: Path) -> None:
     done = run(FAKE, str(tmp_path), "ok", "killed-once", processes=2)
     assert done.returncode == 0
     assert done.stderr.startswith("warning: rank 1 of 2 was ended by SIGKILL; the machine may have run out of memory;")
-    assert done.stderr.endswith(f"start again from the last checkpoint (restart 1 of {MAX_RESTARTS})\n")
+    assert done.stderr.endswith(f"restarting all ranks from the last checkpoint (restart 1 of {MAX_RESTARTS})\n")
     assert starts(tmp_path) == {"0": 2, "1": 2}
 
 
 @pytest.mark.parametrize(
     ("mode", "status", "how"), [("killed", 137, "was ended by SIGKILL"), ("bug", 1, "crashed: RuntimeError: a bug")]
 )
-def test_a_rank_that_always_dies_ends_the_run(tmp_path: Path, mode: str, status: int, how: str) -> None:
+def test_a_rank_that_crashes_every_time_ends_the_run(tmp_path: Path, mode: str, status: int, how: str) -> None:
     done = run(FAKE, str(tmp_path), "waits", mode, processes=2)
     assert done.returncode == status
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"error: rank 1 of 2 {how}") and last.endswith("goes on from the last checkpoint")
+    assert last.startswith(f"error: rank 1 of 2 {how}") and last.endswith("resumes from the last checkpoint")
     assert done.stderr.count("error: ") == 1
     assert starts(tmp_path) == {"0": 1 + MAX_RESTARTS, "1": 1 + MAX_RESTARTS}
 
@@ -98,7 +98,7 @@ def losses(results: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_go_on_as_if_undisturbed(
+def test_resumed_two_processes_equal_uninterrupted(
     common: tuple[str, ...], undisturbed: list[float], tmp_path: Path, number: signal.Signals
 ) -> None:
     """One rank is killed, and the launcher starts both again; or the run is preempted, and started again."""
@@ -156,20 +156,20 @@ def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path
     assert str(broken) in said["message"]
 
 
-def test_several_machines_need_a_place_to_meet() -> None:
-    asked = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--processes=1", "--nodes=2", FAKE]
+def test_several_nodes_need_a_rendezvous_endpoint() -> None:
+    asked = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2", FAKE]
     refused = subprocess.run(asked, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "--nodes needs --node, and --main HOST:PORT" in refused.stderr
+    assert "--nnodes needs --node-rank, and --rdzv-endpoint HOST:PORT" in refused.stderr
 
 
-def test_a_scheduler_tells_machines_apart(tmp_path: Path) -> None:
+def test_node_rank_from_the_scheduler(tmp_path: Path) -> None:
     asked = [
         sys.executable,
         "-m",
         "reproduce.engine.distributed.launch",
-        "--processes=1",
-        "--nodes=2",
+        "--nproc-per-node=1",
+        "--nnodes=2",
         FAKE,
         str(tmp_path),
         "ok",

@@ -1,17 +1,17 @@
-"""Start the processes of one run, watch over them, and end as the run ends.
+"""Launch the processes of one run, restart them after a crash, and exit with the run's own status.
 
-python -m reproduce.engine.distributed.launch --processes 8 reproduce.pretrain experiment=swav_800ep ...
+python -m reproduce.engine.distributed.launch --nproc-per-node 8 reproduce.pretrain experiment=swav_800ep ...
 
-On several machines the same command is started on each, with `--nodes 4 --node 0 --main HOST:PORT` (the first machine's
-name and a free port of it) and its own `--node`. What a scheduler tells by environment variables need not be given: the
-number as NODE_RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, the place to meet as MASTER_ADDR and MASTER_PORT.
+For several machines, start the same command on each, with torchrun's options: `--nnodes 4 --node-rank 0
+--rdzv-endpoint HOST:PORT`, where HOST is the first machine and PORT a free port of it. Under a scheduler the last two
+can be left out: the node rank is read from NODE_RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, and the endpoint from
+MASTER_ADDR and MASTER_PORT.
 
-A process that crashes (SIGKILL, say) takes the others with it, and all start again from the last checkpoint, a few
-times. What would end in the same way again (a wrong request, a training that collapsed) and what is to be requeued ends
-at once, with the run's own exit status and one sentence.
+If a process crashes (e.g. by SIGKILL), the others are stopped and all restart from the last checkpoint, up to
+`MAX_RESTARTS` times. A wrong request, a failed training and a preemption end the run at once, with one error message.
 
-torch.distributed.run would do, but for what is asked here: it turns every exit status into 1 under a long traceback,
-restarts what can't go better, and lets a SIGUSR1 kill it.
+torchrun itself does not fit: it turns every exit status into 1 below a long traceback, restarts runs that would only
+fail again, and dies of SIGUSR1.
 """
 
 import argparse
@@ -27,100 +27,101 @@ from types import FrameType
 
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 
-NODE_NUMBER = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
-"""What schedulers call a machine's number among those of the run."""
+NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
+"""Environment variables in which schedulers pass a machine's rank among those of the run."""
 
 MAX_RESTARTS = 3
 GRACE_SECONDS = 30
-"""Time for the other processes to end once one has; a save under way is finished in it."""
+"""Time for the other processes to end once one has ended; long enough to finish a checkpoint."""
 POLL_SECONDS = 0.1
 
 
-class Rank:
-    """One process of the run. What it says on stderr is passed on, but for its last sentence, which is kept."""
+class RankProcess:
+    """One process of the run. Forwards its stderr, except for the final error message, which is kept."""
 
-    def __init__(self, command: Sequence[str], number: int, local: int, environment: dict[str, str]) -> None:
-        self.number = number
-        self.sentence = ""
+    def __init__(self, command: Sequence[str], rank: int, local_rank: int, environment: dict[str, str]) -> None:
+        self.rank = rank
+        self.error_message = ""
         self.last_line = ""
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, "RANK": str(number), "LOCAL_RANK": str(local)},
+            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
         )
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._forward_stderr, daemon=True)
+        self._reader.start()
 
-    def _listen(self) -> None:
+    def _forward_stderr(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if line.startswith(ERROR_PREFIX):
-                self.sentence = line.removeprefix(ERROR_PREFIX).rstrip("\n")
+                self.error_message = line.removeprefix(ERROR_PREFIX).rstrip("\n")
             else:
-                said = line.removeprefix(f"[rank{self.number}]: ").strip()  # how torch begins a traceback's lines
-                self.last_line = said or self.last_line
+                text = line.removeprefix(f"[rank{self.rank}]: ").strip()  # torch's prefix of traceback lines
+                self.last_line = text or self.last_line
                 sys.stderr.write(line)
                 sys.stderr.flush()
 
-    def heard_out(self) -> None:
-        """Wait until all that it said has come through; not for long, children of its own may hold the pipe."""
-        self._listener.join(timeout=5)
+    def drain_stderr(self) -> None:
+        """Wait until the rest of stderr is forwarded; briefly, because child processes may keep the pipe open."""
+        self._reader.join(timeout=5)
 
-    def death(self) -> str:
-        """How it crashed, in words."""
+    def describe_exit(self) -> str:
+        """Describe how the process crashed."""
         code = self.process.returncode
         if code < 0:
             return f"was ended by {describe_signal(-code)}"
-        return f"crashed: {self.sentence or self.last_line or f'exit status {code}'}"
+        return f"crashed: {self.error_message or self.last_line or f'exit status {code}'}"
 
 
 class Launcher:
     """The processes of this machine, through all restarts."""
 
-    def __init__(self, start: Callable[[], list[Rank]], world_size: int) -> None:
+    def __init__(self, start: Callable[[], list[RankProcess]], world_size: int) -> None:
         self._start, self._world_size = start, world_size
-        self._ranks: list[Rank] = []
-        self._asked = False
+        self._ranks: list[RankProcess] = []
+        self._stop_requested = False
 
     def run(self) -> int:
-        """From the first start to the exit status that counts."""
+        """Start the processes, restart them after crashes, and return the exit status of the run."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._forward_signal)
         for restart in range(MAX_RESTARTS + 1):
             self._ranks = self._start()
-            if self._asked:  # while they were being started
+            if self._stop_requested:  # during the start, when no process could receive it
                 self._send(signal.SIGTERM)
-            dead = self._wait()
+            failed = self._wait()
             codes = {rank.process.returncode for rank in self._ranks}
             for status in (EXIT_USAGE, EXIT_TRAINING_FAILED):
                 if status in codes:
-                    print(f"{ERROR_PREFIX}{self._sentence(status)}", file=sys.stderr)
+                    print(f"{ERROR_PREFIX}{self._error_message(status)}", file=sys.stderr)
                     return status
             if codes == {0}:
                 return 0
-            if self._asked or REQUEUE in codes:
+            if self._stop_requested or REQUEUE in codes:
                 return REQUEUE
-            culprit = min(dead, key=lambda rank: rank.process.returncode > 0)  # who was killed, before who missed him
-            death = f"rank {culprit.number} of {self._world_size} {culprit.death()}"
+            # A process that was killed comes before one that failed because the other was missing.
+            culprit = min(failed, key=lambda rank: rank.process.returncode > 0)
+            crash = f"rank {culprit.rank} of {self._world_size} {culprit.describe_exit()}"
             if restart < MAX_RESTARTS:
-                again = f"all start again from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
-                print(f"warning: {death}; {again}", file=sys.stderr, flush=True)
-        print(f"{ERROR_PREFIX}{death}; the same command goes on from the last checkpoint", file=sys.stderr)
+                plan = f"restarting all ranks from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
+                print(f"warning: {crash}; {plan}", file=sys.stderr, flush=True)
+        print(f"{ERROR_PREFIX}{crash}; the same command resumes from the last checkpoint", file=sys.stderr)
         code = culprit.process.returncode
         return code if code > 0 else 128 - code
 
-    def _wait(self) -> list[Rank]:
-        """Wait until all processes have ended; returns those that failed first. The others are ended with them."""
+    def _wait(self) -> list[RankProcess]:
+        """Wait until all processes have ended and return those that failed first; stops the others after a failure."""
         while True:
             running = [rank for rank in self._ranks if rank.process.poll() is None]
-            dead = [rank for rank in self._ranks if rank.process.returncode]
-            if dead or not running:
+            failed = [rank for rank in self._ranks if rank.process.returncode]
+            if failed or not running:
                 break
             time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + GRACE_SECONDS
-        if all(rank.process.returncode != REQUEUE for rank in dead):
+        if all(rank.process.returncode != REQUEUE for rank in failed):
             self._send(signal.SIGTERM)
         for rank in running:
             try:
@@ -129,53 +130,58 @@ class Launcher:
                 rank.process.kill()
                 rank.process.wait()
         for rank in self._ranks:
-            rank.heard_out()
-        return dead
+            rank.drain_stderr()
+        return failed
 
-    def _sentence(self, status: int) -> str:
-        """Why the run ended with `status`, and by which rank, where they don't all say the same."""
-        said = {rank.number: rank.sentence for rank in self._ranks if rank.process.returncode == status}
-        rank, sentence = min(said.items())
-        return (
-            sentence
-            if set(said.values()) == {sentence} and len(said) == len(self._ranks)
-            else f"rank {rank}: {sentence}"
-        )
+    def _error_message(self, status: int) -> str:
+        """Return the message of the run's exit status, with its rank unless all ranks have the same message."""
+        messages = {rank.rank: rank.error_message for rank in self._ranks if rank.process.returncode == status}
+        rank, message = min(messages.items())
+        common = set(messages.values()) == {message} and len(messages) == len(self._ranks)
+        return message if common else f"rank {rank}: {message}"
 
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+    def _forward_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop_requested = True
         self._send(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for rank in self._ranks:
-            rank.process.send_signal(number)  # to one that has ended, Popen sends nothing
+            rank.process.send_signal(number)  # Popen ignores processes that have ended
 
 
 def main() -> int:
-    """Entry point; see the head of this file."""
-    parser = argparse.ArgumentParser(prog="python -m reproduce.engine.distributed.launch", description=__doc__)
-    parser.add_argument("--processes", type=int, required=True, help="processes on this machine, one for each GPU")
-    parser.add_argument("--nodes", type=int, default=1, help="number of machines")
-    told = os.environ
-    number = next((told[name] for name in NODE_NUMBER if name in told), None)
-    place = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}" if {"MASTER_ADDR", "MASTER_PORT"} <= told.keys() else ""
-    parser.add_argument("--node", type=int, default=number, help="this machine's number, from 0")
-    parser.add_argument("--main", default=place, metavar="HOST:PORT", help="where the machines find each other")
+    """Parse the command line and launch the run (see the module's docstring)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduce.engine.distributed.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    environment = os.environ
+    node_rank = next((environment[name] for name in NODE_RANK_VARIABLES if name in environment), None)
+    has_endpoint = {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
+    endpoint = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}" if has_endpoint else ""
+    parser.add_argument("--nproc-per-node", type=int, required=True, help="processes on this machine, one per GPU")
+    parser.add_argument("--nnodes", type=int, default=1, help="number of machines")
+    parser.add_argument("--node-rank", type=int, default=node_rank, help="rank of this machine, from 0")
+    parser.add_argument("--rdzv-endpoint", default=endpoint, metavar="HOST:PORT", help="first machine and a free port")
     parser.add_argument("module", help="what each process runs, e.g. reproduce.pretrain")
     parser.add_argument("overrides", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    if options.nodes == 1:
-        options.node, options.main = 0, ""
-    elif options.node is None or not options.main:
-        parser.error("--nodes needs --node, and --main HOST:PORT: the first machine's name and a free port of it")
-    world_size = options.processes * options.nodes
+    if options.nnodes == 1:
+        options.node_rank, options.rdzv_endpoint = 0, ""
+    elif options.node_rank is None or not options.rdzv_endpoint:
+        parser.error("--nnodes needs --node-rank, and --rdzv-endpoint HOST:PORT (the first machine, a free port of it)")
+    world_size = options.nproc_per_node * options.nnodes
     command = [sys.executable, "-m", options.module, *options.overrides]
 
-    def start() -> list[Rank]:
-        host, _, port = (options.main or f"127.0.0.1:{_free_port()}").rpartition(":")
+    def start() -> list[RankProcess]:
+        host, _, port = (options.rdzv_endpoint or f"127.0.0.1:{_free_port()}").rpartition(":")
         environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
-        first = options.node * options.processes
-        return [Rank(command, first + local, local, environment) for local in range(options.processes)]
+        first_rank = options.node_rank * options.nproc_per_node
+        return [
+            RankProcess(command, first_rank + local_rank, local_rank, environment)
+            for local_rank in range(options.nproc_per_node)
+        ]
 
     return Launcher(start, world_size).run()
 

@@ -121,10 +121,10 @@ class Run:
         launcher = [
             "-m",
             "reproduce.engine.distributed.launch",
-            "--processes",
+            "--nproc-per-node",
             str(self.num_processes // self.num_nodes),
         ]
-        launcher += ["--nodes", str(self.num_nodes)] if self.num_nodes > 1 else []
+        launcher += ["--nnodes", str(self.num_nodes)] if self.num_nodes > 1 else []
         return [sys.executable, *(launcher if self.num_processes > 1 else ["-m"]), module, *self.overrides]
 
 

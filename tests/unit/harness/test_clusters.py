@@ -55,7 +55,15 @@ def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checko
     pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "knn")
     assert (pretraining.num_nodes, pretraining.num_processes) == (8, 64)
     assert (evaluation.num_nodes, evaluation.num_processes) == (1, 1)
-    launcher = ["-m", "reproduce.engine.distributed.launch", "--processes", "8", "--nodes", "8", "reproduce.pretrain"]
+    launcher = [
+        "-m",
+        "reproduce.engine.distributed.launch",
+        "--nproc-per-node",
+        "8",
+        "--nnodes",
+        "8",
+        "reproduce.pretrain",
+    ]
     assert pretraining.command()[1:8] == launcher
 
 
