@@ -1,10 +1,10 @@
-"""Multi-crop, the part on the training device: flip, colour jitter, grayscale, blur, normalise, batched (A.2).
+"""Multi-crop on the training device: flip, color jitter, grayscale, blur and normalize whole batches (A.2).
 
-Each picture has its own parameters (`multicrop.PARAMETERS`); with equal parameters each operation equals
-torchvision's on floats in [0, 1]. The blur is a true Gaussian; the reference's (PIL) is three box filters close to it.
+Each crop has its own parameters (`multicrop.PARAMETERS`); with equal parameters each operation equals torchvision's on
+floats in [0, 1]. The blur is a true Gaussian; the reference's (PIL) approximates one by three box filters.
 
-The operations work in place, on colour planes that a processor's cache holds: on a CPU the time goes into memory. The
-parameters stay on the host, which so knows whom an operation concerns without asking the device.
+Operations work in place, on blocks that fit a processor's cache, because memory traffic dominates on a CPU. Parameters
+stay on the host, so that selecting the crops of an operation needs no synchronization with the device.
 """
 
 import math
@@ -17,77 +17,80 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
-BLUR_REACH = 3
-"""The blur's kernel ends at three standard deviations."""
+"""Weights of red, green and blue in a gray value (ITU-R BT.601)."""
+BLUR_TRUNCATE_SIGMAS = 3
+"""The blur's kernel ends at so many standard deviations."""
 BLUR_BAND_PX = 112
+"""Rows or columns blurred by one matrix product, which skips the pixels out of the kernel's reach."""
 BLOCK_PIXELS = {"cpu": 2**16, "cuda": 2**26}
-"""Pictures are augmented in blocks of so many pixels, or one by one: 768 KiB, or a GPU's usual batch as a whole."""
+"""Crops are augmented in blocks of so many pixels (at least one crop): 768 KiB on a CPU, a whole batch on a GPU."""
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """One operation, in place: on whom `(N,)`, told on the host, and each picture's factor, on the device."""
+class _Operation:
+    """One in-place operation on some crops of a batch: `mask` `(N,)` bool on the host, `factor` `(N,)` on device."""
 
-    operation: Callable[..., None]
-    concerned: np.ndarray
+    apply: Callable[..., None]
+    mask: np.ndarray
     factor: Tensor | None = None
 
     def __call__(self, x: Tensor, first: int) -> None:
-        """Do it on a block `x` of pictures, of which the first has number `first`."""
-        at = self.concerned[first : first + len(x)].nonzero()[0]
+        """Apply it to a block `x` of crops, which starts with crop `first` of the batch."""
+        at = self.mask[first : first + len(x)].nonzero()[0]
         factors = [] if self.factor is None else [self.factor[first : first + len(x)]]
         if len(at) == len(x):
-            self.operation(x, *factors)
+            self.apply(x, *factors)
         elif len(at):
-            there = torch.from_numpy(at).to(x.device, non_blocking=True)
-            some = x[there]
-            self.operation(some, *(factor[there] for factor in factors))
-            x.index_copy_(0, there, some)
+            selected = torch.from_numpy(at).to(x.device, non_blocking=True)
+            some = x[selected]
+            self.apply(some, *(factor[selected] for factor in factors))
+            x.index_copy_(0, selected, some)
 
 
 @torch.no_grad()
 def augment(crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Crops `(N, 3, S, S)` uint8 and parameters `(N, 11)` float32 on the host -> normalised crops, float32.
+    """Augment and normalize crops `(N, 3, S, S)` uint8, given their parameters `(N, 11)` float32 on the host.
 
-    The result has the crops' shape and is channels-last in memory: what both CPU and GPU convolutions are fastest on.
+    `mean` and `std` are `(3,)`, for pixels in [0, 1]. Returns float32 of the crops' shape on their device,
+    channels-last in memory, the layout in which CPU and GPU convolutions are fastest.
     """
     out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
     scale, shift = (1 / std).view(3, 1, 1), (mean / std).view(3, 1, 1)
-    flip, *colours = _stages(parameters, crops.device)
+    flip, *float_operations = _operations(parameters, crops.device)
     block = max(1, BLOCK_PIXELS[crops.device.type] // crops[0, 0].numel())
     for first in range(0, len(crops), block):
         pixels = crops[first : first + block].clone(memory_format=torch.contiguous_format)
         flip(pixels, first)
         x = pixels.float().div_(255)
-        for stage in colours:
-            stage(x, first)
+        for operation in float_operations:
+            operation(x, first)
         out[first : first + block] = x.mul_(scale).sub_(shift)
     return out
 
 
-def _stages(parameters: Tensor, device: torch.device) -> list[_Stage]:
-    """The operations in the order of A.2: the flip, on bytes, then those on floats."""
+def _operations(parameters: Tensor, device: torch.device) -> list[_Operation]:
+    """Return the operations in the order of A.2: the flip, on bytes, then those on floats."""
     rows = parameters.numpy()
     order, gray, blur = rows[:, 5:9], rows[:, 9], rows[:, 10]
     factors = parameters.to(device, non_blocking=True).unbind(1)
     jitter = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
-    unchanged = (1, 1, 1, 0)
+    identity = (1, 1, 1, 0)
     jitters = [
-        _Stage(operation, (order[:, place] == number) & (rows[:, 1 + number] != unchanged[number]), factors[1 + number])
+        _Operation(apply, (order[:, place] == number) & (rows[:, 1 + number] != identity[number]), factors[1 + number])
         for place in range(len(jitter))
-        for number, operation in enumerate(jitter)
+        for number, apply in enumerate(jitter)
     ]
-    blurred = partial(gaussian_blur_, reach=math.ceil(BLUR_REACH * blur.max()))
-    ends = [_Stage(_gray_, gray > 0), _Stage(blurred, blur > 0, factors[10])]
-    return [_Stage(_flip_, rows[:, 0] > 0), *jitters, *ends]
+    blur_ = partial(gaussian_blur_, radius_px=math.ceil(BLUR_TRUNCATE_SIGMAS * blur.max()))
+    last = [_Operation(_gray_, gray > 0), _Operation(blur_, blur > 0, factors[10])]
+    return [_Operation(_flip_, rows[:, 0] > 0), *jitters, *last]
 
 
-def _per_picture(values: Tensor) -> Tensor:
+def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
 def _luma(x: Tensor) -> Tensor:
-    """Grey value `(N, 1, H, W)`."""
+    """Return the gray values `(N, 1, H, W)` of crops `(N, 3, H, W)`."""
     red, green, blue = x.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -101,30 +104,30 @@ def _gray_(x: Tensor) -> None:
 
 
 def adjust_brightness_(x: Tensor, factor: Tensor) -> None:
-    """Blend with black."""
-    x.mul_(_per_picture(factor)).clamp_(0, 1)
+    """Blend crops `(N, 3, H, W)` in [0, 1] with black, in place; `factor` `(N,)`, 1 = unchanged."""
+    x.mul_(_per_image(factor)).clamp_(0, 1)
 
 
 def adjust_contrast_(x: Tensor, factor: Tensor) -> None:
-    """Blend with the picture's mean grey."""
-    factor = _per_picture(factor)
+    """Blend crops `(N, 3, H, W)` in [0, 1] with their mean gray, in place; `factor` `(N,)`, 1 = unchanged."""
+    factor = _per_image(factor)
     mean = _luma(x.mean((2, 3), keepdim=True))
     x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation_(x: Tensor, factor: Tensor) -> None:
-    """Blend with the grey picture."""
-    factor = _per_picture(factor)
+    """Blend crops `(N, 3, H, W)` in [0, 1] with their grayscale, in place; `factor` `(N,)`, 1 = unchanged."""
+    factor = _per_image(factor)
     gray = _luma(x).mul_(1 - factor)
     x.mul_(factor).add_(gray).clamp_(0, 1)
 
 
 def adjust_hue_(x: Tensor, shift: Tensor) -> None:
-    """Turn the hue by `shift` turns, within [-.5, .5].
+    """Shift the hue of crops `(N, 3, H, W)` in [0, 1], in place, by `shift` `(N,)` turns within [-.5, .5].
 
-    As through HSV, in sixths of a turn from red: with colours stretched to [0, 1], the hue lies 1 + g + b - r away from
-    red, towards green where g > b. On the way back, a channel stands at the top up to 1 sixth away from its own colour,
-    and from 2 on it is at the bottom, the whole span below.
+    Equals the way through HSV. Hue counts sixths of a turn from red: with colors stretched to [0, 1], it is
+    1 + g + b - r, towards green if g > b. On the way back, a channel has the highest value up to 1 sixth away from its
+    own color, and the lowest value from 2 sixths on.
     """
     red, green, blue = x.unbind(1)
     low = torch.minimum(torch.minimum(red, green), blue)
@@ -141,16 +144,16 @@ def adjust_hue_(x: Tensor, shift: Tensor) -> None:
     x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(span.unsqueeze(1)).add_(high.sub_(span, alpha=2).unsqueeze(1))
 
 
-def gaussian_blur_(x: Tensor, sigma: Tensor, reach: int | None = None) -> None:
-    """Blur each picture `(N, 3, S, S)` with its own standard deviation in pixels; edges are continued.
+def gaussian_blur_(x: Tensor, sigma: Tensor, radius_px: int | None = None) -> None:
+    """Blur crops `(N, 3, S, S)` in place, each with its own standard deviation `sigma` `(N,)` in pixels.
 
-    Batched products with S x S matrices, so pictures with different kernels share one call. `reach` is how many pixels
-    the longest kernel goes to each side: what no kernel sees need not be multiplied.
+    Edges are replicated. Uses batched products with S x S matrices, so that crops with different kernels share one
+    call. `radius_px` is the radius of the largest kernel, beyond which pixels need not be multiplied.
     """
     size = x.shape[-1]
     matrix = _blur_matrix(sigma, size)
     rows = torch.empty_like(x)
-    bands = [_band(start, size, size if reach is None else reach) for start in range(0, size, BLUR_BAND_PX)]
+    bands = [_band(start, size, size if radius_px is None else radius_px) for start in range(0, size, BLUR_BAND_PX)]
     for band, seen in bands:
         weights = matrix[:, band, seen].transpose(1, 2)
         torch.bmm(x.flatten(1, 2)[:, :, seen], weights, out=rows.flatten(1, 2)[:, :, band])
@@ -159,20 +162,20 @@ def gaussian_blur_(x: Tensor, sigma: Tensor, reach: int | None = None) -> None:
             torch.bmm(matrix[:, band, seen], values[:, seen], out=channel[:, band])
 
 
-def _band(start: int, size: int, reach: int) -> tuple[slice, slice]:
-    """Some pixels of a row, and those that their values come from."""
+def _band(start: int, size: int, radius_px: int) -> tuple[slice, slice]:
+    """Return a band of a row's pixels, and the pixels that its blurred values depend on."""
     end = min(start + BLUR_BAND_PX, size)
-    return slice(start, end), slice(max(0, start - reach), min(size, end + reach))
+    return slice(start, end), slice(max(0, start - radius_px), min(size, end + radius_px))
 
 
 def _blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """`(N, S, S)`: row i holds the weights of the pixels around i, those beyond an edge gathered on the edge."""
+    """Return `(N, S, S)`: row i holds the weights of the pixels around i; an edge pixel gets those beyond the edge."""
     sigma = sigma[:, None]
     distance = torch.arange(1 - size, size, device=sigma.device).float()
-    kernel = torch.exp((distance / sigma).square_().mul_(-0.5)) * (distance.abs() <= BLUR_REACH * sigma)
+    kernel = torch.exp((distance / sigma).square_().mul_(-0.5)) * (distance.abs() <= BLUR_TRUNCATE_SIGMAS * sigma)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     matrix = kernel.unfold(1, size, 1).flip(1)
-    beyond = kernel[:, size:].flip(1).cumsum(1).flip(1)  # of row i: what lies more than i away on one side
+    beyond = kernel[:, size:].flip(1).cumsum(1).flip(1)  # for row i: the weights more than i away on one side
     matrix[:, :-1, 0] += beyond
     matrix[:, 1:, -1] += beyond.flip(1)
     return matrix
