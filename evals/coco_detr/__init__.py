@@ -1,4 +1,4 @@
-"""DETR finetuned on COCO from a trunk (B.4, Table 5; Table 3's last column)."""
+"""Finetuning of DETR on COCO from a trunk (B.4, Table 5; Table 3's last column)."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evals.coco_detr.detector import Detr, Size
-from evals.coco_detr.losses import Target, Weights, corners, losses
-from evals.coco_detr.score import average_precision, shown
-from evals.coco_detr.views import Views, test_pictures, training_batches
+from evals.coco_detr.detector import Detr, TransformerConfig
+from evals.coco_detr.losses import LossWeights, Target, corners, losses
+from evals.coco_detr.metrics import average_precision, detection_examples
+from evals.coco_detr.transforms import TransformConfig, test_images, train_batches
 from evals.context import EvalContext
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.coco import CocoSplit, annotation_path, read_coco_split
@@ -28,11 +28,11 @@ Batch = tuple[Tensor, Tensor, list[Target]]
 
 @dataclass
 class ProtocolConfig:
-    """conf/eval/coco_detr.yaml.
+    """The keys of conf/eval/coco_detr.yaml.
 
-    Learning rates, `lr_backbone` that of the trunk, are for `base_batch_size`; another `batch_size` scales them in
-    proportion. After `lr_drop_epoch` they are multiplied by `lr_factor`. Average precision is taken every
-    `validate_every_epochs`, and after the last.
+    Learning rates (`lr_backbone` is the trunk's) are for a batch of `base_batch_size`; another `batch_size` scales them
+    in proportion. After `lr_drop_epoch` epochs they are multiplied by `lr_factor`. Average precision is computed every
+    `validate_every_epochs` and after the last epoch.
     """
 
     name: str
@@ -46,69 +46,68 @@ class ProtocolConfig:
     weight_decay: float
     clip_norm: float
     validate_every_epochs: int
-    transformer: Size
-    loss_weights: Weights
-    transforms: Views
+    transformer: TransformerConfig
+    loss_weights: LossWeights
+    transforms: TransformConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """Finetune the detector, and give COCO's average precision in percent after the last epoch (`score.METRICS`)."""
-    train, val = (
-        read_coco_split(context.root, split, context.dataset.source, context.run.handle_bad_annotations)
-        for split in (context.dataset.train, context.dataset.val)
-    )
-    if train.category_names != val.category_names:
-        files = [str(annotation_path(context.root, split)) for split in (context.dataset.train, context.dataset.val)]
-        raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
-    for split, found in ((context.dataset.train, train), (context.dataset.val, val)):
-        context.run.record_split(
-            split, ImageList([picture.path for picture in found.images], [0] * len(found.images), [])
-        )
-    context.run.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
-    context.run.counts["num_train_images"] = len(train.images)
-    torch.manual_seed(context.cfg.seed)
+    """Finetune the detector; return COCO's average precision in percent after the last epoch (`metrics.METRICS`)."""
+    run, cfg = context.run, context.cfg
+    train, val = _read_splits(context)
+    torch.manual_seed(cfg.seed)
     net = Detr(trunk, protocol.transformer, train.num_classes).to(device())
-    scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
-    adamw, scaler = build_optimizer(net, protocol), loss_scaler(context.cfg.precision)
-    checkpoints, first_step = resume(context.run, model=net, optimizer=adamw, scaler=scaler)
+    lr_scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
+    optimizer, scaler = build_optimizer(net, protocol), loss_scaler(cfg.precision)
+    checkpoints, first_step = resume(run, model=net, optimizer=optimizer, scaler=scaler)
     sampler = StepSampler(
-        len(train.images),
-        protocol.batch_size,
-        protocol.epochs,
-        context.cfg.seed,
-        first_step,
-        rank(),
-        world_size(),
+        len(train.images), protocol.batch_size, protocol.epochs, cfg.seed, first_step, rank(), world_size()
     )
     steps_per_epoch = sampler.steps_per_epoch
-    batches = training_batches(
+    batches = train_batches(
         train.images,
         protocol.transforms,
         context.normalize,
         sampler,
-        num_workers=context.cfg.cluster.num_workers,
+        num_workers=cfg.cluster.num_workers,
         device=device(),
-        on_unreadable=context.run.handle_unreadable_images,
+        on_unreadable=run.handle_unreadable_images,
     )
     task = DetrTask(net, wrap_for_distributed(net), val, protocol, context, steps_per_epoch)
     trainer = Trainer(
         task=task,
-        optimizer=adamw,
-        learning_rates=lambda step: [lr * scale for lr in learning_rates(protocol, step // steps_per_epoch)],
+        optimizer=optimizer,
+        learning_rates=lambda step: [lr * lr_scale for lr in learning_rates(protocol, step // steps_per_epoch)],
         scaler=scaler,
         clip_norm=protocol.clip_norm,
-        guard=nan_guard(context.run, "protocol.lr"),
-        logger=StepLogger(context.run.metrics.log, context.cfg.logging.every_steps, protocol.batch_size),
+        guard=nan_guard(run, "protocol.lr"),
+        logger=StepLogger(run.metrics.log, cfg.logging.every_steps, protocol.batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,
     )
     trainer.train(batches, first_step, protocol.epochs * steps_per_epoch)
     # A run that was killed between its last checkpoint and its result has trained, but not validated.
-    return task.metrics or score(net, val, protocol.transforms, context)
+    return task.metrics or validate(net, val, protocol.transforms, context)
+
+
+def _read_splits(context: EvalContext) -> tuple[CocoSplit, CocoSplit]:
+    """Read the training and validation split, and record them in the result."""
+    run, names = context.run, (context.dataset.train, context.dataset.val)
+    train, val = (
+        read_coco_split(context.root, name, context.dataset.source, run.handle_bad_annotations) for name in names
+    )
+    if train.category_names != val.category_names:
+        files = [annotation_path(context.root, name) for name in names]
+        raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
+    for name, split in zip(names, (train, val), strict=True):
+        run.record_split(name, ImageList([image.path for image in split.images], [0] * len(split.images), []))
+    run.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
+    run.counts["num_train_images"] = len(train.images)
+    return train, val
 
 
 class DetrTask(TrainTask[Batch]):
-    """The detector's loss on augmented images, and average precision on the validation set every few epochs."""
+    """DETR's loss on augmented images; average precision on the validation set every few epochs."""
 
     def __init__(
         self,
@@ -123,14 +122,14 @@ class DetrTask(TrainTask[Batch]):
         self.protocol, self.context = protocol, context
         self.validate_every_steps = self.steps_per_epoch = steps_per_epoch
         self.metrics: dict[str, float] = {}
-        """Of the last validation."""
+        """The average precisions of the last validation."""
         net_on_all_ranks.train()
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
-        """Compute the loss of this rank's images; see `loss`."""
+        """Compute the loss of this rank's images; see `detr_loss`."""
         with autocast(self.context.cfg.precision):
             return StepOutput(
-                loss(self.net_on_all_ranks, batch, self.protocol.loss_weights, (self.context.cfg.seed, step))
+                detr_loss(self.net_on_all_ranks, batch, self.protocol.loss_weights, (self.context.cfg.seed, step))
             )
 
     def validate(self, num_steps_done: int) -> dict[str, float]:
@@ -138,33 +137,30 @@ class DetrTask(TrainTask[Batch]):
         epoch = num_steps_done // self.steps_per_epoch
         if epoch % self.protocol.validate_every_epochs and epoch < self.protocol.epochs:
             return {}
-        self.metrics = score(self.net, self.val, self.protocol.transforms, self.context)
+        self.metrics = validate(self.net, self.val, self.protocol.transforms, self.context)
         self.net_on_all_ranks.train()
         return self.metrics
 
 
 def build_optimizer(net: Detr, protocol: ProtocolConfig) -> torch.optim.Optimizer:
-    """AdamW with the trunk's parameters, as far as they train, in a group of their own, the second."""
-    of_trunk = [value for value in net.backbone.parameters() if value.requires_grad]
+    """Return AdamW with two parameter groups: the transformer and heads, and the trunk's trainable parameters."""
+    trunk = [value for value in net.backbone.parameters() if value.requires_grad]
     others = [value for name, value in net.named_parameters() if not name.startswith("backbone.")]
-    return torch.optim.AdamW(
-        [{"params": others}, {"params": of_trunk}], protocol.lr, weight_decay=protocol.weight_decay
-    )
+    return torch.optim.AdamW([{"params": others}, {"params": trunk}], protocol.lr, weight_decay=protocol.weight_decay)
 
 
 def learning_rates(protocol: ProtocolConfig, epoch: int) -> list[float]:
-    """The epoch's learning rates of the transformer with its heads, and of the trunk."""
+    """Return the learning rates of both parameter groups in an epoch, for a batch of `base_batch_size`."""
     factor = protocol.lr_factor if epoch >= protocol.lr_drop_epoch else 1
     return [lr * factor for lr in (protocol.lr, protocol.lr_backbone)]
 
 
-def loss(net: nn.Module, batch: Batch, weights: Weights, drawn_from: tuple[int, int]) -> Tensor:
-    """The sum of all decoder layers' losses on a batch of images, padding and targets.
+def detr_loss(net: nn.Module, batch: Batch, weights: LossWeights, seed_and_step: tuple[int, int]) -> Tensor:
+    """Return the sum of all decoder layers' losses on a batch.
 
-    Dropout is drawn anew from `drawn_from`, seed, step and rank: a run resumed by as many processes draws
-    the same.
+    Dropout is seeded from seed, step and rank, so that a run that resumes with as many processes draws the same.
     """
-    torch.manual_seed(int(np.random.SeedSequence([*drawn_from, rank()]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([*seed_and_step, rank()]).generate_state(1, np.uint64)[0]))
     images, padding, targets = batch
     logits, boxes = net(images, padding)
     with torch.autocast(images.device.type, enabled=False):
@@ -173,47 +169,48 @@ def loss(net: nn.Module, batch: Batch, weights: Weights, drawn_from: tuple[int, 
 
 
 @torch.no_grad()
-def score(net: Detr, val: CocoSplit, views: Views, context: EvalContext) -> dict[str, float]:
-    """Average precision on a split, which the ranks share. A collective; leaves `net` in eval mode."""
+def validate(net: Detr, val: CocoSplit, transforms: TransformConfig, context: EvalContext) -> dict[str, float]:
+    """Return the average precision on a split, which the ranks share. A collective; leaves `net` in eval mode."""
     net.eval()
-    share = range(rank(), len(val.images), world_size())
+    run, share = context.run, range(rank(), len(val.images), world_size())
     num_queries = net.query_embed.num_embeddings
-    found = torch.zeros(len(val.images), num_queries, 6, dtype=torch.float64, device=device())
-    seen = torch.zeros(len(val.images), device=device())
-    pictures = test_pictures(
-        [val.images[number] for number in share],
-        views,
+    detections_of = torch.zeros(len(val.images), num_queries, 6, dtype=torch.float64, device=device())
+    is_readable = torch.zeros(len(val.images), device=device())
+    images = test_images(
+        [val.images[index] for index in share],
+        transforms,
         context.normalize,
         num_workers=context.cfg.cluster.num_workers,
         device=device(),
-        on_unreadable=context.run.handle_unreadable_images,
+        on_unreadable=run.handle_unreadable_images,
     )
-    for number, image, padding in pictures:
+    for number, pixels, padding in images:
         with autocast(context.cfg.precision):
-            logits, boxes = net(image, padding)
-        about = val.images[share[number]]
-        found[share[number]] = detected(logits[-1, 0], boxes[-1, 0], about.width, about.height)
-        seen[share[number]] = 1
-    all_reduce_sum(found)
-    all_reduce_sum(seen)
-    known = seen.bool().tolist()
-    ids = np.array([picture.id for picture in val.images])[known]
+            logits, boxes = net(pixels, padding)
+        index = share[number]
+        image = val.images[index]
+        detections_of[index] = to_detections(logits[-1, 0], boxes[-1, 0], image.width, image.height)
+        is_readable[index] = 1
+    all_reduce_sum(detections_of)
+    all_reduce_sum(is_readable)
+    readable = is_readable.bool()
+    ids = np.array([image.id for image in val.images])[readable.tolist()]
     if not len(ids):
-        raise UserError(
-            f"none of the {len(val.images)} pictures of {context.root / context.dataset.val} can be decoded"
-        )
-    context.run.counts["num_test_images"] = len(ids)
-    rows = found[seen.bool()].flatten(0, 1).cpu().numpy()
+        folder = context.root / context.dataset.val
+        raise UserError(f"none of the {len(val.images)} validation images of {folder} can be decoded")
+    run.counts["num_test_images"] = len(ids)
+    rows = detections_of[readable].flatten(0, 1).cpu().numpy()
     detections = np.column_stack([np.repeat(ids, num_queries), rows])
     if is_main():
-        write_examples(context.run.folder, shown(val, ids.tolist(), detections))
+        write_examples(run.folder, detection_examples(val, ids.tolist(), detections))
     return average_precision(val.ground_truth, detections, ids.tolist())
 
 
-def detected(logits: Tensor, boxes: Tensor, width: int, height: int) -> Tensor:
-    """What the queries of one picture found: `(Q, 6)` float64, left, top, width, height in pixels, score, class.
+def to_detections(logits: Tensor, boxes: Tensor, width: int, height: int) -> Tensor:
+    """Convert one image's logits `(Q, classes + 1)` and boxes `(Q, 4)` to detections `(Q, 6)` float64.
 
-    The class is the likeliest that is an object, the score its probability.
+    A detection is left, top, width and height in pixels, score and class. The class is the most likely one other than
+    'no object', the score its probability.
     """
     scores, labels = logits.double().softmax(-1)[:, :-1].max(-1)
     x = corners(boxes.double()) * boxes.new_tensor([width, height, width, height]).double()

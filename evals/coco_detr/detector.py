@@ -1,6 +1,6 @@
-"""DETR: a trunk, a transformer over its last feature map, and a set of queries that each become one box or none.
+"""DETR: a trunk, a transformer over its last feature map, and queries that each become one box or none.
 
-Names of weights are those of the original's public checkpoints, but for the trunk's, which are ours.
+Weights have the names of the original's public checkpoints, except the trunk's, which have ours.
 """
 
 import math
@@ -15,13 +15,13 @@ from models.networks.resnet import ResNet
 
 POSITION_TEMPERATURE = 10_000
 POSITION_EPSILON = 1e-6
-"""Keeps a coordinate's division by its axis' length finite where padding leaves no pixel."""
+"""Keeps the division by an axis' length finite if an image is all padding."""
 BOX_LAYERS = 3
 
 
 @dataclass
-class Size:
-    """How big the transformer is. `num_layers` are of the encoder, and as many of the decoder."""
+class TransformerConfig:
+    """Sizes of the transformer. Encoder and decoder have `num_layers` layers each."""
 
     num_layers: int
     hidden_dim: int
@@ -32,7 +32,7 @@ class Size:
 
 
 class Backbone(nn.Module):
-    """A trunk up to its last feature map; BatchNorm is a fixed scale and shift, stem and layer1 do not train."""
+    """A trunk up to its last feature map, with frozen BatchNorm; stem and layer1 do not train."""
 
     def __init__(self, trunk: ResNet) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class Backbone(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The map `(N, C, H / 32, W / 32)` of images `(N, 3, H, W)`, sizes rounded up."""
+        """Return the feature map `(N, C, H / 32, W / 32)` of images `(N, 3, H, W)`; sizes are rounded up."""
         trunk = self.trunk
         x = trunk.layer1(trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images)))))
         return trunk.layer4(trunk.layer3(trunk.layer2(x)))
 
 
 def freeze_batchnorm(module: nn.Module) -> None:
-    """Put in place of every BatchNorm below `module` one that applies its running statistics and never changes."""
+    """Replace every BatchNorm below `module` by one that applies its running statistics and never changes."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, child.eps)
@@ -60,10 +60,10 @@ def freeze_batchnorm(module: nn.Module) -> None:
 
 
 def sine_positions(padding: Tensor, channels: int) -> Tensor:
-    """The code `(N, channels, H, W)` of each place of maps with `padding (N, H, W)`: half of it of y, half of x.
+    """Return sine positional encodings `(N, channels, H, W)` of maps with `padding (N, H, W)`: half for y, half for x.
 
-    Places count from 1 among those that are no padding, as shares of their number times 2 pi; channel 2i of a half is
-    the sine of that over 10000^(4i / channels), channel 2i + 1 its cosine.
+    A position counts from 1 among those that are not padding, and is divided by their number and multiplied by 2 pi.
+    Channel 2i of a half is the sine of that over 10000^(4i / channels), channel 2i + 1 its cosine.
     """
     half = channels // 2
     rates = POSITION_TEMPERATURE ** (2 * (torch.arange(half, device=padding.device) // 2) / half)
@@ -77,91 +77,97 @@ def sine_positions(padding: Tensor, channels: int) -> Tensor:
 
 
 class _Layer(nn.Module):
-    """What both kinds of layers share: attention and a feed-forward net, each added and then normalised (post-norm)."""
+    """Self-attention and a feed-forward network, each added to its input and then normalized (post-norm)."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(size.hidden_dim, size.num_heads, size.dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(config.hidden_dim, config.num_heads, config.dropout, batch_first=True)
         self.linear1, self.linear2 = (
-            nn.Linear(size.hidden_dim, size.feedforward_dim),
-            nn.Linear(size.feedforward_dim, size.hidden_dim),
+            nn.Linear(config.hidden_dim, config.feedforward_dim),
+            nn.Linear(config.feedforward_dim, config.hidden_dim),
         )
-        self.norm1, self.norm2 = nn.LayerNorm(size.hidden_dim), nn.LayerNorm(size.hidden_dim)
-        self.dropout = nn.Dropout(size.dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(config.hidden_dim), nn.LayerNorm(config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
 
 
 class EncoderLayer(_Layer):
-    """Self-attention among the places of the map."""
+    """Self-attention among the positions of the map."""
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
-        """`x` and `positions (N, L, C)`, `padding (N, L)` -> `(N, L, C)`; positions go into queries and keys only."""
-        placed = x + positions
-        attended, _ = self.self_attn(placed, placed, x, key_padding_mask=padding, need_weights=False)
+        """Map `x` and `positions (N, L, C)`, `padding (N, L)` to `(N, L, C)`; positions enter queries and keys only."""
+        keys = x + positions
+        attended, _ = self.self_attn(keys, keys, x, key_padding_mask=padding, need_weights=False)
         x = self.norm1(x + self.dropout(attended))
         return self.norm2(x + self._feed_forward(x))
 
 
 class DecoderLayer(_Layer):
-    """Self-attention among the queries, then attention to the places of the map."""
+    """Self-attention among the queries, then cross-attention to the positions of the map."""
 
-    def __init__(self, size: Size) -> None:
-        super().__init__(size)
-        self.multihead_attn = nn.MultiheadAttention(size.hidden_dim, size.num_heads, size.dropout, batch_first=True)
-        self.norm3 = nn.LayerNorm(size.hidden_dim)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.multihead_attn = nn.MultiheadAttention(
+            config.hidden_dim, config.num_heads, config.dropout, batch_first=True
+        )
+        self.norm3 = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, placed: Tensor, padding: Tensor) -> Tensor:
-        """`x` and `queries (N, Q, C)`; `memory`, the encoder's output, and `placed`, it with positions `(N, L, C)`."""
-        asking = x + queries
-        attended, _ = self.self_attn(asking, asking, x, need_weights=False)
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor, padding: Tensor) -> Tensor:
+        """Map `x (N, Q, C)` to the same shape.
+
+        `queries (N, Q, C)` are added to `x` before attention. `memory (N, L, C)` is the encoder's output, and `keys`
+        the same with positions added.
+        """
+        self_keys = x + queries
+        attended, _ = self.self_attn(self_keys, self_keys, x, need_weights=False)
         x = self.norm1(x + self.dropout(attended))
-        seen, _ = self.multihead_attn(x + queries, placed, memory, key_padding_mask=padding, need_weights=False)
-        x = self.norm2(x + self.dropout(seen))
+        attended, _ = self.multihead_attn(x + queries, keys, memory, key_padding_mask=padding, need_weights=False)
+        x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self._feed_forward(x))
 
 
 class _Encoder(nn.Module):
-    def __init__(self, size: Size) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.num_layers))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
 
 class _Decoder(nn.Module):
-    def __init__(self, size: Size) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.num_layers))
-        self.norm = nn.LayerNorm(size.hidden_dim)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder; matrices start from Xavier's uniform distribution."""
+    """Encoder and decoder; matrices are initialized from Xavier's uniform distribution."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.encoder, self.decoder = _Encoder(size), _Decoder(size)
+        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, memory: Tensor, positions: Tensor, padding: Tensor, queries: Tensor) -> Tensor:
-        """What each decoder layer makes of the queries, normalised: `(layers, N, Q, C)`.
+        """Return the normalized output of every decoder layer, `(layers, N, Q, C)`.
 
-        `memory` and `positions (N, L, C)`, `padding (N, L)` True where there is no picture, `queries (Q, C)`.
+        `memory` and `positions (N, L, C)`, `padding (N, L)` True outside the images, `queries (Q, C)`.
         """
         for layer in self.encoder.layers:
             memory = layer(memory, positions, padding)
-        placed, asking = memory + positions, queries.expand(len(memory), -1, -1)
-        x, out = torch.zeros_like(asking), []
+        keys, queries = memory + positions, queries.expand(len(memory), -1, -1)
+        x, outputs = torch.zeros_like(queries), []
         for layer in self.decoder.layers:
-            x = layer(x, asking, memory, placed, padding)
-            out.append(self.decoder.norm(x))
-        return torch.stack(out)
+            x = layer(x, queries, memory, keys, padding)
+            outputs.append(self.decoder.norm(x))
+        return torch.stack(outputs)
 
 
 class BoxHead(nn.Module):
-    """Three linear layers to a box's four numbers, before the sigmoid."""
+    """Three linear layers that predict a box's four numbers, before the sigmoid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -169,31 +175,32 @@ class BoxHead(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*widths[1:], 4], strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., C)` -> `(..., 4)`."""
+        """Map `(..., C)` to `(..., 4)`."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
 
 
 class Detr(nn.Module):
-    """The detector. Classes are numbered 0 to `num_classes - 1`; one more logit says that there is no object."""
+    """The detector. Classes have indices 0 to `num_classes - 1`; one more logit stands for 'no object'."""
 
-    def __init__(self, trunk: ResNet, size: Size, num_classes: int) -> None:
+    def __init__(self, trunk: ResNet, config: TransformerConfig, num_classes: int) -> None:
         super().__init__()
         self.backbone = Backbone(trunk)
-        self.input_proj = nn.Conv2d(self.backbone.num_channels, size.hidden_dim, kernel_size=1)
-        self.transformer = Transformer(size)
-        self.query_embed = nn.Embedding(size.num_queries, size.hidden_dim)
-        self.class_embed = nn.Linear(size.hidden_dim, num_classes + 1)
-        self.bbox_embed = BoxHead(size.hidden_dim)
+        self.input_proj = nn.Conv2d(self.backbone.num_channels, config.hidden_dim, kernel_size=1)
+        self.transformer = Transformer(config)
+        self.query_embed = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.class_embed = nn.Linear(config.hidden_dim, num_classes + 1)
+        self.bbox_embed = BoxHead(config.hidden_dim)
 
     def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Of images `(N, 3, H, W)` padded where `padding (N, H, W)` is True, by decoder layer, the last one last:
-        logits `(layers, N, Q, num_classes + 1)`, and boxes `(layers, N, Q, 4)` as shares of the padless picture,
-        centre x, centre y, width, height.
+        """Detect in images `(N, 3, H, W)` that are padded where `padding (N, H, W)` is True.
+
+        Return for every decoder layer logits `(layers, N, Q, num_classes + 1)` and boxes (cx, cy, w, h)
+        `(layers, N, Q, 4)` as fractions of the image without padding.
         """
         x = self.backbone(images)
-        # A place of the map is padding where the pixel at its corner is: nearest neighbour, as the original has it.
+        # A position is padding if the pixel at its corner is: nearest neighbor, as in the original.
         padding = F.interpolate(padding[:, None].float(), x.shape[-2:]).squeeze(1).bool()
         x = self.input_proj(x)
         positions = sine_positions(padding, x.shape[1]).to(x.dtype)

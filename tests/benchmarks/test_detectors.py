@@ -37,7 +37,7 @@ def detr() -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        coco_detr.loss(net, batch, asked.weights, (0, 0)).backward()
+        coco_detr.detr_loss(net, batch, asked.weights, (0, 0)).backward()
         optimizer.step()
 
     return step

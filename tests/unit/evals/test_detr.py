@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from evals.coco_detr import ProtocolConfig, build_optimizer, detected, learning_rates, loss
-from evals.coco_detr.detector import Detr, Size, sine_positions
-from evals.coco_detr.losses import Target, Weights, corners, losses, match
+from evals.coco_detr import ProtocolConfig, build_optimizer, detr_loss, learning_rates, to_detections
+from evals.coco_detr.detector import Detr, TransformerConfig, sine_positions
+from evals.coco_detr.losses import LossWeights, Target, corners, losses, match_queries
 from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.errors import TrainingFailed
 
 WIDTH = 0.25
-SIZE = Size(num_layers=2, hidden_dim=32, num_heads=4, feedforward_dim=48, num_queries=7, dropout=0.1)
-WEIGHTS = Weights(classes=1, l1=5, giou=2, no_object=0.1)
+SIZE = TransformerConfig(num_layers=2, hidden_dim=32, num_heads=4, feedforward_dim=48, num_queries=7, dropout=0.1)
+WEIGHTS = LossWeights(classes=1, l1=5, giou=2, no_object=0.1)
 STAGE = "model.backbone.model.encoder.stages"
 NAMES = {
     r"backbone\.trunk\.conv1": "model.backbone.model.embedder.embedder.convolution",
@@ -141,7 +141,7 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
     assert [learning_rates(protocol, epoch) for epoch in (0, 199)] == [[1e-4, 5e-5]] * 2
     assert [learning_rates(protocol, epoch) for epoch in (200, 299)] == [pytest.approx([1e-5, 5e-6])] * 2
     assert (protocol.epochs, protocol.batch_size, protocol.clip_norm) == (300, 64, 0.1)
-    assert protocol.transformer == Size(
+    assert protocol.transformer == TransformerConfig(
         num_layers=6, hidden_dim=256, num_heads=8, feedforward_dim=2048, num_queries=100, dropout=0.1
     )
     assert protocol.loss_weights == WEIGHTS
@@ -149,7 +149,7 @@ def test_what_trains_and_at_which_rate(ours: Detr) -> None:
 
 def test_the_transformer_starts_as_the_original_does() -> None:
     torch.manual_seed(0)
-    net = Detr(ResNet(WIDTH), Size(1, 64, 4, 128, 100, 0.1), num_classes=5)
+    net = Detr(ResNet(WIDTH), TransformerConfig(1, 64, 4, 128, 100, 0.1), num_classes=5)
     names = ("linear1.weight", "self_attn.in_proj_weight", "multihead_attn.out_proj.weight")
     for matrix in (net.get_parameter(f"transformer.decoder.layers.0.{name}") for name in names):
         bound = math.sqrt(6 / sum(matrix.shape))
@@ -215,7 +215,7 @@ def best_by_hand(logits: Tensor, boxes: Tensor, target: Target) -> tuple[int, ..
 @pytest.mark.parametrize("seed", range(10))
 def test_matching_equals_brute_force(seed: int) -> None:
     logits, boxes, targets = a_case(seed, [3, 0, 5, 1])
-    for number, (queries, objects) in enumerate(match(logits[0], boxes[0], targets, WEIGHTS)):
+    for number, (queries, objects) in enumerate(match_queries(logits[0], boxes[0], targets, WEIGHTS)):
         found = dict(zip(objects.tolist(), queries.tolist(), strict=True))
         assert tuple(found[key] for key in sorted(found)) == best_by_hand(
             logits[0, number], boxes[0, number], targets[number]
@@ -249,7 +249,7 @@ def test_losses_equal_brute_force(num_objects: list[int]) -> None:
 def test_boxes_that_are_not_finite_end_the_training_with_a_sentence() -> None:
     logits, boxes, targets = a_case(0, [2])
     boxes[0, 0, 1] = math.nan
-    with pytest.raises(TrainingFailed, match=r"no longer finite: lower protocol\.lr"):
+    with pytest.raises(TrainingFailed, match=r"not finite: lower protocol\.lr"):
         losses(logits, boxes, targets, WEIGHTS)
 
 
@@ -258,7 +258,7 @@ def test_every_layer_and_every_trained_parameter_has_a_gradient() -> None:
     net = Detr(ResNet(0.0625), SIZE, num_classes=5)
     batch = (torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool), a_case(0, [2])[2])
     batch = (*batch[:2], [Target(target.labels, target.boxes.float()) for target in batch[2]])
-    first, again, other = (loss(net, batch, WEIGHTS, (0, step)) for step in (3, 3, 4))
+    first, again, other = (detr_loss(net, batch, WEIGHTS, (0, step)) for step in (3, 3, 4))
     assert first == again != other  # dropout is the step's
     first.backward()
     for name, value in net.named_parameters():
@@ -267,5 +267,5 @@ def test_every_layer_and_every_trained_parameter_has_a_gradient() -> None:
 
 def test_what_is_detected_is_in_pixels_and_no_object_is_no_class() -> None:
     logits = torch.tensor([[0.0, math.log(2), math.log(7)]])  # probabilities .1, .2, .7: no object is likeliest
-    (row,) = detected(logits, torch.tensor([[0.5, 0.25, 0.2, 0.5]]), width=200, height=100).tolist()
+    (row,) = to_detections(logits, torch.tensor([[0.5, 0.25, 0.2, 0.5]]), width=200, height=100).tolist()
     assert row == pytest.approx([80, 0, 40, 50, 0.2, 1], abs=1e-5)

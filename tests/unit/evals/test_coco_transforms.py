@@ -7,23 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from evals.coco_detr.score import average_precision, shown
-from evals.coco_detr.views import (
-    Seen,
-    Views,
-    cropped,
-    flipped,
-    normalized,
-    padded,
-    resized,
+from evals.coco_detr.metrics import average_precision, detection_examples
+from evals.coco_detr.transforms import (
+    Sample,
+    TransformConfig,
+    augment,
+    collate,
+    crop,
+    flip,
+    normalize_and_mask,
+    resize,
     target_size,
-    training_view,
 )
 from reproduce.config.schema import Normalize
 from reproduce.data.datasets.coco import CocoImage, CocoSplit
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
 
-VIEWS = Views([48, 64], 64, 100, 0.5, [60, 80], [40, 60])
+VIEWS = TransformConfig([48, 64], 64, 100, 0.5, [60, 80], [40, 60])
 
 
 def drawn(width: int, height: int, *boxes: tuple[int, int, int, int]) -> tuple[Image.Image, np.ndarray]:
@@ -58,12 +58,12 @@ def test_sizes_are_the_originals(
 
 def test_boxes_go_with_flip_resize_and_crop() -> None:
     image, boxes = drawn(60, 40, (10, 5, 30, 25))
-    mirrored, moved = flipped(image, boxes)
+    mirrored, moved = flip(image, boxes)
     assert seen_box(mirrored) == moved[0].tolist() == [30, 5, 50, 25]
-    larger, scaled = resized(image, boxes, (120, 120))
+    larger, scaled = resize(image, boxes, (120, 120))
     assert scaled[0].tolist() == [20, 15, 60, 75]
     assert seen_box(larger) == [20, 15, 60, 75]
-    part, cut, kept = cropped(image, np.array([*boxes, [0, 0, 9, 9]], dtype=np.float32), (20, 10, 50, 40))
+    part, cut, kept = crop(image, np.array([*boxes, [0, 0, 9, 9]], dtype=np.float32), (20, 10, 50, 40))
     assert part.size == (30, 30)
     assert seen_box(part) == cut[0].tolist() == [0, 0, 10, 15]
     assert kept.tolist() == [True, False]
@@ -73,7 +73,7 @@ def test_a_training_view_shows_its_boxes_and_keeps_within_its_sizes() -> None:
     image, boxes = drawn(96, 72, (20, 16, 70, 60))
     labels, shapes, flips, crops = np.array([4]), set(), 0, 0
     for number in range(60):
-        seen = training_view(image, boxes, labels, VIEWS, np.random.default_rng(number))
+        seen = augment(image, boxes, labels, VIEWS, np.random.default_rng(number))
         height, width = seen.pixels.shape[1:]
         shapes.add(min(height, width))
         assert max(height, width) <= VIEWS.max_size_px
@@ -88,15 +88,17 @@ def test_a_training_view_shows_its_boxes_and_keeps_within_its_sizes() -> None:
 
 
 def test_a_batch_is_padded_and_boxes_are_shares_of_the_picture() -> None:
-    one = Seen(np.full((3, 4, 8), 255, dtype=np.uint8), np.array([[2, 1, 6, 3]], dtype=np.float32), np.array([7]))
-    two = Seen(np.full((3, 6, 5), 255, dtype=np.uint8), np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
-    batch = padded([(one, []), (two, ["bad"])])
+    one = Sample(np.full((3, 4, 8), 255, dtype=np.uint8), np.array([[2, 1, 6, 3]], dtype=np.float32), np.array([7]))
+    two = Sample(
+        np.full((3, 6, 5), 255, dtype=np.uint8), np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+    )
+    batch = collate([(one, []), (two, ["bad"])])
     assert batch.pixels.shape == (2, 3, 6, 8)
     assert (~batch.padding).sum((1, 2)).tolist() == [32, 30]
     assert torch.equal(batch.pixels[:, 0] == 0, batch.padding)
     assert batch.targets[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5]]
     assert (batch.targets[0].labels.tolist(), len(batch.targets[1].boxes), batch.bad) == ([7], 0, ["bad"])
-    x = normalized(batch.pixels, batch.padding, Normalize([0.5] * 3, [0.25] * 3))
+    x = normalize_and_mask(batch.pixels, batch.padding, Normalize([0.5] * 3, [0.25] * 3))
     assert x[0, 0, 0].tolist() == [2.0] * 8
     assert not x.masked_select(batch.padding[:, None].expand_as(x)).any()  # zero after, not before, normalising
 
@@ -148,5 +150,5 @@ def test_a_few_pictures_are_shown_with_true_and_predicted_boxes() -> None:
     picture = CocoImage(5, "a.jpg", 60, 40, np.array([[1, 2, 11, 22]], dtype=np.float32), np.array([1]))
     detections = np.array([row(5, [1, 2, 10, 20], 0.3), row(5, [0, 0, 5, 5], 0.7), row(6, [0, 0, 5, 5], 0.9)])
     predicted = [ExampleBox("cat", (1, 2, 11, 22), 0.3), ExampleBox("cat", (0, 0, 5, 5), 0.7)]
-    (found,) = shown(CocoSplit([picture], {1: "cat"}, {}, ""), [5], detections)
+    (found,) = detection_examples(CocoSplit([picture], {1: "cat"}, {}, ""), [5], detections)
     assert found == DetectionExample("a.jpg", predicted, [ExampleBox("cat", (1, 2, 11, 22))])
