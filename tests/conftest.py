@@ -1,12 +1,27 @@
 """What holds for all tests: nothing leaves this machine, nothing depends on the clock or on chance."""
 
+import hashlib
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("steady")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a file's tests to one worker, for its fixtures' sake; those of tests/faults, minutes a file, one by one."""
+    scheduler = LoadFileScheduling(config, log)
+    file_of = scheduler._split_scope
+    scheduler._split_scope = lambda nodeid: nodeid if nodeid.startswith("tests/faults/") else file_of(nodeid)
+    return scheduler
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +30,50 @@ def _no_account_and_no_network() -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
     os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated sets with few pictures of each class, for all tests that only read them."""
+    from tests.runs import made_once, tiny_pictures  # with torch in it, which most tests do without
+
+    return made_once(tmp_path_factory, "tiny-pictures", tiny_pictures)
+
+
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    """A copy of `data` that a test may damage."""
+    return Path(shutil.copytree(data, tmp_path / "own-data"))
+
+
+@pytest.fixture(scope="session")
+def black_data(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `data` whose training pictures of ImageNet are all black."""
+    import numpy as np
+    from PIL import Image
+
+    from tests.runs import made_once
+
+    def make(root: Path) -> None:
+        shutil.copytree(data, root, dirs_exist_ok=True)
+        for path in (root / "imagenet" / "train").glob("*/*.jpg"):
+            Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+
+    return made_once(tmp_path_factory, "black-pictures", make)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`uninterrupted(main, *overrides)`: the results folder of a run that nothing interrupts, made once."""
+    from tests.runs import call, made_once
+
+    def results(main: Callable[[], int], *overrides: str) -> Path:
+        def make(folder: Path) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                status, said = call(main, patch, *overrides, f"paths.results={folder}")
+                assert status == 0, said
+
+        asked = hashlib.sha256(repr((main.__module__, overrides)).encode()).hexdigest()
+        return made_once(tmp_path_factory, f"uninterrupted-{asked[:16]}", make)
+
+    return results

@@ -1,20 +1,25 @@
 """A pretraining small enough for a test: real config, real files, real process, seconds."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from reproduce.data.prepare import synthetic
+from reproduce.engine import checkpoint
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import run_cli
+from tests.forks import ForkedRun
 
 REPO_ROOT = Path(__file__).parents[1]
 TINY = (
@@ -26,8 +31,23 @@ TINY = (
 """Overrides: three epochs of two steps."""
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first test to need it makes, for all workers of this session; nobody writes into it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / name
+    with open(shared / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = factory.mktemp(name)
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None = None) -> None:
-    """The generated sets with few pictures of each class."""
+    """The generated sets with few pictures of each class. (The fixture `data` has them already.)"""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             synthetic, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in synthetic.CLASS_SETS)
@@ -40,10 +60,12 @@ def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None
 
 def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
     """The argument vector of a run."""
-    launcher = (
-        ["-m", "reproduce.engine.distributed.launch", f"--nproc-per-node={processes}"] if processes > 1 else ["-m"]
-    )
-    return [sys.executable, *launcher, module, *overrides]
+    return [sys.executable, "-m", *_words(module, *overrides, processes=processes)]
+
+
+def _words(module: str, *overrides: str, processes: int) -> list[str]:
+    launcher = ["reproduce.engine.distributed.launch", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [*launcher, module, *overrides]
 
 
 def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:
@@ -54,17 +76,56 @@ def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: s
     return status, stderr.getvalue()
 
 
+def start(module: str, *overrides: str, processes: int = 1, **environment: str) -> ForkedRun:
+    """Start a run in the background."""
+    return ForkedRun(_words(module, *overrides, processes=processes), os.environ | environment)
+
+
 def run(module: str, *overrides: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
     """Start a run and wait for its end."""
-    return subprocess.run(
-        command(module, *overrides, processes=processes),
-        cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    process = start(module, *overrides, processes=processes, **environment)
+    out, err = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([module, *overrides], process.returncode, out, err)
+
+
+def start_anew(module: str, *overrides: str, processes: int = 1) -> "subprocess.Popen[str]":
+    """Start a run in the background as users do, with an interpreter of its own."""
+    return subprocess.Popen(
+        command(module, *overrides, processes=processes), cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_anew(module: str, *overrides: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run as users do, with an interpreter of its own."""
+    with start_anew(module, *overrides, processes=processes) as process:
+        out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+Uninterrupted = Callable[..., Path]
+"""The fixture `uninterrupted`: the results folder of a run, made once."""
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@contextlib.contextmanager
+def killed_after(step: int) -> Iterator[None]:
+    """Runs in this process save after each step, and are killed after `step`."""
+
+    def kill(self: CheckpointManager, done: int) -> None:
+        self.save(done)
+        self.wait()
+        if done == step:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointManager, "save_if_due", kill)
+        with pytest.raises(Killed):
+            yield
 
 
 MEASURED_ON_THE_MACHINE = ("images_per_second", "data_wait_share", "peak_memory_gb")
@@ -75,3 +136,23 @@ def curve(results: Path) -> list[dict[str, Any]]:
     (path,) = results.glob("*/*/metrics.jsonl")
     points = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: point[name] for name in point if name not in MEASURED_ON_THE_MACHINE} for point in points]
+
+
+def losses(results: Path) -> list[float]:
+    """The losses of the one run below `results`."""
+    return [point["loss"] for point in curve(results)]
+
+
+def weights(results: Path) -> dict[str, torch.Tensor]:
+    """The network that the one run below `results` trained."""
+    (path,) = results.glob("*/*/checkpoint.pt")
+    return checkpoint.load(path)["model"]
+
+
+def assert_same_training(results: Path, expected: Path, num_steps: int) -> None:
+    """The same losses and weights as another run's, to the bit."""
+    assert len(losses(expected)) == num_steps
+    assert losses(results) == losses(expected)
+    found, whole = weights(results), weights(expected)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)

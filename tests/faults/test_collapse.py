@@ -2,21 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from reproduce import pretrain
 from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
 from tests.runs import TINY, call, curve, tiny_pictures
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
-    return root
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> str:
@@ -45,11 +36,8 @@ def test_a_learning_rate_that_is_too_high(data: Path, tmp_path: Path, monkeypatc
     assert "lower optimizer.lr" in stopped(monkeypatch, tmp_path, "experiment=swav_400ep", *few)
 
 
-def test_pictures_that_are_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_pictures(tmp_path)
-    for path in (tmp_path / "imagenet" / "train").glob("*/*.jpg"):
-        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
-    few = ("epochs=20", "collapse.patience_epochs=2", f"paths.data_root={tmp_path}")
+def test_pictures_that_are_all_the_same(black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("epochs=20", "collapse.patience_epochs=2", f"paths.data_root={black_data}")
     said = stopped(monkeypatch, tmp_path / "results", "experiment=swav_400ep", *few)
     assert "check that the pictures differ" in said
     assert len(curve(tmp_path / "results")) <= 8

@@ -14,7 +14,7 @@ from reproduce.data.pipeline.sampler import epoch_permutation
 from reproduce.engine.distributed.launch import MAX_RESTARTS
 from reproduce.errors import EXIT_TRAINING_FAILED, REQUEUE
 from reproduce.files import read_json
-from tests.runs import REPO_ROOT, TINY, command, curve, run, tiny_pictures
+from tests.runs import REPO_ROOT, TINY, losses, made_once, run, run_anew, start, start_anew
 
 FAKE = "tests.faults.fake_rank"
 
@@ -35,13 +35,13 @@ def starts(folder: Path) -> dict[str, int]:
 def test_final_errors_end_the_run_without_a_restart(
     tmp_path: Path, modes: tuple[str, ...], status: int, said: str
 ) -> None:
-    done = run(FAKE, str(tmp_path), *modes, processes=2)
+    done = run_anew(FAKE, str(tmp_path), *modes, processes=2)
     assert (done.returncode, done.stderr) == (status, said)
     assert starts(tmp_path) == {"0": 1, "1": 1}
 
 
 def test_a_killed_rank_restarts_with_the_others(tmp_path: Path) -> None:
-    done = run(FAKE, str(tmp_path), "ok", "killed-once", processes=2)
+    done = run_anew(FAKE, str(tmp_path), "ok", "killed-once", processes=2)
     assert done.returncode == 0
     assert done.stderr.startswith("warning: rank 1 of 2 was ended by SIGKILL; the machine may have run out of memory;")
     assert done.stderr.endswith(f"restarting all ranks from the last checkpoint (restart 1 of {MAX_RESTARTS})\n")
@@ -52,7 +52,7 @@ def test_a_killed_rank_restarts_with_the_others(tmp_path: Path) -> None:
     ("mode", "status", "how"), [("killed", 137, "was ended by SIGKILL"), ("bug", 1, "crashed: RuntimeError: a bug")]
 )
 def test_a_rank_that_crashes_every_time_ends_the_run(tmp_path: Path, mode: str, status: int, how: str) -> None:
-    done = run(FAKE, str(tmp_path), "waits", mode, processes=2)
+    done = run_anew(FAKE, str(tmp_path), "waits", mode, processes=2)
     assert done.returncode == status
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: rank 1 of 2 {how}") and last.endswith("resumes from the last checkpoint")
@@ -62,10 +62,7 @@ def test_a_rank_that_crashes_every_time_ends_the_run(tmp_path: Path, mode: str, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
-    launcher = subprocess.Popen(
-        command(FAKE, str(tmp_path), "preempted", "preempted", processes=2), cwd=REPO_ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    launcher = start_anew(FAKE, str(tmp_path), "preempted", "preempted", processes=2)
     assert launcher.stdout is not None
     assert {launcher.stdout.readline(), launcher.stdout.readline()} == {"rank 0 waits\n", "rank 1 waits\n"}
     launcher.send_signal(number)
@@ -75,26 +72,22 @@ def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> 
 
 
 @pytest.fixture(scope="module")
-def common(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Six epochs of two steps, saved after each."""
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
+def common(data: Path) -> tuple[str, ...]:
+    """Four epochs of two steps, saved after each."""
     return (
-        *TINY, "experiment=swav_800ep", "epochs=6", f"paths.data_root={root}", "checkpointing.save_every_seconds=0",
+        *TINY, "experiment=swav_800ep", "epochs=4", f"paths.data_root={data}", "checkpointing.save_every_seconds=0",
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def undisturbed(common: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of two processes that nobody disturbs."""
-    results = tmp_path_factory.mktemp("undisturbed")
-    done = run("reproduce.pretrain", *common, f"paths.results={results}", processes=2)
-    assert done.returncode == 0, done.stderr
-    return losses(results)
 
+    def make(results: Path) -> None:
+        done = run("reproduce.pretrain", *common, f"paths.results={results}", processes=2)
+        assert done.returncode == 0, done.stderr
 
-def losses(results: Path) -> list[float]:
-    return [point["loss"] for point in curve(results)]
+    return losses(made_once(tmp_path_factory, "two-processes", make))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -103,13 +96,9 @@ def test_resumed_two_processes_equal_uninterrupted(
 ) -> None:
     """One rank is killed, and the launcher starts both again; or the run is preempted, and started again."""
     arguments = (*common, f"paths.results={tmp_path}")
-    launcher = subprocess.Popen(
-        command("reproduce.pretrain", *arguments, processes=2), cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert launcher.stdout is not None
-    while not launcher.stdout.readline().startswith("step 5/"):
-        assert launcher.poll() is None
+    launcher = start("reproduce.pretrain", *arguments, processes=2)
+    while not launcher.stdout.readline().startswith("step 2/"):
+        assert launcher.returncode is None
     if number == signal.SIGKILL:
         os.kill(process_of_rank(1, launcher.pid), number)
     else:
@@ -129,21 +118,17 @@ def test_resumed_two_processes_equal_uninterrupted(
 
 
 def process_of_rank(rank: int, launcher: int) -> int:
-    """The process id of a rank, from the environments of the launcher's children."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (found,) = (pid for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())
-    return int(found)
+    """The process id of a rank: the launcher starts them in their order."""
+    return int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[rank])
 
 
-def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    tiny_pictures(root)
-    pictures = read_image_folder(root / "imagenet" / "train")
+def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(own_data: Path, tmp_path: Path) -> None:
+    pictures = read_image_folder(own_data / "imagenet" / "train")
     broken = Path(pictures.paths[epoch_permutation(len(pictures), 0, 0)[7]])  # in the second half of the first batch
     broken.write_bytes(broken.read_bytes()[:300])
     done = run(
-        "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data_root={root}", f"paths.results={tmp_path}",
-        "seed=0", processes=2,
+        "reproduce.pretrain", *TINY, "experiment=swav_800ep", f"paths.data_root={own_data}",
+        f"paths.results={tmp_path}", "seed=0", processes=2,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("error: rank 1: can't decode image") == 1

@@ -6,35 +6,23 @@ import pytest
 import torch
 
 from reproduce import pretrain
-from reproduce.engine.checkpoint import CheckpointManager
-from tests.runs import TINY, call, curve, run, tiny_pictures
+from tests.runs import TINY, Uninterrupted, call, killed_after, losses, run
 
 STILL = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
-    return root
-
-
-def losses(results: Path) -> list[float]:
-    return [point["loss"] for point in curve(results)]
-
-
 @pytest.mark.parametrize("option", ["cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager"])
 def test_an_option_of_the_machine_changes_no_loss(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+    data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     # Nothing learns here: training multiplies roundings. (That gradients agree stands in tests/unit/models.)
     common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data_root={data}")
-    for name, options in (("plain", []), ("option", [option])):
-        status, said = call(pretrain.main, monkeypatch, *common, *options, f"paths.results={tmp_path / name}")
-        assert status == 0, said
-    (plain,), (other,) = ((tmp_path / name).glob("smoke/swav_*/") for name in ("plain", "option"))
-    assert plain.name == other.name  # one run_id
-    assert losses(tmp_path / "option") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    plain = uninterrupted(pretrain.main, *common)
+    status, said = call(pretrain.main, monkeypatch, *common, option, f"paths.results={tmp_path}")
+    assert status == 0, said
+    (without,), (with_option,) = (folder.glob("smoke/swav_*/") for folder in (plain, tmp_path))
+    assert without.name == with_option.name  # one run_id
+    assert losses(tmp_path) == pytest.approx(losses(plain), rel=1e-5)
 
 
 def test_options_that_exclude_each_other_are_refused(
@@ -59,22 +47,14 @@ def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytes
     assert said.count("\n") == 1
 
 
-def test_a_run_of_one_process_goes_on_with_two(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_one_process_goes_on_with_two(
+    data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Nothing learns here, as in test_two_processes_train_as_one: what goes on is the sampler, and the queue.
     common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data_root={data}", "method.queue_length=20")
-    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'one'}")[0] == 0
-
-    def stop(checkpoints: CheckpointManager, step: int) -> None:
-        if step == 3:
-            checkpoints.save(step)
-            checkpoints.wait()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save_if_due", stop)
-        with pytest.raises(KeyboardInterrupt):
-            call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'grown'}")
-    done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'grown'}", processes=2)
+    with killed_after(3):
+        call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
+    done = run("reproduce.pretrain", *common, f"paths.results={tmp_path}", processes=2)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 3" in done.stdout
-    assert losses(tmp_path / "grown") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted(pretrain.main, *common)), rel=1e-4)

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from reproduce import pretrain
-from reproduce.engine import checkpoint
 from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
-from tests.faults.test_runs import Killed, weights
-from tests.runs import TINY, call, curve, tiny_pictures
+from tests.runs import TINY, Uninterrupted, assert_same_training, call, curve, killed_after
 
 EXPERIMENTS = {
     "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
@@ -24,51 +19,31 @@ EXPERIMENTS = {
 """With overrides that fit twenty pictures."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
-    return root
-
-
-@pytest.mark.parametrize("killed_after", [1, 4])  # within an epoch and at its end
+@pytest.mark.parametrize("step", [1, 4])  # within an epoch and at its end
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_resumed_equals_uninterrupted_to_the_bit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, killed_after: int
+    data: Path,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    experiment: str,
+    step: int,
 ) -> None:
     common = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], f"paths.data_root={data}")
-    status, said = call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'whole'}")
-    assert status == 0, said
-
-    def kill(self: checkpoint.CheckpointManager, step: int) -> None:
-        if step == killed_after:
-            self.save(step)
-            self.wait()
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.CheckpointManager, "save_if_due", kill)
-        with pytest.raises(Killed):
-            call(pretrain.main, patch, *common, f"paths.results={tmp_path / 'killed'}")
-    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path / 'killed'}")[0] == 0
-
-    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "killed")]
-    assert len(losses[0]) == 6
-    assert losses[0] == losses[1]
-    (result,) = (tmp_path / "whole").glob("smoke/*/result.json")
+    whole = uninterrupted(pretrain.main, *common)
+    with killed_after(step):
+        call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
+    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")[0] == 0
+    assert_same_training(tmp_path, whole, num_steps=6)
+    (result,) = whole.glob("smoke/*/result.json")
     assert ("note" in read_json(result)["provenance"]) == experiment.startswith("moco")  # BatchNorm not shuffled
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_pictures_that_are_all_the_same_stop_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
+    black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
 ) -> None:
-    tiny_pictures(tmp_path)
-    for path in (tmp_path / "imagenet" / "train").glob("*/*.jpg"):
-        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
-    few = ("epochs=20", "collapse.patience_epochs=2", "collapse.on_collapse=stop", f"paths.data_root={tmp_path}")
+    few = ("epochs=20", "collapse.patience_epochs=2", "collapse.on_collapse=stop", f"paths.data_root={black_data}")
     overrides = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], *few, f"paths.results={tmp_path / 'r'}")
     status, said = call(pretrain.main, monkeypatch, *overrides)
     assert status == EXIT_TRAINING_FAILED, said

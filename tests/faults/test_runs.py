@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,136 +22,97 @@ from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
-from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
+from tests.runs import (
+    TINY,
+    Killed,
+    Uninterrupted,
+    assert_same_training,
+    call,
+    killed_after,
+    losses,
+    run,
+    start,
+    start_anew,
+)
+
+QUEUE = ("method.queue_length=10", "method.queue_start_epochs=1")
+NUM_STEPS = 24
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
-    return root
-
-
-def weights(results: Path) -> dict[str, torch.Tensor]:
-    (path,) = results.glob("*/*/checkpoint.pt")
-    return checkpoint.load(path)["model"]
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing catches it."""
-
-
-@pytest.mark.parametrize("killed_after", [1, 3, 5])
+@pytest.mark.parametrize("step", [1, 3, 5])
 def test_resumed_equals_uninterrupted_to_the_bit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+    data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={data}", "checkpointing.save_every_seconds=0")
-    queue = ("method.queue_length=10", "method.queue_start_epochs=1")
-    assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'whole'}")[0] == 0
-
-    def kill(self: checkpoint.CheckpointManager, step: int) -> None:
-        self.save(step)
-        self.wait()
-        if step == killed_after:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.CheckpointManager, "save_if_due", kill)
-        with pytest.raises(Killed):
-            call(pretrain.main, patch, *common, *queue, f"paths.results={tmp_path / 'killed'}")
-    assert call(pretrain.main, monkeypatch, *common, *queue, f"paths.results={tmp_path / 'killed'}")[0] == 0
-
-    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "killed")]
-    assert len(losses[0]) == 6
-    assert losses[0] == losses[1]
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    common = (*TINY, *QUEUE, "experiment=swav_800ep", f"paths.data_root={data}", "checkpointing.save_every_seconds=0")
+    whole = uninterrupted(pretrain.main, *common)
+    with killed_after(step):
+        call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
+    assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")[0] == 0
+    assert_same_training(tmp_path, whole, num_steps=6)
 
 
-def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(data: Path, tmp_path: Path) -> None:
-    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={data}", "epochs=60")
-    whole = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
-
-    stopped = subprocess.Popen(
-        command("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}"),
-        cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+@pytest.fixture
+def saving_often(data: Path) -> tuple[str, ...]:
+    """Overrides of a run that saves after each of its steps."""
+    return (
+        *TINY, *QUEUE, "experiment=swav_800ep", f"paths.data_root={data}", f"epochs={NUM_STEPS // 2}",
+        "checkpointing.save_every_seconds=0",
     )  # fmt: skip
+
+
+def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(
+    saving_often: tuple[str, ...],
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With an interpreter of its own, as users start it."""
+    arguments = (*saving_often, "checkpointing.save_every_seconds=300", f"paths.results={tmp_path}")
+    stopped = start_anew("reproduce.pretrain", *arguments)
     assert stopped.stdout is not None
-    while not stopped.stdout.readline().startswith("step 5/"):
-        pass
+    while not stopped.stdout.readline().startswith("step 2/"):
+        assert stopped.poll() is None
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == REQUEUE
     assert "stop requested; saved after step" in said
-    assert not list((tmp_path / "stopped").glob("smoke/*/failure.json"))
+    assert not list(tmp_path.glob("smoke/*/failure.json"))
+    (kept,) = tmp_path.glob("smoke/*/checkpoint-*.pt")
+    assert 2 <= checkpoint.load(kept)["step"] < NUM_STEPS
 
-    done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / 'stopped'}")
-    assert done.returncode == 0, done.stderr
-    assert "resuming from step" in done.stdout
-    losses = [[point["loss"] for point in curve(tmp_path / name)] for name in ("whole", "stopped")]
-    assert len(losses[0]) == 120
-    assert losses[0] == losses[1]
-
-
-@pytest.fixture(scope="module")
-def campaign(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
-    """Overrides of a run that saves after each of its fifty steps, and the results of one that nothing disturbed."""
-    common = (
-        *TINY, "experiment=swav_800ep", f"paths.data_root={data}", f"epochs={NUM_STEPS // 2}",
-        "checkpointing.save_every_seconds=0", "method.queue_length=10", "method.queue_start_epochs=1",
-    )  # fmt: skip
-    results = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(pretrain.main, patch, *common, f"paths.results={results}")[0] == 0
-    return common, results
+    assert call(pretrain.main, monkeypatch, *arguments)[0] == 0
+    assert "resuming from step" in capsys.readouterr().out
+    assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
+    (result,) = tmp_path.glob("smoke/*/result.json")
+    assert read_json(result)["num_attempts"] == 2
 
 
-NUM_STEPS = 50
-
-
-def assert_same(results: Path, undisturbed: Path) -> None:
-    """The same curve and weights, to the bit."""
-    losses, expected = ([point["loss"] for point in curve(folder)] for folder in (results, undisturbed))
-    assert len(expected) == NUM_STEPS
-    assert losses == expected
-    found, whole = weights(results), weights(undisturbed)
-    assert found.keys() == whole.keys()
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
-
-
-def test_killed_fifty_times_a_run_ends_with_the_same_weights(
-    campaign: tuple[tuple[str, ...], Path], tmp_path: Path
+@pytest.mark.parametrize("num_kills", [8, pytest.param(50, marks=pytest.mark.campaign)])
+def test_killed_over_and_over_a_run_ends_with_the_same_weights(
+    saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, num_kills: int
 ) -> None:
-    common, undisturbed = campaign
-    asked = ["0", "50", str(NUM_STEPS), *common, f"paths.results={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.campaign", *asked], cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    asked = ["0", str(num_kills), str(NUM_STEPS), *saving_often, f"paths.results={tmp_path}"]
+    done = run("tests.faults.campaign", *asked)
     assert done.returncode == 0, done.stdout + done.stderr
     kills = [line for line in done.stdout.splitlines() if line.startswith("killed ")]
-    assert len(kills) == 50
-    assert sum(" .checkpoint" in line for line in kills) >= 25  # every second kill cut off a save
-    assert len({line.split()[1] for line in kills}) > 10  # at many different steps
-    assert_same(tmp_path, undisturbed)
+    assert len(kills) == num_kills
+    assert sum(" .checkpoint" in line for line in kills) >= num_kills // 2  # every second kill cut off a save
+    assert len({line.split()[1] for line in kills}) > min(num_kills // 2, 10)  # at many different steps
+    assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
     (result,) = tmp_path.glob("smoke/*/result.json")
-    assert read_json(result)["num_attempts"] == 51
+    assert read_json(result)["num_attempts"] == num_kills + 1
     left = {path.name for path in result.parent.iterdir()}
     assert left == {".lock", "attempts.json", "checkpoint.pt", "config.yaml", "metrics.jsonl", "result.json"}
 
 
-def test_a_data_loader_worker_that_dies(campaign: tuple[tuple[str, ...], Path], tmp_path: Path) -> None:
-    common, undisturbed = campaign
-    arguments = (*common, "cluster.num_workers=1", f"paths.results={tmp_path}")
-    process = subprocess.Popen(
-        command("reproduce.pretrain", *arguments), cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step 5/"):
-        assert process.poll() is None
+def test_a_data_loader_worker_that_dies_is_named(
+    saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*saving_often, "cluster.num_workers=1", f"paths.results={tmp_path}")
+    process = start("reproduce.pretrain", *arguments)
+    while not process.stdout.readline().startswith("step 2/"):
+        assert process.returncode is None
     (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(worker), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -167,14 +126,13 @@ def test_a_data_loader_worker_that_dies(campaign: tuple[tuple[str, ...], Path], 
     again = run("reproduce.pretrain", *arguments)
     assert again.returncode == 0, again.stderr
     assert "resuming from step" in again.stdout
-    assert_same(tmp_path, undisturbed)
+    assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
 def test_a_disk_that_fills_while_a_run_saves(
-    campaign: tuple[tuple[str, ...], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common, undisturbed = campaign
-    arguments = (*common, f"paths.results={tmp_path}")
+    arguments = (*saving_often, f"paths.results={tmp_path}")
 
     def on_the_full_device(dir: Path, prefix: str) -> tuple[int, str]:
         return os.open("/dev/full", os.O_WRONLY), f"{dir}/{prefix}"
@@ -183,7 +141,7 @@ def test_a_disk_that_fills_while_a_run_saves(
 
     def log(self: MetricsLog, step: int, num_steps: int, **metrics: float) -> None:
         original(self, step, num_steps, **metrics)
-        if step == 20:
+        if step == NUM_STEPS // 2:
             patch.setattr(tempfile, "mkstemp", on_the_full_device)
 
     with monkeypatch.context() as patch:
@@ -198,7 +156,7 @@ def test_a_disk_that_fills_while_a_run_saves(
     assert all(checkpoint.load(path)["step"] == int(path.stem.split("-")[1]) for path in kept)
 
     assert call(pretrain.main, monkeypatch, *arguments)[0] == 0
-    assert_same(tmp_path, undisturbed)
+    assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
 def test_time_counts_over_all_attempts(tmp_path: Path) -> None:
@@ -270,18 +228,15 @@ def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("renames", range(1, 7))
 def test_a_save_that_is_cut_off_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
-    class Killed(BaseException):
-        pass
-
     rename, done = os.replace, []
 
-    def killed_after(source: Any, target: Any) -> None:
+    def rename_and_be_killed(source: Any, target: Any) -> None:
         rename(source, target)
         done.append(target)
         if len(done) == renames:
             raise Killed
 
-    monkeypatch.setattr(os, "replace", killed_after)
+    monkeypatch.setattr(os, "replace", rename_and_be_killed)
     with pytest.raises(Killed):
         saved_checkpoints(tmp_path, steps=3)
     whole = len(list(tmp_path.glob("*.pt")))
@@ -320,7 +275,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         done = run("reproduce.pretrain", *common, f"paths.results={tmp_path / str(processes)}", processes=processes)
         assert done.returncode == 0, done.stderr
-    alone, shared = ([point["loss"] for point in curve(tmp_path / name)] for name in ("1", "2"))
+    alone, shared = (losses(tmp_path / name) for name in ("1", "2"))
     # Pictures, crops, BatchNorm and assignments, over epochs. Nothing learns here: a small, untrained R50 makes
     # gradients of single-precision rounding. That steps agree is shown in double precision, in
     # tests/unit/engine/test_distributed.py.
@@ -329,13 +284,11 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "data"
-    tiny_pictures(root)
-    broken = sorted((root / "imagenet" / "train").glob("*/*.jpg"))[3]
+    broken = sorted((own_data / "imagenet" / "train").glob("*/*.jpg"))[3]
     broken.write_bytes(broken.read_bytes()[:300])
-    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={root}", f"paths.results={tmp_path / 'results'}")
+    common = (*TINY, "experiment=swav_800ep", f"paths.data_root={own_data}", f"paths.results={tmp_path / 'results'}")
 
     status, said = call(pretrain.main, monkeypatch, *common)
     assert status == 2

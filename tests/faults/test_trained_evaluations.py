@@ -1,10 +1,8 @@
 """Evaluations that train or work out features: killed, asked to stop, shared by two processes, another batch."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint
-from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import REQUEUE
-from tests.runs import REPO_ROOT, TINY, call, command, curve, run, tiny_pictures
+from tests.runs import TINY, Uninterrupted, call, curve, killed_after, run, start
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=8", "logging.wandb=false", "logging.every_steps=1",
        "checkpointing.sync_every_steps=1")  # fmt: skip
@@ -39,19 +36,9 @@ TRAINED = {
 WITHOUT_WORKERS = ("cluster.num_workers=0", "cluster.num_threads=1")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    tiny_pictures(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("random")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(pretrain.main, patch, *TINY, "experiment=random", f"paths.results={results}")[0] == 0
-    (path,) = results.glob("smoke/random-*/checkpoint.pt")
+@pytest.fixture(scope="session")
+def trunk(uninterrupted: Uninterrupted) -> Path:
+    (path,) = uninterrupted(pretrain.main, *TINY, "experiment=random").glob("smoke/random-*/checkpoint.pt")
     return path
 
 
@@ -67,34 +54,26 @@ def outcome(results: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, to
     return json.loads(path.read_text()), curve(results)[-1], state.get("model") or state["classifier"]
 
 
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing catches it."""
-
-
 @pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("killed_after", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 2, 4])
 def test_resumed_equals_uninterrupted_to_the_bit(
-    kind: str, killed_after: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    step: int,
+    common: tuple[str, ...],
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed within an epoch and at the end of one; there are two steps in each."""
     asked = (*TRAINED[kind], *common, "checkpointing.save_every_seconds=0")
-    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'whole'}")[0] == 0
-
-    def kill(self: CheckpointManager, step: int) -> None:
-        self.save(step)
-        self.wait()
-        if step == killed_after:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save_if_due", kill)
-        with pytest.raises(Killed):
-            call(evaluate.main, patch, *asked, f"paths.results={tmp_path / 'killed'}")
-    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path / 'killed'}")[0] == 0
-    (whole, _, expected), (killed, _, found) = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
-    assert killed["num_attempts"] == 2
-    assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
-    assert [point["step"] for point in curve(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+    undisturbed = uninterrupted(evaluate.main, *asked)
+    with killed_after(step):
+        call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")
+    assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")[0] == 0
+    (whole, _, expected), (killed, _, found) = outcome(undisturbed), outcome(tmp_path)
+    assert (whole["num_attempts"], killed["num_attempts"]) == (1, 2)
+    assert curve(undisturbed) == curve(tmp_path)
+    assert [point["step"] for point in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert whole["metrics"] == killed["metrics"]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -102,14 +81,18 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_a_result_that_was_lost_after_the_last_checkpoint_is_written_again_with_its_counts(
-    kind: str, trunk: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, trunk: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts of pictures too: one of the test set can't be read, each time it is read."""
-    mine = tmp_path / "data"
-    shutil.copytree(data, mine)
-    tested = mine / ("coco/val2017" if kind == "coco_detr" else "imagenet/val")
+    tested = own_data / ("coco/val2017" if kind == "coco_detr" else "imagenet/val")
     min(tested.rglob("*.jpg")).write_bytes(b"no picture")
-    asked = (*TRAINED[kind], f"checkpoint={trunk}", f"paths.data_root={mine}", *WITHOUT_WORKERS, "on_bad_image=skip")
+    asked = (
+        *TRAINED[kind],
+        f"checkpoint={trunk}",
+        f"paths.data_root={own_data}",
+        *WITHOUT_WORKERS,
+        "on_bad_image=skip",
+    )
     assert call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")[0] == 0
     whole, _, _ = outcome(tmp_path)
     assert whole["counts"]["num_skipped_images"] == 1
@@ -204,13 +187,9 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
 @pytest.mark.parametrize("kind", TRAINED)
 def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
     asked = (*TRAINED[kind], *common, "protocol.epochs=200", f"paths.results={tmp_path}")
-    process = subprocess.Popen(
-        command("reproduce.evaluate", *asked), cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+    process = start("reproduce.evaluate", *asked)
     while not process.stdout.readline().startswith("step 2/"):
-        pass
+        assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == REQUEUE
@@ -246,13 +225,9 @@ def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
 ) -> None:
     """Two ranks, each with a class judged and one that never ends: all stop, and what was kept is not fitted again."""
     asked = ("eval=voc07_svm", *common, "logging.wandb=false")
-    process = subprocess.Popen(
-        command("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2), cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+    process = start("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2)
     while not process.stdout.readline().startswith("step "):
-        pass
+        assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == REQUEUE, said
@@ -293,15 +268,13 @@ def test_sigterm_during_the_search_for_neighbours_is_noticed_within_it(
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
 
 
-def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, data: Path, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, own_data: Path, tmp_path: Path) -> None:
     """One in the first rank's half of the bank, one in the second's."""
-    mine = tmp_path / "data"
-    shutil.copytree(data, mine)
-    train = sorted((mine / "imagenet" / "train").rglob("*.jpg"))
+    train = sorted((own_data / "imagenet" / "train").rglob("*.jpg"))
     for path in (train[0], train[-1]):
         path.write_bytes(b"no picture")
     done = run(
-        "reproduce.evaluate", "eval=knn", f"checkpoint={trunk}", f"paths.data_root={mine}", *WITHOUT_WORKERS,
+        "reproduce.evaluate", "eval=knn", f"checkpoint={trunk}", f"paths.data_root={own_data}", *WITHOUT_WORKERS,
         "logging.wandb=false", "on_bad_image=skip", f"paths.results={tmp_path}", processes=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

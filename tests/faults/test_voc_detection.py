@@ -20,7 +20,7 @@ from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.runs import detection_examples
 from reproduce.errors import EXIT_USAGE, REQUEUE
-from tests.runs import call, curve, run, tiny_pictures
+from tests.runs import call, curve, made_once, run, tiny_pictures
 
 KEYS = "protocol.detectron2"
 TINY = (
@@ -32,7 +32,7 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("trunk") / "checkpoint.pt"
@@ -40,15 +40,16 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        # All of one size: a process that holds fewer of them pads them no less.
-        scenes = replace(synthetic.VOC0712_SCENES, size_px=(96, 96))
-        patch.setitem(synthetic.VOC_SETS, "VOC0712", (scenes, "voc0712"))
-        tiny_pictures(root, num_voc={"trainval": 10, "test": 6})
-    return root
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            # All of one size: a process that holds fewer of them pads them no less.
+            scenes = replace(synthetic.VOC0712_SCENES, size_px=(96, 96))
+            patch.setitem(synthetic.VOC_SETS, "VOC0712", (scenes, "voc0712"))
+            tiny_pictures(root, num_voc={"trainval": 10, "test": 6})
+
+    return made_once(tmp_path_factory, "voc-of-one-size", make)
 
 
 @pytest.fixture
