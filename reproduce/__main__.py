@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from reproduce.errors import EXIT_USAGE, UserError, did_you_mean, run_cli
 from reproduce.harness.plan import build, plan_file
@@ -77,11 +77,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_only(options: argparse.Namespace) -> int:
-    return _check(_plan(options), options.strict)
+    return _check(_plan_to_judge(options), options.strict)
 
 
 def _report_only(options: argparse.Namespace) -> int:
-    print(f"report: {_report(_plan(options))}")
+    print(f"report: {_report(_plan_to_judge(options))}")
     return 0
 
 
@@ -117,7 +117,8 @@ def _one_run(options: argparse.Namespace) -> int:
 
     _check_choice(options.group, options.choice)
     kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
-    request, checkpoint = _request(options, (), (options.seed,)), getattr(options, "checkpoint", "")
+    request = Request((), options.scale, **_request_flags(options))
+    checkpoint = getattr(options, "checkpoint", "")
     overrides = (*_pixels_of(checkpoint), *options.overrides)
     plan = build.single_run_plan(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
@@ -209,25 +210,39 @@ def _list(_options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
+    _check_numbers(options)
+    return build.build_plan(Request(tuple(options.tables), options.scale, **_request_flags(options)))
+
+
+def _plan_to_judge(options: argparse.Namespace) -> Plan:
+    """Return the plan that was written last, and print how the request differs from it."""
+    _check_numbers(options)
+    plan, difference = plan_file.plan_to_judge(tuple(options.tables), options.scale, _request_flags(options))
+    if difference:
+        print(f"note: {difference}")
+    return plan
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
     if options.source == "released" and options.scale != "paper":
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
-    if options.seeds < 1 or options.cores < 1:
+    if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
-    return build.build_plan(_request(options, tuple(options.tables), tuple(range(options.seeds))))
 
 
-def _request(options: argparse.Namespace, names: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
-    return Request(
-        names,
-        options.scale,
-        seeds,
-        options.data,
-        options.data_config,
-        options.skip_bad_images,
-        options.source,
-        options.cluster,
-        _cluster_options(options.cluster_options),
-    )
+def _request_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a `Request` that the command line sets, without its tables and scale."""
+    seeds, cluster_options = getattr(options, "seeds", None), options.cluster_options
+    flags = {
+        "seeds": (options.seed,) if "seed" in options else seeds and tuple(range(seeds)),
+        "data": options.data,
+        "data_config": options.data_config,
+        "skip_bad_images": options.skip_bad_images or None,
+        "source": options.source,
+        "cluster": options.cluster,
+        "cluster_options": None if cluster_options is None else _cluster_options(cluster_options),
+    }
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _cluster_options(given: str) -> tuple[str, ...]:
@@ -343,11 +358,10 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--data", metavar="DIR", help="folder with the pictures; generated ones need none")
     pictures.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     pictures.add_argument("--skip-bad-images", action="store_true", help="count pictures that cannot be read, go on")
-    pictures.add_argument("--cluster", default="local", help="where runs go: local, slurm, kubernetes")
+    pictures.add_argument("--cluster", help="where runs go: local (default), slurm, kubernetes")
     pictures.add_argument(
         "--cluster-options",
         metavar="KEY=VALUE",
-        default="",
         help="a site's own, as 'slurm.partition=gpu num_processes=64'",
     )
 
@@ -355,9 +369,8 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--from",
         dest="source",
-        default="scratch",
         choices=["scratch", "released"],
-        help="train, or take public weights",
+        help="train (default), or take public weights",
     )
     many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
 
@@ -371,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, parents=[many], help=text, description=text)
         sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
-        sub.add_argument("--seeds", type=int, default=1, help="3 means seeds 0, 1, 2")
+        sub.add_argument("--seeds", type=int, help="3 means seeds 0, 1, 2 (default: 1)")
         if name in ("reproduce", "run"):
             sub.add_argument("--skip-missing-data", action="store_true", help="make the cells whose data is there")
         if name in ("reproduce", "check"):
@@ -387,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = _Parser(add_help=False, parents=[pictures])
     one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(source="scratch", cores=_cores())
+    one.set_defaults(source=None, cores=_cores())
     for name, group, text in (
         ("pretrain", "experiment", "do one pretraining as a table would"),
         ("evaluate", "eval", "do one evaluation as a table would"),

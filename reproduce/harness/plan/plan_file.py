@@ -1,23 +1,49 @@
-"""plan.json: a plan as the workflow reads it, with the cost and the state of every run."""
+"""reports/<scale>/plan.json: the last plan of a scale, with the cost and the state of every run.
+
+The workflow runs what it holds; check and report take from it the flags that they are not given.
+"""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from reproduce.files import write_json
-from reproduce.harness.plan import cost, cost_report
-from reproduce.harness.plan.model import Plan
+from reproduce.errors import UserError
+from reproduce.files import read_json, write_json
+from reproduce.harness.plan import build, cost, cost_report
+from reproduce.harness.plan.model import REPORTS, Plan, Request
 from reproduce.harness.spec import margins
+
+VERSION = 1
+"""The version of the file's format."""
+
+
+@dataclass(frozen=True)
+class WrittenPlan:
+    """What a plan.json says of a plan that was written before."""
+
+    path: Path
+    request: Request
+    run_ids: dict[str, set[str]]
+    """The run ids behind the cells of each table, without their parents."""
+
+
+def path_of(scale: str) -> Path:
+    """Return the plan file of a scale."""
+    return REPORTS / scale / "plan.json"
 
 
 def write(plan: Plan) -> Path:
-    """Write a plan to reports/<scale>/plan.json, and record the margins of the runs that are still to do."""
-    path = plan.reports / "plan.json"
+    """Write a plan, and record the margins of the runs that are still to do; return the file."""
+    path = path_of(plan.request.scale)
     costs = cost.plan_cost(plan)
     runs = [
         dataclasses.asdict(run) | {"command": run.command(), "state": costs.states[run.run_id].value}
         for run in plan.runs.values()
     ]
     content = {
+        "version": VERSION,
         "request": dataclasses.asdict(plan.request),
         "data_root": plan.data_root,
         "generated_data_dir": plan.generated_data_dir,
@@ -29,6 +55,64 @@ def write(plan: Plan) -> Path:
     write_json(path, content)
     _record_margins(plan)
     return path
+
+
+def read(scale: str) -> WrittenPlan | None:
+    """Read the plan that was written last at a scale; None without the file. Raises `UserError` if it is damaged."""
+    path = path_of(scale)
+    if not path.exists():
+        return None
+    content = read_json(path)
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise UserError(f"{path} has version {version}, not {VERSION}. Write it again: make plan-..., or delete it")
+    try:
+        request: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content["request"].items()
+        }
+        run_ids: dict[str, set[str]] = {name: set() for name in request["tables"]}
+        for cell in content["cells"]:
+            for runs in [cell["runs"], *cell["runs_by_override"].values()]:
+                run_ids[cell["table"]].update(runs.values())
+        return WrittenPlan(path, Request(**request), run_ids)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Write it again: make plan-..., or delete it") from error
+
+
+def plan_to_judge(tables: tuple[str, ...], scale: str, flags: Mapping[str, Any]) -> tuple[Plan, str]:
+    """Return the plan that check and report judge, and a sentence on how it differs from the written one.
+
+    `flags` are the fields of `Request` that the command line sets. If the written plan has all requested `tables`, the
+    other fields are taken from it; otherwise they have their defaults. The sentence is "" if nothing differs.
+    """
+    written = read(scale)
+    if written is None:
+        return build.build_plan(Request(tables, scale, **flags)), ""
+    if others := [name for name in tables if name not in written.request.tables]:
+        planned = ", ".join(written.request.tables) or "a single run"
+        sentence = f"{written.path} plans {planned}, not {', '.join(others)}: judged is the request by its own flags"
+        return build.build_plan(Request(tables, scale, **flags)), sentence
+    plan = build.build_plan(dataclasses.replace(written.request, tables=tables, **flags))
+    differences = [
+        f"{name.replace('_', ' ')} {_as_text(value)} (planned: {_as_text(getattr(written.request, name))})"
+        for name, value in flags.items()
+        if value != getattr(written.request, name)
+    ]
+    if differences:
+        return plan, f"the request differs from {written.path} and is what is judged: {', '.join(differences)}"
+    run_ids = set[str]().union(*(written.run_ids[name] for name in tables))
+    if gone := run_ids - plan.runs.keys():
+        return plan, (
+            f"tables or configs have changed since {written.path} was written, and are judged as they are now: "
+            f"{len(gone)} of its {len(run_ids)} runs behind cells are no longer part of the plan"
+        )
+    return plan, ""
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _record_margins(plan: Plan) -> None:
