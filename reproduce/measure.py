@@ -15,7 +15,7 @@ from torch import Tensor
 from models.methods import registry
 from models.methods.base import PretrainTask
 from models.networks.resnet import resnet50
-from reproduce.config.compose import compose
+from reproduce.config.command_line import config_from_command_line
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
@@ -130,7 +130,7 @@ def _in_half(cfg: DictConfig) -> DictConfig:
 
 def main() -> int:
     """Entry point: overrides on the command line, `result.json` in the run's folder."""
-    cfg = compose("measure", sys.argv[1:])
+    cfg = config_from_command_line("measure", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
     with process_group(), run_context(cfg) as run:
         run.metrics.truncate(0)

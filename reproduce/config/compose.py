@@ -27,6 +27,10 @@ NO_ACCUMULATION = (
     "spread of the batch over the prototypes, would still see the small one. Use the small-batch recipe with its queue "
     "(experiment=swav_400ep_bs256), or cluster.activation_checkpointing=true to fit more images on a GPU"
 )
+NO_MULTIRUN = (
+    "multirun is not supported, because one process makes one run: for several seeds use SEEDS=3 "
+    "(python -m reproduce: --seeds 3), for several configs a table, e.g. make reproduce-table8"
+)
 
 Kind = Literal["pretrain", "evaluate", "measure"]
 
@@ -41,14 +45,8 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
 
     `data=<file>.yaml` takes a data catalogue of your own. Raises `UserError` for an unknown option, key or type.
     """
-    own_catalogue = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
-    rest = [item for item in overrides if item not in own_catalogue]
-    _check_overrides(rest)
+    cfg = compose_unresolved(kind, overrides)
     try:
-        with _hydra():
-            cfg = hydra.compose(config_name=kind, overrides=rest)
-        for item in own_catalogue:
-            _replace_catalogue(cfg, Path(item.removeprefix("data=")))
         OmegaConf.resolve(cfg)
         cfg.scale = OmegaConf.select(cfg, "scale.name")  # its table has been resolved into the sections that runs read
     except (HydraException, OmegaConfBaseException) as error:
@@ -64,6 +62,21 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
     return cfg
 
 
+def compose_unresolved(kind: Kind, overrides: list[str]) -> DictConfig:
+    """Compose a config in which interpolations still say where a value comes from, and values may be missing."""
+    own_catalogue = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
+    rest = [item for item in overrides if item not in own_catalogue]
+    _check_overrides(rest)
+    try:
+        with _hydra():
+            cfg = hydra.compose(config_name=kind, overrides=rest)
+        for item in own_catalogue:
+            _replace_catalogue(cfg, Path(item.removeprefix("data=")))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_format_error(kind, overrides, error)) from error
+    return cfg
+
+
 def _hydra() -> Any:
     GlobalHydra.instance().clear()
     return hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3")
@@ -73,13 +86,11 @@ def _check_overrides(overrides: list[str]) -> None:
     for item in overrides:
         if "accumulat" in item.partition("=")[0]:
             raise UserError(NO_ACCUMULATION)
-        if item.startswith(("+", "~")):
-            raise UserError(f"{item}: a config's keys can be set, as KEY=VALUE, but none can be added or taken away")
-        group, given, choice = item.partition("=")
-        if not group or not given:
+        group, given, choice = item.lstrip("+~").partition("=")
+        if not group or not (given or item.startswith("~")):
             raise UserError(f"{item!r} sets no key: write KEY=VALUE, and special characters as KEY=\"'VALUE'\"")
         valid = group_options(group)
-        if valid and choice not in valid:
+        if valid and given and choice not in valid:
             raise UserError(f"there is no {group} {choice!r}: {did_you_mean(choice, valid)}")
 
 
@@ -101,6 +112,8 @@ def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
 def _format_error(kind: Kind, overrides: list[str], error: Exception) -> str:
     """Return one sentence on what is wrong with a request; for an unknown key, it names the closest valid ones."""
     cause = str(error.__cause__ or error)
+    if "--multirun" in cause:  # a comma outside quotes and brackets is a sweep
+        return f"{cause.splitlines()[0]}: {NO_MULTIRUN}. A list is KEY=[A,B]"
     full_key = re.search(r"full_key: ([\w.]+)", cause)
     if full_key and re.search(r"Key '\w+' (not in|is not in struct)", cause):
         for file in (CONF_DIR / full_key[1] / f"{item.partition('=')[2]}.yaml" for item in overrides):

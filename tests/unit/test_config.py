@@ -1,12 +1,14 @@
 """What a request resolves to, and what names a run."""
 
 import importlib
+import itertools
 import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from reproduce.config.command_line import config_from_command_line
 from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, group_options
 from reproduce.config.identity import config_hash, run_dir, run_id
 from reproduce.config.validate import to_dataclass
@@ -114,3 +116,59 @@ def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
         compose("pretrain", [*SWAV, f"data={own}"])
     with pytest.raises(UserError, match=r"nowhere\.yaml is not there"):
         compose("pretrain", [*SWAV, "data=nowhere.yaml"])
+
+
+@pytest.mark.parametrize("path", sorted((CONF_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_composes_groups_directly_and_says_what_to_expect(path: Path) -> None:
+    """From a value to its definition are two hops: the experiment or a group that it names, then the scale."""
+    opening = "".join(
+        itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True))
+    )
+    assert opening.startswith(GLOBAL_PACKAGE) and "Expected: " in opening and "Hardware: " in opening
+    defaults = OmegaConf.load(path).defaults
+    assert all(OmegaConf.is_dict(item) and str(next(iter(item))).startswith("override /") for item in defaults)
+
+
+@pytest.mark.parametrize("group", ["crops", "method", "normalize", "data", "cluster", "eval", "measurement"])
+def test_an_option_of_a_group_stands_by_itself(group: str) -> None:
+    assert not any("defaults" in OmegaConf.load(CONF_DIR / group / f"{name}.yaml") for name in group_options(group))
+
+
+def test_normalize_is_a_group_of_every_kind() -> None:
+    for kind, request in (("pretrain", ["experiment=swav_800ep"]), ("evaluate", ["eval=knn", "checkpoint=x"])):
+        assert compose(kind, [*request, "normalize=imagenet"]).normalize.std[0] == 0.229  # type: ignore[arg-type]
+
+
+def test_cfg_job_says_where_values_come_from_and_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--cfg", "job"], "lr: ${scale.large_batch.lr}"),
+        (["--cfg", "job", "--resolve", "--package", "optimizer", "optimizer.lr=0.7"], "lr: 0.7"),
+        (["--cfg", "job", "-p", "optimizer.lr", "--resolve"], "1.2"),
+        (["--help"], "experiment: deepcluster_v2"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            config_from_command_line("pretrain", arguments)
+        assert end.value.code in (0, None)
+        assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--multirun", "seed=1,2"], "multirun is not supported.* SEEDS=3"),
+        (["-m"], "multirun is not supported"),
+        (["seed=1,2"], "multirun is not supported.* table"),
+        (["--cfg", "job", "-p", "optimiser"], "did you mean 'optimizer'"),
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["~optimizer.lrr"], "optimizer.lrr"),
+        (["+optimizer.lr=1"], "optimizer.lr"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config_from_command_line("pretrain", arguments)
+
+
+def test_keys_can_be_added_and_deleted() -> None:
+    cfg = config_from_command_line("pretrain", ["+method.another=1", "~method.queue_length", "++optimizer.lr=3"])
+    assert (cfg.method.another, "queue_length" in cfg.method, cfg.optimizer.lr) == (1, False, 3)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config.compose import Kind, compose
+from reproduce.config.command_line import config_from_command_line
+from reproduce.config.compose import Kind
 from reproduce.config.identity import identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
@@ -162,7 +163,7 @@ def run_entry_point(kind: Kind, body: Callable[[DictConfig, Run, Preemption], No
 
     The status is `REQUEUE` (75) if the run was preempted: the same command resumes it.
     """
-    cfg = compose(kind, sys.argv[1:])
+    cfg = config_from_command_line(kind, sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
     with process_group():
         try:

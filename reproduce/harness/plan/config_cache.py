@@ -107,6 +107,8 @@ PLAIN_KEYS = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+
 def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the overrides that do not set `PLAIN_KEYS` to plain values, and the last value of each of the others."""
     rest, plain = overrides, {}
+    if any(item.startswith(("+", "~")) for item in overrides):  # they may set, add or delete any key
+        return rest, {}
     for key, pattern in PLAIN_KEYS.items():
         values = [item.partition("=")[2] for item in rest if item.startswith(f"{key}=")]
         found = [match[match.lastindex or 0] for value in values if (match := pattern.fullmatch(value))]

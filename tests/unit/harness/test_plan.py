@@ -188,7 +188,7 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
             assert run_states(plan)[run.run_id] == RunState.FAILED  # out of memory, say: that the paper does not print
 
 
-@pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], []])
+@pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], ["seed=1", "++seed=2"], []])
 def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
     composer = ConfigCache(Request(("table7",), "smoke"))
     asked: list[tuple[Kind, list[str]]] = [
