@@ -47,7 +47,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize(("kind", "overrides"), REQUESTS)
 def test_every_key_that_is_not_listed_as_unhashed_changes_the_name(kind: Kind, overrides: list[str]) -> None:
     plain = OmegaConf.to_container(compose(kind, overrides))
-    cfg = OmegaConf.create(plain)
+    cfg: Any = OmegaConf.create(plain)
     unchanged = config_hash(cfg)
     for key in leaves(plain):
         value = OmegaConf.select(cfg, key)
