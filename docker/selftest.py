@@ -1,6 +1,6 @@
-"""Import what the images bring, and run it where there is a GPU: .venv/bin/python docker/selftest.py cpu|cuda
+"""Test an image: import its libraries, and run them if there is a GPU: .venv/bin/python docker/selftest.py cpu|cuda
 
-Part of each build (there without a GPU), and to be run once on a new machine. Exit status 1 where something is amiss.
+Part of each build, where there is no GPU; run it once on each new machine. Exit status 1 if a test fails.
 """
 
 import importlib
@@ -12,64 +12,64 @@ MODULES = {
     "cpu": ["torchvision.ops", "sklearn", "wandb", "snakemake"],
     "cuda": ["apex.parallel", "apex_C", "amp_C", "syncbn", "detectron2._C", "detectron2.layers"],
 }
-"""Of each image; the CUDA image has the CPU image's, too."""
+"""Modules of each image; the CUDA image also has those of the CPU image."""
 
 
-def close(name: str, computed: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise `AssertionError` where a GPU's numbers are not the expected ones (fp32 sums in another order: 1e-5)."""
+def check_close(name: str, computed: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise `AssertionError` if a GPU computes something else (fp32 sums in another order differ by 1e-5)."""
     torch.testing.assert_close(computed.cpu(), expected, rtol=1e-4, atol=1e-5)
-    print(f"{name}: computes what it should")
+    print(f"{name}: ok")
 
 
-def run_torch() -> None:
-    """A convolution, and the operators of detection, as on the CPU."""
+def check_torch() -> None:
+    """Check that a convolution and non-maximum suppression give the same as on the CPU."""
     from torchvision.ops import nms
 
     torch.backends.cudnn.allow_tf32 = False
-    pictures, weights = torch.rand(2, 3, 32, 32), torch.rand(8, 3, 7, 7) / 147
+    images, weights = torch.rand(2, 3, 32, 32), torch.rand(8, 3, 7, 7) / 147
     convolve = torch.nn.functional.conv2d
-    close("torch", convolve(pictures.cuda(), weights.cuda()), convolve(pictures, weights))
+    check_close("torch", convolve(images.cuda(), weights.cuda()), convolve(images, weights))
     corners = torch.rand(200, 2) * 50
     boxes, scores = torch.cat([corners, corners + 20], dim=1), torch.rand(200)
-    close("torchvision", nms(boxes.cuda(), scores.cuda(), 0.5), nms(boxes, scores, 0.5))
+    check_close("torchvision", nms(boxes.cuda(), scores.cuda(), 0.5), nms(boxes, scores, 0.5))
 
 
-def run_apex() -> None:
-    """Its SyncBatchNorm over one process is BatchNorm."""
+def check_apex() -> None:
+    """Check that apex's SyncBatchNorm over one process equals BatchNorm."""
     from apex.parallel import SyncBatchNorm
 
     features = torch.randn(16, 8, 4, 4)
     expected = torch.nn.BatchNorm2d(8)(features)
-    close("apex", SyncBatchNorm(8).cuda()(features.cuda()), expected)
+    check_close("apex", SyncBatchNorm(8).cuda()(features.cuda()), expected)
 
 
-def run_detectron2() -> None:
-    """Its CUDA deformable convolution with no deformation is a convolution."""
+def check_detectron2() -> None:
+    """Check that Detectron2's deformable convolution without deformation equals a convolution."""
     from detectron2.layers import DeformConv
 
     layer = DeformConv(8, 4, kernel_size=3).cuda()
     features, offsets = torch.rand(2, 8, 9, 9), torch.zeros(2, 18, 7, 7)
     expected = torch.nn.functional.conv2d(features, layer.weight.detach().cpu())
-    close("detectron2", layer(features.cuda(), offsets.cuda()).detach(), expected)
+    check_close("detectron2", layer(features.cuda(), offsets.cuda()).detach(), expected)
 
 
 def main(flavour: str) -> None:
-    """Test one image's flavour."""
+    """Test the image `flavour`, cpu or cuda."""
     names = MODULES["cpu"] + (MODULES["cuda"] if flavour == "cuda" else [])
     for name in names:
         importlib.import_module(name)
     print(f"imported: {', '.join(names)}")
     if not torch.cuda.is_available():
-        print("no GPU here: nothing was run on one")
+        print("no GPU found: skipped the GPU checks")
         return
     with torch.no_grad():
-        run_torch()
+        check_torch()
         if flavour == "cuda":
-            run_apex()
-            run_detectron2()
+            check_apex()
+            check_detectron2()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] not in (["cpu"], ["cuda"]):
-        sys.exit("error: say which image: docker/selftest.py cpu|cuda")
+        sys.exit("error: usage: docker/selftest.py cpu|cuda")
     main(sys.argv[1])

@@ -1,10 +1,11 @@
-"""Make .venv hold what a lock pins: python3.11 requirements/install.py run|dev
+"""Install what a lock file pins into .venv: python3.11 requirements/install.py run|dev
 
-Standard library only. Does nothing where .venv already holds it; one set-up at a time, others wait. A .venv that was
-left half-made by a killed set-up, moved, or installed from another lock is made anew; one that is a link is only used.
+Uses the standard library only. Does nothing if .venv already has it. One process installs at a time; others wait. A
+.venv that an interrupted installation left incomplete, that was moved, or that was installed from another lock is
+created again; one that is a symbolic link is used but never changed.
 """
 
-from __future__ import annotations  # an older Python must come as far as being told that it is too old
+from __future__ import annotations  # so that an older Python can still report that it is too old
 
 import fcntl
 import hashlib
@@ -20,83 +21,85 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV, LOG, STAMP = ROOT / ".venv", ROOT / ".venv.log", ROOT / ".venv/locks.json"
 LOCKS = ("run", "dev")
-"""The second pins all of the first, and more."""
+"""The second pins everything in the first, and more."""
 DETECTRON2 = "detectron2"
-"""A lock of its own, part of both: built from source on top of them, unless a detectron2 is there already."""
+"""A lock that belongs to both: built from source after them, unless a detectron2 is installed already."""
 PYTHON_ONLY = ROOT / "requirements/python_only"
 
 TORCH_INDEX = "TORCH_INDEX"
-"""Environment variable: the address of a package index whose torch and torchvision (2.14.1+cpu, say) replace PyPI's
-CUDA build and the GBs that it brings. The lock has no hashes of these: the index answers for them."""
-OF_TORCH = re.compile(r"(torch|torchvision)==")
-OF_CUDA = re.compile(r"(triton|nvidia-[\w-]+|cuda-[\w-]+)==")
+"""Environment variable: the URL of a package index whose torch and torchvision (e.g. 2.14.1+cpu) replace PyPI's CUDA
+build and its gigabytes of libraries. The lock has no hashes for these: the index is trusted."""
+TORCH_PIN = re.compile(r"(torch|torchvision)==")
+CUDA_PIN = re.compile(r"(triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
 PIN = re.compile(r"[\w.-]+==[\w.!+]+( --hash=sha256:[0-9a-f]{64})+")
 
 
 class SetupError(Exception):
-    """What went wrong, in one sentence."""
+    """The installation failed; `str()` is one sentence about why."""
 
 
 def lock_file(name: str) -> Path:
-    """Path of a lock; `build` pins the tools that install the others."""
+    """Return the path of a lock; `build` pins the tools that install the others."""
     return ROOT / "requirements" / f"{name}.txt"
 
 
-def read(name: str) -> bytes:
-    """A lock's bytes, with the sentence for where they are missing."""
+def read_lock(name: str) -> bytes:
+    """Return the content of a lock. Raises `SetupError` if it can't be read."""
     try:
         return lock_file(name).read_bytes()
     except OSError as error:
         raise SetupError(f"cannot read requirements/{name}.txt ({error.strerror}): restore it from git") from error
 
 
-def pins(name: str) -> list[str]:
-    """A lock's requirements, each with its hashes, a line each."""
-    lines = [" ".join(line.split()) for line in read(name).decode(errors="replace").replace("\\\n", " ").splitlines()]
+def read_pins(name: str) -> list[str]:
+    """Return a lock's requirements, each with its hashes in one line."""
+    lines = [
+        " ".join(line.split()) for line in read_lock(name).decode(errors="replace").replace("\\\n", " ").splitlines()
+    ]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def verify(name: str) -> None:
-    """Raise `SetupError` unless a lock is a list of exact versions, each with its hashes."""
-    found = pins(name)
+def check_lock(name: str) -> None:
+    """Raise `SetupError` unless a lock lists exact versions, each with its hashes."""
+    found = read_pins(name)
     broken = [pin for pin in found if not PIN.fullmatch(pin)]
     if broken or not found:
-        where = f"at {broken[0][:40]!r}" if broken else "(it pins nothing)"
+        where = f"at {broken[0][:40]!r}" if broken else "(it is empty)"
         raise SetupError(f"requirements/{name}.txt is damaged {where}: restore it from git")
 
 
-def digest(name: str) -> str:
-    """Hash of what a lock pins, with the locks that are part of it, whatever their comments."""
-    lines = [line for each in ("build", name, DETECTRON2) for line in read(each).splitlines()]
+def lock_digest(name: str) -> str:
+    """Return a hash of what a lock and the locks that belong to it pin, ignoring comments."""
+    lines = [line for each in ("build", name, DETECTRON2) for line in read_lock(each).splitlines()]
     return hashlib.sha256(b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))).hexdigest()
 
 
-def without_cuda(name: str) -> tuple[list[str], list[str]]:
-    """A lock less torch and what only its CUDA build needs; and the versions of torch and torchvision."""
-    others = [pin for pin in pins(name) if not OF_TORCH.match(pin) and not OF_CUDA.match(pin)]
-    return others, [pin.split()[0] for pin in pins(name) if OF_TORCH.match(pin)]
+def split_off_torch(name: str) -> tuple[list[str], list[str]]:
+    """Return a lock without torch and its CUDA libraries, and the pinned versions of torch and torchvision."""
+    others = [pin for pin in read_pins(name) if not TORCH_PIN.match(pin) and not CUDA_PIN.match(pin)]
+    return others, [pin.split()[0] for pin in read_pins(name) if TORCH_PIN.match(pin)]
 
 
-def held() -> dict[str, str]:
-    """Digest of each lock that .venv holds completely; empty where .venv is missing, half-made or moved."""
+def installed_digests() -> dict[str, str]:
+    """Return the digest of each lock that is fully installed in .venv; {} if .venv is missing, incomplete or moved."""
     try:
         stamp = json.loads(STAMP.read_text())
-        return stamp["locks"] if stamp["root"] == _place() and (VENV / "bin/python").exists() else {}
+        return stamp["locks"] if stamp["root"] == _venv_owner() and (VENV / "bin/python").exists() else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _place() -> str:
-    """The checkout that .venv lies in: programs in it name its path. Another one where .venv is a link to its."""
+def _venv_owner() -> str:
+    """Return the checkout that contains .venv, or the one that .venv links into: its programs contain that path."""
     return str(VENV.resolve().parent)
 
 
-def call(arguments: list[str], failure: str, lock: int, **environment: str) -> None:
-    """Run a command, its output into the log, with a sign of life every 15 s. Raises `SetupError` where it fails.
+def run_logged(arguments: list[str], failure: str, lock: int, **environment: str) -> None:
+    """Run a command, write its output to the log, and report progress every 15 s. Raises `SetupError` if it fails.
 
-    `environment` is added to our own. The command holds `lock` as well: should this process alone be killed, the next
-    set-up waits for the command to end.
+    `environment` is added to the current one. The command inherits the file lock: if only this process is killed, the
+    next installation waits until the command ends.
     """
     with open(LOG, "a+") as log:
         before, start = log.tell(), time.monotonic()
@@ -121,70 +124,72 @@ def call(arguments: list[str], failure: str, lock: int, **environment: str) -> N
         raise SetupError(f"{failure}: {errors[-1].replace('ERROR: ', '')} (more in {LOG.name})")
 
 
-def install(name: str, lock: int) -> None:
-    """Bring .venv to a lock: on top of the one that it extends, else from nothing."""
+def install_lock(name: str, lock: int) -> None:
+    """Install a lock into .venv, on top of the lock that it extends if that is installed, else into a new .venv."""
     for each in ("build", name, DETECTRON2):
-        verify(each)
+        check_lock(each)
     if VENV.is_symlink():
         raise SetupError(
-            f".venv is a link to {VENV.resolve()}, which does not hold what requirements/{name}.txt pins: set that one "
-            f"up where it lies, or remove the link"
+            f".venv is a link to {VENV.resolve()}, which lacks what requirements/{name}.txt pins: run make there, "
+            f"or remove the link"
         )
-    extends = name != LOCKS[0] and held().get(LOCKS[0]) == digest(LOCKS[0])
+    extends = name != LOCKS[0] and installed_digests().get(LOCKS[0]) == lock_digest(LOCKS[0])
     print(f"setting up .venv from requirements/{name}.txt (about 6 GB, a minute or more)", flush=True)
     start = time.monotonic()
-    STAMP.unlink(missing_ok=True)  # from here on .venv counts as half-made
+    STAMP.unlink(missing_ok=True)  # from here on .venv counts as incomplete
     LOG.unlink(missing_ok=True)
     if not extends:
-        call([sys.executable, "-m", "venv", "--clear", str(VENV)], f"{sys.executable} could not make .venv", lock)
+        run_logged(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)], f"{sys.executable} could not create .venv", lock
+        )
     pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--no-build-isolation"]
     index = os.environ.get(TORCH_INDEX)
     for each in ("build", name):
         wanted, failure = lock_file(each), f"could not install requirements/{each}.txt"
         if index:
-            others, of_torch = without_cuda(each)
+            others, torch_pins = split_off_torch(each)
             wanted = VENV / f"{each}.txt"
             wanted.write_text("\n".join(others))
-            if of_torch:
-                call([*pip, "--index-url", index, *of_torch], f"{failure} ({TORCH_INDEX} is {index})", lock)
-        call([*pip, "--require-hashes", "-r", str(wanted)], failure, lock)
+            if torch_pins:
+                run_logged([*pip, "--index-url", index, *torch_pins], f"{failure} ({TORCH_INDEX} is {index})", lock)
+        run_logged([*pip, "--require-hashes", "-r", str(wanted)], failure, lock)
     if not list(VENV.glob("lib/*/site-packages/detectron2")):
         source = [*pip, "--require-hashes", "-r", str(lock_file(DETECTRON2))]
-        call(source, f"could not install requirements/{DETECTRON2}.txt", lock, PYTHONPATH=str(PYTHON_ONLY))
-    stamp = {"root": _place(), "locks": {each: digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
+        run_logged(source, f"could not install requirements/{DETECTRON2}.txt", lock, PYTHONPATH=str(PYTHON_ONLY))
+    stamp = {"root": _venv_owner(), "locks": {each: lock_digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)
     print(f".venv is ready after {time.monotonic() - start:.0f} s")
 
 
 def main(arguments: list[str]) -> int:
-    """Set up one lock. Raises `SetupError` where that can't be."""
+    """Install the lock that the command line names. Raises `SetupError` if that fails."""
     if sys.version_info < (3, 11):
         raise SetupError(
-            f"Python 3.11 is needed, {sys.executable} is {sys.version.split()[0]}: say make PYTHON=python3.11"
+            f"Python 3.11 is needed, but {sys.executable} is {sys.version.split()[0]}: use make PYTHON=python3.11"
         )
     if len(arguments) != 1 or arguments[0] not in LOCKS:
-        raise SetupError(f"say which lock: python3.11 requirements/install.py {'|'.join(LOCKS)}")
+        raise SetupError(f"usage: python3.11 requirements/install.py {'|'.join(LOCKS)}")
     (name,) = arguments
-    if held().get(name) == digest(name):
+    if installed_digests().get(name) == lock_digest(name):
         return 0
     with open(ROOT / ".venv.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("waiting for another set-up of this checkout's .venv to end", flush=True)
+            print("waiting for another installation into this checkout's .venv to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if held().get(name) != digest(name):
-            install(name, lock.fileno())
+        if installed_digests().get(name) != lock_digest(name):
+            install_lock(name, lock.fileno())
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end pip too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both also stop pip
     try:
         sys.exit(main(sys.argv[1:]))
     except (SetupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped; the next set-up begins anew", file=sys.stderr)
+        print("stopped; the next installation starts again", file=sys.stderr)
     sys.exit(2)

@@ -122,7 +122,7 @@ def install(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str
 
 def pretend_installed(checkout: Path, name: str) -> None:
     """Write the stamp that a set-up of this lock leaves behind."""
-    script = f"import sys, install, json; print(json.dumps({{n: install.digest(n) for n in {(name,)}}}))"
+    script = f"import sys, install, json; print(json.dumps({{n: install.lock_digest(n) for n in {(name,)}}}))"
     command = [sys.executable, "-B", "-c", script]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkout / "requirements").stdout
     (checkout / ".venv/bin").mkdir(parents=True)
@@ -173,8 +173,8 @@ def test_another_checkouts_environment_is_used_through_a_link_and_never_changed(
     done = install(other, "dev")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: .venv is a link to {checkout / '.venv'}, which does not hold what requirements/dev.txt pins: "
-        "set that one up where it lies, or remove the link\n"
+        f"error: .venv is a link to {checkout / '.venv'}, which lacks what requirements/dev.txt pins: "
+        "run make there, or remove the link\n"
     )
     assert sorted(checkout.rglob("*")) == before
 
@@ -200,7 +200,7 @@ def test_a_missing_lock_and_a_wrong_word_are_one_sentence(checkout: Path) -> Non
     assert install(checkout, "dev").stderr == (
         "error: cannot read requirements/dev.txt (No such file or directory): restore it from git\n"
     )
-    assert install(checkout, "all").stderr == "error: say which lock: python3.11 requirements/install.py run|dev\n"
+    assert install(checkout, "all").stderr == "error: usage: python3.11 requirements/install.py run|dev\n"
 
 
 def test_a_second_set_up_waits_for_the_first_and_says_so(checkout: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_second_set_up_waits_for_the_first_and_says_so(checkout: Path) -> None
         command = [sys.executable, "-B", str(checkout / "requirements/install.py"), "run"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
             assert second.stdout is not None
-            assert second.stdout.readline() == "waiting for another set-up of this checkout's .venv to end\n"
+            assert second.stdout.readline() == "waiting for another installation into this checkout's .venv to end\n"
             assert second.poll() is None
             fcntl.flock(first, fcntl.LOCK_UN)
             assert "is damaged" in second.communicate()[1]
