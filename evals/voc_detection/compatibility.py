@@ -1,15 +1,15 @@
-"""Detectron2, imported: the one place that knows which build of it is installed.
+"""Import Detectron2, whichever build of it is installed.
 
 The CUDA image has the official build. Elsewhere it is version 0.6's Python sources alone (requirements/detectron2.txt),
 which need, before they are imported:
 
-- a module `detectron2._C`, which stands empty: ROIAlign and NMS come from torchvision; what else is compiled
+- a module `detectron2._C`, which may be empty: ROIAlign and NMS come from torchvision, and the other compiled code
   (deformable convolution, rotated boxes, the fast COCO evaluation) is not used here;
-- `PIL.Image.LINEAR`, which is called BILINEAR today;
-- `comm.gather` without torch's storages of bytes, which are gone;
-- silence about torch's old `meshgrid`, which does what it did.
+- `PIL.Image.LINEAR`, which is BILINEAR today;
+- a `comm.gather` without torch's byte storages, which were removed;
+- no warning about torch's old `meshgrid`, whose result has not changed.
 
-Import Detectron2 from here, and nothing of it elsewhere.
+Import Detectron2 from here only.
 """
 
 import importlib.util
@@ -27,12 +27,12 @@ from reproduce.engine.distributed.collectives import world_size
 
 
 def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
-    """The objects of all ranks, on rank `dst`; [] on the others. As Detectron2's own today."""
+    """Return the objects of all ranks on rank `dst`, [] on the others, as Detectron2's current version does."""
     if world_size() == 1:
         return [data]
-    found: list[Any] | None = [None] * world_size() if dist.get_rank() == dst else None
-    dist.gather_object(data, found, dst, group)
-    return found or []
+    gathered: list[Any] | None = [None] * world_size() if dist.get_rank() == dst else None
+    dist.gather_object(data, gathered, dst, group)
+    return gathered or []
 
 
 OFFICIAL: bool = importlib.util.find_spec("detectron2._C") is not None
@@ -66,7 +66,7 @@ if not OFFICIAL:
     warnings.filterwarnings("ignore", "torch.meshgrid")
 logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)  # a run reports its errors itself
 precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
-"""fvcore's list of what has BatchNorm's statistics, with ours for several processes on a CPU."""
+"""fvcore's list of modules with BatchNorm statistics, extended by ours for several processes on a CPU."""
 
 __all__ = [
     "BUILD",

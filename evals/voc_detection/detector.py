@@ -19,13 +19,13 @@ from reproduce.data.datasets.voc import VOC_CLASSES
 from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError
 
-NEW = ("proposal_generator.", "roi_heads.box_predictor.", "roi_heads.res5.norm.")
-"""What a detector has beyond the trunk: these start at random."""
+HEAD_PREFIXES = ("proposal_generator.", "roi_heads.box_predictor.", "roi_heads.res5.norm.")
+"""Prefixes of the detector's weights that the trunk does not have; they start at random."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
-    """The C4 head, with one more BatchNorm after res5: a trunk trained without labels has no scale to rely on there."""
+    """The C4 head with one more BatchNorm after res5, where features of a self-supervised trunk have no known scale."""
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
@@ -34,8 +34,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
         return res5, channels
 
 
-def configuration(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
-    """Detectron2's defaults under the protocol's `keys`, at the trunk's width; `UserError` for an unknown key."""
+def build_config(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
+    """Return Detectron2's defaults with the protocol's `keys` at the trunk's width; raise `UserError` for a bad key."""
     cfg = get_cfg()
     try:
         cfg.merge_from_other_cfg(CfgNode(keys))
@@ -49,23 +49,23 @@ def configuration(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
     return cfg
 
 
-def build(cfg: CfgNode, trunk: ResNet) -> nn.Module:
-    """A detector with the trunk's weights and BatchNorm statistics; the rest as Detectron2 starts it."""
+def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
+    """Build a detector with the trunk's weights and BatchNorm statistics; Detectron2 initializes the rest."""
     if type(trunk.maxpool) is not nn.MaxPool2d:
-        raise UserError("this network pads its first pooling as TensorFlow does, and Detectron2's ResNet can't")
+        raise UserError("Detectron2's ResNet can't pad the first pooling as TensorFlow does, and this trunk needs it")
     detector: nn.Module = build_model(cfg)
-    missing, unexpected = detector.load_state_dict(converted(trunk), strict=False)
-    lost = [name for name in missing if not name.startswith(NEW)]
-    if lost or unexpected:
+    missing, unexpected = detector.load_state_dict(to_detectron2_names(trunk), strict=False)
+    not_loaded = [name for name in missing if not name.startswith(HEAD_PREFIXES)]
+    if not_loaded or unexpected:
         raise UserError(
-            f"the trunk does not fit Detectron2's ResNet-50: {len(lost)} of its tensors are missing and "
-            f"{len(unexpected)} left over, e.g. {[*lost, *unexpected][0]}"
+            f"the trunk does not fit Detectron2's ResNet-50: {len(not_loaded)} of its tensors are missing and "
+            f"{len(unexpected)} left over, e.g. {[*not_loaded, *unexpected][0]}"
         )
     return detector
 
 
-def converted(trunk: ResNet) -> dict[str, Tensor]:
-    """The trunk's tensors under Detectron2's names: layers 1 to 3 in the backbone, layer 4 in the head."""
+def to_detectron2_names(trunk: ResNet) -> dict[str, Tensor]:
+    """Return the trunk's tensors under Detectron2's names: layers 1 to 3 in the backbone, layer 4 in the head."""
     return dict(_renamed(trunk.state_dict()))
 
 
@@ -85,6 +85,6 @@ def _renamed(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield f"{home}.{block}.{layer}.{tensor}", value
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """The loss: the sum of the proposals' two and the boxes' two."""
+def total_loss(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of all losses: two of the proposals, two of the boxes."""
     return torch.stack(list(losses.values())).sum()

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from evals.voc_detection.batches import Record
 from evals.voc_detection.compatibility import HookBase, SimpleTrainer
-from evals.voc_detection.detector import total
+from evals.voc_detection.dataset import DatasetDict
+from evals.voc_detection.detector import total_loss
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
 from reproduce.engine.distributed.preemption import Preemption
@@ -32,7 +32,7 @@ class DetectorTrainer(SimpleTrainer):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        batches: Iterator[list[Record]],
+        batches: Iterator[list[DatasetDict]],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         precision: str,
@@ -44,10 +44,10 @@ class DetectorTrainer(SimpleTrainer):  # type: ignore[misc]
     def run_step(self) -> None:
         """Take one optimizer step on the next batch."""
         inputs = next(self._data_loader_iter)
-        torch.manual_seed(step_seed(self.seed, self.iter))  # the model samples proposals
+        torch.manual_seed(proposal_seed(self.seed, self.iter))  # the model samples proposals
         with autocast(self.precision):
             self.losses = self.model(inputs)
-        self.loss = total(self.losses)
+        self.loss = total_loss(self.losses)
         self.optimizer.zero_grad()
         self.scaler.scale(self.loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -97,6 +97,6 @@ class CheckpointHook(HookBase):  # type: ignore[misc]
         self.checkpoints.save_if_due(done)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return a seed of the step's own on this rank: ranks sample proposals of different images."""
+def proposal_seed(seed: int, step: int) -> int:
+    """Return the seed of the model's proposal sampling in a step; ranks, which see different images, differ."""
     return (seed * 1_000_003 + step) * 4096 + rank()

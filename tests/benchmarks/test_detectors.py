@@ -11,7 +11,7 @@ from evals import coco_detr, voc_detection
 from evals.coco_detr.detector import Detr
 from evals.coco_detr.losses import Target
 from evals.voc_detection.compatibility import Boxes, EventStorage, Instances, build_optimizer
-from evals.voc_detection.detector import build, configuration, total
+from evals.voc_detection.detector import build_config, build_detector, total_loss
 from models.networks.resnet import resnet50
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
@@ -45,8 +45,8 @@ def detr() -> Callable[[], None]:
 
 def c4() -> Callable[[], None]:
     trunk = resnet50()
-    cfg = configuration(protocol("voc_detection", voc_detection.ProtocolConfig).detectron2, trunk)
-    net = build(cfg, trunk).train()
+    cfg = build_config(protocol("voc_detection", voc_detection.ProtocolConfig).detectron2, trunk)
+    net = build_detector(cfg, trunk).train()
     optimizer = build_optimizer(cfg, net)
     corners = torch.rand(NUM_OBJECTS, 2) * 200
     objects = Instances((HEIGHT, WIDTH))
@@ -57,7 +57,7 @@ def c4() -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         with EventStorage(0):
-            total(net([{"image": picture, "instances": objects}])).backward()
+            total_loss(net([{"image": picture, "instances": objects}])).backward()
         optimizer.step()
 
     return step

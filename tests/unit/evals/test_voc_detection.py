@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from evals.voc_detection import ProtocolConfig
-from evals.voc_detection.batches import GroupedSteps
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
-from evals.voc_detection.detector import NEW, build, configuration, converted
-from evals.voc_detection.voc import evaluator
+from evals.voc_detection.dataset import AspectRatioGroupedSampler
+from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
+from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import ResNet
 from models.zoo.layouts import SamePool
 from reproduce.config.compose import compose
@@ -43,8 +43,8 @@ def random_trunk() -> ResNet:
 @pytest.fixture(scope="module")
 def detector() -> tuple[ResNet, Any, CfgNode]:
     trunk = random_trunk()
-    cfg = configuration(protocol("smoke").detectron2, trunk)
-    found = build(cfg, trunk).double().eval()
+    cfg = build_config(protocol("smoke").detectron2, trunk)
+    found = build_detector(cfg, trunk).double().eval()
     return trunk.double(), found, cfg
 
 
@@ -64,9 +64,9 @@ def test_features_are_the_same_before_and_after_conversion(detector: tuple[ResNe
 
 def test_no_tensor_of_the_trunk_is_lost_or_frozen(detector: tuple[ResNet, Any, CfgNode]) -> None:
     trunk, found, _ = detector
-    state, names = found.state_dict(), converted(trunk)
+    state, names = found.state_dict(), to_detectron2_names(trunk)
     assert len(names) == len(trunk.state_dict())
-    assert set(state) - set(names) == {name for name in state if name.startswith(NEW)}
+    assert set(state) - set(names) == {name for name in state if name.startswith(HEAD_PREFIXES)}
     assert all(parameter.requires_grad for parameter in found.parameters())
     norms = [module for module in found.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 53 + 1 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
@@ -76,11 +76,11 @@ def test_a_trunk_that_pools_as_tensorflow_does_is_refused() -> None:
     trunk = ResNet(0.0625)
     trunk.maxpool = SamePool(kernel_size=3, stride=2)
     with pytest.raises(UserError, match="as TensorFlow does"):
-        build(configuration(protocol("smoke").detectron2, trunk), trunk)
+        build_detector(build_config(protocol("smoke").detectron2, trunk), trunk)
 
 
 def test_the_recipe_to_the_letter() -> None:
-    cfg = configuration(protocol("paper").detectron2, ResNet(1, blocks=(1, 1, 1, 1)))
+    cfg = build_config(protocol("paper").detectron2, ResNet(1, blocks=(1, 1, 1, 1)))
     model, rpn, solver = cfg.MODEL, cfg.MODEL.RPN, cfg.SOLVER
     assert (model.RESNETS.NORM, model.BACKBONE.FREEZE_AT, model.RESNETS.STRIDE_IN_1X1) == ("SyncBN", 0, False)
     assert (model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS) == (64, 256)
@@ -101,7 +101,7 @@ def test_the_recipe_to_the_letter() -> None:
 
 def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"config protocol\.detectron2: .*SOLVER\.BASE_RATE"):
-        configuration({"SOLVER": {"BASE_RATE": 1}}, ResNet(0.0625))
+        build_config({"SOLVER": {"BASE_RATE": 1}}, ResNet(0.0625))
 
 
 def found(*boxes: tuple[int, float, tuple[float, float, float, float]]) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def test_detections_with_known_precision() -> None:
         picture("2", VocBox(CAT, square, False), VocBox(DOG, square, True)),
         picture("3", VocBox(CAT, square, False)),
     ]
-    with evaluator(test) as ours:
+    with voc_evaluator(test) as ours:
         assert ours.num_classes_judged == 2
         ours.process([{"image_id": "1"}], found((CAT, 0.9, square), (DOG, 0.8, (0, 60, 60, 100))))
         ours.process([{"image_id": "2"}], found((CAT, 0.7, square), (DOG, 0.9, square)))
@@ -146,7 +146,7 @@ def test_eleven_points_and_all_points_by_hand() -> None:
 
 
 def batches(wide: list[bool], first: int = 0, rank: int = 0, ranks: int = 1) -> list[list[tuple[int, int]]]:
-    return list(GroupedSteps(wide, 4, 7, first, 30, rank, ranks))
+    return list(AspectRatioGroupedSampler(wide, 4, 7, first, 30, rank, ranks))
 
 
 def test_batches_are_of_pairs_of_one_orientation_and_the_same_on_any_number_of_ranks() -> None:
@@ -166,4 +166,4 @@ def test_batches_are_of_pairs_of_one_orientation_and_the_same_on_any_number_of_r
 @pytest.mark.parametrize(("batch_size", "ranks"), [(3, 1), (4, 3)])
 def test_a_batch_that_cannot_be_shared_is_a_sentence(batch_size: int, ranks: int) -> None:
     with pytest.raises(UserError, match=f"protocol.batch_size {batch_size} must be a multiple of 2"):
-        GroupedSteps([True] * 9, batch_size, 0, 0, 1, 0, ranks)
+        AspectRatioGroupedSampler([True] * 9, batch_size, 0, 0, 1, 0, ranks)
