@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds an image (FLAVOUR=cpu|cuda) with the pins of versions.env. BASE and TORCH_INDEX, where set, replace its own;
-# more options of `docker build` may follow, another --tag among them: docker/build.sh --target toolkit --tag mine
+# Build an image (FLAVOUR=cpu|cuda) with the pins of versions.env, which BASE and TORCH_INDEX override if set.
+# Further options go to `docker build`, e.g. docker/build.sh --target toolkit --tag mine
 set -eu
 cd "$(dirname "$0")/.."
 fail() {
@@ -10,9 +10,9 @@ fail() {
 case ${FLAVOUR:=cpu} in
 cpu) ;;
 cuda) [ -z "${TORCH_INDEX:-}" ] || fail "TORCH_INDEX is for FLAVOUR=cpu: the CUDA image needs PyPI's torch" ;;
-*) fail "there is no image FLAVOUR=$FLAVOUR: say cpu or cuda" ;;
+*) fail "unknown FLAVOUR=$FLAVOUR: use cpu or cuda" ;;
 esac
-command -v docker > /dev/null || fail "no docker is in PATH: install Docker Engine 20.10 or newer"
+command -v docker > /dev/null || fail "docker is not in PATH: install Docker Engine 20.10 or newer"
 commit=$(git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null || true)
 case " $* " in
 *" --tag "*) ;;

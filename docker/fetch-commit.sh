@@ -1,5 +1,5 @@
 #!/bin/sh
-# fetch-commit.sh REPOSITORY COMMIT FOLDER: that commit and nothing else. A commit's name is the hash of what it holds.
+# fetch-commit.sh REPOSITORY COMMIT FOLDER: fetch only that commit. Its name is the hash of its content, which verifies it.
 set -eu
 git init --quiet "$3"
 git -C "$3" fetch --quiet --depth 1 "$1" "$2"

@@ -1,7 +1,7 @@
-"""On PYTHONPATH while Detectron2 is built (requirements/install.py): its Python sources only.
+"""Build only the Python sources of Detectron2: on PYTHONPATH while requirements/install.py builds it.
 
-The package index has these without the C++ ones that setup.py wants to compile; and of the extras that it declares, one
-is an address, which pip refuses from an index.
+The package on the index lacks the C++ sources that its setup.py compiles, and one of its extras is a URL, which pip
+refuses from an index.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ complete_setup = setuptools.setup
 
 
 def setup(**given: Any) -> Any:
-    """What setup.py calls, without extensions and extras."""
+    """Call setuptools' setup without the extensions and extras that setup.py asks for."""
     return complete_setup(**given | {"ext_modules": [], "extras_require": {}})
 
 

@@ -108,7 +108,7 @@ def results(image: str, results: str) -> dict[str, dict[str, Any]]:
 def test_it_says_what_it_runs_on_and_then_what_was_asked(cpu: str) -> None:
     done = run(cpu, "echo", "asked")
     assert done.stdout == "asked\n"
-    for words in ("processor", "GPU", "as pinned", "torch", "results end with this container"):
+    for words in ("processor", "GPU", "as pinned", "torch", "results are lost with this container"):
         assert words in done.stderr
 
 

@@ -104,7 +104,7 @@ def test_a_build_is_given_the_pins_and_what_the_caller_puts_in_their_place(tmp_p
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"FLAVOUR": "gpu"}, "there is no image FLAVOUR=gpu: say cpu or cuda"),
+        ({"FLAVOUR": "gpu"}, "unknown FLAVOUR=gpu: use cpu or cuda"),
         ({"FLAVOUR": "cuda", "TORCH_INDEX": "https://localhost/cpu"}, "TORCH_INDEX is for FLAVOUR=cpu"),
     ],
 )
