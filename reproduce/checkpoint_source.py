@@ -1,4 +1,4 @@
-"""The trunk that an evaluation is asked to judge: what `checkpoint=` of its config means."""
+"""Where an evaluation's trunk comes from: `checkpoint=` names a released entry, a file, or a run of the same scale."""
 
 from pathlib import Path
 
@@ -11,20 +11,23 @@ from reproduce.config.compose import CONF_DIR
 from reproduce.errors import UserError
 
 
-def checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
-    """The file that `checkpoint` means - an entry of the zoo, a file, or a run of the same scale - and its trunk."""
+def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
+    """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
     if _is_released(cfg):
         return _released_trunk(cfg)
-    given = Path(cfg.checkpoint)
-    path = given if _is_file(cfg) else Path(cfg.paths.results) / cfg.scale / cfg.checkpoint / "checkpoint.pt"
+    path = (
+        Path(cfg.checkpoint)
+        if _is_file(cfg)
+        else Path(cfg.paths.results) / cfg.scale / cfg.checkpoint / "checkpoint.pt"
+    )
     return path, load_trunk(path)
 
 
 def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
-    """Refuses pixels that the network was not trained to see, before anything is downloaded."""
+    """Download and load a released trunk. Raises `UserError` first if `normalize` differs from its training."""
     entry = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX))
     if cfg.normalize != OmegaConf.load(CONF_DIR / "normalize" / f"{entry.normalize}.yaml"):
-        raise UserError(f"{cfg.checkpoint} was trained on other pixels: give it normalize={entry.normalize}")
+        raise UserError(f"{cfg.checkpoint} was trained with another normalization: add normalize={entry.normalize}")
     path = entries.fetch(entry)
     trunk = load_trunk(path, entry.layout)
     if trunk.num_features != 2048 * entry.width:
@@ -32,17 +35,17 @@ def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     return path, trunk
 
 
-def parents(cfg: DictConfig) -> list[str]:
-    """The run that `checkpoint` names, where it names one."""
+def parent_run_ids(cfg: DictConfig) -> list[str]:
+    """Return the id of the run that `checkpoint` names, or [] if it names something else."""
     return [] if _is_file(cfg) or _is_released(cfg) else [cfg.checkpoint]
 
 
 def _is_released(cfg: DictConfig) -> bool:
-    """Whether `checkpoint` names an entry of the checkpoint zoo."""
+    """Return whether `checkpoint` names released weights (models/zoo/released.yaml)."""
     return str(cfg.checkpoint).startswith(entries.PREFIX)
 
 
 def _is_file(cfg: DictConfig) -> bool:
-    """Whether `checkpoint` names a file, rather than a run: it is one, or looks like one."""
-    given = Path(cfg.checkpoint)
-    return given.is_file() or bool(given.suffix)
+    """Return whether `checkpoint` names a file rather than a run: it exists, or has a suffix."""
+    path = Path(cfg.checkpoint)
+    return path.is_file() or bool(path.suffix)

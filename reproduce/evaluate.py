@@ -1,6 +1,6 @@
 """One evaluation: `python -m reproduce.evaluate eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data_root=DIR`.
 
-`checkpoint=released:swav_800ep` takes public weights (models/zoo/released.yaml), fetched where they aren't there yet.
+`checkpoint=released:swav_800ep` evaluates public weights (models/zoo/released.yaml) and downloads them first if needed.
 On several GPUs: `python -m reproduce.engine.distributed.launch --nproc-per-node 8 reproduce.evaluate eval=knn ...`.
 """
 
@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from evals.context import EvalContext
-from reproduce.checkpoint_source import checkpoint_trunk, parents
+from reproduce.checkpoint_source import load_checkpoint_trunk, parent_run_ids
 from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
@@ -29,11 +29,10 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     protocol = protocol_module(cfg.protocol.name)
     config = to_dataclass(cfg.protocol, protocol.ProtocolConfig, "protocol")
     context = EvalContext(run, preemption)
-    path, trunk = checkpoint_trunk(cfg)
+    path, trunk = load_checkpoint_trunk(cfg)
+    trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     run.discard_checkpoints_of_other_trunk(sha256_of(path))
-    metrics: dict[str, float] = protocol.evaluate(
-        trunk.to(device()).to(memory_format=torch.channels_last), config, context
-    )
+    metrics: dict[str, float] = protocol.evaluate(trunk, config, context)
     return metrics
 
 
@@ -41,16 +40,17 @@ def protocol_module(name: str) -> ModuleType:
     """Import `evals.<name>`, if a config of conf/eval has it as `protocol.name`; raise `UserError` otherwise."""
     names = sorted({OmegaConf.load(path).protocol.name for path in (CONF_DIR / "eval").glob("*.yaml")})
     if name not in names:
-        raise UserError(f"there is no protocol.name {name!r} in evals/: {did_you_mean(name, names)}")
+        raise UserError(f"unknown protocol.name {name!r}: {did_you_mean(name, names)}")
     return importlib.import_module(f"evals.{name}")
 
 
+def run_evaluation(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
+    """Evaluate and write the result."""
+    run.finish(evaluate(cfg, run, preemption), parent_run_ids(cfg))
+
+
 def main() -> int:
-    """Run the evaluation that the command line's overrides describe, and write `result.json` to the run's folder."""
-
-    def run_evaluation(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
-        run.finish(evaluate(cfg, run, preemption), parents(cfg))
-
+    """Run the evaluation of the command line; it leaves `result.json` in the run's folder."""
     return run_entry_point("evaluate", run_evaluation)
 
 

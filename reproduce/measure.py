@@ -1,6 +1,6 @@
-"""What a pretraining costs: `python -m reproduce.measure experiment=swav_800ep measurement=cost scale=paper`.
+"""Measure what a pretraining costs: `python -m reproduce.measure experiment=swav_800ep measurement=cost scale=paper`.
 
-No pictures are read: steps run on noise of the recipe's sizes.
+No images are read: the steps train on noise of the recipe's crop sizes.
 """
 
 import statistics
@@ -27,114 +27,115 @@ from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, run_context
 from reproduce.errors import run_cli
-from reproduce.memory import IMAGENET_CLASSES, memory
-from reproduce.network import build_network, check_machine
+from reproduce.memory import NUM_IMAGENET_CLASSES, estimate_memory
+from reproduce.network import build_network, validate_runtime_options
 
-PAPER_DEVICES = 64
-IMAGENET_IMAGES = 1_281_167
-MIDDLE = 1
-"""A step at which no epoch begins."""
-EPOCHS = 100
+NUM_PAPER_GPUS = 64
+NUM_EPOCHS = 100
 """Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
+NUM_IMAGENET_IMAGES = 1_281_167
+FIRST_STEP = 1
+"""Not 0: at an epoch's first step some methods label all images."""
 
 
 @dataclass
-class Parameters:
-    """conf/measurement/parameters.yaml."""
+class ParametersConfig:
+    """The keys of conf/measurement/parameters.yaml."""
 
     name: str
 
 
 @dataclass
-class Cost:
-    """conf/measurement/cost.yaml."""
+class CostConfig:
+    """The keys of conf/measurement/cost.yaml."""
 
     name: str
     images_per_step: int
     num_steps: int
 
 
-def parameters(cfg: DictConfig) -> dict[str, float]:
-    """Millions of parameters of the trunk alone, as Table 2 counts them (B.2); no memory is needed for them."""
-    to_dataclass(cfg.measurement, Parameters, "measurement")
+def count_parameters(cfg: DictConfig) -> dict[str, float]:
+    """Return the trunk's parameters in millions, as Table 2 counts them (B.2); none are allocated."""
+    to_dataclass(cfg.measurement, ParametersConfig, "measurement")
     with torch.device("meta"):
         trunk = resnet50(cfg.network.width)
     return {"params_millions": sum(weight.numel() for weight in trunk.parameters()) / 1e6}
 
 
-def cost(cfg: DictConfig, run: Run) -> dict[str, float]:
-    """Time and memory of training steps (B.1, Table 1), without reading and cropping pictures.
+def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
+    """Measure time and memory of training steps (B.1, Table 1), without reading and cropping images.
 
-    The steps are of the middle of an epoch: where a method labels all images between epochs, that time is not in it.
+    The time in which a method labels all images between epochs is not included.
 
-    `seconds_per_image`: of one device, the median over steps after the first. `hours`: what 100 epochs of ImageNet take
-    at that pace on 64 such devices. `peak_memory_gb`: on a GPU the most that was allocated at a 64th of the batch; on a
-    CPU what is counted for a GPU (`reproduce.memory`), which has no convolution workspaces.
+    Return `seconds_per_image` of one device, the median over the steps after the first; `hours` that 100 epochs of
+    ImageNet take at that speed on 64 such devices; and `peak_memory_gb`: on a GPU what was allocated at a 64th of the
+    batch, on a CPU an estimate for a GPU (`reproduce.memory`) without convolution workspaces.
     """
-    check_machine(cfg)
-    measurement = to_dataclass(cfg.measurement, Cost, "measurement")
+    validate_runtime_options(cfg)
+    measurement = to_dataclass(cfg.measurement, CostConfig, "measurement")
     on_gpu = device().type == "cuda"
-    share = cfg.batch_size // PAPER_DEVICES if on_gpu else measurement.images_per_step
-    batch_size = share * world_size()
+    images_per_device = cfg.batch_size // NUM_PAPER_GPUS if on_gpu else measurement.images_per_step
+    batch_size = images_per_device * world_size()
     run.provenance["measured"] = (
-        f"{share} images a step on each of {world_size()} {'GPUs' if on_gpu else 'CPU processes'}; "
+        f"{images_per_device} images a step on each of {world_size()} {'GPUs' if on_gpu else 'CPU processes'}; "
         f"memory {'measured' if on_gpu else 'counted in bf16, not measured'}"
     )
-    paces: list[float] = []
+    seconds_per_image: list[float] = []
 
     def log(step: int, num_steps: int, **values: float) -> None:
-        paces.append(world_size() / values["images_per_second"])
+        seconds_per_image.append(world_size() / values["images_per_second"])
         run.metrics.log(step, num_steps, **values)
 
-    optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
+    optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
-    net = build_network(cfg, method_config, IMAGENET_CLASSES)
-    method = build_method(method_config, net, IMAGENET_IMAGES, batch_size)
-    trained = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
+    net = build_network(cfg, method_config, NUM_IMAGENET_CLASSES)
+    method = build_method(method_config, net, NUM_IMAGENET_IMAGES, batch_size)
+    net_on_all_ranks = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
     num_steps = measurement.num_steps + 1  # the first is not counted
-    steps = StepSampler(IMAGENET_IMAGES, batch_size, 1, cfg.seed, MIDDLE, rank(), world_size())
-    method.on_train_start(trained, steps, ())
+    sampler = StepSampler(NUM_IMAGENET_IMAGES, batch_size, 1, cfg.seed, FIRST_STEP, rank(), world_size())
+    method.on_train_start(net_on_all_ranks, sampler, ())
     trainer = Trainer(
-        task=PretrainTask(trained, method, cfg.precision),
-        optimizer=build_optimizer(net.parameters(), optim),
-        learning_rates=lambda _: [optim.warmup_start_lr],
+        task=PretrainTask(net_on_all_ranks, method, cfg.precision),
+        optimizer=build_optimizer(net.parameters(), optimizer_config),
+        learning_rates=lambda _: [optimizer_config.warmup_start_lr],
         scaler=loss_scaler(cfg.precision),
         guard=nan_guard(run, "optimizer.lr"),
-        logger=StepLogger(log, 1, batch_size),
+        logger=StepLogger(log, log_every=1, batch_size=batch_size),
     )
-    trainer.train(_noise(to_dataclass(cfg.crops, Crops, "crops"), share, num_steps), MIDDLE, MIDDLE + num_steps)
-    seconds = statistics.median(paces[1:])
-    counted = memory(_in_half(cfg), PAPER_DEVICES, activation_checkpointing=False)
+    batches = _noise_batches(to_dataclass(cfg.crops, Crops, "crops"), images_per_device, num_steps)
+    trainer.train(batches, FIRST_STEP, FIRST_STEP + num_steps)
+    seconds = statistics.median(seconds_per_image[1:])
+    estimate = estimate_memory(_with_bf16(cfg), NUM_PAPER_GPUS, activation_checkpointing=False)
     return {
         "seconds_per_image": seconds,
-        "hours": seconds * IMAGENET_IMAGES * EPOCHS / PAPER_DEVICES / 3600,
-        "peak_memory_gb": peak_memory_gb() if on_gpu else counted.sum_gb,
+        "hours": seconds * NUM_IMAGENET_IMAGES * NUM_EPOCHS / NUM_PAPER_GPUS / 3600,
+        "peak_memory_gb": peak_memory_gb() if on_gpu else estimate.sum_gb,
     }
 
 
-def _noise(crops: Crops, images: int, num_steps: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Batches of random crops `(images, 3, S, S)`, the same on every step: making them is no part of the cost."""
+def _noise_batches(crops: Crops, num_images: int, num_steps: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Yield random crops `(num_images, 3, S, S)` and labels, the same in every step, so that they cost no time."""
     torch.manual_seed(rank())
     sizes = [view.size_px for view in crops.views for _ in range(view.num)]
-    batch = [torch.randn(images, 3, size, size, device=device()) for size in sizes]
-    labels = torch.zeros(images, dtype=torch.int64, device=device())
+    batch = [torch.randn(num_images, 3, size, size, device=device()) for size in sizes]
+    labels = torch.zeros(num_images, dtype=torch.int64, device=device())
     return ((batch, labels) for _ in range(num_steps))
 
 
-def _in_half(cfg: DictConfig) -> DictConfig:
-    """`cfg` in the mixed precision that Table 1 was measured in."""
-    half = cfg.copy()
-    half.precision = "bf16"
-    return half
+def _with_bf16(cfg: DictConfig) -> DictConfig:
+    """Return `cfg` in mixed precision, in which Table 1 was measured."""
+    mixed = cfg.copy()
+    mixed.precision = "bf16"
+    return mixed
 
 
 def main() -> int:
-    """Entry point: overrides on the command line, `result.json` in the run's folder."""
+    """Run the measurement of the command line; it leaves `result.json` in the run's folder."""
     cfg = config_from_command_line("measure", sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
     with process_group(), run_context(cfg) as run:
         run.metrics.truncate(0)
-        run.finish(parameters(cfg) if cfg.measurement.name == "parameters" else cost(cfg, run))
+        run.finish(count_parameters(cfg) if cfg.measurement.name == "parameters" else measure_cost(cfg, run))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The network that a pretraining trains, as its config and this machine have it."""
+"""The network of a pretraining, on this machine's device, and the runtime options that this machine must support."""
 
 from typing import Any
 
@@ -16,24 +16,24 @@ from reproduce.engine.precision import autocast
 from reproduce.errors import UserError, did_you_mean
 
 
-def check_machine(cfg: DictConfig) -> None:
-    """Refuse what this machine can't do, before any data is read."""
+def validate_runtime_options(cfg: DictConfig) -> None:
+    """Raise `UserError` if this machine does not support precision, BatchNorm, compiler or checkpointing options."""
     autocast(cfg.precision)
     validate_sync_batchnorm(cfg.cluster.sync_batchnorm)
     backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
     if backend and backend not in valid:
-        raise UserError(f"there is no cluster.compile_backend {backend!r}: {did_you_mean(backend, valid)}")
+        raise UserError(f"unknown cluster.compile_backend {backend!r}: {did_you_mean(backend, valid)}")
     if cfg.cluster.activation_checkpointing and cfg.cluster.sync_batchnorm == "apex":
         raise UserError(
             "cluster.activation_checkpointing runs each block's forward pass twice, and apex's SyncBatchNorm would "
-            "count its batch twice: take cluster.sync_batchnorm=torch"
+            "count its batch twice: use cluster.sync_batchnorm=torch"
         )
     if cfg.cluster.activation_checkpointing and backend:
-        raise UserError("cluster.activation_checkpointing and cluster.compile_backend do not go together: take one")
+        raise UserError("cluster.activation_checkpointing does not work with cluster.compile_backend: use one of them")
 
 
 def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
-    """The network at its seeded initial weights, on the device; `method_config` None trains nothing."""
+    """Build the network with its seeded initial weights, on the device; `method_config` is None for method `none`."""
     torch.manual_seed(cfg.seed)
     net = registry.network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
     net = net.to(device()).to(memory_format=torch.channels_last)

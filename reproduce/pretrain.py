@@ -1,9 +1,10 @@
 """One pretraining run: `python -m reproduce.pretrain experiment=swav_800ep scale=smoke seed=0 paths.data_root=DIR`."""
 
 import sys
-from functools import partial
+from collections.abc import Iterator
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from models.methods import registry
 from models.methods.base import PretrainTask
@@ -23,83 +24,100 @@ from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.engine.schedule import learning_rate
 from reproduce.errors import run_cli
-from reproduce.network import build_network, check_machine
+from reproduce.network import build_network, validate_runtime_options
+
+
+class PretrainData:
+    """The training images of a config, and the batches of crops that every rank gets."""
+
+    def __init__(self, cfg: DictConfig, run: Run) -> None:
+        self.cfg, self.run = cfg, run
+        dataset = to_dataclass(cfg.dataset, Dataset, "dataset")
+        self.images = read_image_list(run.dataset_root, dataset, dataset.train)
+        self.order = epoch_order_for(self.images, cfg.batch_size)
+        self.crops = to_dataclass(cfg.crops, Crops, "crops")
+        self.normalize = to_dataclass(cfg.normalize, Normalize, "normalize")
+        run.record_split(dataset.train, self.images)
+
+    def sampler(self, epochs: int, first_step: int) -> StepSampler:
+        """Return the sampler of the steps from `first_step` to the end of the last epoch."""
+        num_images, batch_size, seed = len(self.images), self.cfg.batch_size, self.cfg.seed
+        return StepSampler(num_images, batch_size, epochs, seed, first_step, rank(), world_size(), order=self.order)
+
+    def batches(self, sampler: StepSampler) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield this rank's crops and labels of each of the sampler's steps, on the device."""
+        return multicrop_batches(
+            self.images,
+            self.crops,
+            self.normalize,
+            sampler,
+            num_workers=self.cfg.cluster.num_workers,
+            device=device(),
+            on_unreadable=self.run.handle_unreadable_images,
+        )
 
 
 def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
-    """Train `cfg`'s network to the end of its last epoch, from its last checkpoint where there is one."""
-    check_machine(cfg)
-    optim = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
+    """Train the config's network to the end of its last epoch, from the run's last checkpoint if there is one."""
+    validate_runtime_options(cfg)
+    optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.find(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_group_size)
-    pictures = read_image_list(run.dataset_root, to_dataclass(cfg.dataset, Dataset, "dataset"), cfg.dataset.train)
-    run.record_split(cfg.dataset.train, pictures)
 
-    net = build_network(cfg, method_config, len(pictures.classes))
-    method = build_method(method_config, net, len(pictures), cfg.batch_size)
-    optimizer, scaler = build_optimizer(net.parameters(), optim), loss_scaler(cfg.precision)
+    data = PretrainData(cfg, run)
+    net = build_network(cfg, method_config, len(data.images.classes))
+    method = build_method(method_config, net, len(data.images), cfg.batch_size)
+    optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
     checkpoints, first_step = resume(run, model=net, method=method, optimizer=optimizer, scaler=scaler)
-
-    crops, order = to_dataclass(cfg.crops, Crops, "crops"), epoch_order_for(pictures, cfg.batch_size)
-    num_workers = cfg.cluster.num_workers
-    normalize = to_dataclass(cfg.normalize, Normalize, "normalize")
-    batches = partial(
-        multicrop_batches,
-        pictures,
-        crops,
-        normalize,
-        num_workers=num_workers,
-        device=device(),
-        on_unreadable=run.handle_unreadable_images,
-    )
-    steps = partial(
-        StepSampler, len(pictures), cfg.batch_size, seed=cfg.seed, rank=rank(), world_size=world_size(), order=order
-    )
-    sampler = steps(epochs=cfg.epochs, first_step=first_step)
+    sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
-    sentinel = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
-
-    def log(step: int, num_steps: int, **values: float) -> None:
-        run.metrics.log(step, num_steps, **values)
-        sentinel.update(step, values)
+    collapse_detector = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
 
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
-    extra_epoch = batches(steps(epochs=cfg.epochs + 1, first_step=num_steps))
+    extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
     if method.note:
         run.provenance["note"] = method.note
 
+    def log(step: int, num_steps: int, **values: float) -> None:
+        run.metrics.log(step, num_steps, **values)
+        collapse_detector.update(step, values)
+
     trainer = Trainer(
         task=PretrainTask(net_on_all_ranks, method, cfg.precision),
         optimizer=optimizer,
-        learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optim)],
+        learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
         scaler=scaler,
         guard=nan_guard(run, "optimizer.lr"),
         logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,
     )
-    trainer.train(batches(sampler), first_step, num_steps)
+    trainer.train(data.batches(sampler), first_step, num_steps)
 
 
-def keep_initial_weights(cfg: DictConfig, run: Run, _: Preemption) -> None:
-    """The random trunk (method `none`): the checkpoint of a network that nothing trained."""
+def save_initial_weights(cfg: DictConfig, run: Run) -> None:
+    """Save the untrained network as the run's checkpoint (method `none`: the random trunk)."""
     checkpoint.save(run.checkpoint, {"model": build_network(cfg).state_dict(), "step": 0})
 
 
+def run_pretraining(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
+    """Pretrain, or save the initial weights, and write the result: the metrics of the last logged step."""
+    if cfg.method.name == "none":
+        save_initial_weights(cfg, run)
+    else:
+        pretrain(cfg, run, preemption)
+    if is_main():
+        run.provenance["checkpoint_sha256"] = checkpoint.sha256_of(run.checkpoint)
+    run.finish(run.metrics.last)
+
+
 def main() -> int:
-    """Entry point; what it leaves is `result.json` and `checkpoint.pt` in the run's folder."""
-
-    def work(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
-        (keep_initial_weights if cfg.method.name == "none" else pretrain)(cfg, run, preemption)
-        if is_main():
-            run.provenance["checkpoint_sha256"] = checkpoint.sha256_of(run.checkpoint)
-        run.finish(run.metrics.last)
-
-    return run_entry_point("pretrain", work)
+    """Run the pretraining of the command line; it leaves `result.json` and `checkpoint.pt` in the run's folder."""
+    return run_entry_point("pretrain", run_pretraining)
 
 
 if __name__ == "__main__":

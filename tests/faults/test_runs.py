@@ -399,14 +399,14 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
 ) -> None:
     common = (*TINY, "experiment=random", f"paths.data_root={data}", f"paths.results={tmp_path}")
     said = []
-    original = pretrain.keep_initial_weights
+    original = pretrain.save_initial_weights
 
     def start_another(*work: Any) -> None:
-        monkeypatch.setattr(pretrain, "keep_initial_weights", original)
+        monkeypatch.setattr(pretrain, "save_initial_weights", original)
         said.append(call(pretrain.main, monkeypatch, *common))
         original(*work)
 
-    monkeypatch.setattr(pretrain, "keep_initial_weights", start_another)
+    monkeypatch.setattr(pretrain, "save_initial_weights", start_another)
     assert call(pretrain.main, monkeypatch, *common)[0] == 0
     ((status, sentence),) = said
     assert status == 2

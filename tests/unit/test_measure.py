@@ -39,7 +39,7 @@ def test_cost_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("experiment", ["deepcluster_v2_400ep_2x160_4x96", "sela_v2_400ep_2x224", "moco_v2_200ep"])
 def test_every_kind_of_method_has_a_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
     """Also those that label all pictures before an epoch: they are measured in its middle."""
-    monkeypatch.setattr(measure, "IMAGENET_IMAGES", 2000)
+    monkeypatch.setattr(measure, "NUM_IMAGENET_IMAGES", 2000)
     few = ("measurement.num_steps=2", "measurement.images_per_step=4", "network.width=0.0625")
     result = measured(monkeypatch, tmp_path, f"experiment={experiment}", "measurement=cost", *few)
     assert result["metrics"]["seconds_per_image"] > 0

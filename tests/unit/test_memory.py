@@ -8,7 +8,7 @@ import torch
 from models.networks.heads import MultiCropNet
 from reproduce.config.compose import compose
 from reproduce.engine import precision
-from reproduce.memory import memory, row
+from reproduce.memory import estimate_memory, row
 
 
 def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
@@ -20,7 +20,7 @@ def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
         "scale=smoke",
     ]
     cfg = compose("pretrain", ["experiment=swav_800ep", *small])
-    counted = memory(cfg, 2, activation_checkpointing=False)
+    counted = estimate_memory(cfg, 2, activation_checkpointing=False)
 
     net = MultiCropNet(0.0625, 16, 8, cfg.method.num_prototypes)
     crops = [torch.zeros(4, 3, view.size_px, view.size_px) for view in cfg.crops.views for _ in range(view.num)]
@@ -33,16 +33,16 @@ def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         torch.log_softmax(net(crops)[1] / 0.1, dim=1)
-    assert counted.images == 4
+    assert counted.images_per_gpu == 4
     assert counted.weights_gb == 16 * sum(weight.numel() for weight in net.parameters()) / 1e9
     assert counted.activations_gb == sum(len(kept[at]) for at in kept.keys() - own) / 1e9
 
 
 def test_half_precision_counts_the_same_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose("pretrain", ["experiment=swav_800ep", "network.width=0.0625", "precision=bf16", "scale=smoke"])
-    here = memory(cfg, 2, activation_checkpointing=False)
+    here = estimate_memory(cfg, 2, activation_checkpointing=False)
     monkeypatch.setattr(precision, "device", lambda: torch.device("cuda"))
-    assert memory(cfg, 2, activation_checkpointing=False) == here
+    assert estimate_memory(cfg, 2, activation_checkpointing=False) == here
 
 
 def test_the_page_says_what_is_counted() -> None:

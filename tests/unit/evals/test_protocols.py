@@ -28,7 +28,7 @@ from reproduce.evaluate import evaluate
 @pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("context", "")])
 def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> None:
     cfg = compose("evaluate", ["eval=knn", "checkpoint=x", f"protocol.name={name}"])
-    with pytest.raises(UserError, match=rf"there is no protocol\.name '{name}' in evals/: {hint}"):
+    with pytest.raises(UserError, match=rf"unknown protocol\.name '{name}': {hint}"):
         evaluate(cfg, None, None)  # type: ignore[arg-type]
 
 

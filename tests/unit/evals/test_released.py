@@ -80,7 +80,7 @@ def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, mo
     tiny_pictures(Path("pictures"))
     status, said = call(evaluate.main, monkeypatch, *ASKED)
     assert status == 2
-    assert said == "error: released:moco_v1_200ep was trained on other pixels: give it normalize=imagenet\n"
+    assert said == "error: released:moco_v1_200ep was trained with another normalization: add normalize=imagenet\n"
     assert not Path("cache").exists()
 
 
