@@ -142,7 +142,7 @@ def _weights() -> Finding:
 
     public = [item for item in entries.load().values() if item.address]
     here = sum(entries.file_of(item).exists() for item in public)
-    return Finding("public weights", f"{here} of {len(public)} are downloaded (make fetch lists them)")
+    return Finding("public weights", f"{here} of {len(public)} are downloaded (make fetch-weights lists them)")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
         "cells": cells,
         "wall_seconds": {key: round(stats.mean(times), 1) for key, times in wall.items()},
     }
-    opening = "# Written by `python -m reproduce record`; not by hand. Percent; sd with divisor n - 1.\n"
+    opening = "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"
     target = baseline.path(plan.request.scale)
     write_atomic(target, opening + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None))
     return target

@@ -7,7 +7,7 @@ from reproduce.system import git
 REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.txt", "python_only"))
 OF_RUNS = ("models", "evals", "reproduce/", *REQUIREMENTS)
 """What runs execute; git lists what is in `reproduce/` one by one."""
-NOT_OF_RUNS = ("reproduce/__main__.py", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
+NOT_OF_RUNS = ("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
 """Of a config, what a run takes is in its name already."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from models.zoo import entries
-from reproduce import __main__ as command_line
+from reproduce.cli.parser import build_parser
 from reproduce.config.compose import group_options
 from reproduce.harness.spec import claims, tables
 from reproduce.system import REPO_ROOT
@@ -49,7 +49,7 @@ def as_parsed(command: str) -> Iterator[argparse.Namespace]:
     for line in asked.stdout.replace("\\\n", " ").splitlines():
         _, started, arguments = line.partition(" -m reproduce ")
         if started:
-            yield command_line._parser().parse_args(shlex.split(arguments))
+            yield build_parser().parse_args(shlex.split(arguments))
 
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in sorted(quoted(page))])

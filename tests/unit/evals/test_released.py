@@ -94,10 +94,10 @@ def test_the_wrong_width_is_refused(public: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_fetch_lists_and_says_where_a_file_is(public: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fetch"]) == 0
+    assert main(["fetch-weights"]) == 0
     listed = capsys.readouterr().out
     assert "swav_800ep: unknown (table3 SwAV, table4 SwAV, table5 SwAV, table7 SwAV)\n" in listed
     assert "bownet: unavailable (table3 BoWNet, table4 BoWNet)\n" in listed
-    assert main(["fetch", "moco_v1_200ep"]) == 0
+    assert main(["fetch-weights", "moco_v1_200ep"]) == 0
     where = capsys.readouterr().out.splitlines()[-1].removeprefix("moco_v1_200ep: ")
     assert Path(where).read_bytes() == public.read_bytes()

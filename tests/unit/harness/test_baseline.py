@@ -80,14 +80,14 @@ def test_a_dirty_checkout_is_refused_before_anything_runs(checkout: Path, monkey
         revision, "git", lambda *arguments: " M models/methods/swav.py" if "status" in arguments else "c" * 40
     )
     with pytest.raises(UserError, match="--allow-dirty"):
-        main(["record"])
+        main(["record-baseline"])
 
 
 def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
     with pytest.raises(UserError, match="too few"):
-        main(["record", "--seeds", "4"])
+        main(["record-baseline", "--seeds", "4"])
     with pytest.raises(UserError, match="nothing to record"):
-        main(["record", "--allow-dirty", "--scale", "paper"])
+        main(["record-baseline", "--allow-dirty", "--scale", "paper"])
 
 
 @pytest.mark.parametrize(

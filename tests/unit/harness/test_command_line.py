@@ -19,7 +19,7 @@ from reproduce.harness.plan.model import Plan
     ("arguments", "says"),
     [
         (["plan", "tabel3"], "did you mean 'table3'"),
-        (["record", "tabel3"], "tabel3 cannot be recorded: did you mean 'table3'"),
+        (["record-baseline", "tabel3"], "tabel3 cannot be recorded: did you mean 'table3'"),
         (["plan", "table3", "--scale", "smol"], "no scale 'smol': did you mean 'smoke'"),
         (["run", "table3", "--cluster", "slrum"], "no cluster 'slrum': did you mean 'slurm'"),
         (["run", "table3", "--cluster", "slurm", "--cluster-options", "gpu"], "takes KEY=VALUE KEY=VALUE"),
@@ -92,8 +92,8 @@ def test_stopping_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "_list", stop)
-    assert main(["list"]) == command_line.INTERRUPTED
+    monkeypatch.setattr("reproduce.cli.commands.list_names", stop)
+    assert main(["list"]) == command_line.EXIT_INTERRUPTED
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
@@ -102,7 +102,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         assert child.stdout and child.stderr
         child.stdout.close()  # before anything is written
         said = child.stderr.read()
-    assert (said, child.returncode) == ("", command_line.INTERRUPTED)
+    assert (said, child.returncode) == ("", command_line.EXIT_INTERRUPTED)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The command line of the harness: `parser` defines it, `commands` and `data_commands` carry it out."""

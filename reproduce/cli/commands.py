@@ -1,0 +1,266 @@
+"""The commands on tables and runs: plan, render, run, check, report, record-baseline, pretrain, evaluate, list."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UserError, did_you_mean
+from reproduce.harness.plan import build, plan_file
+from reproduce.harness.plan.model import Kind, Plan, Request
+from reproduce.harness.plan.run_state import valid_result
+from reproduce.harness.spec import tables
+
+
+def reproduce_tables(options: argparse.Namespace) -> int:
+    """Plan, run, check and report; return the check's exit status."""
+    plan = _plan(options)
+    _print_plan(plan, options.cores)
+    _execute(plan, options.cores, options.skip_missing_data)
+    status = _check(plan, options.strict)
+    print(f"report: {_report(plan)}")
+    return status
+
+
+def plan_tables(options: argparse.Namespace) -> int:
+    """Print the runs that the tables need and what they cost; write plan.json."""
+    plan = _plan(options)
+    _print_plan(plan, options.cores)
+    print(f"plan: {plan_file.write(plan)}")
+    return 0
+
+
+def render_manifests(options: argparse.Namespace) -> int:
+    """Write the Kubernetes manifests of the runs. Raises UserError for another cluster."""
+    from reproduce.files import read_json
+    from reproduce.harness.execute import kubernetes
+
+    plan = _plan(options)
+    if plan.cluster["executor"] != "kubernetes":
+        raise UserError("render writes Kubernetes manifests: add --cluster kubernetes (make: CLUSTER=kubernetes)")
+    folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
+    written = kubernetes.render(read_json(plan_file.write(plan)), folder)
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def run_tables(options: argparse.Namespace) -> int:
+    """Do the runs that are not done; return 3 if one is missing in the end."""
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
+
+    return INCOMPLETE if _execute(_plan(options), options.cores, options.skip_missing_data) else AGREES
+
+
+def check_tables(options: argparse.Namespace) -> int:
+    """Give the cells of the written plan their verdicts; return the check's exit status."""
+    return _check(_plan_to_judge(options), options.strict)
+
+
+def report_tables(options: argparse.Namespace) -> int:
+    """Write the page of what was checked."""
+    print(f"report: {_report(_plan_to_judge(options))}")
+    return 0
+
+
+def record_baseline_numbers(options: argparse.Namespace) -> int:
+    """Run tables over several seeds and record their numbers as the expected ones."""
+    from reproduce.harness import record_baseline
+    from reproduce.harness.verdict.check import INCOMPLETE
+
+    if options.seeds < record_baseline.MIN_SEEDS:
+        raise UserError(
+            f"{options.seeds} seeds are too few to record from: give --seeds {record_baseline.MIN_SEEDS} or more"
+        )
+    every = [tables.load(name, options.scale) for name in tables.names(options.scale)]
+    recordable = [table.table for table in every if table.expected == "recorded"]
+    options.tables = options.tables or recordable
+    if not options.tables:
+        raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
+    if printed := set(options.tables) - set(recordable):
+        raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
+    record_baseline.refuse_dirty(options.allow_dirty)
+    plan = _plan(options)
+    if _execute(plan, options.cores):
+        return INCOMPLETE
+    print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
+    if left := [name for name in recordable if name not in options.tables]:
+        print(f"without expected numbers of its own from now on, as all are of one code: {', '.join(left)}")
+    return 0
+
+
+def run_single(options: argparse.Namespace) -> int:
+    """Do one pretraining or evaluation, with the run_id that a table would give it; return its exit status."""
+    from reproduce.harness import data_check as pictures
+    from reproduce.harness.execute.job import execute
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
+
+    _check_choice(options.group, options.choice)
+    kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
+    request = Request((), options.scale, **_request_flags(options))
+    checkpoint = getattr(options, "checkpoint", "")
+    overrides = (*_normalize_of(checkpoint), *options.overrides)
+    plan = build.single_run_plan(request, kind, options.choice, checkpoint, overrides)
+    (run,) = plan.runs.values()
+    if valid_result(plan, run):
+        print(f"{run.metrics_text()}\nalready done: {run.result}")
+        return 0
+    if run.result.exists():
+        print("its result belongs to a checkpoint that was trained again since: it is measured again")
+    if plan.cluster["executor"] != "local":
+        return INCOMPLETE if _execute(plan, options.cores) else AGREES
+    pictures.generate(plan)
+    pictures.refuse_missing(plan)
+    status = execute(run.command(), Path(run.folder), echo=True)
+    if status == 0:
+        print(f"{run.metrics_text()}\nresult: {run.result}")
+    return status
+
+
+def _normalize_of(checkpoint: str) -> tuple[str, ...]:
+    """Return the override that normalizes images as a released checkpoint was trained with; () for another one."""
+    from models.zoo import entries as released
+
+    if not checkpoint.startswith(released.PREFIX):
+        return ()
+    return (f"normalize={released.entry(checkpoint.removeprefix(released.PREFIX)).normalize}",)
+
+
+def list_names(_options: argparse.Namespace) -> int:
+    """Print the names of tables, claims, experiments and evaluations."""
+    from reproduce.config.compose import group_options
+    from reproduce.harness.spec import claims
+
+    for scale in tables.scales():
+        print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
+    print(f"claims, at every scale: {', '.join(claim.claim for claim in claims.load())}")
+    print(f"experiments: {', '.join(group_options('experiment'))}")
+    print(f"evaluations: {', '.join(group_options('eval'))}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    _check_numbers(options)
+    return build.build_plan(Request(tuple(options.tables), options.scale, **_request_flags(options)))
+
+
+def _plan_to_judge(options: argparse.Namespace) -> Plan:
+    """Return the plan that was written last, and print how the request differs from it."""
+    _check_numbers(options)
+    plan, difference = plan_file.plan_to_judge(tuple(options.tables), options.scale, _request_flags(options))
+    if difference:
+        print(f"note: {difference}")
+    return plan
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.source == "released" and options.scale != "paper":
+        raise UserError("--from released evaluates full-size public weights: give it --scale paper")
+    if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
+        raise UserError("--seeds and --cores count from 1")
+
+
+def _request_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a `Request` that the command line sets, without its tables and scale."""
+    seeds, cluster_options = getattr(options, "seeds", None), options.cluster_options
+    flags = {
+        "seeds": (options.seed,) if "seed" in options else seeds and tuple(range(seeds)),
+        "data": options.data,
+        "data_config": options.data_config,
+        "skip_bad_images": options.skip_bad_images or None,
+        "source": options.source,
+        "cluster": options.cluster,
+        "cluster_options": None if cluster_options is None else _cluster_options(cluster_options),
+    }
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _cluster_options(given: str) -> tuple[str, ...]:
+    """Convert `KEY=VALUE "KEY=A VALUE"` to Hydra overrides below `cluster`."""
+    try:
+        pairs = [item.partition("=") for item in shlex.split(given)]
+    except ValueError as error:
+        raise UserError(f"--cluster-options {given}: {error}") from error
+    if wrong := [key for key, equals, _ in pairs if not key or not equals]:
+        raise UserError(
+            f"--cluster-options takes KEY=VALUE KEY=VALUE, e.g. slurm.partition=gpu; {wrong[0]!r} is not one"
+        )
+    return tuple(f"{key}={build.hydra_quote(value)}" for key, _, value in pairs)
+
+
+def _print_plan(plan: Plan, cores: int) -> None:
+    """Print a line per run with its state, cells and cost, and a summary."""
+    from reproduce.harness.data_check import other_data_roots
+    from reproduce.harness.execute.progress import Progress
+    from reproduce.harness.plan import cost, cost_report
+    from reproduce.harness.plan.durations import expected_seconds, format_duration
+    from reproduce.harness.spec import baseline
+
+    costs = cost.plan_cost(plan)
+    print(cost_report.as_text(plan, costs))
+    progress = Progress(
+        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
+    )
+    in_all = progress.seconds_to_go(0.0)
+    time = (
+        f", about {format_duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
+    )
+    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
+    if elsewhere := other_data_roots(plan):
+        print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
+
+
+def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
+    """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
+    from reproduce.harness import data_check as pictures
+    from reproduce.harness.execute.progress import Screen
+    from reproduce.harness.execute.supervise import carry_out
+    from reproduce.harness.spec import baseline
+
+    seconds = baseline.load(plan.request.scale).wall_seconds
+    possible, why = pictures.possible(plan, skip_missing_data)
+    if len(possible.runs) in (0, len(plan.runs)):
+        pictures.refuse_missing(plan)
+        return bool(carry_out(plan, cores, seconds, Screen()).missing)
+    print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
+    carry_out(possible, cores, seconds, Screen())
+    return True
+
+
+def _check(plan: Plan, strict: bool) -> int:
+    from reproduce.harness.report import claims as show_claims
+    from reproduce.harness.verdict import check
+    from reproduce.harness.verdict import claims as judge_claims
+    from reproduce.harness.verdict.strict import complaints
+
+    checked, answers = check.check(plan), judge_claims.judge(plan)
+    news = check.write(plan, checked, answers)
+    for table in checked:
+        print(check.as_text(table))
+    if answers:
+        print(show_claims.as_text(answers))
+    if problem := check.track(plan, news):
+        print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
+    if said := check.again(checked):
+        print(said)
+    status = check.exit_status(checked, answers, claims_asked=bool(plan.claims))
+    print(f"check: {check.MEANING[status]}; details in {plan.reports}")
+    open_questions = complaints(plan, checked, answers) if strict else []
+    for sentence in open_questions:
+        print(f"strict: {sentence}")
+    return status or (check.DISAGREES if open_questions else check.AGREES)
+
+
+def _report(plan: Plan) -> Path:
+    from reproduce.harness import report
+
+    return report.write(plan.request.scale)
+
+
+def _check_choice(group: str, choice: str) -> None:
+    from reproduce.config.compose import group_options
+
+    valid = group_options(group)
+    if choice not in valid:
+        what = {"experiment": "experiment", "eval": "evaluation"}[group]
+        raise UserError(f"there is no {what} {choice!r}: {did_you_mean(choice, valid)}")

@@ -1,0 +1,139 @@
+"""The argument parser of `python -m reproduce`. Each command's function is in `commands` or `data_commands`."""
+
+import argparse
+import os
+import re
+from typing import NoReturn
+
+from reproduce.cli import commands, data_commands
+from reproduce.errors import UserError
+
+RECORD_SEEDS = 8
+DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale smoke
+
+`plan` shows the runs that a table needs, `run` does them, `check` compares their numbers with the expected ones,
+`report` makes the page; `reproduce` does all four.
+Exit status: 0 if every cell that ran agrees, 1 if some cell does not, 2 if the request is wrong, 3 if a needed run
+failed or is missing, 130 if interrupted. With --strict, 1 also if a cell is inconclusive, has no baseline or no canary,
+if a claim is inconclusive or lacks a run, or if results were made by other code than the checkout's, or by code that
+is in no commit.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`, naming make's variable for a missing option."""
+        missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
+        for_make = [f"{name.replace('-', '_').upper()}=" for name in missing]
+        hint = f" (for make: {' '.join(for_make)})" if for_make else ""
+        raise UserError(f"{message}{hint}; `{self.prog} --help` shows the options")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the parsed options hold the command's function as `command`."""
+    parser = _Parser(
+        prog="python -m reproduce", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = _shared_options()
+    _add_table_commands(subparsers, shared)
+    _add_run_commands(subparsers, shared)
+    _add_data_commands(subparsers)
+    text = "list tables, claims, experiments and evaluations"
+    subparsers.add_parser("list", help=text, description=text).set_defaults(command=commands.list_names)
+    return parser
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    shared = _Parser(add_help=False)
+    shared.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
+    shared.add_argument("--data", metavar="DIR", help="folder with the images; generated ones need none")
+    shared.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
+    shared.add_argument("--skip-bad-images", action="store_true", help="skip and count unreadable images")
+    shared.add_argument("--cluster", help="where to run: local (default), slurm or kubernetes")
+    shared.add_argument(
+        "--cluster-options",
+        metavar="KEY=VALUE",
+        help="your site's options, e.g. 'slurm.partition=gpu num_processes=64'",
+    )
+    return shared
+
+
+def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared: argparse.ArgumentParser) -> None:
+    many = _Parser(add_help=False, parents=[shared])
+    many.add_argument(
+        "--from",
+        dest="source",
+        choices=["scratch", "released"],
+        help="train (default), or evaluate public weights",
+    )
+    many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
+    for name, command, text in (
+        ("reproduce", commands.reproduce_tables, "plan, run, check and report"),
+        ("plan", commands.plan_tables, "show the runs that tables need"),
+        ("render", commands.render_manifests, "write the runs' Kubernetes manifests"),
+        ("run", commands.run_tables, "do the runs that are not done"),
+        ("check", commands.check_tables, "compare the runs' numbers with the expected ones"),
+        ("report", commands.report_tables, "make the page of what was checked"),
+    ):
+        sub = subparsers.add_parser(name, parents=[many], help=text, description=text)
+        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
+        sub.add_argument("--seeds", type=int, help="number of seeds; 3 means seeds 0, 1, 2 (default: 1)")
+        if name in ("reproduce", "run"):
+            sub.add_argument("--skip-missing-data", action="store_true", help="make the cells whose data exists")
+        if name in ("reproduce", "check"):
+            sub.add_argument("--strict", action="store_true", help="for CI: exit with 1 if any doubt is left")
+        sub.set_defaults(command=command)
+    text = "run tables of a scale over several seeds and record their numbers as the expected ones"
+    record = subparsers.add_parser("record-baseline", parents=[many], help=text, description=text)
+    record.add_argument("tables", nargs="*", metavar="TABLE", help="tables to record (default: all of the scale)")
+    record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"number of seeds (default: {RECORD_SEEDS})")
+    record.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark the record")
+    record.set_defaults(command=commands.record_baseline_numbers)
+
+
+def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared: argparse.ArgumentParser) -> None:
+    single = _Parser(add_help=False, parents=[shared])
+    single.add_argument("--seed", type=int, default=0)
+    single.set_defaults(source=None, cores=_cores())
+    for name, group, text in (
+        ("pretrain", "experiment", "do one pretraining, the same as a table would"),
+        ("evaluate", "eval", "do one evaluation, the same as a table would"),
+    ):
+        sub = subparsers.add_parser(name, parents=[single], help=text, description=text)
+        sub.add_argument("choice", metavar=group.upper())
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of its config")
+        if group == "eval":
+            sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
+        sub.set_defaults(command=commands.run_single, group=group)
+
+
+def _add_data_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "download public weights, which evaluate takes as released:NAME; without NAME, list them"
+    fetch = subparsers.add_parser("fetch-weights", help=text, description=text)
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="as in models/zoo/released.yaml")
+    fetch.set_defaults(command=data_commands.fetch_weights)
+
+    text = "report missing, unexpected and broken files of datasets; exit status 2 if there are any"
+    verify = subparsers.add_parser("data-verify", help=text, description=text)
+    verify.add_argument("--decode", choices=("sample", "all"), default="sample", help="which images to decode")
+    verify.set_defaults(command=data_commands.verify_datasets)
+
+    text = "unpack official archives into the layout that runs read; the same command resumes"
+    prepare = subparsers.add_parser("data-prepare", help=text, description=text)
+    prepare.add_argument("--archives", metavar="DIR", required=True, help="folder of the archives; some are downloaded")
+    prepare.set_defaults(command=data_commands.prepare_datasets)
+
+    text = "write datasets as WebDataset shards, which runs read with --data-config shards; the same command resumes"
+    shard = subparsers.add_parser("data-shard", help=text, description=text)
+    shard.add_argument("--shards", metavar="DIR", required=True, help="folder to write the shards into")
+    shard.set_defaults(command=data_commands.shard_datasets)
+
+    for sub in (verify, prepare, shard):
+        sub.add_argument("datasets", nargs="*", metavar="DATASET", help="imagenet, voc07, ... (default: all)")
+        sub.add_argument("--data", metavar="DIR", required=True, help="folder with the images")
+        sub.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
