@@ -57,7 +57,7 @@ def test_a_misspelt_variable_is_refused() -> None:
     command = [*make, "reproduce-table3", "SEED=3", "DATA=/pictures", "PYTHON=python3"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists those there are.  Stop.")
+    assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists the variables.  Stop.")
 
 
 def test_variables_reach_the_command_line_whole() -> None:
