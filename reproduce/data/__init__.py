@@ -1,1 +1,1 @@
-"""Datasets, the multi-crop pipeline, and generated pictures."""
+"""Datasets on disk, the input pipeline, and the preparation of datasets."""

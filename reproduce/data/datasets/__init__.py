@@ -1,1 +1,1 @@
-"""Datasets as they lie on disk."""
+"""Read datasets from disk, without torch: image lists, labels, boxes and manifests."""

@@ -1,1 +1,1 @@
-"""From a file to a batch: decode, sample, crop, augment, collate."""
+"""Turn stored images into batches: sample, decode, crop, augment, collate."""

@@ -1,1 +1,1 @@
-"""Make, download, unpack, verify and shard datasets."""
+"""Generate, download, unpack, verify and shard datasets: the data commands, which runs do not need."""
