@@ -1,4 +1,4 @@
-"""What the whole multi-crop pipeline makes of pictures, from files to normalised crops, against torchvision's own."""
+"""What the whole multi-crop pipeline makes of images, from files to normalised crops, against torchvision's own."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def statistics(crops: torch.Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
+def test_crop_statistics_equal_torchvisions(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     rng = np.random.default_rng(0)
     for number in range(NUM_PICTURES):
         coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((72, 54), Image.Resampling.BICUBIC).save(tmp_path / "only" / f"{number}.png")
-    pictures = read_image_folder(tmp_path)
+    image_list = read_image_folder(tmp_path)
     batches = multicrop_batches(
-        pictures, Crops("", [View(1, SIZE_PX, AREA)], FULL), Normalize([0.0] * 3, [1.0] * 3),
+        image_list, Crops("", [View(1, SIZE_PX, AREA)], FULL), Normalize([0.0] * 3, [1.0] * 3),
         StepSampler(NUM_PICTURES, NUM_PICTURES, NUM_EPOCHS, seed=0),
         num_workers=0, device=torch.device("cpu"), on_unreadable=lambda _: None,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
             transforms.RandomApply(blur, 0.5),
         ]
     )
-    images = [Image.open(path).convert("RGB") for path in pictures.paths]
+    images = [Image.open(path).convert("RGB") for path in image_list.paths]
     theirs = torch.stack([theirs_of(image) for _ in range(NUM_EPOCHS) for image in images])
     assert ours.shape == theirs.shape == (NUM_PICTURES * NUM_EPOCHS, 3, SIZE_PX, SIZE_PX)
     expected = statistics(theirs)
@@ -67,7 +67,7 @@ def test_crops_look_as_torchvisions_do(tmp_path: Path) -> None:
         assert ks_2samp(values, expected[name]).pvalue > 1e-2, name
 
 
-def test_jitter_is_distributed_as_torchvisions() -> None:
+def test_jitter_distribution_equals_torchvisions() -> None:
     """Each factor, the order of the four operations, and the blur's radius; by Kolmogorov-Smirnov, or by counts."""
     torch.manual_seed(0)
     brightness, contrast, saturation, hue = FULL.color_jitter

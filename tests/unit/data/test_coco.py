@@ -19,7 +19,7 @@ Content = dict[str, Any]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Two pictures of 40 x 30, three annotations, one of them a crowd; `write(change)` changes the JSON first."""
+    """Two images of 40 x 30, three annotations, one of them a crowd; `write(change)` changes the JSON first."""
 
     def do(change: Callable[[Content], object] = lambda content: content) -> Path:
         boxes = [[1, 2, 10, 20], [5, 5, 35.4, 25], [0, 0, 40, 30]]
@@ -46,13 +46,13 @@ def stop(bad: list[str]) -> None:
     assert not bad
 
 
-def test_what_is_read(write: Callable[..., Path]) -> None:
+def test_reads_boxes_labels_and_ground_truth(write: Callable[..., Path]) -> None:
     root = write()
     split = read_coco_split(root, "val", "mine", stop)
     empty, full = split.images
     assert (empty.id, full.id, full.width, full.height) == (3, 8, 40, 30)
     assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0,)
-    # Corners, cut to the picture (0.4 pixels are rounding); the crowd is for the scoring only.
+    # Corners, cut to the image (0.4 pixels are rounding); the crowd is for the scoring only.
     np.testing.assert_array_equal(full.boxes, np.array([[1, 2, 11, 22], [5, 5, 40, 30]], dtype=np.float32))
     assert full.labels.tolist() == [1, 90]
     assert split.num_classes == 91
@@ -77,7 +77,7 @@ def changed(number: int, **values: object) -> Callable[[Content], None]:
         (changed(0, image_id=5), "belongs to image 5, which the file does not list"),
     ],
 )
-def test_a_broken_annotation_is_named_and_left_out(
+def test_bad_annotation_is_reported_and_left_out(
     write: Callable[..., Path], change: Callable[[Content], None], said: str
 ) -> None:
     root = write(change)
@@ -88,29 +88,29 @@ def test_a_broken_annotation_is_named_and_left_out(
     assert [item["id"] for item in split.ground_truth["annotations"]] == [1, 2]
 
 
-def test_a_missing_picture_is_named_and_left_out_with_its_boxes(write: Callable[..., Path]) -> None:
+def test_missing_image_is_reported_and_left_out_with_its_boxes(write: Callable[..., Path]) -> None:
     root = write()
     (root / "val" / "8.jpg").unlink()
     bad: list[str] = []
     split = read_coco_split(root, "val", "mine", bad.extend)
     assert bad == [f"image {root / 'val' / '8.jpg'} of instances_val.json is missing"]
-    assert [picture.id for picture in split.images] == [3]
+    assert [image.id for image in split.images] == [3]
     assert [image["id"] for image in split.ground_truth["images"]] == [3]
     assert not split.ground_truth["annotations"]
 
 
-def test_the_official_releases_own_flaws_are_passed_over(write: Callable[..., Path]) -> None:
+def test_known_broken_annotations_are_skipped_silently(write: Callable[..., Path]) -> None:
     root = write(changed(0, id=918, bbox=[296.65, 388.33, 1.03, 0.0]))
     assert read_coco_split(root, "val", "COCO2017", stop).images[1].labels.tolist() == [90]
     with pytest.raises(AssertionError):
         read_coco_split(root, "val", "mine", stop)
 
 
-def test_a_picture_of_another_size_than_annotated_is_bad(write: Callable[..., Path]) -> None:
+def test_image_of_another_size_than_annotated_is_unreadable(write: Callable[..., Path]) -> None:
     root = write(lambda content: content["images"][1].update(height=31))
-    picture = read_coco_split(root, "val", "mine", stop).images[1]
+    image = read_coco_split(root, "val", "mine", stop).images[1]
     with pytest.raises(UnreadableImage, match=r"8.jpg \(it is 40 x 30, but annotated as 40 x 31\)"):
-        picture.read()
+        image.read()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_picture_of_another_size_than_annotated_is_bad(write: Callable[..., Pa
         (lambda content: content.update(categories=[], annotations=[]), "lists no category"),
     ],
 )
-def test_what_is_no_coco_json_is_a_sentence(
+def test_invalid_coco_json_is_a_user_error(
     write: Callable[..., Path], spoil: Callable[[Content], object], said: str
 ) -> None:
     root = write(spoil)
@@ -131,7 +131,7 @@ def test_what_is_no_coco_json_is_a_sentence(
         read_coco_split(root, "val", "mine", stop)
 
 
-def test_a_file_that_is_not_there_is_named(write: Callable[..., Path]) -> None:
+def test_missing_json_is_a_user_error(write: Callable[..., Path]) -> None:
     root = write()
     with pytest.raises(UserError, match=r"instances_train\.json is missing"):
         read_coco_split(root, "train", "mine", stop)

@@ -38,13 +38,13 @@ FULL = Augment(0.5, [0.8, 0.8, 0.8, 0.2], 0.8, 0.2, 0.5, [0.1, 2.0])
 VIEWS = [View(2, 32, [0.3, 1.0]), View(3, 16, [0.1, 0.3])]
 
 
-def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
+def make_image(seed: int, width: int = 60, height: int = 44) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), least=st.floats(0.01, 1.0), index=st.integers(0, 999))
-def test_a_box_lies_within_any_picture(width: int, height: int, least: float, index: int) -> None:
+def test_crop_box_lies_within_the_image(width: int, height: int, least: float, index: int) -> None:
     """And has a pixel, and its ratio is within bounds, up to the rounding of its sides."""
     left, top, right, bottom = random_crop_box(rng_for(0, 0, index), width, height, (least, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
@@ -54,11 +54,11 @@ def test_a_box_lies_within_any_picture(width: int, height: int, least: float, in
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> ImageList:
+def images(tmp_path: Path) -> ImageList:
     for number in range(12):
         folder = tmp_path / f"class{number % 3}"
         folder.mkdir(exist_ok=True)
-        picture(number).save(folder / f"{number}.jpg")
+        make_image(number).save(folder / f"{number}.jpg")
     return read_image_folder(tmp_path)
 
 
@@ -80,7 +80,7 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     ],
 )
 def test_each_operation_equals_torchvisions(ours, theirs, factor: float) -> None:  # type: ignore[no-untyped-def]
-    x = torch.stack([as_tensor(picture(seed)) for seed in range(3)]).float() / 255
+    x = torch.stack([as_tensor(make_image(seed)) for seed in range(3)]).float() / 255
     expected = torch.stack([theirs(image, factor) for image in x])
     ours(x, torch.full((3,), factor))
     assert (x - expected).abs().max() <= BYTE
@@ -89,7 +89,7 @@ def test_each_operation_equals_torchvisions(ours, theirs, factor: float) -> None
 @pytest.mark.parametrize("size", [40, 130])
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
 def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: float, size: int) -> None:
-    x = torch.stack([as_tensor(picture(seed, size, size)) for seed in range(2)]).float() / 255
+    x = torch.stack([as_tensor(make_image(seed, size, size)) for seed in range(2)]).float() / 255
     reach = math.ceil(3 * sigma)
     expected = reference.gaussian_blur(x, [2 * reach + 1] * 2, [sigma, sigma])
     inside = slice(reach, size - reach)
@@ -100,9 +100,9 @@ def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: 
     torch.testing.assert_close(flat, torch.ones(1, 3, size, size))
 
 
-def test_whole_augmentation_equals_torchvisions_in_each_pictures_own_order() -> None:
+def test_augment_equals_torchvisions_in_each_crops_own_order() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.228, 0.224, 0.225])
-    crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(40)])
+    crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(40)])
     rows = np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(40)])
     rows[:, PARAMETERS.index("blur")] = 0
     ours = augment.augment(crops, torch.from_numpy(rows), mean, std)
@@ -119,7 +119,7 @@ def test_whole_augmentation_equals_torchvisions_in_each_pictures_own_order() -> 
         assert (got - expected).abs().max() <= 2 * BYTE / 0.224
 
 
-def test_boxes_are_distributed_as_torchvisions() -> None:
+def test_crop_box_distribution_equals_torchvisions() -> None:
     from scipy.stats import ks_2samp
 
     image, area = torch.zeros(3, 40, 70), [0.14, 0.6]
@@ -131,8 +131,8 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
 
 
-def test_a_crop_equals_torchvisions_resized_crop() -> None:
-    image = picture(3)
+def test_crop_and_resize_equals_torchvisions() -> None:
+    image = make_image(3)
     for size_px in (24, 50):
         ours = crop_and_resize(as_tensor(image), (7, 5, 41, 33), size_px)
         expected = as_tensor(reference.resized_crop(image, 5, 7, 28, 34, [size_px, size_px]))
@@ -142,25 +142,25 @@ def test_a_crop_equals_torchvisions_resized_crop() -> None:
 @pytest.mark.parametrize(
     ("mode", "file_format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG")]
 )
-def test_pictures_are_decoded_to_pils_bits(mode: str, file_format: str) -> None:
+def test_decoded_pixels_equal_pils(mode: str, file_format: str) -> None:
     stored = BytesIO()
-    picture(1).convert(mode).save(stored, file_format)
+    make_image(1).convert(mode).save(stored, file_format)
     expected = as_tensor(Image.open(stored).convert("RGB"))
     assert torch.equal(decode_image(stored.getvalue(), "there"), expected)
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
-def test_a_picture_is_not_turned_as_its_exif_says(orientation: int) -> None:
+def test_exif_rotation_is_ignored(orientation: int) -> None:
     """Neither does the reference turn it, nor do the centre crops of evaluations, which PIL reads."""
     exif, stored = Image.Exif(), BytesIO()
     exif[ExifTags.Base.Orientation] = orientation
-    picture(1).resize((60, 40)).save(stored, "JPEG", exif=exif)
+    make_image(1).resize((60, 40)).save(stored, "JPEG", exif=exif)
     expected = as_tensor(Image.open(stored).convert("RGB"))
     assert expected.shape == (3, 40, 60)
     assert torch.equal(decode_image(stored.getvalue(), "there"), expected)
 
 
-def test_no_picture_is_told_in_the_same_words_each_time() -> None:
+def test_unreadable_image_error_text_is_deterministic() -> None:
     """Files are counted by what is said of them."""
     said = set()
     for _ in range(2):
@@ -170,23 +170,23 @@ def test_no_picture_is_told_in_the_same_words_each_time() -> None:
     assert said == {"there (not an image format that PIL knows)"}
 
 
-def test_a_picture_cut_short_is_bad() -> None:
+def test_truncated_image_is_unreadable() -> None:
     stored = BytesIO()
-    picture(1).save(stored, "JPEG")
+    make_image(1).save(stored, "JPEG")
     for length in (0, 10, 500, len(stored.getvalue()) // 2):
         with pytest.raises(UnreadableImage, match="there"):
             decode_image(stored.getvalue()[:length], "there")
 
 
-def test_centre_crops_equal_torchvisions(pictures: ImageList) -> None:
-    _, ours, _ = CenterCropDataset(pictures, 40, 32)[5]
-    image = Image.open(pictures.paths[5]).convert("RGB")
+def test_center_crops_equal_torchvisions(images: ImageList) -> None:
+    _, ours, _ = CenterCropDataset(images, 40, 32)[5]
+    image = Image.open(images.paths[5]).convert("RGB")
     expected = as_tensor(reference.center_crop(reference.resize(image, 40), [32, 32]))
     assert ours is not None
     assert torch.equal(torch.from_numpy(ours.copy()), expected)
 
 
-def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
+def test_parameters_have_the_configured_ranges_and_probabilities() -> None:
     rows = np.stack([draw_parameters(rng_for(1, 0, index), FULL) for index in range(3000)])
     jittered = (rows[:, 1:4] != 1).any(axis=1)
     assert abs(jittered.mean() - 0.8) < 0.03
@@ -199,13 +199,13 @@ def test_parameters_stay_in_their_ranges_and_come_as_often_as_asked() -> None:
     assert {tuple(order) for order in rows[:, 5:9].astype(int)} >= {(3, 2, 1, 0), (0, 1, 2, 3), (1, 3, 0, 2)}
 
 
-def test_a_jitter_stronger_than_one_makes_no_factor_negative() -> None:
+def test_jitter_above_one_gives_no_negative_factor() -> None:
     strong = Augment(0.5, [1.5, 1.5, 1.5, 0.2], 1.0, 0.2, 0.5, [0.1, 2.0])
     rows = np.stack([draw_parameters(rng_for(0, 0, index), strong) for index in range(200)])
     assert 0 <= rows[:, 1:4].min() < 0.1 and 2.4 < rows[:, 1:4].max() <= 2.5
 
 
-def test_colours_are_drawn_as_torchvision_draws_them() -> None:
+def test_color_factors_are_drawn_as_torchvision_draws_them() -> None:
     from scipy.stats import ks_2samp
 
     torch.manual_seed(0)
@@ -223,11 +223,11 @@ def test_colours_are_drawn_as_torchvision_draws_them() -> None:
     assert counts.std() / counts.mean() < 0.15  # orders are alike in number: a share of 1 / sqrt(170), give or take
 
 
-def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures: ImageList) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(images: ImageList) -> None:
     def batches(num_workers: int, first_step: int = 0) -> list[list[torch.Tensor]]:
-        sampler = StepSampler(len(pictures), 4, epochs=2, seed=5, first_step=first_step)
+        sampler = StepSampler(len(images), 4, epochs=2, seed=5, first_step=first_step)
         made = multicrop_batches(
-            pictures, Crops("", VIEWS, FULL), Normalize([0.5] * 3, [0.2] * 3), sampler,
+            images, Crops("", VIEWS, FULL), Normalize([0.5] * 3, [0.2] * 3), sampler,
             num_workers=num_workers, device=torch.device("cpu"), on_unreadable=lambda _: None,
         )  # fmt: skip
         return [crops for crops, _ in made]
@@ -240,8 +240,8 @@ def test_augmented_batches_are_the_same_whatever_the_number_of_workers(pictures:
             torch.testing.assert_close(other, crops, rtol=0, atol=0)
 
 
-def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
+def test_augmentation_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(24)])
     before = crops.clone()
     rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     made = []
@@ -253,35 +253,35 @@ def test_a_pictures_augmentation_does_not_depend_on_its_block(monkeypatch: pytes
     assert torch.equal(crops, before)
 
 
-def test_augmentation_never_waits_for_the_device() -> None:
-    crops = torch.stack([as_tensor(picture(seed, 32, 32)) for seed in range(24)])
+def test_augment_never_synchronizes_with_the_device() -> None:
+    crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(24)])
     rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     with NoHostSync():  # type: ignore[no-untyped-call]
         augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2))
 
 
-def test_a_pictures_crops_depend_on_seed_epoch_and_index_only() -> None:
+def test_crops_depend_on_seed_epoch_and_index_only() -> None:
     def drawn(*key: int) -> bytes:
-        return multi_crop(as_tensor(picture(0)), VIEWS, FULL, rng_for(*key))[0][0].numpy().tobytes()
+        return multi_crop(as_tensor(make_image(0)), VIEWS, FULL, rng_for(*key))[0][0].numpy().tobytes()
 
     assert drawn(0, 1, 2) == drawn(0, 1, 2)
     assert len({drawn(0, 1, 2), drawn(1, 1, 2), drawn(0, 2, 2), drawn(0, 1, 3)}) == 4
 
 
-def test_no_picture_of_an_epoch_has_the_random_numbers_of_one_of_another() -> None:
+def test_random_numbers_are_unique_across_images_and_epochs() -> None:
     first = {rng_for(0, 0, 1 << bit).integers(2**63) for bit in range(40)}
     assert len(first) == 40
     assert rng_for(0, 1, 0).integers(2**63) not in first
 
 
-def test_processes_share_a_step_as_one_process_makes_it() -> None:
+def test_ranks_together_read_the_batch_of_one_process() -> None:
     alone = list(StepSampler(20, 4, epochs=2, seed=3))
     shares = [list(StepSampler(20, 4, epochs=2, seed=3, rank=rank, world_size=2)) for rank in range(2)]
     assert [first + second for first, second in zip(*shares, strict=True)] == alone
     assert sorted(index for step in alone[:5] for _, index in step) == list(range(20))
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     steps = [list(StepSampler(20, 4, epochs=3, seed=seed)) for seed in (0, 1)]
     epochs = [made[5 * epoch : 5 * epoch + 5] for made in steps for epoch in range(3)]
     orders = [[index for step in epoch for _, index in step] for epoch in epochs]
@@ -289,38 +289,38 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     assert len(set(map(tuple, orders))) == 6
 
 
-def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch() -> None:
+def test_sampler_resumes_in_mid_epoch() -> None:
     whole = list(StepSampler(20, 4, epochs=3, seed=0))
     assert list(StepSampler(20, 4, epochs=3, seed=0, first_step=7)) == whole[7:]
 
 
-def test_fewer_pictures_than_a_batch_is_an_error() -> None:
+def test_fewer_images_than_a_batch_is_a_user_error() -> None:
     with pytest.raises(UserError, match="fewer than one batch of 32"):
         StepSampler(20, 32, epochs=1, seed=0)
 
 
-def test_batches_are_ordered_crop_by_crop(pictures: ImageList) -> None:
-    dataset = MultiCropDataset(pictures, VIEWS, FULL, seed=0)
+def test_batches_are_ordered_crop_by_crop(images: ImageList) -> None:
+    dataset = MultiCropDataset(images, VIEWS, FULL, seed=0)
     samples = [dataset[(0, index)] for index in (4, 9)]
     batch = collate_multicrop(samples)
     assert [tuple(crops.shape) for crops in batch.crops] == [(4, 3, 32, 32), (6, 3, 16, 16)]
-    assert torch.equal(batch.crops[0][2], samples[0][0][0][0][1])  # crop 1 of the first picture
-    assert batch.labels.tolist() == [pictures.labels[4], pictures.labels[9]]
+    assert torch.equal(batch.crops[0][2], samples[0][0][0][0][1])  # crop 1 of the first image
+    assert batch.labels.tolist() == [images.labels[4], images.labels[9]]
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_replaced(pictures: ImageList) -> None:
-    whole = Path(pictures.paths[4]).read_bytes()
-    Path(pictures.paths[4]).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UnreadableImage, match=pictures.paths[4]):
-        read_image(pictures.paths[4])
-    views, label, bad = MultiCropDataset(pictures, VIEWS, FULL, seed=0)[(0, 4)]
+def test_unreadable_image_is_reported_and_replaced(images: ImageList) -> None:
+    whole = Path(images.paths[4]).read_bytes()
+    Path(images.paths[4]).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableImage, match=images.paths[4]):
+        read_image(images.paths[4])
+    views, label, bad = MultiCropDataset(images, VIEWS, FULL, seed=0)[(0, 4)]
     assert views[0][0].shape == (2, 3, 32, 32)
-    assert label == pictures.labels[5]
+    assert label == images.labels[5]
     assert len(bad) == 1
-    assert pictures.paths[4] in bad[0]
+    assert images.paths[4] in bad[0]
 
 
-def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+def test_folder_without_images_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is missing"):
         read_image_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="contains no images"):

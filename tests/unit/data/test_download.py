@@ -81,7 +81,7 @@ def fetch(server: Server, target: Path, *digests: Digest) -> tuple[Path, list[fl
     return download(server.url(), target, digests, lambda _: None, waits.append), waits
 
 
-def test_arrives_whole_and_only_once(server: Server, tmp_path: Path) -> None:
+def test_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     digest = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
     path, waits = fetch(server, tmp_path / "w", digest)
     assert path.read_bytes() == CONTENT
@@ -91,14 +91,14 @@ def test_arrives_whole_and_only_once(server: Server, tmp_path: Path) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"w", "w.lock"}
 
 
-def test_two_who_ask_at_once_download_once(server: Server, tmp_path: Path) -> None:
+def test_concurrent_downloads_fetch_once(server: Server, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(fetch, server, tmp_path / "w") for _ in range(2)]
     assert [asked.result()[0].read_bytes() for asked in both] == [CONTENT, CONTENT]
     assert len(server.asked) == 1
 
 
-def test_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     server.answers = ["cut", 503]
     path, waits = fetch(server, tmp_path / "w")
     assert path.read_bytes() == CONTENT
@@ -110,9 +110,7 @@ def test_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path) -> None:
     assert waits == [1, 2]
 
 
-def test_a_connection_that_breaks_below_https_is_tried_again(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_tls_connection_is_retried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = downloads._copy
 
     def break_once(*what: Any) -> None:
@@ -125,7 +123,7 @@ def test_a_connection_that_breaks_below_https_is_tried_again(
     assert waits == [1]
 
 
-def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old(server: Server, tmp_path: Path) -> None:
+def test_file_changed_upstream_is_downloaded_from_the_start(server: Server, tmp_path: Path) -> None:
     server.answers = ["cut", 404]
     with pytest.raises(Unavailable):
         fetch(server, tmp_path / "w")
@@ -135,14 +133,14 @@ def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old(server: Server,
     assert path.read_bytes() == CONTENT[::-1]
 
 
-def test_without_a_way_to_know_the_file_again_it_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_without_etag_and_date_the_download_starts_again(server: Server, tmp_path: Path) -> None:
     server.answers, server.etag = ["cut"], None
     path, _ = fetch(server, tmp_path / "w")
     assert path.read_bytes() == CONTENT
     assert server.asked[-1]["Range"] is None
 
 
-def test_an_address_that_is_gone_is_unavailable_at_once(server: Server, tmp_path: Path) -> None:
+def test_404_is_unavailable_without_retries(server: Server, tmp_path: Path) -> None:
     server.answers = [404]
     with pytest.raises(
         Unavailable, match=r"^unavailable: http://127.* answers 404 \(Not Found\); the publisher has moved"
@@ -152,7 +150,7 @@ def test_an_address_that_is_gone_is_unavailable_at_once(server: Server, tmp_path
     assert not (tmp_path / "w").exists()
 
 
-def test_no_network_is_a_failure_after_some_tries_and_makes_nothing_unavailable(tmp_path: Path) -> None:
+def test_no_network_is_a_user_error_after_retries(tmp_path: Path) -> None:
     waits: list[float] = []
     with pytest.raises(
         UserError, match=r"^http.* can't be reached \(.*refused.*in 5 attempts: check the network"
@@ -163,26 +161,26 @@ def test_no_network_is_a_failure_after_some_tries_and_makes_nothing_unavailable(
 
 
 @pytest.mark.parametrize("digest", [Digest("md5", "00000000"), Digest("sha256", "f" * 64)])
-def test_another_content_is_refused_and_not_kept(server: Server, tmp_path: Path, digest: Digest) -> None:
+def test_wrong_digest_is_refused_and_deleted(server: Server, tmp_path: Path, digest: Digest) -> None:
     with pytest.raises(DigestMismatch, match=f"has the {digest.algorithm} .*, not {digest.digits}: it is damaged"):
         fetch(server, tmp_path / "w", digest)
     assert {entry.name for entry in tmp_path.iterdir()} == {"w.lock"}
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(server: Server, tmp_path: Path) -> None:
+def test_unwritable_download_folder_is_a_user_error(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the download folder .*file can't be written to \("):
         fetch(server, tmp_path / "file" / "w")
 
 
 @pytest.mark.parametrize("address", ["http://example.org/w", "ftp://example.org/w", "file:///etc/passwd"])
-def test_only_https_is_asked(address: str, tmp_path: Path) -> None:
+def test_plain_http_is_refused(address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an https address"):
         download(address, tmp_path / "w")
 
 
 @pytest.mark.parametrize("address", ["http://example.org/w", "ftp://example.org/w", "file:///etc/passwd"])
-def test_a_redirection_does_not_lead_elsewhere(address: str, server: Server, tmp_path: Path) -> None:
+def test_redirect_to_plain_http_is_refused(address: str, server: Server, tmp_path: Path) -> None:
     server.answers = [address]
     with pytest.raises(UserError, match=r"is not an https address|is not allowed"):
         fetch(server, tmp_path / "w")
@@ -195,9 +193,7 @@ class TestZoo:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         return replace(entries.entry("swav_800ep"), address=server.url())
 
-    def test_the_first_download_records_the_sum_and_the_next_is_held_to_it(
-        self, item: entries.Released, server: Server
-    ) -> None:
+    def test_first_download_records_the_sha256_for_the_next(self, item: entries.Released, server: Server) -> None:
         said: list[str] = []
         path = entries.fetch(item, said.append)
         digest = hashlib.sha256(CONTENT).hexdigest()
@@ -214,24 +210,24 @@ class TestZoo:
         with pytest.raises(DigestMismatch, match="its publisher has replaced it"):
             entries.fetch(item, said.append)
 
-    def test_a_file_that_was_damaged_in_the_cache_is_noticed(self, item: entries.Released) -> None:
+    def test_damaged_cached_file_is_detected(self, item: entries.Released) -> None:
         path = entries.fetch(item)
         path.write_bytes(b"damaged")
         with pytest.raises(DigestMismatch, match=f"delete {path} to download it anew"):
             entries.fetch(item)
 
-    def test_the_publishers_digits_are_enforced(self, item: entries.Released) -> None:
+    def test_published_digest_is_enforced(self, item: entries.Released) -> None:
         published = {"md5": hashlib.md5(CONTENT).hexdigest()[:8]}
         entries.fetch(replace(item, name="other", published=published))
         with pytest.raises(DigestMismatch, match="has the md5"):
             entries.fetch(replace(item, published={"md5": "b251726a"}))
 
-    def test_weights_that_nobody_published_are_unavailable(self) -> None:
+    def test_unpublished_weights_are_unavailable(self) -> None:
         with pytest.raises(Unavailable, match=r"^unavailable: released:bownet can't be downloaded: no public weights"):
             entries.fetch(entries.entry("bownet"))
 
 
-def test_every_entry_can_be_followed() -> None:
+def test_every_zoo_entry_is_complete() -> None:
     for item in entries.load().values():
         assert (item.address is None) == (item.unavailable is not None), item.name
         assert item.address is None or (item.address.startswith("https://") and item.licence), item.name
@@ -244,7 +240,7 @@ def test_every_entry_can_be_followed() -> None:
             assert set(digits) <= set("0123456789abcdef")
 
 
-def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -> None:
+def test_zoo_covers_every_table_row_with_public_weights() -> None:
     rows: dict[tuple[str, str], Any] = {}
     for number in range(2, 8):
         content = yaml.safe_load(Path(f"tables/paper/table{number}.yaml").read_text())
@@ -262,7 +258,7 @@ def test_the_zoo_fills_rows_that_are_there_and_every_row_with_public_weights() -
             assert filled[at] == row["pretrain"]
 
 
-def test_blocks_are_told_of(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_logs_progress(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "LOG_EVERY_SECONDS", -1)
     said: list[str] = []
     download(server.url(), tmp_path / "w", (), said.append)

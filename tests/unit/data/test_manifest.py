@@ -1,4 +1,4 @@
-"""What a result quotes of its pictures: the same wherever the files lie, another where one is missing or changed."""
+"""What a result quotes of its images: the same wherever the files lie, another where one is missing or changed."""
 
 import hashlib
 import shutil
@@ -29,11 +29,11 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 
 def quoted(data: Path, split: str = "val", dataset: Dataset = IMAGENET) -> dict[str, object]:
-    pictures = read_image_list(data / "imagenet", dataset, split)
-    return manifest.split_manifest(data, dataset, split, pictures, data / "cache")
+    images = read_image_list(data / "imagenet", dataset, split)
+    return manifest.split_manifest(data, dataset, split, images, data / "cache")
 
 
-def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> None:
+def test_manifest_hashes_names_and_sizes(data: Path) -> None:
     files = sorted((data / "imagenet" / "val").rglob("*.jpg"))
     lines = [f"{path.stat().st_size} {path.relative_to(data / 'imagenet')}" for path in files]
     found = quoted(data)
@@ -42,31 +42,31 @@ def test_it_is_the_hash_of_names_and_sizes_below_the_data_set(data: Path) -> Non
     assert quoted(data, "train")["sha256"] != found["sha256"]
 
 
-def test_shards_another_folder_and_a_verified_one_quote_the_same(data: Path, made: Path, tmp_path: Path) -> None:
+def test_shards_copies_and_verified_folders_have_the_same_manifest(data: Path, made: Path, tmp_path: Path) -> None:
     plain = quoted(data)
     write_shards.write_shards(data, tmp_path / "shards", IMAGENET, lambda _: None)
     sharded = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
     assert quoted(tmp_path / "shards", dataset=sharded) == plain
-    pictures = read_image_list(made / "imagenet", IMAGENET, "val")
-    assert manifest.split_manifest(made, IMAGENET, "val", pictures, tmp_path / "cache") == plain
+    images = read_image_list(made / "imagenet", IMAGENET, "val")
+    assert manifest.split_manifest(made, IMAGENET, "val", images, tmp_path / "cache") == plain
     assert verify.verify_dataset(data, IMAGENET, None, "sample", lambda _: None)
     verified = quoted(data)
     assert len(str(verified.pop("verified"))) == len("2026-11-23")
     assert verified == plain
 
 
-def test_pictures_beside_the_root_are_named_below_data_as_well(data: Path, tmp_path: Path) -> None:
+def test_images_outside_the_root_are_named_relative_to_data(data: Path, tmp_path: Path) -> None:
     """VOC07+12 trains on a second year, in a folder of its own."""
     shutil.copytree(data, tmp_path / "elsewhere")
     beside = Dataset("imagenet", "tiny", "folders", "imagenet/train", "0", "0")
     hashes = set()
     for place in (data, tmp_path / "elsewhere"):
-        pictures = read_image_list(place / "imagenet", IMAGENET, "val")
-        hashes.add(manifest.split_manifest(place, beside, "0", pictures, place / "cache")["sha256"])
+        images = read_image_list(place / "imagenet", IMAGENET, "val")
+        hashes.add(manifest.split_manifest(place, beside, "0", images, place / "cache")["sha256"])
     assert len(hashes) == 1
 
 
-def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None:
+def test_verified_manifest_of_other_images_is_not_used(data: Path) -> None:
     assert verify.verify_dataset(data, IMAGENET, None, "sample", lambda _: None)
     before = quoted(data)
     min((data / "imagenet" / "val").rglob("*.jpg")).unlink()
@@ -76,7 +76,7 @@ def test_a_verified_manifest_of_other_pictures_is_not_quoted(data: Path) -> None
     assert after["sha256"] != before["sha256"]
 
 
-def test_files_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_sizes_are_cached(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
 
     def sizes(paths: list[str]) -> list[int]:
@@ -88,9 +88,9 @@ def test_files_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert looked == [20]
     shutil.rmtree(data / "cache")
     (data / "cache").write_text("in the way")
-    picture = ImageList([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
+    image = ImageList([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
     monkeypatch.setattr(manifest, "write_json", _full)
-    assert manifest.split_manifest(data, IMAGENET, "val", picture, data / "other")["images"] == 1
+    assert manifest.split_manifest(data, IMAGENET, "val", image, data / "other")["images"] == 1
 
 
 def _full(*_: object) -> None:

@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of about three pictures each."""
+    """Shards of about three images each."""
     root = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_shards, "SHARD_BYTES", 5_000)
@@ -64,11 +64,11 @@ def samples(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
             yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
 
 
-def content(pictures: ImageList) -> list[tuple[int, bytes]]:
-    return [(label, pictures.read_bytes(index)) for index, label in enumerate(pictures.labels)]
+def content(images: ImageList) -> list[tuple[int, bytes]]:
+    return [(label, images.read_bytes(index)) for index, label in enumerate(images.labels)]
 
 
-def test_shards_hold_the_same_pictures_labels_and_indices(data: Path, packed: Path) -> None:
+def test_shards_contain_the_same_images_labels_and_indices(data: Path, packed: Path) -> None:
     folders = read_train_and_val(data / "imagenet", FOLDERS)
     sharded = read_train_and_val(packed / "imagenet", SHARDED)
     for before, after in zip(folders, sharded, strict=True):
@@ -78,7 +78,7 @@ def test_shards_hold_the_same_pictures_labels_and_indices(data: Path, packed: Pa
     assert len(list((packed / "imagenet" / "train").glob("*.tar"))) > 5
 
 
-def test_voc_keeps_its_labels_and_annotations(data: Path, packed: Path) -> None:
+def test_voc_shards_keep_labels_and_annotations(data: Path, packed: Path) -> None:
     for split in (VOC.train, VOC.val):
         before, labels = read_voc_labels(data / VOC.root, VOC, split)
         after, kept = read_voc_labels(packed / VOC.root, replace(VOC, layout="shards"), split)
@@ -89,14 +89,14 @@ def test_voc_keeps_its_labels_and_annotations(data: Path, packed: Path) -> None:
         assert sample["xml"] == (data / VOC.root / "Annotations" / f"{name}.xml").read_bytes()
 
 
-def test_any_webdataset_reader_reads_them(data: Path, packed: Path) -> None:
+def test_webdataset_reads_the_shards(data: Path, packed: Path) -> None:
     listed = list(samples((packed / "imagenet" / "train").glob("*.tar")))
     found = {int(sample["__key__"]): (int(sample["cls"]), sample["jpg"]) for sample in listed}
     assert len(listed) == len(found)
     assert [found[index] for index in range(len(found))] == content(read_image_folder(data / "imagenet" / "train"))
 
 
-def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothing(
+def test_packing_is_deterministic_and_a_second_run_writes_nothing(
     data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_shards, "SHARD_BYTES", 5_000)
@@ -111,7 +111,7 @@ def test_the_same_pictures_make_the_same_bytes_and_a_second_command_makes_nothin
                     for split, n in (("train", 40), ("val", 20))]  # fmt: skip
 
 
-def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_writer_resumes(data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed with SIGKILL in the middle of the seventh shard; the eight of before are not written again."""
     script = """if True:
         import os, signal, sys
@@ -143,7 +143,7 @@ def test_a_killed_writer_goes_on(data: Path, packed: Path, tmp_path: Path, monke
     assert all((folder / name).read_bytes() == (packed / "imagenet" / "train" / name).read_bytes() for name in names)
 
 
-def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_shard_is_a_user_error(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = min((copied / "imagenet" / "train").glob("*.tar"))
     size = tar.stat().st_size
     read_train_and_val(copied / "imagenet", SHARDED)[0].read_bytes(0)
@@ -160,16 +160,16 @@ def test_a_truncated_shard_is_one_sentence(copied: Path, capsys: pytest.CaptureF
         read_train_and_val(copied / "imagenet", SHARDED)
 
 
-def test_a_shard_that_is_cut_while_it_is_read_names_the_picture(copied: Path) -> None:
-    pictures = read_train_and_val(copied / "imagenet", SHARDED)[0]
-    assert pictures.shard_index
-    last = int(np.flatnonzero(pictures.shard_index.shard == 0)[-1])
-    os.truncate(pictures.shard_index.paths[0], 600)
+def test_shard_truncated_after_opening_names_the_image(copied: Path) -> None:
+    images = read_train_and_val(copied / "imagenet", SHARDED)[0]
+    assert images.shard_index
+    last = int(np.flatnonzero(images.shard_index.shard == 0)[-1])
+    os.truncate(images.shard_index.paths[0], 600)
     with pytest.raises(UnreadableImage, match=r"train/.*\.jpg \(shard .*/00000\.tar is truncated\)"):
-        pictures.read_bytes(last)
+        images.read_bytes(last)
 
 
-def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None:
+def test_verification_detects_changed_bytes(copied: Path) -> None:
     assert verify.verify_dataset(copied, SHARDED, None, "all", lambda _: None)
     tar = copied / "imagenet" / "val" / "00001.tar"
     changed = bytearray(tar.read_bytes())
@@ -180,7 +180,7 @@ def test_verification_finds_other_bytes_of_the_same_length(copied: Path) -> None
     assert next(line for line in lines if "broken" in line).endswith("(1): 00001.tar")
 
 
-def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
+def test_damaged_index_is_a_user_error(copied: Path) -> None:
     index = copied / "imagenet" / "train" / shards.INDEX_FILE
     whole = index.read_bytes()
     index.write_bytes(whole[:50])
@@ -191,7 +191,7 @@ def test_a_damaged_index_is_one_sentence(copied: Path) -> None:
         read_train_and_val(copied / "imagenet", SHARDED)
 
 
-def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_writer(
+def test_changing_or_unreadable_image_stops_packing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest, "_file_size", lambda _: 7)
@@ -208,7 +208,7 @@ def test_a_picture_that_changes_while_it_is_packed_or_cannot_be_read_stops_the_w
 
 
 @pytest.mark.parametrize(("batch_size", "num_ranks"), [(64, 2), (96, 3), (10, 2), (7, 7)])
-def test_ranks_cover_an_epoch_disjointly_in_the_order_of_one_process(batch_size: int, num_ranks: int) -> None:
+def test_ranks_split_the_epoch_of_one_process(batch_size: int, num_ranks: int) -> None:
     order = ShardOrder(places(1000, 30), batch_size)
     alone = list(StepSampler(1000, batch_size, 3, seed=5, order=order))
     ranks = [
@@ -234,8 +234,8 @@ def places(num_images: int, num_shards: int) -> shards.ShardIndex:
     return shards.ShardIndex([str(n) for n in range(num_shards)], shard, offset, np.ones_like(shard))
 
 
-def test_a_rank_reads_forward_through_few_shards_at_a_time() -> None:
-    """51,200 pictures in 512 shards, 4 ranks of 64 a step: two streams each, so a few shards in any window."""
+def test_rank_reads_few_shards_sequentially() -> None:
+    """51,200 images in 512 shards, 4 ranks of 64 a step: two streams each, so a few shards in any window."""
     of = places(51_200, 512)
     order = ShardOrder(of, 256)(51_200, 0, 0)
     mine = order.reshape(-1, 4, 64)[:, 1]
@@ -246,22 +246,22 @@ def test_a_rank_reads_forward_through_few_shards_at_a_time() -> None:
         assert len(here) <= 2 * (12 + 12)  # a window of 1,024 is some eleven shards of 100; one may end here
     assert len(opened) <= 2 * 66  # a quarter of all, and the ends of streams
     batch = of.shard[order[:256]]
-    assert len(set(batch.tolist())) > 40  # yet a whole step's pictures come from all over the set
+    assert len(set(batch.tolist())) > 40  # yet a whole step's images come from all over the set
 
 
-def test_evaluations_read_forward_and_know_each_picture(packed: Path) -> None:
-    pictures = read_train_and_val(packed / "imagenet", SHARDED)[0]
-    assert pictures.shard_index
-    order = pictures.reading_order()
+def test_reading_order_is_sequential(packed: Path) -> None:
+    images = read_train_and_val(packed / "imagenet", SHARDED)[0]
+    assert images.shard_index
+    order = images.reading_order()
     assert sorted(order.tolist()) == list(range(40))
-    met = [(pictures.shard_index.shard[index], pictures.shard_index.offset[index]) for index in order]
+    met = [(images.shard_index.shard[index], images.shard_index.offset[index]) for index in order]
     assert met == sorted(met)
-    few = pictures.subset([7, 3])
-    assert content(few) == [content(pictures)[7], content(pictures)[3]]
+    few = images.subset([7, 3])
+    assert content(few) == [content(images)[7], content(images)[3]]
     assert epoch_order_for(few, 1)(2, 0, 0).tolist() in ([0, 1], [1, 0])
 
 
-def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_shard_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["data-shard", "--data", str(data), "--data-config", "generated", "--shards", str(tmp_path)]
     assert main([*asked, "imagenet", "voc07"]) == 0
     assert f"imagenet/train: 40 images, 0 MB, into 1 shards in {tmp_path}/imagenet/train" in capsys.readouterr().out

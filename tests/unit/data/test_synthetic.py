@@ -20,7 +20,7 @@ VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "tes
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few pictures of each class instead of hundreds."""
+    """A few images of each class instead of hundreds."""
     sets = tuple(replace(item, num_train=2, num_val=1) for item in synthetic.CLASS_SETS)
     monkeypatch.setattr(synthetic, "CLASS_SETS", sets)
     monkeypatch.setattr(synthetic, "VOC_SPLITS", {"trainval": 12, "test": 6})
@@ -33,7 +33,7 @@ def root(small: None, tmp_path: Path) -> Path:
     return tmp_path / "a"
 
 
-def test_the_same_seed_makes_the_same_files_and_another_seed_others(root: Path, tmp_path: Path) -> None:
+def test_files_depend_on_the_seed_only(root: Path, tmp_path: Path) -> None:
     hashes = json.loads((root / "manifest.json").read_text())["sha256"]
     synthetic.generate(tmp_path / "b")
     synthetic.generate(tmp_path / "c", seed=1)
@@ -41,7 +41,7 @@ def test_the_same_seed_makes_the_same_files_and_another_seed_others(root: Path, 
     assert not set(hashes.values()) & set(json.loads((tmp_path / "c" / "manifest.json").read_text())["sha256"].values())
 
 
-def test_a_finished_set_is_left_alone(root: Path) -> None:
+def test_complete_datasets_are_not_generated_again(root: Path) -> None:
     made = (root / "manifest.json").stat().st_mtime_ns
     synthetic.generate(root)
     assert (root / "manifest.json").stat().st_mtime_ns == made
@@ -55,16 +55,16 @@ def test_class_folders(root: Path) -> None:
         assert read_image(train.paths[0]).size == (item.size_px, item.size_px)
 
 
-def test_voc_pictures_have_their_annotations(root: Path) -> None:
+def test_voc_images_have_annotations(root: Path) -> None:
     voc = root / "VOCdevkit" / "VOC2007"
-    pictures, labels = read_voc(voc, VOC, "trainval")
-    assert len(pictures) == 12
+    images, labels = read_voc(voc, VOC, "trainval")
+    assert len(images) == 12
     assert {len(row) for row in labels} == {20}
-    for path in pictures.paths:
+    for path in images.paths:
         assert read_voc_objects(voc / "Annotations" / f"{Path(path).stem}.xml")
 
 
-def test_coco_is_whole_and_has_objects_of_every_size(root: Path) -> None:
+def test_coco_is_valid_and_has_objects_of_every_size(root: Path) -> None:
     bad: list[str] = []
     train, val = (read_coco(root / "coco", split, "generated", bad.extend) for split in ("train2017", "val2017"))
     assert not bad
@@ -72,11 +72,11 @@ def test_coco_is_whole_and_has_objects_of_every_size(root: Path) -> None:
     assert train.category_names == val.category_names == {1: "stripe", 3: "net"}
     areas = [annotation["area"] for annotation in train.ground_truth["annotations"]]
     assert {(area > 32**2) + (area > 96**2) for area in areas} == {0, 1, 2}
-    for picture in train.images:
-        assert picture.read().size == (picture.width, picture.height)
+    for image in train.images:
+        assert image.read().size == (image.width, image.height)
 
 
-def test_a_set_from_before_coco_had_pictures_of_its_own_is_made_anew(root: Path) -> None:
+def test_datasets_of_an_older_version_are_generated_again(root: Path) -> None:
     manifest = root / "manifest.json"
     before = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: value for key, value in before.items() if key != "coco"}))
@@ -90,13 +90,13 @@ def test_a_set_from_before_coco_had_pictures_of_its_own_is_made_anew(root: Path)
     ("text", "message"),
     [("<annotation><object>", "not valid XML"), ("<a><object><name>dragon</name></object></a>", "'dragon'")],
 )
-def test_a_broken_annotation_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_voc_annotation_is_a_user_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "000001.xml").write_text(text)
     with pytest.raises(UserError, match=f"000001.xml .*{message}"):
         read_voc_objects(tmp_path / "000001.xml")
 
 
-def test_a_class_that_is_only_difficult_is_neither_present_nor_absent(tmp_path: Path) -> None:
+def test_only_difficult_objects_are_labeled_zero(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("1\n")

@@ -75,7 +75,7 @@ def imagenet() -> dict[str, bytes]:
     }
 
 
-def test_imagenet_takes_the_kits_classes_for_validation(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+def test_imagenet_validation_classes_come_from_the_devkit(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
     assert run(tmp_path, IMAGENET, imagenet) == {
         "imagenet/train/n01440764/n01440764_18.JPEG": b"tench",
         "imagenet/train/n01440764/n01440764_36.JPEG": b"another",
@@ -86,7 +86,7 @@ def test_imagenet_takes_the_kits_classes_for_validation(tmp_path: Path, imagenet
     }
 
 
-def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+def test_unpacking_resumes_after_a_truncated_archive(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
     cut = imagenet | {"ILSVRC2012_img_train.tar": imagenet["ILSVRC2012_img_train.tar"][:2000]}
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is truncated or damaged \(.*: get it again"):
         run(tmp_path, IMAGENET, cut)
@@ -99,12 +99,12 @@ def test_it_goes_on_after_a_cut_archive(tmp_path: Path, imagenet: dict[str, byte
     assert run(tmp_path, IMAGENET, imagenet) == whole
 
 
-def test_an_archive_that_nobody_may_download_is_asked_for(tmp_path: Path) -> None:
+def test_missing_archive_without_url_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is missing: get it from image-net\.org, after"):
         run(tmp_path, IMAGENET, {})
 
 
-def test_archives_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_may_be_in_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = packed({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"x"})
     name = "VOCtrainval_06-Nov-2007.tar"
     official = replace(DATASET_SPECS["VOC2007"], archives=(Archive(name, md5=hashlib.md5(archive).hexdigest()),))
@@ -118,7 +118,7 @@ def test_archives_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypat
     assert (tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "1.jpg").read_bytes() == b"x"
 
 
-def test_an_archive_with_another_sum_is_refused(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
+def test_archive_with_wrong_md5_is_refused(tmp_path: Path, imagenet: dict[str, bytes]) -> None:
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"x")
     with pytest.raises(
         UserError, match=r"ILSVRC2012_img_train\.tar has the md5 .*, not 1d675b47d978889d74fa0da5fadfb00e"
@@ -126,16 +126,16 @@ def test_an_archive_with_another_sum_is_refused(tmp_path: Path, imagenet: dict[s
         unpack_dataset(tmp_path, tmp_path / "data", IMAGENET, lambda _: None)
 
 
-def test_places_takes_classes_from_the_lists(tmp_path: Path) -> None:
+def test_places_classes_come_from_the_lists(tmp_path: Path) -> None:
     lists = {
         "trainvalsplit_places205/train_places205.csv": b"a/abbey/gsun_1.jpg 0\no/office/indoor/gsun_2.jpg 131\n",
         "trainvalsplit_places205/val_places205.csv": b"a/abbey/gsun_3.jpg 0\n",
     }
     below = "data/vision/torralba/deeplearning/images256"
     names = ("a/abbey/gsun_1.jpg", "o/office/indoor/gsun_2.jpg", "a/abbey/gsun_3.jpg", "a/abbey/unlisted.jpg")
-    pictures = {f"{below}/{name}": name.encode() for name in names}
+    images = {f"{below}/{name}": name.encode() for name in names}
     archives = {
-        "imagesPlaces205_resize.tar.gz": packed(pictures, "w:gz"),
+        "imagesPlaces205_resize.tar.gz": packed(images, "w:gz"),
         "trainvalsplit_places205.tar.gz": packed(lists, "w:gz"),
     }
     assert run(tmp_path, PLACES, archives) == {
@@ -145,7 +145,7 @@ def test_places_takes_classes_from_the_lists(tmp_path: Path) -> None:
     }
 
 
-def test_inaturalist_takes_classes_from_its_json(tmp_path: Path) -> None:
+def test_inaturalist_classes_come_from_the_json(tmp_path: Path) -> None:
     def annotations(split: str, image_id: int, name: str, category: int) -> bytes:
         content = {
             "images": [{"id": image_id, "file_name": name}],
@@ -162,7 +162,7 @@ def test_inaturalist_takes_classes_from_its_json(tmp_path: Path) -> None:
     assert run(tmp_path, INAT, archives) == {"inat18/train/2820/a.jpg": b"a", "inat18/val/0012/b.jpg": b"b"}
 
 
-def test_voc_is_unpacked_as_it_is(tmp_path: Path) -> None:
+def test_voc_is_unpacked_unchanged(tmp_path: Path) -> None:
     archives = {
         "VOCtrainval_06-Nov-2007.tar": packed({"VOCdevkit/VOC2007/JPEGImages/000005.jpg": b"5"}),
         "VOCtest_06-Nov-2007.tar": packed({"VOCdevkit/VOC2007/JPEGImages/000001.jpg": b"1"}),
@@ -174,7 +174,7 @@ def test_voc_is_unpacked_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "VOCdevkit/../../outside.jpg"])
-def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
+def test_path_traversal_is_refused(tmp_path: Path, name: str) -> None:
     voc = {"VOCtrainval_06-Nov-2007.tar": packed({name: b"x"}), "VOCtest_06-Nov-2007.tar": packed({})}
     with pytest.raises(UserError, match="names a file outside its folder"):
         run(tmp_path, VOC, voc)
@@ -189,7 +189,7 @@ def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.rglob("outside*"))
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_symbolic_link_is_refused(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         link = tarfile.TarInfo("VOCdevkit/VOC2007")
@@ -199,7 +199,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         run(tmp_path, VOC, {"VOCtrainval_06-Nov-2007.tar": out.getvalue(), "VOCtest_06-Nov-2007.tar": packed({})})
 
 
-def test_coco_is_unpacked_as_it_is(tmp_path: Path) -> None:
+def test_coco_is_unpacked_unchanged(tmp_path: Path) -> None:
     def zipped(name: str) -> bytes:
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as archive:
@@ -214,14 +214,14 @@ def test_coco_is_unpacked_as_it_is(tmp_path: Path) -> None:
 
 
 def cifar10(labels: list[int]) -> tuple[np.ndarray, bytes]:
-    """Pictures `(N, 32, 32, 3)` and the file of their records."""
-    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
-    planes = pictures.transpose(0, 3, 1, 2).reshape(len(labels), -1)
-    return pictures, np.column_stack([np.array(labels, np.uint8), planes]).tobytes()
+    """Images `(N, 32, 32, 3)` and the file of their records."""
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+    planes = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+    return images, np.column_stack([np.array(labels, np.uint8), planes]).tobytes()
 
 
-def test_cifar10_is_written_as_pictures_without_loss(tmp_path: Path) -> None:
-    pictures, records = cifar10([3, 9, 3])
+def test_cifar10_is_written_losslessly(tmp_path: Path) -> None:
+    images, records = cifar10([3, 9, 3])
     folder = "cifar-10-batches-bin"
     files = {
         f"{folder}/data_batch_5.bin": records,
@@ -237,13 +237,13 @@ def test_cifar10_is_written_as_pictures_without_loss(tmp_path: Path) -> None:
         "cifar10/train/truck/data_batch_5_00001.png",
     ]
     for number, name in enumerate(("cat/data_batch_5_00000", "truck/data_batch_5_00001", "cat/data_batch_5_00002")):
-        with Image.open(io.BytesIO(found[f"cifar10/train/{name}.png"])) as picture:
-            assert np.array_equal(np.array(picture), pictures[number])
+        with Image.open(io.BytesIO(found[f"cifar10/train/{name}.png"])) as image:
+            assert np.array_equal(np.array(image), images[number])
     assert run(tmp_path, CIFAR10, archives) == found
 
 
 @pytest.mark.parametrize("damage", [lambda records: records[:-1], lambda records: b"\x0a" + records[1:]])
-def test_other_records_than_cifar10s_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_invalid_cifar10_records_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     _, records = cifar10([0, 1])
     archives = {"cifar-10-binary.tar.gz": packed({"b/data_batch_1.bin": damage(records)}, "w:gz")}
     with pytest.raises(UserError, match=r"data_batch_1\.bin does not contain CIFAR-10 records"):

@@ -50,7 +50,7 @@ def said(data: Path, dataset: Dataset = IMAGENET, official: DatasetSpec | None =
 
 
 @pytest.mark.parametrize(("dataset", "official"), [(IMAGENET, TINY), (VOC, TINY_VOC), (COCO, TINY_COCO)])
-def test_a_whole_set_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, official: DatasetSpec) -> None:
+def test_complete_dataset_is_fine_and_gets_a_manifest(data: Path, dataset: Dataset, official: DatasetSpec) -> None:
     assert said(data, dataset, official) == []
     manifest = json.loads((data / ".manifests" / f"{dataset.name}.json").read_text())
     names = gzip.decompress((data / ".manifests" / f"{dataset.name}.tsv.gz").read_bytes()).decode().splitlines()
@@ -68,7 +68,7 @@ def first(data: Path, split: str = "val") -> Path:
     return min((data / "imagenet" / split).rglob("*.jpg"))
 
 
-def test_a_missing_picture_is_counted_and_its_class_named(data: Path) -> None:
+def test_missing_image_is_counted_and_its_class_named(data: Path) -> None:
     gone = first(data)
     gone.unlink()
     assert said(data) == [
@@ -77,7 +77,7 @@ def test_a_missing_picture_is_counted_and_its_class_named(data: Path) -> None:
     ]
 
 
-def test_with_a_manifest_files_are_named(data: Path) -> None:
+def test_differences_from_the_manifest_are_named(data: Path) -> None:
     assert said(data) == []
     gone, grown = first(data), first(data, "train")
     gone.unlink()
@@ -104,7 +104,7 @@ def test_unexpected_classes_and_files_are_named(data: Path) -> None:
     ]
 
 
-def test_broken_pictures_are_named(data: Path) -> None:
+def test_broken_images_are_named(data: Path) -> None:
     cut, empty = first(data), first(data, "train")
     cut.write_bytes(cut.read_bytes()[:300])
     empty.write_bytes(b"")
@@ -114,7 +114,7 @@ def test_broken_pictures_are_named(data: Path) -> None:
     assert len(wrong) == 2
 
 
-def test_a_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def look(path: Path) -> str:
@@ -129,7 +129,7 @@ def test_a_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest.Monke
     assert len(set(seen)) == 5
 
 
-def test_voc_names_what_its_lists_miss(data: Path) -> None:
+def test_voc_files_are_compared_with_the_lists(data: Path) -> None:
     root = data / "VOCdevkit" / "VOC2007"
     first_id, second_id = (root / "ImageSets" / "Main" / "test.txt").read_text().split()[:2]
     (root / "JPEGImages" / f"{first_id}.jpg").unlink()
@@ -144,7 +144,7 @@ def test_voc_names_what_its_lists_miss(data: Path) -> None:
     assert len(wrong) == 3
 
 
-def test_coco_is_held_against_its_json(data: Path) -> None:
+def test_coco_files_are_compared_with_the_json(data: Path) -> None:
     gone = min((data / "coco" / "val2017").iterdir())
     gone.rename(gone.with_name("new.jpg"))
     (data / "coco" / "annotations" / "instances_train2017.json").write_text("{")
@@ -158,7 +158,7 @@ def test_coco_is_held_against_its_json(data: Path) -> None:
     ]
 
 
-def test_data_that_cannot_be_written_to_is_verified_all_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_data_can_be_verified(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*args: object, **kwargs: object) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -168,7 +168,7 @@ def test_data_that_cannot_be_written_to_is_verified_all_the_same(data: Path, mon
     assert any("no manifest was written: could not write" in line for line in lines)
 
 
-def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_verify_command_reports_and_sets_the_exit_status(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data-verify", "--data", str(data), "--data-config", "generated"]) == 0
     assert "inat18 is fine" in capsys.readouterr().out
     assert main(["data-verify", "imagenet", "coco17", "voc12", "--data", str(data)]) == 2
@@ -180,7 +180,7 @@ def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("source", "classes", "pictures"),
+    ("source", "classes", "images"),
     [
         ("ILSVRC2012", 1000, [1_281_167, 50_000]),
         ("Places205", 205, [2_448_873, 20_500]),
@@ -190,9 +190,9 @@ def test_the_command_says_all_of_it_and_its_status(data: Path, capsys: pytest.Ca
         ("COCO2017", 80, [118_287, 5000]),
     ],
 )
-def test_official_numbers(source: str, classes: int, pictures: list[int]) -> None:
+def test_dataset_specs_have_the_official_numbers(source: str, classes: int, images: list[int]) -> None:
     official = DATASET_SPECS[source]
     assert official.num_classes == classes
-    assert [split.num_images for split in official.splits.values()] == pictures
+    assert [split.num_images for split in official.splits.values()] == images
     for split in official.splits.values():
         assert split.per_class is None or split.per_class * classes == split.num_images

@@ -14,7 +14,7 @@ OBJECT = (
 
 
 def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[VocImage], list[str]]:
-    """What is read of a picture of 40 x 30 pixels, objects being (difficult, xmin, ymin, xmax, ymax)."""
+    """What is read of a image of 40 x 30 pixels, objects being (difficult, xmin, ymin, xmax, ymax)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "000001.jpg")
@@ -25,10 +25,10 @@ def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[VocImage], list[st
     return read_voc_boxes(root, "trainval")
 
 
-def test_corners_count_from_zero_and_exclude_the_end(tmp_path: Path) -> None:
-    ((picture,), broken) = read(tmp_path, (0, 1, 1, 40, 30), (1, 5, 6, 7, 8), (0, 0, 0, 41, 31))
+def test_voc_corners_count_from_zero_and_exclude_the_end(tmp_path: Path) -> None:
+    ((image,), broken) = read(tmp_path, (0, 1, 1, 40, 30), (1, 5, 6, 7, 8), (0, 0, 0, 41, 31))
     assert broken == []
-    assert picture.boxes == [
+    assert image.boxes == [
         VocBox(11, (0, 0, 40, 30), difficult=False),
         VocBox(11, (4, 5, 7, 8), difficult=True),
         VocBox(11, (0, 0, 40, 30), difficult=False),  # counted from zero, and a pixel too wide: cut off
@@ -39,7 +39,7 @@ def test_corners_count_from_zero_and_exclude_the_end(tmp_path: Path) -> None:
     ("corners", "wrong"),
     [((1, 1, 42, 30), "lies outside its image"), ((9, 1, 8, 30), "has no area"), ((-1, 1, 9, 9), "lies outside")],
 )
-def test_a_box_that_cannot_be_is_left_out_and_told(tmp_path: Path, corners: tuple[int, ...], wrong: str) -> None:
-    ((picture,), (sentence,)) = read(tmp_path, (0, *corners), (0, 1, 1, 9, 9))
-    assert len(picture.boxes) == 1
+def test_invalid_voc_box_is_reported_and_left_out(tmp_path: Path, corners: tuple[int, ...], wrong: str) -> None:
+    ((image,), (sentence,)) = read(tmp_path, (0, *corners), (0, 1, 1, 9, 9))
+    assert len(image.boxes) == 1
     assert f"object 1 of annotation {tmp_path / 'Annotations' / '000001.xml'} (dog) {wrong}" in sentence
