@@ -34,13 +34,13 @@ def plan_tables(options: argparse.Namespace) -> int:
 def render_manifests(options: argparse.Namespace) -> int:
     """Write the Kubernetes manifests of the runs. Raises UserError for another cluster."""
     from reproduce.files import read_json
-    from reproduce.harness.execute import kubernetes
+    from reproduce.harness.execute import kubernetes_manifests
 
     plan = _plan(options)
     if plan.cluster["executor"] != "kubernetes":
         raise UserError("render writes Kubernetes manifests: add --cluster kubernetes (make: CLUSTER=kubernetes)")
     folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
-    written = kubernetes.render(read_json(plan_file.write(plan)), folder)
+    written = kubernetes_manifests.render(read_json(plan_file.write(plan)), folder)
     print("\n".join(map(str, written)))
     return 0
 
@@ -92,7 +92,7 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
 def run_single(options: argparse.Namespace) -> int:
     """Do one pretraining or evaluation, with the run_id that a table would give it; return its exit status."""
     from reproduce.harness import data_check as pictures
-    from reproduce.harness.execute.job import execute
+    from reproduce.harness.execute.process_group import run_process
     from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
     _check_choice(options.group, options.choice)
@@ -111,7 +111,7 @@ def run_single(options: argparse.Namespace) -> int:
         return INCOMPLETE if _execute(plan, options.cores) else AGREES
     pictures.generate(plan)
     pictures.refuse_missing(plan)
-    status = execute(run.command(), Path(run.folder), echo=True)
+    status = run_process(run.command(), Path(run.folder), echo=True)
     if status == 0:
         print(f"{run.metrics_text()}\nresult: {run.result}")
     return status
@@ -201,7 +201,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     progress = Progress(
         plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
     )
-    in_all = progress.seconds_to_go(0.0)
+    in_all = progress.seconds_left(0.0)
     time = (
         f", about {format_duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
     )
@@ -213,17 +213,17 @@ def _print_plan(plan: Plan, cores: int) -> None:
 def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
     from reproduce.harness import data_check as pictures
-    from reproduce.harness.execute.progress import Screen
-    from reproduce.harness.execute.supervise import carry_out
+    from reproduce.harness.execute.status_printer import StatusPrinter
+    from reproduce.harness.execute.workflow import execute_plan
     from reproduce.harness.spec import baseline
 
     seconds = baseline.load(plan.request.scale).wall_seconds
     possible, why = pictures.possible(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
         pictures.refuse_missing(plan)
-        return bool(carry_out(plan, cores, seconds, Screen()).missing)
+        return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
     print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
-    carry_out(possible, cores, seconds, Screen())
+    execute_plan(possible, cores, seconds, StatusPrinter())
     return True
 
 

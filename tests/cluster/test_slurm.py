@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from reproduce.harness.execute import slurm as ours
-from reproduce.harness.execute.job import STATE
+from reproduce.harness.execute.job import SNAKEMAKE_DIR
 from reproduce.harness.spec import tables
 from reproduce.system import REPO_ROOT
 from tests.runs import TINY, curve, run, tiny_pictures
@@ -88,7 +88,7 @@ def log() -> str:
 
 
 def jobs() -> list[str]:
-    return [job.number for job in ours.jobs(STATE.resolve())]
+    return [job.number for job in ours.jobs(SNAKEMAKE_DIR.resolve())]
 
 
 def trains(number: int = 1) -> Callable[[], bool]:

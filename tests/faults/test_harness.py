@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from reproduce.files import file_lock
-from reproduce.harness.execute import job
+from reproduce.harness.execute import process_group
+from reproduce.harness.execute.events import EVENTS
+from reproduce.harness.execute.supervision import is_locked
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import CACHE, Plan, Request
 from reproduce.harness.verdict import check
@@ -113,7 +115,7 @@ def plan() -> Plan:
 
 def running() -> list[str]:
     """Runs that a process still works on."""
-    return [run.label for run in plan().runs.values() if job.is_held(Path(run.folder) / "fake.lock")]
+    return [run.label for run in plan().runs.values() if is_locked(Path(run.folder) / "fake.lock")]
 
 
 @pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=2"])
@@ -170,7 +172,7 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     }
     assert set(times) == set(whole.runs)
     assert out.count("failed  voc07_svm of ") == 2 and "the pictures are gone" in out
-    assert "failed  linear_inat18 of random, seed 0: the process ended well but left no result.json" in out
+    assert "failed  linear_inat18 of random, seed 0: the process exited with 0 but wrote no result.json" in out
     assert "11 runs done, 3 failed" in out
     assert out.splitlines()[-1] == "report: reports/smoke/index.html"
     verdicts = {(judged.verdict, row.method, key) for t in check.check(whole) for row, key, judged in t.judged()}
@@ -247,7 +249,7 @@ def test_a_preempted_run_is_started_again_and_has_not_failed() -> None:
     assert status == 0, out
     names = [run.run_id for run in plan().runs.values() if run.label.startswith("knn of")]
     assert names and [Counter(starts())[name] for name in names] == [2] * len(names)
-    assert out.count("it was preempted, and goes on from where it saved") == len(names)
+    assert out.count("it was preempted, and resumes from its checkpoint") == len(names)
     assert "failed" not in out.replace("0 failed", "")
     for name in names:
         log = (Path(plan().runs[name].folder) / "log.txt").read_text()
@@ -314,25 +316,25 @@ def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
 
 def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
     run = next(run for run in plan().runs.values() if run.name == "random")
-    events = Path("reports/smoke") / job.EVENTS
+    events = Path("reports/smoke") / EVENTS
     with file_lock(Path(run.folder) / ".lock", "the run"):
         process = popen("", "run", "table7", "--cores", "4")
         wait_for(lambda: events.exists() and '"wait"' in events.read_text())
         subprocess.run([sys.executable, str(FAKE), run.folder, "0", "ok"], check=True)
     out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, out
-    assert f"waiting for another process that is doing {run.label}" in out
+    assert f"waiting for another process that runs {run.label}" in out
     assert Counter(starts())[run.run_id] == 1
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.2)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == b"here\n"
-    job.stop(process)
+    process_group.stop_process_group(process)
     assert process.returncode == -signal.SIGKILL
     process.stdout.close()
 
@@ -340,7 +342,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
 def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
     suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    assert job.execute(suicide, tmp_path / "run") == 128 + 9
+    assert process_group.run_process(suicide, tmp_path / "run") == 128 + 9
     for number, handler in before.items():
         signal.signal(number, handler)
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
@@ -349,10 +351,10 @@ def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
 
 def test_a_wrong_request_is_final(tmp_path: Path) -> None:
     failure = tmp_path / "failure.json"
-    assert not job.is_final(failure)
+    assert not process_group.is_final_failure(failure)
     for said, final in (({"exit_status": 2}, True), ({"exit_status": 3}, True), ({"exit_status": 1}, False)):
         failure.write_text(json.dumps(said))
-        assert job.is_final(failure) is final
+        assert process_group.is_final_failure(failure) is final
 
 
 def test_results_copied_out_of_order_are_done_and_those_of_another_checkpoint_are_not() -> None:

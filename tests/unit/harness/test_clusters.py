@@ -14,7 +14,7 @@ import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness.execute import kubernetes, slurm
+from reproduce.harness.execute import kubernetes, kubernetes_manifests, slurm
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.config_cache import WHOLE_MACHINE, ConfigCache
 from reproduce.harness.plan.model import Plan, Request, Run
@@ -111,7 +111,7 @@ def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch:
         ("slrum", (), "did you mean 'slurm'"),
         ("slurm", ("slurm.partion=gpu",), "did you mean 'cluster.slurm.partition'"),
         ("slurm", ("num_processes=9", "processes_per_node=8"), "can't be spread evenly"),
-        ("local", ("num_processes=2", "processes_per_node=1"), "take CLUSTER=slurm or kubernetes"),
+        ("local", ("num_processes=2", "processes_per_node=1"), "try CLUSTER=slurm or kubernetes"),
     ],
 )
 def test_a_wrong_cluster_is_a_sentence(checkout: Path, cluster: str, options: tuple[str, ...], says: str) -> None:
@@ -155,7 +155,9 @@ def golden() -> str:
         Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES)
     )
     runs = [as_read(plan, name) for name in ("swav_800ep", "knn")]
-    return kubernetes.as_text([one for run in runs for one in kubernetes.manifests(run, plan.cluster, plan.data_root)])
+    return kubernetes_manifests.as_text(
+        [one for run in runs for one in kubernetes_manifests.manifests(run, plan.cluster, plan.data_root)]
+    )
 
 
 def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +214,7 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
     cluster = ConfigCache(Request((), "smoke", cluster="kubernetes", cluster_options=options)).cluster
     runs = [{**run, "command": ["python", "-c", *program]}]
-    Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data": str(folder)}))
+    Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data_root": str(folder)}))
     return str(run["run_id"])
 
 

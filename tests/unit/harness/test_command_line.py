@@ -11,7 +11,7 @@ import pytest
 from reproduce import __main__ as command_line
 from reproduce.__main__ import main
 from reproduce.errors import UserError, run_cli
-from reproduce.harness.execute import supervise
+from reproduce.harness.execute import workflow
 from reproduce.harness.plan.model import Plan
 
 
@@ -123,7 +123,7 @@ def test_what_needs_no_missing_dataset_can_be_made(
     class_folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     carried_out: list[Plan] = []
-    monkeypatch.setattr(supervise, "carry_out", lambda plan, *_: carried_out.append(plan))
+    monkeypatch.setattr(workflow, "execute_plan", lambda plan, *_: carried_out.append(plan))
     assert main(["run", *class_folders, "--skip-missing-data"]) == 3
     (plan,) = carried_out
     assert {run.name for run in plan.runs.values()} == {"swav_800ep", "random", "linear_places205", "linear_inat18"}
@@ -133,6 +133,6 @@ def test_what_needs_no_missing_dataset_can_be_made(
 def test_nothing_is_trained_that_no_cell_can_use(class_folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree("data/places205")
     shutil.rmtree("data/inat18")
-    monkeypatch.setattr(supervise, "carry_out", lambda *_: pytest.fail("imagenet alone makes no cell of Table 3"))
+    monkeypatch.setattr(workflow, "execute_plan", lambda *_: pytest.fail("imagenet alone makes no cell of Table 3"))
     with pytest.raises(UserError, match=r"^DATA misses .*coco is not there \([^;]*\)$"):
         main(["run", *class_folders, "--skip-missing-data"])

@@ -25,13 +25,13 @@ def tries(number: int) -> Callable[[], bool]:
 
 
 def test_a_run_waits_until_enough_are_free_and_holds_none_meanwhile() -> None:
-    with gpus.held(["0", "1", "2"], 2, tries(3)) as first:
+    with gpus.acquire(["0", "1", "2"], 2, tries(3)) as first:
         assert first == ["0", "1"]
-        with gpus.held(["0", "1", "2"], 2, tries(1)) as second:
+        with gpus.acquire(["0", "1", "2"], 2, tries(1)) as second:
             assert second is None
-        with gpus.held(["0", "1", "2"], 1, tries(3)) as third:
+        with gpus.acquire(["0", "1", "2"], 1, tries(3)) as third:
             assert third == ["2"]
-    with gpus.held(["0", "1", "2"], 8, tries(3)) as all_of_them:
+    with gpus.acquire(["0", "1", "2"], 8, tries(3)) as all_of_them:
         assert all_of_them == ["0", "1", "2"]
 
 
@@ -39,7 +39,7 @@ def test_a_folder_that_another_put_in_the_way_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "theirs").mkdir()
     folder = tmp_path / f"reproduce-gpus-{os.getuid()}"
     folder.symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match=r"is another's"), gpus.held(["0"], 1, tries(1)):
+    with pytest.raises(UserError, match=r"is another's"), gpus.acquire(["0"], 1, tries(1)):
         pass
     assert not list((tmp_path / "theirs").iterdir())
     folder.unlink()
@@ -47,12 +47,12 @@ def test_a_folder_that_another_put_in_the_way_is_refused(tmp_path: Path, monkeyp
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     folder.rename(tmp_path / f"reproduce-gpus-{os.getuid()}")
-    with pytest.raises(UserError, match=r"is another's"), gpus.held(["0"], 1, tries(1)):
+    with pytest.raises(UserError, match=r"is another's"), gpus.acquire(["0"], 1, tries(1)):
         pass
 
 
 def test_without_gpus_nothing_is_held() -> None:
-    with gpus.held([], 4, tries(3)) as mine:
+    with gpus.acquire([], 4, tries(3)) as mine:
         assert mine == []
 
 
@@ -62,9 +62,9 @@ def test_without_gpus_nothing_is_held() -> None:
 )
 def test_what_is_visible(monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: [Gpu("A", 80.0, "550")] * 2)
-    monkeypatch.delenv(gpus.ALLOWED, raising=False)
+    monkeypatch.delenv(gpus.VISIBLE_GPUS, raising=False)
     if allowed is not None:
-        monkeypatch.setenv(gpus.ALLOWED, allowed)
-    assert gpus.visible() == names
+        monkeypatch.setenv(gpus.VISIBLE_GPUS, allowed)
+    assert gpus.visible_gpus() == names
     monkeypatch.setattr(machine, "gpus", lambda: "nvidia-smi is not there")
-    assert gpus.visible() == []
+    assert gpus.visible_gpus() == []

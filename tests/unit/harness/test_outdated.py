@@ -138,15 +138,15 @@ def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: F
 def test_one_run_by_itself_is_done_again(
     table7: Plan, finish: Finish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from reproduce.harness.execute import job
+    from reproduce.harness.execute import process_group
 
     run, started = swav(table7), []
 
-    def execute(command: list[str], *_: object, **__: object) -> int:
+    def run_process(command: list[str], *_: object, **__: object) -> int:
         started.append(command)
         return 1
 
-    monkeypatch.setattr(job, "execute", execute)
+    monkeypatch.setattr(process_group, "run_process", run_process)
     monkeypatch.setattr("reproduce.harness.data_check.generate", lambda _: None)
     ask = ["evaluate", "knn", "--checkpoint", run.run_id]
     assert main(ask) == 0 and not started

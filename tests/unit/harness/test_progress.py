@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from reproduce.harness.execute.progress import Progress, Screen, schedule
+from reproduce.harness.execute.progress import Progress, schedule
+from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import run_states
@@ -45,17 +46,17 @@ def test_schedule_packs_cores_and_waits_for_parents() -> None:
 def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, finish: Callable[..., None]) -> None:
     expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
     progress = Progress(smoke, 1, expected, run_states(smoke))
-    at_first = progress.seconds_to_go(0.0)
+    at_first = progress.seconds_left(0.0)
     assert at_first is not None
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
-    assert progress.take(event(swav.run_id, "start", 0.0)) == "start   swav_800ep, seed 0"
-    assert progress.seconds_to_go(50.0) == pytest.approx(at_first - 50)
+    assert progress.update(event(swav.run_id, "start", 0.0)) == "start   swav_800ep, seed 0"
+    assert progress.seconds_left(50.0) == pytest.approx(at_first - 50)
     finish(swav)
     assert (
-        progress.take(event(swav.run_id, "end", 200.0, exit_status=0))
+        progress.update(event(swav.run_id, "end", 200.0, exit_status=0))
         == "done    swav_800ep, seed 0: no metrics (3 min 20 s)"
     )
-    assert progress.seconds_to_go(200.0) == pytest.approx(2 * (at_first - 100))  # this machine takes twice as long
+    assert progress.seconds_left(200.0) == pytest.approx(2 * (at_first - 100))  # this machine takes twice as long
     assert progress.status(200.0).startswith("1/14 done | about ")
 
 
@@ -63,26 +64,26 @@ def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     alone = replace(smoke, runs={swav.run_id: swav})
     progress = Progress(alone, 2, {}, run_states(alone))
-    assert progress.seconds_to_go(0.0) is None
+    assert progress.seconds_left(0.0) is None
     metrics = swav.result.with_name("metrics.jsonl")
     metrics.parent.mkdir(parents=True)
     metrics.write_text(json.dumps({"step": 100, "num_steps": 400}) + "\n")
-    progress.take(event(swav.run_id, "start", 0.0))  # it goes on from step 100
+    progress.update(event(swav.run_id, "start", 0.0))  # it goes on from step 100
     with open(metrics, "a") as file:
         file.write(json.dumps({"step": 200, "num_steps": 400}) + '\n{"step": 3')
-    assert progress.seconds_to_go(60.0) == pytest.approx(120)
+    assert progress.seconds_left(60.0) == pytest.approx(120)
     assert progress.status(60.0) == "0/1 done | swav_800ep, seed 0 (step 200/400) | about 2 min 00 s to go"
 
 
 def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
     progress = Progress(smoke, 2, {}, run_states(smoke))
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
-    progress.take(event(swav.run_id, "start", 0.0))
+    progress.update(event(swav.run_id, "start", 0.0))
     swav.failure.parent.mkdir(parents=True)
     swav.failure.write_text(json.dumps({"status": "collapsed", "exit_status": 1, "message": "loss stuck at ln K"}))
-    said = progress.take(event(swav.run_id, "end", 9.0, exit_status=1))
+    said = progress.update(event(swav.run_id, "end", 9.0, exit_status=1))
     assert said == f"collapsed swav_800ep, seed 0: loss stuck at ln K\n        log: {swav.log}"
-    assert len(progress.left()) == 7  # what builds on it cannot be done
+    assert len(progress.remaining_runs()) == 7  # what builds on it cannot be done
     assert "1 failed" in progress.status(9.0)
 
 
@@ -102,7 +103,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_has_one_changing_line() -> None:
-    screen = Screen(Terminal())
+    screen = StatusPrinter(Terminal())
     screen.status("1/3 done")
     screen.status("2/3 done")
     screen.line("done knn")
@@ -111,7 +112,7 @@ def test_a_terminal_has_one_changing_line() -> None:
 
 
 def test_a_pipe_has_plain_lines_only() -> None:
-    screen = Screen(io.StringIO())
+    screen = StatusPrinter(io.StringIO())
     screen.status("1/3 done")
     screen.line("done knn")
     screen._at -= 60

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness.execute import job
+from reproduce.harness.execute import process_group
 
 TALKS = "print('line\\n' * 3000 + 'error: the pictures are gone'); raise SystemExit(2)"
 
@@ -38,6 +38,6 @@ def test_the_last_lines_of_a_run_that_is_shown_reach_its_log(tmp_path: Path, mon
     monkeypatch.setattr(subprocess.Popen, "wait", tell)
     monkeypatch.setattr(sys, "stdout", HeldBack(ended))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    assert job.execute([sys.executable, "-c", TALKS], tmp_path, echo=True) == 2
+    assert process_group.run_process([sys.executable, "-c", TALKS], tmp_path, echo=True) == 2
     assert (tmp_path / "log.txt").read_text().count("line\n") == 3000
     assert json.loads((tmp_path / "failure.json").read_text())["message"] == "the pictures are gone"
