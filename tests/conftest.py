@@ -77,3 +77,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return made_once(tmp_path_factory, f"uninterrupted-{asked[:16]}", make)
 
     return results
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planner's cache of the configs that the tests request most, composed once."""
+    from reproduce.harness.plan import build
+    from reproduce.harness.plan.model import CACHE, Request
+    from reproduce.harness.spec import tables
+    from tests.runs import made_once
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            build.build_plan(Request(("table3", "table7"), "smoke"))
+            build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+            build.build_plan(Request(("table3", "table9"), "paper", (0, 1, 2)))
+            build.build_plan(Request((*tables.names("paper"), "claims"), "paper"))
+
+    return made_once(tmp_path_factory, "composed-configs", make) / CACHE

@@ -39,24 +39,32 @@ def quoted(page: str) -> set[str]:
     return found
 
 
-def as_parsed(command: str) -> Iterator[argparse.Namespace]:
-    """What `python -m reproduce` is asked for by a command, which make itself has to accept."""
-    words = shlex.split(command)
-    asked = subprocess.run(
-        ["make", "--dry-run", *words[1:]], cwd=REPO_ROOT, capture_output=True, text=True, check=False
-    )
-    assert asked.returncode == 0, asked.stderr
-    for line in asked.stdout.replace("\\\n", " ").splitlines():
+@pytest.fixture(scope="module")
+def dry_runs() -> dict[str, tuple[int, str]]:
+    """Exit status and output of each quoted command, as make itself would carry it out, from one shell."""
+    commands = sorted({command for page in PAGES for command in quoted(page)})
+    words = [shlex.join(["make", "--dry-run", *shlex.split(command)[1:]]) for command in commands]
+    lines = [f"{dry_run} 2>&1; printf '\\0%s\\0' $?" for dry_run in words]
+    done = subprocess.run(["sh", "-c", "\n".join(lines)], cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+    said, status = done.stdout.split("\0")[0:-1:2], done.stdout.split("\0")[1::2]
+    return {command: (int(code), out) for command, code, out in zip(commands, status, said, strict=True)}
+
+
+def as_parsed(dry_run: str) -> Iterator[argparse.Namespace]:
+    """What `python -m reproduce` is asked for by a command."""
+    for line in dry_run.replace("\\\n", " ").splitlines():
         _, started, arguments = line.partition(" -m reproduce ")
         if started:
             yield build_parser().parse_args(shlex.split(arguments))
 
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in sorted(quoted(page))])
-def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
+def test_a_quoted_command_names_what_exists(page: str, command: str, dry_runs: dict[str, tuple[int, str]]) -> None:
+    status, out = dry_runs[command]
+    assert status == 0, out
     variables = re.findall(r"^([A-Z_]+) [?]=", (REPO_ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\s([A-Z_]+)=", command)) <= {*variables, "UPGRADE"}
-    for options in as_parsed(command):
+    for options in as_parsed(out):
         for name in getattr(options, "tables", []):
             assert name == claims.TARGET or name in tables.names(options.scale)
         if "group" in options:
@@ -67,7 +75,7 @@ def test_what_a_quoted_command_names_is_there(page: str, command: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_quoted_modules_and_links_are_there(page: str) -> None:
+def test_quoted_modules_and_links_exist(page: str) -> None:
     text = (REPO_ROOT / page).read_text()
     for module in re.findall(r"python -m ((?:reproduce|tests)[\w.]*)", text):
         path = REPO_ROOT / module.replace(".", "/")

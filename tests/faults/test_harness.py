@@ -51,16 +51,6 @@ raise SystemExit(run_cli(lambda: command_line.main(sys.argv[3:])))
 PATIENCE_SECONDS = 30
 
 
-@pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tables' configs, composed once."""
-    folder = tmp_path_factory.mktemp("composed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build.build_plan(Request(("table3", "table7"), "smoke"))
-    return folder / CACHE
-
-
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of one's own, with its pictures there."""

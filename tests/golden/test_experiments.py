@@ -3,28 +3,54 @@
 To take a change up: `python -m tests.golden.test_experiments`, and read the diff.
 """
 
+import functools
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from models.networks.heads import MultiCropNet
 from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
+from reproduce.config.validate import to_dataclass
 
 GOLDEN = Path(__file__).parent
 
 
+@functools.cache
+def pretraining(experiment: str, scale: str) -> DictConfig:
+    return compose("pretrain", [f"experiment={experiment}", f"scale={scale}"])
+
+
+@functools.cache
+def evaluation(name: str, scale: str) -> DictConfig:
+    return compose("evaluate", [f"eval={name}", "checkpoint=any", f"scale={scale}"])
+
+
 def resolved(scale: str) -> str:
     """All that decides what runs compute at a scale, as YAML."""
-    requests = {name: ("pretrain", [f"experiment={name}"]) for name in group_options("experiment")}
-    requests |= {name: ("evaluate", [f"eval={name}", "checkpoint=any"]) for name in group_options("eval")}
-    configs = {
-        name: identity(compose(kind, [*overrides, f"scale={scale}"]))  # type: ignore[arg-type]
-        for name, (kind, overrides) in requests.items()
-    }
+    configs = {name: identity(pretraining(name, scale)) for name in group_options("experiment")}
+    configs |= {name: identity(evaluation(name, scale)) for name in group_options("eval")}
     return yaml.safe_dump(configs, sort_keys=True, default_flow_style=None, width=120)
+
+
+@pytest.mark.parametrize("scale", group_options("scale"))
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_every_experiment_is_complete_at_every_scale(experiment: str, scale: str) -> None:
+    cfg = pretraining(experiment, scale)
+    assert cfg.name == experiment
+    assert not OmegaConf.missing_keys(cfg.dataset)
+
+
+@pytest.mark.parametrize("scale", group_options("scale"))
+@pytest.mark.parametrize("name", group_options("eval"))
+def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> None:
+    cfg = evaluation(name, scale)
+    assert cfg.name == name
+    to_dataclass(cfg.protocol, importlib.import_module(f"evals.{cfg.protocol.name}").ProtocolConfig, "protocol")
 
 
 @pytest.mark.parametrize("scale", group_options("scale"))
@@ -39,7 +65,7 @@ def test_what_each_experiment_resolves_to(scale: str) -> None:
 )
 def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
     """B.2 and Table 2 (which prints 188 for R50-w2: an erratum)."""
-    network = compose("pretrain", [f"experiment={experiment}", "scale=paper"]).network
+    network = pretraining(experiment, "paper").network
     with torch.device("meta"):
         net = MultiCropNet(network.width, network.head_hidden_dim, network.embedding_dim, 3000, network.head_batchnorm)
     outside = ("projection_head", "prototypes")

@@ -1,36 +1,17 @@
 """What a request resolves to, and what names a run."""
 
-import importlib
 import itertools
 import shutil
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, group_options
 from reproduce.config.identity import config_hash, run_dir, run_id
-from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError
 
 SWAV = ("experiment=swav_800ep", "scale=smoke")
-
-
-@pytest.mark.parametrize("scale", group_options("scale"))
-@pytest.mark.parametrize("experiment", group_options("experiment"))
-def test_every_experiment_is_complete_at_every_scale(experiment: str, scale: str) -> None:
-    cfg = compose("pretrain", [f"experiment={experiment}", f"scale={scale}"])
-    assert cfg.name == experiment
-    assert not OmegaConf.missing_keys(cfg.dataset)
-
-
-@pytest.mark.parametrize("scale", group_options("scale"))
-@pytest.mark.parametrize("name", group_options("eval"))
-def test_every_evaluation_is_complete_at_every_scale(name: str, scale: str) -> None:
-    cfg = compose("evaluate", [f"eval={name}", f"scale={scale}", "checkpoint=x"])
-    assert cfg.name == name
-    to_dataclass(cfg.protocol, importlib.import_module(f"evals.{cfg.protocol.name}").Protocol, "protocol")
 
 
 @pytest.mark.parametrize(

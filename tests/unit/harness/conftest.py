@@ -25,19 +25,6 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="session")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configs that the tests ask for most, composed once."""
-    folder = tmp_path_factory.mktemp("composed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build.build_plan(Request(("table3", "table7"), "smoke"))
-        build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-        build.build_plan(Request(("table3", "table9"), "paper", (0, 1, 2)))
-        build.build_plan(Request((*tables.names("paper"), "claims"), "paper"))
-    return folder / CACHE
-
-
 @pytest.fixture
 def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the tables of the checkout, nothing recorded, nothing done."""
