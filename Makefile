@@ -118,7 +118,7 @@ format: setup-dev ## fix style and formatting
 	.venv/bin/python -m ruff format
 
 test: setup-dev ## all tests, on all cores
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 		--ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
 
 bench: setup-dev ## benchmarks against plain baselines and the last run (DATA: folder of photographs)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, group_options
