@@ -16,7 +16,7 @@ from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.checkpoint import Stateful
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
-from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, nan_guard, resume
+from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, build_nan_guard, resume
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import UserError
 
@@ -128,7 +128,7 @@ def train_classifier(
         optimizer=optimizer,
         learning_rates=lambda step: learning_rates(step // steps_per_epoch),
         scaler=scaler,
-        guard=nan_guard(run, "protocol.lr"),
+        guard=build_nan_guard(run, "protocol.lr"),
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,

@@ -21,7 +21,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
-from reproduce.engine.loop import StepLogger, Trainer, nan_guard
+from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
@@ -99,7 +99,7 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         optimizer=build_optimizer(net.parameters(), optimizer_config),
         learning_rates=lambda _: [optimizer_config.warmup_start_lr],
         scaler=loss_scaler(cfg.precision),
-        guard=nan_guard(run, "optimizer.lr"),
+        guard=build_nan_guard(run, "optimizer.lr"),
         logger=StepLogger(log, log_every=1, batch_size=batch_size),
     )
     batches = _noise_batches(to_dataclass(cfg.crops, Crops, "crops"), images_per_device, num_steps)

@@ -18,7 +18,7 @@ from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap
 from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
 from reproduce.engine.distributed.preemption import Preemption
-from reproduce.engine.loop import StepLogger, Trainer, nan_guard, resume
+from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard, resume
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.run import Run, run_entry_point
@@ -91,7 +91,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         optimizer=optimizer,
         learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
         scaler=scaler,
-        guard=nan_guard(run, "optimizer.lr"),
+        guard=build_nan_guard(run, "optimizer.lr"),
         logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,

@@ -17,7 +17,7 @@ from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
-from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, nan_guard, resume
+from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, build_nan_guard, resume
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import write_examples
 from reproduce.errors import UserError
@@ -80,7 +80,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         learning_rates=lambda step: [lr * lr_scale for lr in learning_rates(protocol, step // steps_per_epoch)],
         scaler=scaler,
         clip_norm=protocol.clip_norm,
-        guard=nan_guard(run, "protocol.lr"),
+        guard=build_nan_guard(run, "protocol.lr"),
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, protocol.batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,

@@ -29,7 +29,7 @@ from reproduce.data.datasets.voc import VOC_CLASSES, VocImage, read_voc_boxes
 from reproduce.data.pipeline.dataloader import build_dataloader
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
-from reproduce.engine.loop import StepLogger, nan_guard, resume
+from reproduce.engine.loop import StepLogger, build_nan_guard, resume
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox, example_indices, write_examples
 from reproduce.errors import UserError
@@ -94,7 +94,7 @@ def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalC
     logger = StepLogger(run.metrics.log, logging.every_steps, cfg.SOLVER.IMS_PER_BATCH)
     steps = logger.timed(batches(train, cfg, context, context.cfg.seed, first_step, num_steps), first_step)
     trainer = DetectorTrainer(net_on_all_ranks, steps, optimizer, scaler, context.cfg.precision, context.cfg.seed)
-    guard = nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
+    guard = build_nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
     trainer.register_hooks(
         [
             GuardHook(guard),

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -41,8 +42,8 @@ class StepOutput:
 class TrainTask(ABC, Generic[Batch]):
     """What the loop trains. Pretraining and every evaluation that trains supply their own."""
 
-    validate_every_steps: int | None = None
-    """How often `validate` is called; None: never."""
+    validate_every_steps: int = 0
+    """How often `validate` is called; 0: never."""
 
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> StepOutput:
@@ -50,6 +51,10 @@ class TrainTask(ABC, Generic[Batch]):
 
     def after_backward(self, step: int) -> None:
         """Change gradients or state between the backward pass and the optimizer step."""
+
+    def validates_after(self, num_steps_done: int) -> bool:
+        """Return whether a validation is due after this many steps."""
+        return self.validate_every_steps > 0 and num_steps_done % self.validate_every_steps == 0
 
     def validate(self, num_steps_done: int) -> dict[str, float]:  # noqa: ARG002
         """Return validation metrics to log, or {} if this validation is skipped; leave the network in train mode."""
@@ -60,7 +65,7 @@ class StepLogger:
     """Logs a training's curves every `log_every` steps, after the last step and after each validation."""
 
     def __init__(self, write: Callable[..., None], log_every: int, batch_size: int) -> None:
-        """`write(step, num_steps, **values)` takes the values of one step; `batch_size` is global."""
+        """Log by calling `write(step, num_steps, **values)`; `batch_size` is global."""
         self._write, self._log_every, self._batch_size = write, log_every, batch_size
         self._data_time = 0.0
         self._restart_clock(0)
@@ -99,49 +104,49 @@ class StepLogger:
 
 @dataclass(kw_only=True)
 class Trainer(Generic[Batch]):
-    """Trains a task: learning rate, step, NaN guard, log, preemption, checkpoint.
+    """Trains a task: set the rate, take a step, guard against NaN, log, stop if preempted, checkpoint.
 
-    Without a logger, checkpoints or preemption the loop leaves that part out. Steps that log nothing never wait for the
-    device.
+    Logger, checkpoints and preemption are optional. A step that neither logs nor validates never waits for the device.
     """
 
     task: TrainTask[Batch]
     optimizer: torch.optim.Optimizer
     learning_rates: Callable[[int], Sequence[float]]
-    """The step's learning rate of each parameter group."""
+    """Maps a step to the learning rate of each parameter group."""
     scaler: torch.amp.GradScaler
     """Does nothing unless precision is fp16 (`precision.loss_scaler`). LARC and `clip_norm` see unscaled gradients."""
     guard: FiniteGuard
     clip_norm: float = math.inf
-    """Longest norm of all gradients together."""
+    """Gradients whose total norm is larger are scaled down to it."""
     logger: StepLogger | None = None
     checkpoints: CheckpointManager | None = None
     preemption: Preemption | None = None
 
     def train(self, batches: Iterable[Batch], first_step: int, num_steps: int) -> None:
-        """Train from `first_step` to `num_steps` on one of `batches` per step.
+        """Train from `first_step` to `num_steps`, on one batch per step, and save the last checkpoint.
 
-        Raises `TrainingFailed` if a loss is not finite, `Preempted` if the run was asked to stop.
+        Raises `TrainingFailed` if a loss is not finite, `Preempted` if a stop was requested.
         """
         timed = self.logger.timed(batches, first_step) if self.logger else batches
         for step, batch in enumerate(timed, start=first_step):
             done = step + 1
-            validate = bool(self.task.validate_every_steps) and done % (self.task.validate_every_steps or 1) == 0
-            log = validate or (self.logger is not None and self.logger.is_due(done, num_steps))
+            validation_due = self.task.validates_after(done)
+            log_due = validation_due or (self.logger is not None and self.logger.is_due(done, num_steps))
 
             self._set_learning_rates(step)
-            output, gradient_norm = self.train_step(batch, step, measure_gradients=log)
+            output, gradient_norm = self.train_step(batch, step, measure_gradients=log_due)
             self.guard.update(done, output.loss, **output.tensors)
-
-            validation: dict[str, float] = {}
-            if log:
+            validated = False
+            if log_due:
                 self.guard.check()
-                values = self._curves(done, output, gradient_norm)
-                validation = self.task.validate(done) if validate else {}
+                values = step_values(output, done, self.optimizer, self.scaler, gradient_norm)
+                values |= self.logger.throughput(done) if self.logger else {}
+                validation = self.task.validate(done) if validation_due else {}
+                validated = bool(validation)
                 if self.logger:
                     self.logger.log(done, num_steps, **values, **validation)
-            if self.checkpoints:
-                self._stop_or_save(self.checkpoints, done, num_steps, validated=bool(validation))
+            self._stop_if_preempted(done, num_steps, validated=validated)
+            self._save_checkpoint(done, num_steps, validated=validated)
         self.guard.check()
         if self.checkpoints:
             self.checkpoints.finish(num_steps)
@@ -166,21 +171,22 @@ class Trainer(Generic[Batch]):
         for group, lr in zip(self.optimizer.param_groups, self.learning_rates(step), strict=True):
             group["lr"] = lr
 
-    def _curves(self, done: int, output: StepOutput, gradient_norm: Tensor | None) -> dict[str, float]:
-        values = step_values(output, done, self.optimizer, self.scaler, gradient_norm)
-        return values | (self.logger.throughput(done) if self.logger else {})
+    def _stop_if_preempted(self, done: int, num_steps: int, *, validated: bool) -> None:
+        """Save and raise `Preempted` if a stop was requested; ranks agree on it at once after a validation."""
+        if self.preemption and self.checkpoints:
+            self.preemption.checkpoint_and_stop_if_requested(self.checkpoints, done, num_steps, sync_now=validated)
 
-    def _stop_or_save(self, checkpoints: CheckpointManager, done: int, num_steps: int, *, validated: bool) -> None:
-        """Save what is due; a validation may have taken minutes, so its epoch is saved, and a stop heeded, at once."""
+    def _save_checkpoint(self, done: int, num_steps: int, *, validated: bool) -> None:
+        """Save if a checkpoint is due, or after a validation, which may have taken minutes."""
+        if self.checkpoints is None:
+            return
         if validated and done < num_steps:
-            checkpoints.save(done)
-        if self.preemption:
-            self.preemption.checkpoint_and_stop_if_requested(checkpoints, done, num_steps, sync_now=validated)
-        checkpoints.save_if_due(done)
+            self.checkpoints.save(done)
+        self.checkpoints.save_if_due(done)
 
 
 def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
-    """Load the run's last checkpoint into `state`; return the run's checkpoints, and how many steps are done (or 0)."""
+    """Load the run's last checkpoint into `state`; return the checkpoint manager and the number of steps done."""
     checkpoints = CheckpointManager(
         run.checkpoint,
         {**state, "counts": run.counts},
@@ -192,13 +198,13 @@ def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
     return checkpoints, first_step
 
 
-def nan_guard(run: Run, lr_key: str) -> FiniteGuard:
-    """Return a guard that dumps tensors into the run's folder, and names the config key of the learning rate."""
+def build_nan_guard(run: Run, lr_key: str) -> FiniteGuard:
+    """Return a guard that dumps tensors to the run's folder, and whose error names the learning rate's config key."""
 
-    def dump(tensors: dict[str, Any]) -> Any:
+    def dump_nonfinite(tensors: dict[str, Any]) -> Path:
         return checkpoint.save(run.folder / f"not-finite-rank{rank()}.pt", tensors)
 
-    return FiniteGuard(dump, f"lower {lr_key}, or use precision=fp32")
+    return FiniteGuard(dump_nonfinite, f"lower {lr_key}, or use precision=fp32")
 
 
 def step_values(
@@ -208,18 +214,18 @@ def step_values(
     scaler: torch.amp.GradScaler,
     gradient_norm: Tensor | None,
 ) -> dict[str, float]:
-    """Return what is logged of one step, as plain numbers. A collective; waits for the device."""
+    """Return the metrics of one step to log, as plain numbers. A collective that waits for the device."""
     values = {"loss": all_reduce_mean(output.loss.detach().clone()).item(), "lr": optimizer.param_groups[0]["lr"]}
     values |= _loss_scale(scaler, step)
     values |= {name: value.item() for name, value in output.metrics.items()}
     if gradient_norm is not None and math.isfinite(norm := gradient_norm.item()):
-        # A loss scaler skips a step whose gradients overflow; without one, the overflow shows in the next loss.
+        # Under fp16 the scaler skips a step whose gradients overflow; otherwise the next loss shows the overflow.
         values["gradient_norm"] = norm
     return values | {"peak_memory_gb": peak_memory_gb()}
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float = math.inf) -> Tensor:
-    """Scale gradients so that all together are no longer than `max_norm`; return their norm before that."""
+    """Scale gradients down to a total norm of `max_norm`; return the norm before that."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if max_norm < math.inf:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -227,7 +233,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float = math.inf)
 
 
 def _loss_scale(scaler: torch.amp.GradScaler, step: int) -> dict[str, float]:
-    """Return the curve of the loss scale under fp16; raise `TrainingFailed` if gradients overflow at any scale."""
+    """Return the loss scale, under fp16; raise `TrainingFailed` if gradients overflow at any scale."""
     if not scaler.is_enabled():
         return {}
     scale = scaler.get_scale()
