@@ -12,8 +12,8 @@ def verify_datasets(options: argparse.Namespace) -> int:
     """Report what is missing, unexpected or broken; return 0 if nothing is, else 2."""
     from reproduce.data.prepare import verify
 
-    catalogue = _catalogue(options)
-    fine = verify.verify_datasets(Path(options.data), catalogue, options.datasets, options.decode)
+    catalog = _catalog(options)
+    fine = verify.verify_datasets(Path(options.data), catalog, options.datasets, options.decode)
     return 0 if fine else EXIT_USAGE
 
 
@@ -21,8 +21,8 @@ def prepare_datasets(options: argparse.Namespace) -> int:
     """Unpack official archives into the layout that runs read."""
     from reproduce.data.prepare import unpack, verify
 
-    catalogue = _catalogue(options)
-    for dataset in verify.select_datasets(catalogue, options.datasets):
+    catalog = _catalog(options)
+    for dataset in verify.select_datasets(catalog, options.datasets):
         unpack.unpack_dataset(Path(options.archives), Path(options.data), dataset)
     return 0
 
@@ -31,9 +31,9 @@ def shard_datasets(options: argparse.Namespace) -> int:
     """Write datasets as WebDataset shards."""
     from reproduce.data.prepare import verify, write_shards
 
-    catalogue = _catalogue(options)
-    names = options.datasets or [dataset.name for dataset in verify.catalog_datasets(catalogue)]
-    for dataset in verify.select_datasets(catalogue, names):
+    catalog = _catalog(options)
+    names = options.datasets or [dataset.name for dataset in verify.catalog_datasets(catalog)]
+    for dataset in verify.select_datasets(catalog, names):
         write_shards.write_shards(Path(options.data), Path(options.shards), dataset)
     return 0
 
@@ -62,7 +62,7 @@ def fetch_weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def _catalogue(options: argparse.Namespace) -> Any:
+def _catalog(options: argparse.Namespace) -> Any:
     from reproduce.config.compose import compose
 
     return compose("pretrain", [f"data={options.data_config}"]).data

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from reproduce.config.schema import Catalogue  # importing it registers the schemas with Hydra
+from reproduce.config.schema import DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
 
@@ -43,7 +43,7 @@ def group_options(group: str) -> list[str]:
 def compose(kind: Kind, overrides: list[str]) -> DictConfig:
     """Compose and check the config of a run; every interpolation is resolved, and `scale` is only a name.
 
-    `data=<file>.yaml` takes a data catalogue of your own. Raises `UserError` for an unknown option, key or type.
+    `data=<file>.yaml` takes a data catalog of your own. Raises `UserError` for an unknown option, key or type.
     """
     cfg = compose_unresolved(kind, overrides)
     try:
@@ -64,14 +64,14 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
 
 def compose_unresolved(kind: Kind, overrides: list[str]) -> DictConfig:
     """Compose a config in which interpolations still say where a value comes from, and values may be missing."""
-    own_catalogue = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
-    rest = [item for item in overrides if item not in own_catalogue]
+    own_catalog = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
+    rest = [item for item in overrides if item not in own_catalog]
     _check_overrides(rest)
     try:
         with _hydra():
             cfg = hydra.compose(config_name=kind, overrides=rest)
-        for item in own_catalogue:
-            _replace_catalogue(cfg, Path(item.removeprefix("data=")))
+        for item in own_catalog:
+            _replace_catalog(cfg, Path(item.removeprefix("data=")))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_format_error(kind, overrides, error)) from error
     return cfg
@@ -94,7 +94,7 @@ def _check_overrides(overrides: list[str]) -> None:
             raise UserError(f"there is no {group} {choice!r}: {did_you_mean(choice, valid)}")
 
 
-def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
+def _replace_catalog(cfg: DictConfig, path: Path) -> None:
     if not path.is_file():
         raise UserError(
             f"data config {path} is not there: give a YAML file, or one of {', '.join(group_options('data'))}"
@@ -103,8 +103,8 @@ def _replace_catalogue(cfg: DictConfig, path: Path) -> None:
         own = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"data config {path} is no YAML file: {' '.join(str(error).split())}") from error
-    cfg.data = OmegaConf.merge(OmegaConf.structured(Catalogue), {"name": path.stem}, own)
-    for name in dataclasses.fields(Catalogue):
+    cfg.data = OmegaConf.merge(OmegaConf.structured(DataCatalog), {"name": path.stem}, own)
+    for name in dataclasses.fields(DataCatalog):
         if name.name != "name" and OmegaConf.is_missing(cfg.data[name.name], "name"):
             cfg.data[name.name].name = name.name
 

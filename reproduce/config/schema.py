@@ -146,7 +146,7 @@ class Dataset:
 
 
 @dataclass
-class Catalogue:
+class DataCatalog:
     """The datasets that the paper's tables need, as one machine stores them."""
 
     name: str = MISSING
@@ -241,7 +241,7 @@ class Pretrain:
     name: str = MISSING
     seed: int = 0
     scale: Any = MISSING
-    data: Catalogue = field(default_factory=Catalogue)
+    data: DataCatalog = field(default_factory=DataCatalog)
     dataset: Any = MISSING
     crops: Crops = field(default_factory=Crops)
     normalize: Normalize = field(default_factory=Normalize)
@@ -283,7 +283,7 @@ class Evaluate:
     name: str = MISSING
     seed: int = 0
     scale: Any = MISSING
-    data: Catalogue = field(default_factory=Catalogue)
+    data: DataCatalog = field(default_factory=DataCatalog)
     dataset: Any = MISSING
     checkpoint: str = MISSING
     """What to evaluate: a run_id of the same scale, a file, or `released:NAME` (models/zoo/released.yaml)."""

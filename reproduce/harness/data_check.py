@@ -30,9 +30,7 @@ def refuse_missing(plan: Plan) -> None:
         return
     if _lacks_data(plan):
         name = to_do[0].data_config
-        raise UserError(
-            f"the data catalogue {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)"
-        )
+        raise UserError(f"the data catalog {name!r} needs DATA, the folder with the pictures (--data; for make: DATA=)")
     if absent := _absent(plan):
         rest = plan.restricted_to(lambda run: run.run_id not in absent).cells
         hint = (

@@ -85,7 +85,7 @@ def test_code_reads_no_unhashed_key_but_the_listed_ones() -> None:
 
 
 PLANNING_AND_PLACES = {
-    ("reproduce/data/datasets/catalog.py", "data.name"),  # names the catalogue in an error
+    ("reproduce/data/datasets/catalog.py", "data.name"),  # names the catalog in an error
 }
 
 

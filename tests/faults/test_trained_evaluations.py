@@ -287,11 +287,11 @@ def test_shards_give_what_folders_give(
     kind: str, common: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the order of training does not matter, to the bit; and the same pictures are quoted."""
-    catalogue = compose("pretrain", ["data=generated"]).data
+    catalog = compose("pretrain", ["data=generated"]).data
     for name in ("imagenet", "voc07"):
-        dataset = to_dataclass(catalogue[name], Dataset, name)
+        dataset = to_dataclass(catalog[name], Dataset, name)
         write_shards.write_shards(data, tmp_path / "shards", dataset, lambda _: None)
-    own = {name: {**catalogue[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
+    own = {name: {**catalog[name], "layout": "shards"} for name in ("imagenet", "places205", "inat18", "voc07")}
     OmegaConf.save({"name": "shards", **own}, tmp_path / "own.yaml")
     results: list[dict[str, Any]] = []
     for where in (f"paths.data_root={data}", f"paths.data_root={tmp_path / 'shards'}"):

@@ -88,7 +88,7 @@ def test_a_checkpoint_file_counts_by_its_content(tmp_path: Path) -> None:
     assert named("a.pt", b"one") == named("b.pt", b"one") != named("a.pt", b"two")
 
 
-def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
+def test_a_catalog_of_ones_own(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text("imagenet: {source: mine, layout: folders, root: pictures, train: train, val: test}\n")
     cfg = compose("pretrain", [*SWAV, f"data={own}"])

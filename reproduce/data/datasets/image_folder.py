@@ -10,7 +10,7 @@ import numpy as np
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage
-from reproduce.data.datasets.shards import ShardIndex, read_index
+from reproduce.data.datasets.shards import ShardIndex, read_packed_split
 from reproduce.errors import UserError
 
 SHARDS = "shards"
@@ -78,9 +78,9 @@ def read_sharded_images(root: Path, split: str) -> ImageList:
 
     Raises `UserError` if a shard is missing or has another size than when it was written.
     """
-    contents, labels, names, shard_index = read_index(root / split)
-    paths = [f"{root}/{name}" for name in names]
-    return ImageList(paths, [int(label) for label in labels], contents["classes"], shard_index)
+    packed = read_packed_split(root / split)
+    paths = [f"{root}/{name}" for name in packed.names]
+    return ImageList(paths, [int(label) for label in packed.labels], packed.contents["classes"], packed.index)
 
 
 def read_image_list(root: Path, dataset: Dataset, split: str) -> ImageList:

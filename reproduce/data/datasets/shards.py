@@ -73,11 +73,23 @@ class ShardIndex:
         return np.lexsort((self.offset, self.shard))
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], ShardIndex]:
-    """Read the index of the shards in `folder`, in the order of the images before they were packed.
+@dataclass(frozen=True)
+class PackedSplit:
+    """A split in shards, whose images are in the order that they had before they were packed."""
 
-    Returns the content of `shards.json`, each image's label as JSON text, each image's name below the dataset's folder,
-    and the positions. Raises `UserError` if a shard is missing or has another size, or if the index is damaged.
+    contents: dict[str, Any]
+    """The content of `shards.json`: `source`, `classes`, `manifest` and `shards`."""
+    labels: list[str]
+    """Each image's label as JSON text: a class number, or VOC's 20 labels."""
+    names: list[str]
+    """Each image's name below the dataset's folder."""
+    index: ShardIndex
+
+
+def read_packed_split(folder: Path) -> PackedSplit:
+    """Read what the shards in `folder` contain, without reading images.
+
+    Raises `UserError` if a shard is missing or has another size, or if the index is damaged.
     """
     if not (folder / CONTENTS_FILE).is_file():
         raise UserError(
@@ -104,7 +116,8 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str], list[str], Shar
         raise UserError(
             f"{folder / INDEX_FILE} and {CONTENTS_FILE} do not match: copy both again, or recreate them with data-shard"
         )
-    return contents, list(columns[3]), list(columns[4]), ShardIndex(paths, shard, offset, size)
+    index = ShardIndex(paths, shard, offset, size)
+    return PackedSplit(contents, list(columns[3]), list(columns[4]), index)
 
 
 class ShardOrder:

@@ -10,7 +10,7 @@ from PIL import Image
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_file import DECODE_ERRORS
 from reproduce.data.datasets.image_folder import SHARDS, ImageList
-from reproduce.data.datasets.shards import read_index
+from reproduce.data.datasets.shards import read_packed_split
 from reproduce.errors import UserError
 
 VOC_CLASSES = (
@@ -103,10 +103,10 @@ def read_voc_labels(root: Path, dataset: Dataset, split: str) -> tuple[ImageList
     Raises `UserError` if an annotation or shard is missing or invalid, or if the split's list is empty.
     """
     if dataset.layout == SHARDS:
-        contents, packed_labels, names, shard_index = read_index(root / split)
-        paths = [f"{root}/{name}" for name in names]
-        images = ImageList(paths, [0] * len(paths), contents["classes"], shard_index)
-        return images, [json.loads(text) for text in packed_labels]
+        packed = read_packed_split(root / split)
+        paths = [f"{root}/{name}" for name in packed.names]
+        images = ImageList(paths, [0] * len(paths), packed.contents["classes"], packed.index)
+        return images, [json.loads(text) for text in packed.labels]
     names = _read_list(root, split)
     labels = []
     for name in names:

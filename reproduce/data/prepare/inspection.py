@@ -11,7 +11,7 @@ from typing import Any, Literal
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.manifest import STAT_THREADS
-from reproduce.data.datasets.shards import CONTENTS_FILE, read_index
+from reproduce.data.datasets.shards import CONTENTS_FILE, read_packed_split
 from reproduce.data.datasets.voc import read_voc_objects
 from reproduce.data.prepare.official import DatasetSpec
 from reproduce.data.prepare.progress import LogFn, with_progress
@@ -161,13 +161,14 @@ def inspect_shards(root: Path, dataset: Dataset, spec: DatasetSpec | None, decod
     found = Inspection()
     for split in dict.fromkeys((dataset.train, dataset.val)):
         try:
-            contents, _, names, shard_index = read_index(root / split)
+            packed = read_packed_split(root / split)
         except UserError as error:
             found.add("missing", str(error))
             continue
-        found.files[split] = dict(zip(names, shard_index.size.tolist(), strict=True))
+        found.files[split] = dict(zip(packed.names, packed.index.size.tolist(), strict=True))
         found.compare_split(split, spec)
-        sample = contents["shards"] if decode == "all" else contents["shards"][::SHARDS_PER_CHECK]
+        shards = packed.contents["shards"]
+        sample = shards if decode == "all" else shards[::SHARDS_PER_CHECK]
         with ThreadPoolExecutor(STAT_THREADS) as pool:
             results = pool.map(lambda shard, folder=root / split: _changed_shard(folder, shard), sample)
             broken = [name for name in with_progress(results, len(sample), f"shards of {split} read", log) if name]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config.schema import Catalogue, Dataset
+from reproduce.config.schema import DataCatalog, Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import SHARDS
 from reproduce.data.datasets.manifest import manifest_path, summarize_files
@@ -64,7 +64,7 @@ def select_datasets(catalog: DictConfig, names: list[str]) -> list[Dataset]:
 
 def catalog_datasets(catalog: DictConfig) -> list[Dataset]:
     """Return the datasets that a catalog defines; a user's own may lack some."""
-    names = [field.name for field in fields(Catalogue) if field.name not in ("name", *COMBINED_DATASETS)]
+    names = [field.name for field in fields(DataCatalog) if field.name not in ("name", *COMBINED_DATASETS)]
     defined = [name for name in names if not OmegaConf.is_missing(catalog[name], "root")]
     return [to_dataclass(catalog[name], Dataset, f"data.{name}") for name in defined]
 

@@ -23,7 +23,7 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets import manifest
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
-from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_index
+from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_packed_split
 from reproduce.data.datasets.voc import read_voc_labels
 from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
@@ -126,7 +126,7 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
 def _is_complete(folder: Path, files: dict[str, Any]) -> bool:
     """Return whether the folder contains all shards of these files."""
     try:
-        return bool(read_index(folder)[0]["manifest"] == files)
+        return bool(read_packed_split(folder).contents["manifest"] == files)
     except UserError:
         return False
 
