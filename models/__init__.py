@@ -1,1 +1,1 @@
-"""Networks and methods: crops in, loss out."""
+"""Networks, pretraining methods, and public weights: crops in, loss out."""

@@ -25,7 +25,7 @@ def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
 
 def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     """Download and load a released trunk. Raises `UserError` first if `normalize` differs from its training."""
-    entry = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX))
+    entry = entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX))
     if cfg.normalize != OmegaConf.load(CONF_DIR / "normalize" / f"{entry.normalize}.yaml"):
         raise UserError(f"{cfg.checkpoint} was trained with another normalization: add normalize={entry.normalize}")
     path = entries.fetch(entry)

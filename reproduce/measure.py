@@ -87,7 +87,7 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         run.metrics.log(step, num_steps, **values)
 
     optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = registry.find(cfg.method)
+    method_config, build_method = registry.parse_config(cfg.method)
     net = build_network(cfg, method_config, NUM_IMAGENET_CLASSES)
     method = build_method(method_config, net, NUM_IMAGENET_IMAGES, batch_size)
     net_on_all_ranks = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)

@@ -55,8 +55,8 @@ def estimate_memory(cfg: DictConfig, num_processes: int, *, activation_checkpoin
     """Estimate the memory of one of `num_processes` processes at the end of the pretraining's forward pass."""
     images_per_gpu = cfg.batch_size // num_processes
     with FakeTensorMode():
-        method, _ = registry.find(cfg.method)
-        net = registry.network(to_dataclass(cfg.network, Network, "network"), method, NUM_IMAGENET_CLASSES)
+        method, _ = registry.parse_config(cfg.method)
+        net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method, NUM_IMAGENET_CLASSES)
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images_per_gpu, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
         saved: dict[int, torch.UntypedStorage] = {}

@@ -35,7 +35,7 @@ def validate_runtime_options(cfg: DictConfig) -> None:
 def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
     """Build the network with its seeded initial weights, on the device; `method_config` is None for method `none`."""
     torch.manual_seed(cfg.seed)
-    net = registry.network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
+    net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
     net = net.to(device()).to(memory_format=torch.channels_last)
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:

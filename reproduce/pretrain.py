@@ -61,7 +61,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Train the config's network to the end of its last epoch, from the run's last checkpoint if there is one."""
     validate_runtime_options(cfg)
     optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = registry.find(cfg.method)
+    method_config, build_method = registry.parse_config(cfg.method)
     groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_group_size)
 
     data = PretrainData(cfg, run)

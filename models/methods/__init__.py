@@ -1,1 +1,1 @@
-"""Methods: the loss of a batch of crops, and what each keeps between steps."""
+"""Pretraining methods: the loss of a batch of crops, and the state between steps. Start at `swav`."""

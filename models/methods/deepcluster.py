@@ -1,4 +1,4 @@
-"""DeepCluster-v2: prototypes are the centroids of spherical k-means on the last embeddings (D, equations 3, 5)."""
+"""DeepCluster-v2: prototypes are the centroids of spherical k-means on the last embeddings (D, equations 3 and 5)."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.methods.clustering import Clustering, ClusteringConfig, blocks
+from models.methods.clustering import Clustering, ClusteringConfig, iter_blocks
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_reduce_sum
 
 
-def nearest(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Index `(N,)` of the centroid with the highest cosine, block by block."""
-    # `max` is a third faster than `argmax` on a CPU, and so near the speed of the matrix product itself.
-    return torch.cat([F.linear(block, centroids).max(dim=1).indices for block in blocks(rows, centroids)])
+def nearest_centroids(rows: Tensor, centroids: Tensor) -> Tensor:
+    """Return the index `(N,)` of the centroid with the highest cosine for each unit row `(N, D)`, block by block."""
+    # On a CPU, `max` is a third faster than `argmax`, and so nearly as fast as the matrix product alone.
+    return torch.cat([F.linear(block, centroids).max(dim=1).indices for block in iter_blocks(rows, centroids)])
 
 
 @torch.no_grad()
 def spherical_kmeans(rows: Tensor, centroids: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
-    """Centroids `(K, D)` and labels `(N,)` of unit rows `(N, D)`, from given unit centroids; all in fp32.
+    """Return centroids `(K, D)` and labels `(N,)` of unit rows `(N, D)`, starting from unit centroids; all in fp32.
 
-    Each iteration moves every centroid to the direction of its rows' mean; one without rows stays. Where a process
-    group stands, the rows are those of all ranks: sums and counts, (K, D + 1), are all-reduced.
+    Each iteration moves every centroid to the direction of the mean of its rows; a centroid without rows stays. With a
+    process group, the rows are those of all ranks: sums and counts, `(K, D + 1)`, are all-reduced.
     """
     with torch.autocast(rows.device.type, enabled=False):
         for _ in range(num_iterations):
-            labels = nearest(rows, centroids)
+            labels = nearest_centroids(rows, centroids)
             sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
             counts = torch.bincount(labels, minlength=len(centroids)).to(rows.dtype)
             totals = all_reduce_sum(torch.cat([sums, counts[:, None]], dim=1))
             centroids = torch.where(totals[:, -1:] > 0, F.normalize(totals[:, :-1], dim=1), centroids)
-        return centroids, nearest(rows, centroids)
+        return centroids, nearest_centroids(rows, centroids)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class DeepClusterConfig(ClusteringConfig):
 
 
 class DeepCluster(Clustering):
-    """The method as the loop uses it. Prototypes follow from the banks: SGD never moves them."""
+    """DeepCluster-v2 as a method of the training loop. Prototypes come from the banks and are never trained."""
 
     collapse_hints = "fewer method.num_prototypes"
 
@@ -53,11 +53,11 @@ class DeepCluster(Clustering):
         for prototypes in self.heads:
             prototypes.requires_grad_(False)
 
-    def label(self, head: int, rows: Tensor, epoch: int) -> Tensor:
-        """Cluster a bank anew, and let the head's prototypes be the centroids.
+    def assign_labels(self, head: int, rows: Tensor, epoch: int) -> Tensor:
+        """Cluster a bank and make the centroids the head's prototypes; return the clusters as labels.
 
-        They start at random rows; the released code takes those of rank 0, here they are of all ranks, so that the
-        number of processes changes nothing.
+        k-means starts from random rows of all ranks, so that the result does not depend on the number of processes; the
+        released code draws them from rank 0.
         """
         prototypes = self.heads[head]
         drawn = np.random.default_rng((self.sampler.seed, epoch, head)).permutation(self.bank.num_global_rows)

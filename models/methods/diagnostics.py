@@ -1,4 +1,4 @@
-"""What tells a collapse of any method, over the batch of all ranks."""
+"""Metrics that reveal a collapse, for any method, over the global batch."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from reproduce.engine.distributed.collectives import all_reduce_max, all_reduce_
 
 @torch.no_grad()
 def embedding_spread(embeddings: Tensor) -> Tensor:
-    """1 - |mean|^2 of unit embeddings `(N, D)`: 0 where all are one, 1 where they point everywhere alike."""
+    """Return 1 - |mean|^2 of unit embeddings `(N, D)`: 0 if all are equal, 1 if uniform. A collective."""
     return 1 - all_reduce_mean(embeddings.float().mean(dim=0)).square().sum()
 
 
 @torch.no_grad()
 def unit_length_error(*rows: Tensor) -> Tensor:
-    """How far the longest or shortest row of any `(N, D)` is from unit length."""
+    """Return the largest deviation of any row from unit length, over matrices `(N, D)`. A collective."""
     lengths = torch.cat([matrix.float().norm(dim=1) for matrix in rows])
     return all_reduce_max((lengths - 1).abs().max())

@@ -1,6 +1,6 @@
-"""MoCo v1 and v2: tell an image's other crop from a queue of older keys, which a slow copy of the network makes.
+"""MoCo v1 and v2: match an image's two crops against a queue of older keys from a slowly moving copy of the network.
 
-Facts of the authors' released code; v1 and v2 differ in head, temperature, crops and schedule, all of them config.
+Follows the authors' released code. v1 and v2 differ in head, temperature, crops and schedule, all of them in configs.
 """
 
 import copy
@@ -23,13 +23,13 @@ from reproduce.engine.distributed.collectives import all_gather, rank, world_siz
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
-    "BatchNorm over the whole batch: MoCo's shuffled order of the keys changes nothing, so a query and its key are "
-    "normalised in the same company, which tells them from older keys"
+    "BatchNorm covers the whole batch, so MoCo's shuffling of the keys has no effect: a query and its key are "
+    "normalized by the same images, which distinguishes the key from older ones"
 )
 
 
-def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of unit queries `(B, D)` against their own keys `(B, D)` and all of the queue `(length, D)`."""
+def info_nce_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return the InfoNCE loss of unit queries `(B, D)` with positives `keys (B, D)`, negatives `queue (L, D)`."""
     queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
     positives = (queries * keys).sum(dim=1, keepdim=True)
     logits = torch.cat([positives, F.linear(queries, queue)], dim=1) / temperature
@@ -42,21 +42,21 @@ class MocoConfig:
 
     name: str
     queue_length: int
-    """In keys; the same queue stands on every rank."""
+    """Number of keys; every rank has the same queue."""
     momentum: float
     temperature: float
 
     @property
-    def prototypes(self) -> int:
-        """What the network needs: none."""
+    def network_prototypes(self) -> int:
+        """Number of prototypes of the network: none."""
         return 0
 
 
 class Moco(Method):
-    """The method as the loop uses it: the network sees the first crop of each image, the key encoder the second.
+    """MoCo as a method of the training loop: the network sees each image's first crop, the key encoder the second.
 
-    Keys are made in an order of the global batch that is drawn anew in each step, so that BatchNorm over a rank's share
-    (or a group of it, `network.batchnorm_group_size`) does not tell a query its key by the company that both keep.
+    Keys are shuffled over the global batch in each step, so that BatchNorm over a rank's share (or a group of it,
+    `network.batchnorm_group_size`) cannot leak which key matches a query.
     """
 
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
@@ -64,8 +64,8 @@ class Moco(Method):
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:
         if config.queue_length % batch_size or not config.queue_length:
             raise UserError(
-                f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
-                "whole batches"
+                f"method.queue_length {config.queue_length} is not a multiple of batch_size {batch_size}; the queue "
+                "stores whole batches"
             )
         self.config, self.net = config, net
         self.uniform_loss = math.log(1 + config.queue_length)
@@ -74,52 +74,52 @@ class Moco(Method):
         weight = list(net.projection_head.parameters())[-1]
         self.queue = F.normalize(torch.randn(config.queue_length, len(weight)), dim=1).to(weight)
         self.pointer = 0
-        """Where the oldest keys stand, which the next batch replaces."""
+        """Position of the oldest keys, which the next batch replaces."""
 
     def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Keep what the order of the keys is drawn from; note where it changes nothing."""
+        """Take the seed of the key shuffling, and note in the result if shuffling has no effect."""
         self.seed = sampler.seed
         self.note = NOT_SHUFFLED if uses_global_stats(self.key_encoder) else ""
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
-        """Move the key encoder towards the network, and make the keys; only the first crops are trained on."""
+        """Update the key encoder by momentum, compute the keys, and return the first crops to train on."""
         if len(crops) != 2:
-            raise UserError(f"MoCo compares 2 crops of an image, crops gives {len(crops)}: take crops=moco_v2")
+            raise UserError(f"MoCo compares 2 crops of an image, but crops has {len(crops)}; use crops=moco_v2")
         keys: list[Tensor] = list(self.key_encoder.parameters())
         weights: list[Tensor] = list(self.net.parameters())
         torch._foreach_lerp_(keys, weights, 1 - self.config.momentum)
-        self.keys = self._keys(crops[1], step)
+        self.keys = self._compute_keys(crops[1], step)
         return crops[:1]
 
     def loss(self, embeddings: Tensor, _scores: None, _num_crops: int, _step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of this rank's queries, and what to watch."""
+        """Return the loss of this rank's queries, and metrics."""
         share = len(embeddings)
         own_keys = self.keys[rank() * share : (rank() + 1) * share]
-        watched = {
+        metrics = {
             "embedding_spread": embedding_spread(embeddings),
             "unit_length_error": unit_length_error(embeddings.detach(), own_keys),
         }
-        return queue_loss(embeddings, own_keys, self.queue, self.config.temperature), watched
+        return info_nce_loss(embeddings, own_keys, self.queue, self.config.temperature), metrics
 
     @torch.no_grad()
     def after_backward(self, step: int) -> None:  # noqa: ARG002
-        """The batch's keys take the place of the oldest, once the gradient no longer needs these."""
+        """Replace the oldest keys by the batch's, now that the backward pass no longer needs them."""
         self.queue[self.pointer : self.pointer + len(self.keys)] = self.keys
         self.pointer = (self.pointer + len(self.keys)) % len(self.queue)
 
     def state_dict(self) -> dict[str, Any]:
-        """The key encoder, the queue and its pointer; the same on all ranks."""
+        """Return the key encoder, the queue and its pointer; equal on all ranks."""
         return {"key_encoder": self.key_encoder.state_dict(), "queue": self.queue, "pointer": self.pointer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict`, from a run of any number of processes."""
+        """Load the result of `state_dict`, saved by any number of processes."""
         self.key_encoder.load_state_dict(state["key_encoder"])
         self.queue.copy_(state["queue"])
         self.pointer = state["pointer"]
 
-    def _keys(self, crops: Tensor, step: int) -> Tensor:
-        """Keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)`, in the batch's order; collectives."""
+    def _compute_keys(self, crops: Tensor, step: int) -> Tensor:
+        """Return the keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)` in the batch's order. A collective."""
         everyone = all_gather(crops.contiguous()).flatten(0, 1)
         order = torch.from_numpy(np.random.default_rng((self.seed, step)).permutation(len(everyone)))
         order = order.to(crops.device)

@@ -1,4 +1,4 @@
-"""The methods, by the name that a config gives them (`method.name`)."""
+"""The pretraining methods by `method.name` of a config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError, did_you_mean
 
-Build = Callable[[Any, Any, int, int], Method]
-"""From a method's config, its network, the number of pictures and the global batch size to the method."""
+BuildMethod = Callable[[Any, Any, int, int], Method]
+"""Build a method from its config, its network, the number of images and the global batch size."""
 
-METHODS: dict[str, tuple[type[Any], Build]] = {
+METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
     "sela_v2": (SelaConfig, Sela),
@@ -29,21 +29,28 @@ METHODS: dict[str, tuple[type[Any], Build]] = {
 }
 
 
-def network(
+def build_network(
     sizes: Network, config: Any, num_classes: int, blocks: Sequence[int] = BLOCKS_R50
 ) -> MultiCropNet | ClassifierNet:
-    """What a method trains, from its checked config (None: nothing is trained), at random initial weights."""
+    """Build the network that a method trains, with random initial weights.
+
+    `config` is the method's config from `parse_config`; None builds a network without prototypes (method `none`).
+    `blocks` are the blocks per stage of the trunk; tests use fewer.
+    """
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
-    num_prototypes = config.prototypes if config else 0
+    num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
         sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks
     )
 
 
-def find(section: Mapping[str, Any]) -> tuple[Any, Build]:
-    """The checked config of a `method` section, and what builds the method; `UserError` where there is no such."""
+def parse_config(section: Mapping[str, Any]) -> tuple[Any, BuildMethod]:
+    """Return the typed config of a `method` section, and the method's constructor.
+
+    Raises `UserError` if the method or one of the keys is unknown.
+    """
     if section["name"] not in METHODS:
-        raise UserError(f"there is no method.name {section['name']!r}: {did_you_mean(section['name'], list(METHODS))}")
+        raise UserError(f"unknown method.name {section['name']!r}: {did_you_mean(section['name'], list(METHODS))}")
     schema, build = METHODS[section["name"]]
     return to_dataclass(section, schema, "method"), build

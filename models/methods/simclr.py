@@ -1,4 +1,4 @@
-"""SimCLR over any number of crops, as the paper compares it (A.8)."""
+"""SimCLR with any number of crops, as the paper compares it (A.8)."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from reproduce.engine.distributed.collectives import all_gather_differentiable, 
 
 
 def contrastive_loss(embeddings: Tensor, num_crops: int, temperature: float) -> Tensor:
-    """Tell each crop's other crops from all crops of other images: A.8, and NT-Xent where there are two.
+    """Return the contrastive loss of A.8, which is NT-Xent for two crops: the mean over this rank's positive pairs.
 
-    embeddings: `(num_crops * B, D)` of unit length, crop by crop; the negatives are those of all ranks. Each pair
-    (anchor, positive) has a term -log(p / (p + sum of n)) of its own, p and n being exp(cosine / temperature) of the
-    positive and of the negatives: other positives do not stand in the denominator. Returns the mean over this rank's
-    pairs.
+    `embeddings` are `(num_crops * B, D)` of unit length, crop by crop. Positives are the other crops of the anchor's
+    image; negatives are all crops of the other images of all ranks. Each pair (anchor, positive) contributes
+    -log(p / (p + sum of n)), with p and n = exp(cosine / temperature) of the positive and the negatives: other
+    positives are not in the denominator. A collective, with gradient.
     """
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     own = embeddings.unflatten(0, (num_crops, -1))  # crop, image, D
@@ -41,18 +41,18 @@ class SimclrConfig:
     temperature: float
 
     @property
-    def prototypes(self) -> int:
-        """What the network needs: none."""
+    def network_prototypes(self) -> int:
+        """Number of prototypes of the network: none."""
         return 0
 
 
 class Simclr(Method):
-    """The method as the loop uses it; it keeps nothing between steps."""
+    """SimCLR as a method of the training loop; it has no state."""
 
     def __init__(self, config: SimclrConfig, _net: MultiCropNet, _num_images: int, _batch_size: int) -> None:
         self.config = config
 
     def loss(self, embeddings: Tensor, _scores: None, num_crops: int, _step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one batch, and what to watch."""
-        watched = {"embedding_spread": embedding_spread(embeddings), "unit_length_error": unit_length_error(embeddings)}
-        return contrastive_loss(embeddings, num_crops, self.config.temperature), watched
+        """Return the loss of one batch, and metrics."""
+        metrics = {"embedding_spread": embedding_spread(embeddings), "unit_length_error": unit_length_error(embeddings)}
+        return contrastive_loss(embeddings, num_crops, self.config.temperature), metrics

@@ -1,4 +1,4 @@
-"""Supervised training, the reference row: predict the labels of the pictures (standard ResNet-50 recipe)."""
+"""Supervised training, the reference row of the tables: predict class labels (standard ResNet-50 recipe)."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from models.networks.resnet import BLOCKS_R50, ResNet
 
 
 class ClassifierNet(ResNet):
-    """A trunk with a linear classifier on its pooled features, `fc` as in torchvision's weights.
+    """A trunk with a linear classifier `fc` on its pooled features, named as in torchvision.
 
-    `forward` maps crops, a list of `(B, 3, S, S)` of one size, to features `(num_crops * B, num_features)`, ordered
-    crop by crop, and to their logits `(num_crops * B, num_classes)`.
+    `forward` maps crops, a list of `(B, 3, S, S)` of one size, to features `(num_crops * B, num_features)`, crop by
+    crop, and logits `(num_crops * B, num_classes)`.
     """
 
     def __init__(self, width: float, num_classes: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
@@ -25,7 +25,7 @@ class ClassifierNet(ResNet):
         self.fc = nn.Linear(self.num_features, num_classes)
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Features and logits of all crops; see the class."""
+        """Return features and logits of all crops (shapes: see the class)."""
         features = super().forward(torch.cat(crops))
         return features, self.fc(features)
 
@@ -38,18 +38,18 @@ class SupervisedConfig:
 
 
 class Supervised(Method):
-    """The method as the loop uses it; it keeps nothing between steps."""
+    """Supervised training as a method of the training loop; it has no state."""
 
     def __init__(self, _config: SupervisedConfig, net: ClassifierNet, _num_images: int, _batch_size: int) -> None:
         self.uniform_loss = math.log(net.fc.out_features)
 
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
-        """Keep the batch's labels."""
+        """Remember the batch's labels for `loss`."""
         self.labels = labels
         return crops
 
     def loss(self, features: Tensor, logits: Tensor, num_crops: int, _step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy over this rank's crops, and what to watch."""
+        """Return the cross-entropy over this rank's crops, and metrics."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, self.labels.repeat(num_crops)), {
             "embedding_spread": embedding_spread(F.normalize(features.detach(), dim=1))

@@ -1,4 +1,4 @@
-"""SwAV: swapped prediction of assignments between the crops of an image (paper, section 3; A.1, A.6)."""
+"""SwAV: predict the cluster assignment of one crop from the other crops of the image (section 3; A.1, A.6)."""
 
 import math
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ from reproduce.engine.distributed.collectives import all_gather, all_reduce_max,
 from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
-"""Assignments are computed for the two large crops only; each predicts all other crops."""
+"""Assignments are computed for the two large crops only; every other crop predicts them."""
 
 
 def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float) -> Tensor:
-    """Cross-entropy of every other crop's prediction against each large crop's assignment.
+    """Return the cross-entropy of every other crop's prediction against each large crop's assignment.
 
-    scores: `(num_crops * B, K)`, crop by crop. assignments: one `(B, K)` per large crop.
-    Returns the scalar mean over the pairs (large crop, other crop) and over the batch.
+    This is equation 2 for several crops (section 3.2). `scores` are `(num_crops * B, K)`, crop by crop; `assignments`
+    are one `(B, K)` per large crop. The scalar is the mean over pairs (large crop, other crop) and over this rank's
+    share of the batch, in fp32.
     """
     log_predictions = F.log_softmax(scores.float() / temperature, dim=1).chunk(num_crops)
     pairs = [(large, other) for large in range(len(assignments)) for other in range(num_crops) if other != large]
@@ -32,19 +33,19 @@ def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops
 
 
 class Queue:
-    """Embeddings of the last batches, one `(length, embedding)` block per large crop and rank (A.6); newest first."""
+    """This rank's last embeddings, newest first: one block `(length, embedding_dim)` per large crop (A.6)."""
 
-    def __init__(self, length: int, embedding: int, device: torch.device) -> None:
-        self.blocks = torch.zeros(NUM_LARGE_CROPS, length, embedding, device=device)
+    def __init__(self, length: int, embedding_dim: int, device: torch.device) -> None:
+        self.blocks = torch.zeros(NUM_LARGE_CROPS, length, embedding_dim, device=device)
         self.num_filled = 0
 
     @property
     def full(self) -> bool:
-        """Whether the oldest slot holds an embedding: only then is the queue used."""
+        """Whether every row holds an embedding. The queue is used only then."""
         return self.num_filled >= self.blocks.shape[1]
 
     def push(self, embeddings: list[Tensor]) -> None:
-        """Put one batch `(B, embedding)` per large crop in front; the oldest rows fall out."""
+        """Push one batch `(B, embedding_dim)` per large crop; the oldest rows are dropped."""
         batch = len(embeddings[0])
         for block, rows in zip(self.blocks, embeddings, strict=True):
             block[batch:] = block[:-batch].clone()
@@ -54,7 +55,7 @@ class Queue:
 
 @dataclass
 class SwavConfig:
-    """conf/method/swav.yaml. Queue length is global; each rank keeps its share."""
+    """conf/method/swav.yaml. `queue_length` counts embeddings of all ranks; each rank stores its share."""
 
     name: str
     num_prototypes: int
@@ -68,13 +69,13 @@ class SwavConfig:
     queue_start_epochs: int
 
     @property
-    def prototypes(self) -> int:
-        """What the network needs."""
+    def network_prototypes(self) -> int:
+        """Number of prototypes of the network."""
         return self.num_prototypes
 
 
 class Swav(Method):
-    """The method as the loop uses it: what to do before, for and after each step's backward pass."""
+    """SwAV as a method of the training loop: prototypes, assignments, queue and loss."""
 
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
@@ -82,7 +83,7 @@ class Swav(Method):
         assert isinstance(net.prototypes, nn.Linear)
         self.config = config
         self.prototypes = net.prototypes.weight
-        # The released code freezes for 313 steps where an epoch has 312 whole batches: the incomplete one counts.
+        # The released code freezes for 313 steps although an epoch has 312 whole batches: it counts the partial one.
         frozen = math.ceil(config.freeze_prototypes_epochs * num_images / batch_size)
         self.freeze_prototypes_steps = frozen if config.train_prototypes else math.inf
         self.queue_start_step = config.queue_start_epochs * (num_images // batch_size)
@@ -91,8 +92,8 @@ class Swav(Method):
         self.loss_jump_step = self.queue_start_step if config.queue_length else None
         if config.queue_length % batch_size:
             raise UserError(
-                f"method.queue_length {config.queue_length} is no multiple of batch_size {batch_size}: the queue holds "
-                "whole batches"
+                f"method.queue_length {config.queue_length} is not a multiple of batch_size {batch_size}; the queue "
+                "stores whole batches"
             )
         self._share = batch_size // world_size()
         length = config.queue_length // world_size()
@@ -100,39 +101,39 @@ class Swav(Method):
 
     @torch.no_grad()
     def before_forward(self) -> None:
-        """Put the prototypes back on the unit sphere."""
+        """Normalize the prototypes, as the released code does before each forward pass."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
 
     def loss(self, embeddings: Tensor, scores: Tensor, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one batch, and what to watch: entropy of the assignments (nats) and prototypes in use."""
+        """Return the loss of one batch, and metrics such as the assignments' entropy (nats) and prototypes in use."""
         batch = len(embeddings) // num_crops
         large = range(NUM_LARGE_CROPS)
         assignments = [self._assign(crop, scores.detach()[crop * batch : (crop + 1) * batch], step) for crop in large]
         if self.queue is not None and step >= self.queue_start_step:
             self.queue.push([embeddings[crop * batch : (crop + 1) * batch] for crop in large])
         loss = swapped_prediction_loss(scores, assignments, num_crops, self.config.temperature)
-        return loss, _watch(torch.cat(assignments), embeddings, self.prototypes)
+        return loss, diagnostics(torch.cat(assignments), embeddings, self.prototypes)
 
     def after_backward(self, step: int) -> None:
-        """Keep the prototypes where they are while they are frozen."""
+        """Drop the prototypes' gradient while they are frozen."""
         if step < self.freeze_prototypes_steps:
             self.prototypes.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond the network: the queue of the whole batch (a collective).
+        """Return the queue of all ranks. A collective.
 
-        `queue` is `(2, length, embedding)`, batch by batch, as one process would hold it.
+        `queue` is `(2, length, embedding_dim)`, batch by batch, as a single process would store it.
         """
         if self.queue is None:
             return {}
-        shares = all_gather(self.queue.blocks).unflatten(2, (-1, self._share))  # rank, large crop, batch, picture
+        shares = all_gather(self.queue.blocks).unflatten(2, (-1, self._share))  # rank, large crop, batch, image
         return {
             "queue": shares.permute(1, 2, 0, 3, 4).flatten(1, 3),
             "num_filled": self.queue.num_filled * world_size(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict`, from a run of any number of processes."""
+        """Load the result of `state_dict`, saved by any number of processes."""
         if self.queue is None:
             return
         batches = state["queue"].unflatten(1, (-1, world_size(), self._share))
@@ -152,10 +153,10 @@ class Swav(Method):
 
 
 @torch.no_grad()
-def _watch(assignments: Tensor, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
-    """Over the batch of all ranks: what tells a collapse.
+def diagnostics(assignments: Tensor, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
+    """Return metrics over the global batch that reveal a collapse. A collective.
 
-    The assignments' mean entropy in nats, and how many prototypes are somebody's first choice.
+    `assignment_entropy` is the mean in nats; `prototypes_used` counts prototypes that are some sample's first choice.
     """
     entropy = -torch.xlogy(assignments, assignments).sum(dim=1).mean()
     used = torch.zeros(assignments.shape[1], device=assignments.device)

@@ -1,1 +1,1 @@
-"""Networks: images in, features out."""
+"""Networks: images in, features or embeddings out."""

@@ -1,4 +1,4 @@
-"""The paper's trunk: ResNet-50 with every width multiplied (B.2), names as in torchvision and the released weights."""
+"""The paper's trunk: ResNet-50 with all widths multiplied (B.2). Tensor names as in torchvision."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,15 +11,16 @@ BLOCKS_R50 = (3, 4, 6, 3)
 
 
 class ResNet(nn.Module):
-    """Bottleneck ResNet up to the pooled features.
+    """Bottleneck ResNet without classifier: images `(N, 3, H, W)` to pooled features `(N, num_features)`.
 
-    `width` multiplies all channels; fractions serve the smoke scale (channels are rounded to multiples of 4).
-    `forward` maps images `(N, 3, H, W)` to pooled features `(N, num_features)`, `num_features = 2048 * width`.
+    `width` multiplies all channels, so `num_features = 2048 * width`. Fractional widths serve the smoke scale; channels
+    are rounded to multiples of 4.
 
-    The released network pads its input by one pixel and then convolves with padding 2: the usual padding 3. Its
-    residual branches' last BatchNorms start at one, not at zero, its convolutions from Kaiming's fan-out normal.
+    As in the released code, the last BatchNorm of each residual branch starts at one, not at zero, and convolutions
+    start from Kaiming's fan-out normal. The released code pads its input by 1 and convolves with padding 2, which
+    equals the padding of 3 here.
 
-    With `activation_checkpointing`, training keeps of each block only its input, and calculates the rest again.
+    With `activation_checkpointing`, training keeps each block's input only and recomputes the rest in the backward.
     """
 
     activation_checkpointing = False
@@ -42,10 +43,10 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled features `(N, num_features)` of images `(N, 3, H, W)`."""
+        """Return pooled features `(N, num_features)` of images `(N, 3, H, W)`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
-            x = _recomputed(block, x) if self.activation_checkpointing and self.training else block(x)
+            x = _checkpointed_block(block, x) if self.activation_checkpointing and self.training else block(x)
         return self.avgpool(x).flatten(1)
 
 
@@ -61,16 +62,16 @@ def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.
     return nn.Sequential(first, *(Bottleneck(out_channels, channels) for _ in range(num_blocks - 1)))
 
 
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, whose inner activations the backward pass calculates anew."""
-    contexts = lambda: (nullcontext(), _running_statistics_stand_still(block))  # noqa: E731
+def _checkpointed_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Return `block(x)`; the backward pass recomputes its inner activations."""
+    contexts = lambda: (nullcontext(), _frozen_running_stats(block))  # noqa: E731
     out: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out
 
 
 @contextmanager
-def _running_statistics_stand_still(block: nn.Module) -> Iterator[None]:
-    """The second forward pass must not count a batch twice."""
+def _frozen_running_stats(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics: the recomputation must not count a batch twice."""
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -86,20 +87,20 @@ def _running_statistics_stand_still(block: nn.Module) -> Iterator[None]:
 
 
 def resnet50(width: float = 1) -> ResNet:
-    """ResNet-50, `width` times as wide: pooled features `(N, 2048 * width)`."""
+    """Build a ResNet-50 that is `width` times as wide: pooled features `(N, 2048 * width)`."""
     return ResNet(width)
 
 
 def resnet50w2() -> ResNet:
-    """93.9 M parameters, features `(N, 4096)`."""
+    """Build a ResNet-50w2: 93.9 M parameters, features `(N, 4096)`."""
     return ResNet(2)
 
 
 def resnet50w4() -> ResNet:
-    """375.4 M parameters, features `(N, 8192)`."""
+    """Build a ResNet-50w4: 375.4 M parameters, features `(N, 8192)`."""
     return ResNet(4)
 
 
 def resnet50w5() -> ResNet:
-    """586.5 M parameters, features `(N, 10240)`."""
+    """Build a ResNet-50w5: 586.5 M parameters, features `(N, 10240)`."""
     return ResNet(5)

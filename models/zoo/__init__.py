@@ -1,1 +1,1 @@
-"""Public weights: which there are, and how each file becomes a trunk of ours."""
+"""Public weights: which ones exist, and how each file becomes one of our trunks."""

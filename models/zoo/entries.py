@@ -1,6 +1,6 @@
-"""The checkpoint zoo: which public weights there are, and a local file of each. Without torch.
+"""The checkpoint zoo: which public weights exist, and their download. Does not import torch.
 
-What is in such a file is for `models.zoo.layouts` to know.
+`models.zoo.layouts` knows the content of the files.
 """
 
 import fcntl
@@ -18,91 +18,91 @@ from reproduce.errors import Unavailable, UserError, did_you_mean
 from reproduce.files import read_json, write_json
 
 PREFIX = "released:"
-"""How a `checkpoint` says that it is an entry of the zoo."""
+"""Prefix of a `checkpoint` that names an entry of the zoo."""
 ZOO = Path(__file__).with_name("released.yaml")
 
 
 @dataclass(frozen=True)
-class Released:
-    """An entry of `models/zoo/released.yaml`, whose head says what each field means."""
+class ReleasedWeights:
+    """An entry of `models/zoo/released.yaml`; the comment at its top explains each field."""
 
     name: str
-    address: str | None
-    licence: str | None
+    url: str | None
+    license: str | None
     sha256: str | None
     published: dict[str, str]
     layout: str
     normalize: str
     width: float
-    fills: dict[str, str]
+    table_rows: dict[str, str]
     status: str
     note: str | None
     unavailable: str | None = None
 
 
-def load(zoo: Path = ZOO) -> dict[str, Released]:
-    """All entries by name."""
-    return dict(_parsed(zoo, zoo.read_text()))
+def load_entries(zoo: Path = ZOO) -> dict[str, ReleasedWeights]:
+    """Load all entries, by name. Raises `UserError` if an entry has an unknown key."""
+    return dict(_parse_entries(zoo, zoo.read_text()))
 
 
 @cache
-def _parsed(zoo: Path, text: str) -> dict[str, Released]:
+def _parse_entries(zoo: Path, text: str) -> dict[str, ReleasedWeights]:
     content = yaml.load(text, Loader=yaml.CSafeLoader)
-    known = {field.name for field in fields(Released)}
+    known = {field.name for field in fields(ReleasedWeights)}
     entries = {}
     for name, entry in content["checkpoints"].items():
         if unknown := set(entry) - known:
             raise UserError(f"{zoo}: {name} has an unknown key {sorted(unknown)[0]!r}")
-        entries[name] = Released(name=name, **(content["defaults"] | entry))
+        entries[name] = ReleasedWeights(name=name, **(content["defaults"] | entry))
     return entries
 
 
-def entry(name: str, zoo: Path = ZOO) -> Released:
-    """One entry; `UserError` naming the nearest where there is none of this name."""
-    entries = load(zoo)
+def get_entry(name: str, zoo: Path = ZOO) -> ReleasedWeights:
+    """Return the entry of this name. Raises `UserError`, with the closest names, if there is none."""
+    entries = load_entries(zoo)
     if name not in entries:
-        raise UserError(f"there is no released checkpoint {name!r}: {did_you_mean(name, entries)}")
+        raise UserError(f"unknown released checkpoint {name!r}: {did_you_mean(name, entries)}")
     return entries[name]
 
 
-def file_of(item: Released) -> Path:
-    """Where an entry that has an address is kept, there or not."""
-    return cache_folder() / "released" / f"{item.name}-{Path(urlsplit(item.address or '').path).name}"
+def cache_path(item: ReleasedWeights) -> Path:
+    """Return the path of an entry's file in the cache, whether it is there or not."""
+    return cache_folder() / "released" / f"{item.name}-{Path(urlsplit(item.url or '').path).name}"
 
 
-def fetch(item: Released, tell: LogFn = print, **options: Any) -> Path:
-    """The entry's file in the cache, downloaded where it isn't there yet, and held against its checksum every time.
+def fetch(item: ReleasedWeights, log: LogFn = print, **options: Any) -> Path:
+    """Return the entry's file in the cache; download it if needed, and verify its checksums every time.
 
-    The first download of an entry without `sha256` records it in `released.lock.json` beside the files. Raises
-    `Unavailable` where the weights can't be had, `DigestMismatch` where they are no longer what they were. `options` go
-    to `download`.
+    The first download of an entry without `sha256` records its digest in `released.lock.json` beside the files.
+    `options` are passed on to `download`. Raises `Unavailable` if nobody can get the weights, and `DigestMismatch` if
+    the file is not the recorded one.
     """
-    if item.address is None:
+    if item.url is None:
         raise Unavailable(f"unavailable: released:{item.name} can't be downloaded: {item.unavailable}")
-    path = file_of(item)
+    path = cache_path(item)
     lock = path.with_name("released.lock.json")
-    known = item.sha256 or _recorded(lock).get(item.name)
+    known = item.sha256 or _recorded_digests(lock).get(item.name)
     digests = [Digest(algorithm, digits) for algorithm, digits in item.published.items()]
     digests += [Digest("sha256", known)] if known else []
-    was_there = path.exists()
-    download(item.address, path, tuple(digests), tell, **options)
-    if was_there:
+    was_cached = path.exists()
+    download(item.url, path, tuple(digests), log, **options)
+    if was_cached:
         try:
             for digest in digests:
                 digest.check(path)
         except DigestMismatch as error:
-            raise DigestMismatch(f"{error}; delete {path} to download it anew") from error
+            raise DigestMismatch(f"{error}; delete {path} to download it again") from error
     if not known:
-        _record(lock, item.name, file_digest(path), tell)
+        _record_digest(lock, item.name, file_digest(path), log)
     return path
 
 
-def _recorded(lock: Path) -> dict[str, str]:
+def _recorded_digests(lock: Path) -> dict[str, str]:
     return read_json(lock) if lock.exists() else {}
 
 
-def _record(lock: Path, name: str, digest: str, tell: LogFn) -> None:
-    with open(lock.with_suffix(".lock"), "a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        write_json(lock, _recorded(lock) | {name: digest})
-    tell(f"{name} has the sha256 {digest}; put it into models/zoo/{ZOO.name} to hold every machine to it")
+def _record_digest(lock: Path, name: str, digest: str, log: LogFn) -> None:
+    with open(lock.with_suffix(".lock"), "a") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        write_json(lock, _recorded_digests(lock) | {name: digest})
+    log(f"{name} has the sha256 {digest}; add it to models/zoo/{ZOO.name} to verify it on every machine")

@@ -1,7 +1,7 @@
-"""How publishers lay out a ResNet-50's tensors, and the way from each layout to torchvision's names of the trunk.
+"""Layouts: how each publisher names a ResNet-50's tensors, mapped to torchvision's names.
 
-A layout is a function from a checkpoint's content to the trunk's tensors. It passes over heads, queues and optimisers;
-what it doesn't find, `models.zoo.load.load_trunk` lists.
+A layout is a function from a checkpoint's content to the trunk's tensors by torchvision name. It ignores heads, queues
+and optimizers. It does not report missing tensors; `models.zoo.load.load_trunk` does.
 """
 
 import math
@@ -18,32 +18,32 @@ Layout = Callable[[Mapping[str, Any]], dict[str, Tensor]]
 
 
 def torchvision(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Torchvision's names: ours, the released SwAV, DeepCluster-v2 and SeLa-v2, and torchvision's own.
+    """Read torchvision names: our checkpoints, the released SwAV, DeepCluster-v2 and SeLa-v2, torchvision's own.
 
-    Wrapped in "model" or "state_dict" or not, names with `module.` or not.
+    The tensors may be nested in "model" or "state_dict", and the names may start with `module.`.
     """
     for wrapper in ("model", "state_dict"):
-        content = _inside(content, wrapper)
-    return _below(r"module\.", content) or _below("", content)
+        content = _unwrap(content, wrapper)
+    return _strip_prefix(r"module\.", content) or _strip_prefix("", content)
 
 
 def moco(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """MoCo and PCL: the query encoder's are the trunk's; the key encoder's moving average is not what was evaluated."""
-    return _below(r"module\.encoder_q\.", _inside(content, "state_dict"))
+    """Read MoCo and PCL. The trunk is the query encoder, which the papers evaluate, not the averaged key encoder."""
+    return _strip_prefix(r"module\.encoder_q\.", _unwrap(content, "state_dict"))
 
 
 def vissl(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """VISSL: trunk and heads apart, the trunk's tensors below `_feature_blocks.`."""
+    """Read VISSL, which keeps trunk and heads apart; trunk names start with `_feature_blocks.`."""
     for wrapper in ("classy_state_dict", "base_model", "model", "trunk"):
-        content = _inside(content, wrapper)
-    return _below(r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\.", content)
+        content = _unwrap(content, wrapper)
+    return _strip_prefix(r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\.", content)
 
 
 def simclr_tensorflow(variables: Mapping[str, Any]) -> dict[str, Tensor]:
-    """SimCLR's TensorFlow variables: numbered in the order in which the network was built, kernels as HWIO."""
+    """Read SimCLR's TensorFlow variables: numbered in the order of construction, with kernels in HWIO layout."""
     parts = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
     weights: dict[str, Tensor] = {}
-    for number, (convolution, norm) in enumerate(_as_simclr_builds()):
+    for number, (convolution, norm) in enumerate(_simclr_build_order()):
         suffix = f"_{number}" if number else ""
         kernel = variables.get(f"base_model/conv2d{suffix}/kernel")
         if kernel is not None:
@@ -64,19 +64,19 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class SamePool(nn.MaxPool2d):
-    """Max-pooling, `SamePool(3, stride=2)`, padded as TensorFlow's SAME: sides of H become `ceil(H / 2)`.
+    """Max-pooling with TensorFlow's SAME padding, `SamePool(3, stride=2)`: a side H becomes `ceil(H / 2)`.
 
-    An even side is padded after its end only, where torch pads on both: the windows then lie one pixel further.
+    An even side is padded at its end only. torch pads both ends, which shifts the windows by one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool."""
+        """Pool `(N, C, H, W)`."""
         height, width = x.shape[-2:]
         return super().forward(F.pad(x, (width % 2, 1, height % 2, 1), value=-math.inf))
 
 
-def _as_simclr_builds() -> Iterator[tuple[str, str]]:
-    """Names of each convolution and its BatchNorm: a block's projection shortcut comes first, not last."""
+def _simclr_build_order() -> Iterator[tuple[str, str]]:
+    """Yield the names of each convolution and its BatchNorm; a block's projection shortcut comes first, not last."""
     yield "conv1", "bn1"
     for stage, num_blocks in enumerate(BLOCKS_R50, 1):
         for block in range(num_blocks):
@@ -87,12 +87,12 @@ def _as_simclr_builds() -> Iterator[tuple[str, str]]:
                 yield f"{at}.conv{number}", f"{at}.bn{number}"
 
 
-def _inside(content: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
+def _unwrap(content: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
     inner = content.get(wrapper)
     return inner if isinstance(inner, Mapping) else content
 
 
-def _below(prefix: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix (a regular expression), without it."""
+def _strip_prefix(prefix: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors whose names match a prefix (a regular expression), with the prefix removed."""
     found = {name: re.match(prefix, name) for name, value in content.items() if isinstance(value, Tensor)}
     return {name[match.end() :]: content[name] for name, match in found.items() if match}

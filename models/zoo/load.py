@@ -1,4 +1,4 @@
-"""From a checkpoint, ours or a released one, to a trunk."""
+"""Load a trunk from a checkpoint, ours or a released one."""
 
 import argparse
 import codecs
@@ -18,7 +18,7 @@ from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
 NUMPY_SCALAR: Callable[..., Any] = np.float64().__reduce__()[0]  # type: ignore[assignment]
-PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     codecs.encode,
     np.dtype,
@@ -28,19 +28,18 @@ PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
 ]
-"""What training scripts put beside the tensors, options and measured numbers: data, which runs nothing when read."""
+"""Classes of options and numbers that training scripts save beside the tensors; unpickling them runs no code."""
 
-
-OF_A_TRUNK = re.compile(r"(conv1|bn1|layer\d+)\.")
+TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
 def load_trunk(path: Path, layout: str | None = None) -> ResNet:
-    """The trunk of a checkpoint, at the width that its tensors have, in evaluation mode.
+    """Load the trunk of a checkpoint in evaluation mode. The width follows from the tensors.
 
-    `layout` is a name in `models.zoo.layouts.LAYOUTS`; without one, that which finds a trunk in the file. Raises
-    `UserError` listing what is missing where a weight or running statistic of the trunk is not there, since a trunk
-    that loads nothing evaluates quietly to 10%, and what is too much where the network is deeper than a ResNet-50. The
-    head and prototypes are left out.
+    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored.
+
+    Raises `UserError` if a weight or running statistic of the trunk is missing or has another shape (a trunk that loads
+    nothing would silently evaluate to 10%), or if the network is deeper than a ResNet-50.
     """
     content = _read(path)
     names = [layout] if layout else list(LAYOUTS)
@@ -48,24 +47,29 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     layout = next((name for name in names if "conv1.weight" in found[name]), None)
     if layout is None:
         raise UserError(
-            f"checkpoint {path} holds no trunk: there is no 'conv1.weight' in the layout of {' or '.join(names)} among "
-            f"{_few(content)}"
+            f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no 'conv1.weight' among "
+            f"{_abbreviate(content)}"
         )
     weights = found[layout]
     trunk = ResNet(width=weights["conv1.weight"].shape[0] / 64)
-    own = trunk.state_dict()
-    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    # Counters of batches aside (old checkpoints lack them), a tensor left at random would spoil every number.
-    missing = {name: None for name in own if name not in fitting and not name.endswith("num_batches_tracked")}
+    expected = trunk.state_dict()
+    fitting = {
+        name: weights[name] for name in expected if name in weights and weights[name].shape == expected[name].shape
+    }
+    # Old checkpoints lack the batch counters, which evaluation does not use. All else must be there.
+    missing = {name: None for name in expected if name not in fitting and not name.endswith("num_batches_tracked")}
     if missing:
         raise UserError(
-            f"checkpoint {path} matches {len(fitting)} of the trunk's {len(own)} tensors; missing or of another shape: "
-            f"{_few(missing)}"
+            f"checkpoint {path} matches {len(fitting)} of the trunk's {len(expected)} tensors; missing or of another "
+            f"shape: {_abbreviate(missing)}"
         )
-    # A deeper network has all that a ResNet-50 has, and would be cut to one.
-    surplus = {name: None for name in weights if OF_A_TRUNK.match(name) and name not in own}
-    if surplus:
-        raise UserError(f"checkpoint {path} is no ResNet-50's: {len(surplus)} tensors too many: {_few(surplus)}")
+    # A deeper network has all tensors of a ResNet-50 and would be cut down to one.
+    unexpected = {name: None for name in weights if TRUNK_TENSOR.match(name) and name not in expected}
+    if unexpected:
+        raise UserError(
+            f"checkpoint {path} is not a ResNet-50; it has {len(unexpected)} unexpected tensors: "
+            f"{_abbreviate(unexpected)}"
+        )
     trunk.load_state_dict(fitting, strict=False)
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)
@@ -73,30 +77,30 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """A file's content; nothing in it is run."""
+    """Read a checkpoint file without running code from it."""
     if tensor_bundle.is_archive(path):
         return tensor_bundle.read_archive(path)
     try:
-        with torch.serialization.safe_globals(PLAIN_VALUES):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             content = checkpoint.load(path)
     except UserError as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
             raise UserError(
-                f"checkpoint {path} is damaged, or holds more than tensors and plain values: the rest could run code "
-                f"when read, and is refused ({_refused(error.__cause__)})"
+                f"checkpoint {path} is damaged, or holds more than tensors and plain values; loading the rest could "
+                f"run code and is refused ({_refused_class(error.__cause__)})"
             ) from error
         raise
     if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {path} holds no trunk: it is a {type(content).__name__}, not named tensors")
+        raise UserError(f"checkpoint {path} has no trunk: it holds a {type(content).__name__}, not named tensors")
     return content
 
 
-def _refused(error: pickle.UnpicklingError) -> str:
-    """What torch refuses, by its name where it says it. (The rest is how to read the file all the same.)"""
+def _refused_class(error: pickle.UnpicklingError) -> str:
+    """Extract the class that torch refused to load; the rest of torch's message explains how to load it anyway."""
     name = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return name[1] if name else "it is none of torch's files"
+    return name[1] if name else "torch did not write it"
 
 
-def _few(names: Mapping[str, object]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def _abbreviate(names: Mapping[str, object]) -> str:
+    first, num_more = list(names)[:5], len(names) - 5
+    return ", ".join(first) + (f" and {num_more} more" if num_more > 0 else "")

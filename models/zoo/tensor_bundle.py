@@ -1,7 +1,7 @@
-"""TensorFlow's checkpoint files (tensor bundles) without TensorFlow: an index, and shards of raw numbers.
+"""Read TensorFlow's checkpoints (tensor bundles) without TensorFlow: an index, and shards of raw numbers.
 
-The index is a sorted table (LevelDB's format) from a variable's name to a protocol buffer with its type, shape, and
-place in a shard. Nothing in it is code.
+The index is a sorted string table (LevelDB's format) that maps a variable's name to a protocol buffer with its dtype,
+shape, shard and offset. It contains no code.
 """
 
 import re
@@ -20,39 +20,39 @@ from reproduce.errors import UserError
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 FLOAT32 = 1
-"""TensorFlow's number for the type; variables of other types (step counters) are passed over."""
-DAMAGED = (
+"""TensorFlow's number of the dtype; variables of other dtypes (step counters) are skipped."""
+READ_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError),
     *(KeyError, ValueError, IndexError, OverflowError, MemoryError, RuntimeError),
 )
-"""What reading an archive raises whose bytes are others than were written."""
+"""Errors that reading a damaged archive raises, depending on its bytes."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive with a tensor bundle inside; not where its list of files is damaged."""
+    """Return whether a file is a zip archive with a tensor bundle; False if its file list is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return bool(_indices(archive))
-    except DAMAGED:
+    except READ_ERRORS:
         return False
 
 
 def _indices(archive: zipfile.ZipFile) -> list[str]:
-    """Of training checkpoints; an exported module beside one has the same variables under other names."""
+    """Return the index files of training checkpoints; exported modules have the same variables under other names."""
     return [name for name in archive.namelist() if re.search(r"(^|/)model\.ckpt[^/]*\.index$", name)]
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """The float32 variables of the one bundle in a zip archive, by name, in their own shapes.
+    """Read the float32 variables of the only bundle in a zip archive, by name, without unpacking it.
 
-    Read from the archive itself: nothing is unpacked. Raises `UserError` where it is not such an archive, or damaged.
+    Raises `UserError` if the file is not such an archive, or damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             (index,) = _indices(archive)
             return _read(archive, index)
-    except DAMAGED as error:
-        raise UserError(f"checkpoint {path} is no whole archive of a TensorFlow checkpoint ({error})") from error
+    except READ_ERRORS as error:
+        raise UserError(f"checkpoint {path} is not an intact archive of a TensorFlow checkpoint ({error})") from error
 
 
 def _read(archive: zipfile.ZipFile, index: str) -> dict[str, Tensor]:
@@ -76,11 +76,11 @@ def _read(archive: zipfile.ZipFile, index: str) -> dict[str, Tensor]:
 
 
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of a sorted table: its footer points to an index block, which points to blocks of entries."""
+    """Yield the entries of a sorted table: its footer points to an index block, which points to blocks of entries."""
     footer = content[-FOOTER_BYTES:]
     if struct.unpack("<Q", footer[-8:])[0] != MAGIC:
-        raise ValueError("the index ends in another magic number")
-    _, at = _handle(footer, 0)  # of the block that says what else there is
+        raise ValueError("the index ends with another magic number")
+    _, at = _handle(footer, 0)  # of the metaindex block, which is not needed
     index, _ = _handle(footer, at)
     for _, handle in _entries(_block(content, index)):
         yield from _entries(_block(content, _handle(handle, 0)[0]))
@@ -94,7 +94,7 @@ def _block(content: bytes, handle: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block; each key shares its beginning with the one before."""
+    """Yield keys and values of a block; each key is stored without the prefix it shares with the previous one."""
     (num_restarts,) = struct.unpack("<I", block[-4:])
     end, at, key = len(block) - 4 - 4 * num_restarts, 0, b""
     while at < end:
@@ -108,7 +108,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where the next thing starts."""
+    """Return the (offset, size) of a block, and the position after the handle."""
     offset, at = _varint(content, at)
     size, at = _varint(content, at)
     return (offset, size), at
@@ -124,7 +124,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _message(content: bytes) -> dict[int, list[int | bytes]]:
-    """A protocol buffer's fields by number, undecoded."""
+    """Return a protocol buffer's undecoded fields, by field number."""
     fields: dict[int, list[int | bytes]] = {}
     at = 0
     while at < len(content):
@@ -142,7 +142,7 @@ def _message(content: bytes) -> dict[int, list[int | bytes]]:
 def _number(fields: dict[int, list[int | bytes]], field: int) -> int:
     value = fields.get(field, [0])[-1]
     if not isinstance(value, int):
-        raise ValueError(f"field {field} is no number")  # noqa: TRY004 - the file is wrong, not its caller
+        raise ValueError(f"field {field} is not a number")  # noqa: TRY004 - the file is wrong, not its caller
     return value
 
 

@@ -123,7 +123,7 @@ def _normalize_of(checkpoint: str) -> tuple[str, ...]:
 
     if not checkpoint.startswith(released.PREFIX):
         return ()
-    return (f"normalize={released.entry(checkpoint.removeprefix(released.PREFIX)).normalize}",)
+    return (f"normalize={released.get_entry(checkpoint.removeprefix(released.PREFIX)).normalize}",)
 
 
 def list_names(_options: argparse.Namespace) -> int:

@@ -42,14 +42,14 @@ def fetch_weights(options: argparse.Namespace) -> int:
     """Download public weights, or list them if none is named."""
     from models.zoo import entries as released
 
-    entries = released.load()
+    entries = released.load_entries()
     if not options.names:
         for item in entries.values():
-            rows = ", ".join(f"{table} {row}" for table, row in item.fills.items())
-            print(f"{item.name}: {item.status if item.address else 'unavailable'}{f' ({rows})' if rows else ''}")
+            rows = ", ".join(f"{table} {row}" for table, row in item.table_rows.items())
+            print(f"{item.name}: {item.status if item.url else 'unavailable'}{f' ({rows})' if rows else ''}")
         return 0
     problems = []
-    for item in [released.entry(name.removeprefix(released.PREFIX)) for name in options.names]:
+    for item in [released.get_entry(name.removeprefix(released.PREFIX)) for name in options.names]:
         try:
             print(f"{item.name}: {released.fetch(item)}")
         except UserError as error:

@@ -73,7 +73,7 @@ def _addresses() -> dict[str, str]:
         from models.zoo import entries
     except ImportError:  # no .venv yet
         return found
-    hosts = {urlsplit(item.address).netloc for item in entries.load().values() if item.address}
+    hosts = {urlsplit(item.url).netloc for item in entries.load_entries().values() if item.url}
     return found | {f"public weights ({host})": f"https://{host}" for host in sorted(hosts)}
 
 
@@ -140,8 +140,8 @@ def _lacking(scale: str, evaluations: set[str], data: str | None, data_config: s
 def _weights() -> Finding:
     from models.zoo import entries
 
-    public = [item for item in entries.load().values() if item.address]
-    here = sum(entries.file_of(item).exists() for item in public)
+    public = [item for item in entries.load_entries().values() if item.url]
+    here = sum(entries.cache_path(item).exists() for item in public)
     return Finding("public weights", f"{here} of {len(public)} are downloaded (make fetch-weights lists them)")
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models.methods.registry import find
+from models.methods.registry import parse_config
 from reproduce.config.compose import compose
 from reproduce.config.schema import Crops
 from reproduce.config.validate import to_dataclass
@@ -63,7 +63,7 @@ def seconds_per_image(processes: int, overrides: list[str]) -> float:
 def sent(experiment: str) -> Counter[str]:
     """Bytes and number of the tensors that one step hands to collectives, by what for."""
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data_root=none"])
-    config, build = find(cfg.method)
+    config, build = parse_config(cfg.method)
     net = build_network(cfg, config)
     method = build(config, net, 1_281_167, GROUP_IMAGES)
     sizes = [view.size_px for view in to_dataclass(cfg.crops, Crops, "crops").views for _ in range(view.num)]

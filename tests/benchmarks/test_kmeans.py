@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from models.methods.clustering import BLOCK_SCORES, blocks
-from models.methods.deepcluster import nearest
+from models.methods.clustering import BLOCK_SCORES, iter_blocks
+from models.methods.deepcluster import nearest_centroids
 from tests.benchmarks.share import told
 
 NUM_ROWS, EMBEDDING, NUM_CENTROIDS = 8192, 128, 3000
@@ -25,7 +25,7 @@ def test_kmeans(benchmark: BenchmarkFixture) -> None:
     draw = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(NUM_ROWS, EMBEDDING, generator=draw), dim=1)
     centroids = F.normalize(torch.randn(NUM_CENTROIDS, EMBEDDING, generator=draw), dim=1)
-    assert max(len(block) for block in blocks(rows, centroids)) * NUM_CENTROIDS <= BLOCK_SCORES["cpu"]
+    assert max(len(block) for block in iter_blocks(rows, centroids)) * NUM_CENTROIDS <= BLOCK_SCORES["cpu"]
     product_seconds = []
     scores = torch.empty(NUM_ROWS, NUM_CENTROIDS)
 
@@ -34,6 +34,6 @@ def test_kmeans(benchmark: BenchmarkFixture) -> None:
         torch.mm(rows, centroids.T, out=scores)
         product_seconds.append(time.process_time() - started)
 
-    found = benchmark.pedantic(nearest, args=(rows, centroids), setup=product, rounds=5)  # type: ignore[no-untyped-call]
+    found = benchmark.pedantic(nearest_centroids, args=(rows, centroids), setup=product, rounds=5)  # type: ignore[no-untyped-call]
     assert found.shape == (NUM_ROWS,)
     told(benchmark, product_seconds, "k-means assigns")

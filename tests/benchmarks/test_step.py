@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.methods.base import PretrainTask
-from models.methods.registry import find
+from models.methods.registry import parse_config
 from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import swapped_prediction_loss
 from models.networks.heads import MultiCropNet
@@ -73,7 +73,7 @@ def straightforward(images: int) -> Callable[[], None]:
 def ours(experiment: str, precision: str, images: int) -> Callable[[], None]:
     """One step of the middle of an epoch, as `Trainer` takes it."""
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper", "paths.data_root=none"])
-    config, build = find(cfg.method)
+    config, build = parse_config(cfg.method)
     net = build_network(cfg, config, 1000)
     method = build(config, net, NUM_PICTURES, images)
     method.on_train_start(net, StepSampler(NUM_PICTURES, images, epochs=1, seed=0, first_step=1), ())

@@ -71,7 +71,7 @@ def test_a_quoted_command_names_what_exists(page: str, command: str, dry_runs: d
             assert options.choice in group_options(options.group)
         checkpoint = getattr(options, "checkpoint", "")
         if checkpoint.startswith(entries.PREFIX):
-            entries.entry(checkpoint.removeprefix(entries.PREFIX))
+            entries.get_entry(checkpoint.removeprefix(entries.PREFIX))
 
 
 @pytest.mark.parametrize("page", PAGES)

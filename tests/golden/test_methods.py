@@ -42,9 +42,9 @@ def ten_losses(name: str) -> list[float]:
         drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
         return drawn[: NUM_CROPS.get(name)]
 
-    config, build = registry.find({"name": name, **CONFIGS[name]})
+    config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = registry.network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
+    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
     method = build(config, net, 2 * BATCH, BATCH)
     method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))

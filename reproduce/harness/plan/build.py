@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from models.zoo import entries
-from models.zoo.entries import Released
+from models.zoo.entries import ReleasedWeights
 from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import CACHE, Cell, Kind, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
@@ -93,7 +93,7 @@ def _released_cells(builder: "_RunBuilder", table: Table) -> Iterator[Cell]:
     for row in table.rows:
         item = public_weights(table, row)
         for key, column in table.columns.items():
-            if item and item.address and column.eval and table.has_cell(row, key):
+            if item and item.url and column.eval and table.has_cell(row, key):
                 runs_of = partial(builder.released_runs_of, item, column.eval, column.num_runs)
                 yield _evaluated(table, row, key, entries.PREFIX + item.name, runs_of)
 
@@ -104,7 +104,7 @@ def _claim_cells(builder: "_RunBuilder", claim: Claim) -> Iterator[Cell]:
     if builder.request.source == "released":
         parts = [part for part in claim.parts() if not missing_weights_reason(part.measurements())]
         for each in dict.fromkeys(each for part in parts for each in part.measurements()):
-            item = entries.entry(each.pretrain)
+            item = entries.get_entry(each.pretrain)
             runs = builder.released_runs_of(item, each.eval)
             yield cell(each.pretrain, entries.PREFIX + item.name, each.eval, each.metric, runs)
         return
@@ -115,10 +115,10 @@ def _claim_cells(builder: "_RunBuilder", claim: Claim) -> Iterator[Cell]:
 
 def missing_weights_reason(measurements: Iterable[Measurement]) -> str:
     """Return a sentence on why measurements cannot be made on public weights, or "" if all of them can."""
-    zoo = entries.load()
+    zoo = entries.load_entries()
     for each in measurements:
         item = zoo.get(each.pretrain)
-        if not (item and item.address):
+        if not (item and item.url):
             why = item.unavailable if item else "none are known"
             return f"No public weights of {each.pretrain} (models/zoo/released.yaml): {why}; FROM=scratch trains it."
         if not each.eval:
@@ -137,10 +137,10 @@ def _evaluated(table: Table, row: Row, key: str, pretrain: str, runs_of: Callabl
     return cell(runs_by_override[overrides[0]], runs_by_override, column.best_of.metric)
 
 
-def public_weights(table: Table, row: Row) -> Released | None:
+def public_weights(table: Table, row: Row) -> ReleasedWeights | None:
     """Return the zoo's entry for a row: the one that names the row, or that of its experiment; None without either."""
-    zoo = entries.load()
-    naming = [item for item in zoo.values() if item.fills.get(table.table) == row.label]
+    zoo = entries.load_entries()
+    naming = [item for item in zoo.values() if item.table_rows.get(table.table) == row.label]
     return naming[0] if naming else zoo.get(row.pretrain or "")
 
 
@@ -167,7 +167,7 @@ class _RunBuilder:
         }
 
     def released_runs_of(
-        self, item: Released, evaluation: str, num_runs: int = 1, override: str = ""
+        self, item: ReleasedWeights, evaluation: str, num_runs: int = 1, override: str = ""
     ) -> dict[int, str]:
         """Return the run ids of an evaluation of public weights, by seed."""
         weights = [f"checkpoint='{entries.PREFIX}{item.name}'", f"normalize={item.normalize}"]

@@ -38,7 +38,7 @@ def workload_of(cfg: DictConfig) -> Workload:
         protocol = cfg.protocol
         pixels = protocol.center_crop.crop_px**2 if "center_crop" in protocol else 0
         public = str(cfg.checkpoint).startswith(entries.PREFIX)
-        width = entries.entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
+        width = entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
         return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method

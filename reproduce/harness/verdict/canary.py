@@ -140,7 +140,7 @@ def _config(path: Path) -> DictConfig:
 
 def _address(given: str) -> str:
     """Where a checkpoint of the zoo comes from; any other is its own address."""
-    return entries.entry(given.removeprefix(PREFIX)).address or "" if given.startswith(PREFIX) else given
+    return entries.get_entry(given.removeprefix(PREFIX)).url or "" if given.startswith(PREFIX) else given
 
 
 def _protocol(cfg: DictConfig, chosen: str) -> dict[str, Any]:

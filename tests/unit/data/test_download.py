@@ -189,17 +189,19 @@ def test_redirect_to_plain_http_is_refused(address: str, server: Server, tmp_pat
 
 class TestZoo:
     @pytest.fixture
-    def item(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> entries.Released:
+    def item(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> entries.ReleasedWeights:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        return replace(entries.entry("swav_800ep"), address=server.url())
+        return replace(entries.get_entry("swav_800ep"), url=server.url())
 
-    def test_first_download_records_the_sha256_for_the_next(self, item: entries.Released, server: Server) -> None:
+    def test_first_download_records_the_sha256_for_the_next(
+        self, item: entries.ReleasedWeights, server: Server
+    ) -> None:
         said: list[str] = []
         path = entries.fetch(item, said.append)
         digest = hashlib.sha256(CONTENT).hexdigest()
         assert (
             said[-1]
-            == f"swav_800ep has the sha256 {digest}; put it into models/zoo/released.yaml to hold every machine to it"
+            == f"swav_800ep has the sha256 {digest}; add it to models/zoo/released.yaml to verify it on every machine"
         )
         assert path.name == "swav_800ep-weights.pth.tar"
         said.clear()
@@ -210,13 +212,13 @@ class TestZoo:
         with pytest.raises(DigestMismatch, match="its publisher has replaced it"):
             entries.fetch(item, said.append)
 
-    def test_damaged_cached_file_is_detected(self, item: entries.Released) -> None:
+    def test_damaged_cached_file_is_detected(self, item: entries.ReleasedWeights) -> None:
         path = entries.fetch(item)
         path.write_bytes(b"damaged")
-        with pytest.raises(DigestMismatch, match=f"delete {path} to download it anew"):
+        with pytest.raises(DigestMismatch, match=f"delete {path} to download it again"):
             entries.fetch(item)
 
-    def test_published_digest_is_enforced(self, item: entries.Released) -> None:
+    def test_published_digest_is_enforced(self, item: entries.ReleasedWeights) -> None:
         published = {"md5": hashlib.md5(CONTENT).hexdigest()[:8]}
         entries.fetch(replace(item, name="other", published=published))
         with pytest.raises(DigestMismatch, match="has the md5"):
@@ -224,13 +226,13 @@ class TestZoo:
 
     def test_unpublished_weights_are_unavailable(self) -> None:
         with pytest.raises(Unavailable, match=r"^unavailable: released:bownet can't be downloaded: no public weights"):
-            entries.fetch(entries.entry("bownet"))
+            entries.fetch(entries.get_entry("bownet"))
 
 
 def test_every_zoo_entry_is_complete() -> None:
-    for item in entries.load().values():
-        assert (item.address is None) == (item.unavailable is not None), item.name
-        assert item.address is None or (item.address.startswith("https://") and item.licence), item.name
+    for item in entries.load_entries().values():
+        assert (item.url is None) == (item.unavailable is not None), item.name
+        assert item.url is None or (item.url.startswith("https://") and item.license), item.name
         assert item.status == "unknown", (
             "nothing has been downloaded yet: a verified entry has a sha256, and this changes"
         )
@@ -248,8 +250,8 @@ def test_zoo_covers_every_table_row_with_public_weights() -> None:
             (content["table"], ", ".join(filter(None, (row["method"], row.get("variant"))))): row
             for row in content["rows"]
         }
-    known = entries.load()
-    filled = {(table, row): name for name, item in known.items() for table, row in item.fills.items()}
+    known = entries.load_entries()
+    filled = {(table, row): name for name, item in known.items() for table, row in item.table_rows.items()}
     assert set(filled) <= set(rows)
     for at, row in rows.items():
         if "weights" in row:

@@ -25,7 +25,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_calculate_as_one(alone: dict[str, Any], tmp_path: Path, processes: int) -> None:
+def test_several_processes_equal_one(alone: dict[str, Any], tmp_path: Path, processes: int) -> None:
     together = outcome(processes, tmp_path / "out.pt")
     # Four steps; Sinkhorn runs in single precision, all else here in double.
     torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)

@@ -45,12 +45,12 @@ def one_step(precision: str, queue_length: int) -> None:
 
 @pytest.mark.parametrize("queue_length", [0, 8])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_reads_nothing_back(precision: str, queue_length: int) -> None:
+def test_a_training_step_never_syncs_with_the_host(precision: str, queue_length: int) -> None:
     """`FiniteGuard` looks at a step's loss during the next one only, by when it is there."""
     one_step(precision, queue_length)
 
 
-def test_a_read_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_sync_would_be_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FiniteGuard, "update", lambda _self, _step, loss, **_made: loss.item())
     with pytest.raises(AssertionError, match="waits for the device"):
         one_step("fp32", 0)

@@ -12,7 +12,7 @@ from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 
 
-def test_no_gradients_are_held_while_activations_are_made() -> None:
+def test_gradients_are_freed_before_the_forward_pass() -> None:
     """The forward pass is when memory is fullest; w5's gradients are 2.3 GB."""
     net = MultiCropNet(0.125, 16, 8, 6, blocks=(1, 1, 1, 1))
     method = Swav(SwavConfig("swav", 6, 0.1, 0.05, 3, 0, True, False, 0, 0), net, num_images=40, batch_size=4)

@@ -20,7 +20,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_two_processes_calculate_as_one(both: tuple[dict[str, Any], dict[str, Any]], name: str) -> None:
+def test_two_processes_equal_one(both: tuple[dict[str, Any], dict[str, Any]], name: str) -> None:
     alone, together = (found[name] for found in both)
     # What runs in single precision (banks, scores) is summed in another order.
     torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)
@@ -31,7 +31,7 @@ def test_two_processes_calculate_as_one(both: tuple[dict[str, Any], dict[str, An
     torch.testing.assert_close(together["state"], alone["state"], rtol=1e-5, atol=1e-6)
 
 
-def test_batchnorm_over_a_share_sees_the_keys_in_a_shuffled_order(
+def test_moco_keys_are_shuffled_for_local_batchnorm(
     both: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     alone, together = (found["keys_of_halves"] for found in both)

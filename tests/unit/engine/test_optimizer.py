@@ -11,7 +11,7 @@ from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.schedule import learning_rate
 
 
-def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
+def test_no_trust_coefficient_means_plain_sgd() -> None:
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = build_optimizer([weight], Optimizer(lr=0.1, momentum=0.9, weight_decay=0.5, trust_coefficient=None))
     expected, velocity = weight.detach().clone(), torch.zeros(2)
@@ -34,7 +34,7 @@ def test_without_a_trust_coefficient_it_is_plain_sgd() -> None:
         ("simclr_100ep", {0: 0.6, 10: 4.8, 55: 2.4}),
     ],
 )
-def test_the_rate_at_the_start_of_an_epoch_is_the_recipes(experiment: str, rates: dict[int, float]) -> None:
+def test_learning_rate_at_epoch_starts_equals_the_recipe(experiment: str, rates: dict[int, float]) -> None:
     cfg = compose("pretrain", [f"experiment={experiment}", "scale=paper"])
     optimizer = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     steps = 7

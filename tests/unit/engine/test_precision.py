@@ -57,7 +57,7 @@ def test_a_larc_step_does_not_depend_on_the_loss_scale() -> None:
         assert [point["gradient_norm"] for point in curve] == [point["gradient_norm"] for point in told]
 
 
-def test_fp16_skips_a_step_whose_gradients_overflow_and_goes_on_at_half_the_scale() -> None:
+def test_fp16_skips_an_overflowing_step_and_halves_the_scale() -> None:
     # At a scale of 65536 a factor of 3 sends the gradient of the fp16 output beyond 65504.
     weights, curve = trained(loss_scaler("fp16"), "fp16", 100, 1, 1)
     assert [point["loss_scale"] for point in curve] == [32768.0] * 3
@@ -66,12 +66,12 @@ def test_fp16_skips_a_step_whose_gradients_overflow_and_goes_on_at_half_the_scal
     torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
+def test_gradients_overflowing_at_any_scale_raise() -> None:
     with pytest.raises(TrainingFailed, match=r"overflow fp16 even at a loss scale of 0\.5"):
         trained(loss_scaler("fp16"), "fp16", *[1e9] * 30)
 
 
-def test_only_fp16_has_a_scaler_and_an_unknown_precision_is_an_error() -> None:
+def test_only_fp16_has_a_scaler_and_unknown_precision_raises() -> None:
     assert [loss_scaler(name).is_enabled() for name in ("fp32", "bf16", "fp16")] == [False, False, True]
     with pytest.raises(UserError, match="did you mean 'fp16'"):
         autocast("f16")

@@ -17,9 +17,7 @@ from reproduce.engine.runs import provenance
     ],
     ids=["clean", "changed", "docs changed", "a new evaluation", "image", "image of changed code"],
 )
-def test_code_that_is_in_no_commit(
-    monkeypatch: pytest.MonkeyPatch, changed: str, new: str, label: str | None, dirty: bool
-) -> None:
+def test_git_dirty(monkeypatch: pytest.MonkeyPatch, changed: str, new: str, label: str | None, dirty: bool) -> None:
     def git(*arguments: str) -> str:
         if arguments[0] == "rev-parse":
             return "" if label else "d" * 40

@@ -54,7 +54,7 @@ def item(update: Any) -> tuple[str, Any]:
     return update.key or ".".join(update.nested_key), json.loads(update.value_json)
 
 
-def test_an_offline_run_holds_config_curves_and_summary(tmp_path: Path) -> None:
+def test_offline_run_stores_config_metrics_and_summary(tmp_path: Path) -> None:
     tracker = tracking.Tracker(tmp_path, "swav-s0", "table3-smoke", "pretrain", {"optimizer": {"lr": 0.6}})
     tracker.log({"loss": 4.5}, step=10)
     tracker.log({"loss": 4.25}, step=20)
@@ -73,13 +73,13 @@ def test_an_offline_run_holds_config_curves_and_summary(tmp_path: Path) -> None:
     assert summary["knn20"] == 41.5
 
 
-def test_a_checks_table_is_logged(tmp_path: Path) -> None:
+def test_log_table_writes_the_rows(tmp_path: Path) -> None:
     tracking.log_table("table7", "smoke", tmp_path, ["row", "verdict"], [["SwAV", "within"]])
     (written,) = tmp_path.rglob("*.table.json")
     assert json.loads(written.read_text())["data"] == [["SwAV", "within"]]
 
 
-def test_disabled_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_mode_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracking.log_table("table7", "smoke", tmp_path, ["row"], [["SwAV"]])
     assert not list(tmp_path.iterdir())
@@ -93,7 +93,7 @@ def test_disabled_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (folder / "wandb").exists()
 
 
-def test_a_key_without_a_network_costs_a_moment_and_is_written_nowhere(tmp_path: Path) -> None:
+def test_unreachable_service_does_not_stop_a_run_or_leak_the_key(tmp_path: Path) -> None:
     """A real run, with a key, against a service that nobody answers at."""
     tiny_pictures(tmp_path / "data")
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]
@@ -115,7 +115,7 @@ def test_a_key_without_a_network_costs_a_moment_and_is_written_nowhere(tmp_path:
 
 
 @pytest.mark.parametrize(("key", "mode", "online"), [("", "", False), (KEY, "", True), (KEY, "offline", False)])
-def test_online_only_with_a_key(
+def test_is_online_only_with_a_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, mode: str, online: bool
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # no netrc of whoever runs the tests
@@ -128,7 +128,7 @@ def test_online_only_with_a_key(
     assert tracking.is_online() == online
 
 
-def test_online_without_a_key_says_where_the_run_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_online_mode_without_a_key_falls_back_to_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -138,7 +138,7 @@ def test_online_without_a_key_says_where_the_run_is(monkeypatch: pytest.MonkeyPa
     assert records(tmp_path / "run")
 
 
-def test_two_attempts_of_a_run_are_one_curve(tmp_path: Path) -> None:
+def test_two_attempts_share_a_wandb_id(tmp_path: Path) -> None:
     names = []
     for attempt in ("first", "second"):
         attempts = Attempts(tmp_path)

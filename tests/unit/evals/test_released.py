@@ -37,7 +37,7 @@ def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/moco.pth.tar"
-    item = replace(entries.entry("moco_v1_200ep"), address=address, published={}, width=WIDTH)
+    item = replace(entries.get_entry("moco_v1_200ep"), url=address, published={}, width=WIDTH)
     monkeypatch.setattr(entries, "entry", lambda _: item)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, mo
 
 def test_the_wrong_width_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_pictures(Path("pictures"))
-    item = replace(entries.entry(""), width=1)
+    item = replace(entries.get_entry(""), width=1)
     monkeypatch.setattr(entries, "entry", lambda _: item)
     status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=imagenet")
     assert status == 2

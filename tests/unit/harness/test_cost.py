@@ -104,7 +104,7 @@ def test_nothing_is_advertised_where_no_weights_are_public(checkout: Path) -> No
     assert cost.plan_cost(plan).released is None
     assert "FROM=released" not in cost_report.as_text(plan, cost.plan_cost(plan))
     known = {row.pretrain for row in tables.load("release_notes", "paper").rows if row.pretrain}
-    assert known <= {item.name for item in entries.load().values() if item.address}
+    assert known <= {item.name for item in entries.load_entries().values() if item.url}
 
 
 def test_the_checkpoint_is_weights_and_momentum(checkout: Path) -> None:

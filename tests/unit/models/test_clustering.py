@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.methods import clustering
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig, spherical_kmeans
-from models.methods.sela import equal_labels
+from models.methods.sela import balanced_labels
 from models.methods.sinkhorn import sinkhorn
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
@@ -40,7 +40,7 @@ def any_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("any_block")
-def test_kmeans_ends_where_scikit_learns_does() -> None:
+def test_kmeans_equals_scikit_learn() -> None:
     """Of well separated clusters the optimum on the sphere and in space is the same partition."""
     rows = directions(200, spread=0.15)
     centroids, labels = spherical_kmeans(rows, torch.eye(6)[:4] * 0.8 + 0.1, 20)
@@ -49,7 +49,7 @@ def test_kmeans_ends_where_scikit_learns_does() -> None:
     torch.testing.assert_close(centroids, F.normalize(torch.from_numpy(oracle.cluster_centers_).float(), dim=1))
 
 
-def test_kmeans_never_raises_its_objective_and_is_a_fixed_point_at_last() -> None:
+def test_kmeans_objective_is_monotone_until_a_fixed_point() -> None:
     rows = directions(300)
     objectives = []
     for num_iterations in range(12):
@@ -72,34 +72,34 @@ def test_an_empty_cluster_keeps_its_centroid() -> None:
 
 @pytest.mark.usefixtures("any_block")
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
-def test_equal_labels_are_those_of_the_dense_transport_plan(epsilon: float) -> None:
+def test_balanced_labels_equal_dense_optimal_transport(epsilon: float) -> None:
     rows, prototypes = directions(240), directions(4, seed=1)
     dense = sinkhorn(rows @ prototypes.T, epsilon, 3000)
     assert (dense.sum(dim=0) - 60).abs().max() < 60 * 1e-3
-    labels = equal_labels(rows, prototypes, 240, epsilon, 1e-4, 3000)
+    labels = balanced_labels(rows, prototypes, 240, epsilon, 1e-4, 3000)
     assert torch.equal(labels, dense.argmax(dim=1))
     assert not torch.equal(labels, (rows @ prototypes.T).argmax(dim=1))
 
 
-def test_assignments_that_do_not_become_equal_stop_the_run() -> None:
-    with pytest.raises(TrainingFailed, match=r"0\.001 after 2 iterations, but to .*: raise method\.epsilon"):
-        equal_labels(directions(240), directions(4, seed=1), 240, 0.05, 1e-3, 2)
-    with pytest.raises(TrainingFailed, match="but to nan"):
-        equal_labels(directions(240) * torch.nan, directions(4, seed=1), 240, 0.05, 1e-3, 2)
+def test_unconverged_assignments_raise() -> None:
+    with pytest.raises(TrainingFailed, match=r"not to 0\.001, after 2 iterations: raise method\.epsilon"):
+        balanced_labels(directions(240), directions(4, seed=1), 240, 0.05, 1e-3, 2)
+    with pytest.raises(TrainingFailed, match="balanced to nan"):
+        balanced_labels(directions(240) * torch.nan, directions(4, seed=1), 240, 0.05, 1e-3, 2)
 
 
-def test_assignments_that_are_equal_by_a_hair_less_train_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nearly_converged_assignments_only_warn(capsys: pytest.CaptureFixture[str]) -> None:
     given = directions(240), directions(4, seed=1), 240, 0.05
-    labels = equal_labels(*given, 1e-3, 50)
-    assert torch.equal(labels, equal_labels(*given, 1e-4, 3000))
-    assert "not equal to 0.001 after" in capsys.readouterr().out
+    labels = balanced_labels(*given, 1e-3, 50)
+    assert torch.equal(labels, balanced_labels(*given, 1e-4, 3000))
+    assert "not to 0.001, after" in capsys.readouterr().out
 
 
 def started(num_images: int, batch_size: int, **changes: object) -> tuple[DeepCluster, MultiCropNet]:
     """A method whose banks are filled."""
     torch.manual_seed(0)
     cfg = config(**changes)
-    net = MultiCropNet(0.0625, 16, 8, cfg.prototypes, blocks=(1, 1, 1, 1))
+    net = MultiCropNet(0.0625, 16, 8, cfg.network_prototypes, blocks=(1, 1, 1, 1))
     method = DeepCluster(cfg, net, num_images, batch_size)
     sampler = StepSampler(num_images, batch_size, epochs=2, seed=0)
     extra = ([torch.randn(batch_size, 3, 32, 32) for _ in range(3)] for _ in range(num_images // batch_size))
@@ -107,15 +107,15 @@ def started(num_images: int, batch_size: int, **changes: object) -> tuple[DeepCl
     return method, net
 
 
-def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -> None:
+def test_all_crops_of_an_image_share_its_label_per_head() -> None:
     method, net = started(22, 10)
     method.before_step(0, [], NO_LABELS)
-    unseen = sorted(set(range(22)) - set(method.bank.pictures.tolist()))
+    unseen = sorted(set(range(22)) - set(method.bank.image_indices.tolist()))
     assert len(unseen) == 2  # the incomplete batch of the extra epoch
-    assert (method.labels[:, unseen] == clustering.UNSEEN).all()
+    assert (method.labels[:, unseen] == clustering.IGNORE_LABEL).all()
     for head, prototypes in enumerate(method.heads):
         rows = method.bank.embeddings[head % 2]
-        assert torch.equal(method.labels[head, method.bank.pictures].long(), (rows @ prototypes.T).argmax(dim=1))
+        assert torch.equal(method.labels[head, method.bank.image_indices].long(), (rows @ prototypes.T).argmax(dim=1))
 
     (step,) = [step for step in (0, 1) if set(unseen) & set(method.sampler.indices_at(step).tolist())]
     pictures = method.sampler.indices_at(step)
@@ -126,7 +126,7 @@ def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -
     for head, prototypes in enumerate(method.heads):
         for row, embedding in enumerate(embeddings):
             label = method.labels[head, pictures[row % 10]].long()
-            if label != clustering.UNSEEN:
+            if label != clustering.IGNORE_LABEL:
                 losses.append(F.cross_entropy(prototypes @ embedding / 0.1, label))
     assert len(losses) == 3 * 3 * 8  # heads, crops, and the images of the batch that the bank held
     loss, watched = method.loss(embeddings, scores, 3, step)
@@ -134,10 +134,10 @@ def test_an_image_has_one_label_a_head_for_all_its_crops_and_that_of_its_row() -
     assert 1 <= watched["prototypes_used"] <= 4
     held = slice(10 * step, 10 * step + 10)
     assert torch.equal(method.bank.embeddings[:, held], embeddings[:20].unflatten(0, (2, 10)))
-    assert method.bank.pictures[held].tolist() == pictures.tolist()
+    assert method.bank.image_indices[held].tolist() == pictures.tolist()
 
 
-def test_labels_change_between_epochs_only_and_sgd_moves_no_centroid() -> None:
+def test_labels_and_centroids_change_only_between_epochs() -> None:
     method, net = started(20, 10)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     seen = []
@@ -158,7 +158,7 @@ def test_labels_change_between_epochs_only_and_sgd_moves_no_centroid() -> None:
         assert torch.equal(labels, later) == same
 
 
-def test_a_single_crop_per_image_is_enough() -> None:
+def test_a_single_crop_per_image_works() -> None:
     method, net = started(20, 10, num_banks=1)
     method.before_step(0, [], NO_LABELS)
     embeddings, scores = net([torch.randn(10, 3, 32, 32)])
@@ -167,16 +167,16 @@ def test_a_single_crop_per_image_is_enough() -> None:
     assert method.bank.embeddings.shape == (1, 20, 8)
 
 
-def test_more_prototypes_than_pictures_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"num_prototypes 30 is more than the 20 pictures"):
+def test_more_prototypes_than_images_raise() -> None:
+    with pytest.raises(UserError, match=r"num_prototypes 30 is more than the 20 images"):
         started(22, 10, num_prototypes=30)
 
 
-def test_the_bank_survives_a_checkpoint() -> None:
+def test_bank_state_dict_round_trip() -> None:
     method, _ = started(20, 10)
     method.before_step(0, [], NO_LABELS)
     again, _ = started(20, 10)
     again.load_state_dict(method.state_dict())
     assert torch.equal(again.bank.embeddings, method.bank.embeddings)
-    assert torch.equal(again.bank.pictures, method.bank.pictures)
+    assert torch.equal(again.bank.image_indices, method.bank.image_indices)
     assert torch.equal(again.labels, method.labels)

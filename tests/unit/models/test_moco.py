@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.methods.moco import NOT_SHUFFLED, Moco, MocoConfig, queue_loss
+from models.methods.moco import NOT_SHUFFLED, Moco, MocoConfig, info_nce_loss
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm
@@ -30,7 +30,7 @@ def crops(num: int = 2) -> list[Tensor]:
     return [torch.randn(4, 3, 32, 32) for _ in range(num)]
 
 
-def test_the_loss_is_that_of_telling_the_own_key_from_the_queue() -> None:
+def test_loss_is_cross_entropy_of_own_key_against_queue() -> None:
     draw = torch.Generator().manual_seed(0)
     queries, keys = (F.normalize(torch.randn(5, 6, generator=draw), dim=1) for _ in range(2))
     queue = F.normalize(torch.randn(9, 6, generator=draw), dim=1)
@@ -38,12 +38,12 @@ def test_the_loss_is_that_of_telling_the_own_key_from_the_queue() -> None:
     for query, key in zip(queries, keys, strict=True):
         own = math.exp(float(query @ key) / 0.2)
         losses.append(-math.log(own / (own + sum(math.exp(float(query @ old) / 0.2) for old in queue))))
-    assert queue_loss(queries, keys, queue, 0.2).item() == pytest.approx(sum(losses) / 5, rel=1e-6)
-    lifted = queue_loss(queries.bfloat16(), keys, queue, 0.01)
-    torch.testing.assert_close(lifted, queue_loss(queries.bfloat16().float(), keys, queue, 0.01))
+    assert info_nce_loss(queries, keys, queue, 0.2).item() == pytest.approx(sum(losses) / 5, rel=1e-6)
+    lifted = info_nce_loss(queries.bfloat16(), keys, queue, 0.01)
+    torch.testing.assert_close(lifted, info_nce_loss(queries.bfloat16().float(), keys, queue, 0.01))
 
 
-def test_only_the_network_learns_and_the_key_encoder_follows_slowly() -> None:
+def test_key_encoder_follows_by_momentum_without_gradient() -> None:
     method = started()
     optimizer = torch.optim.SGD(method.net.parameters(), lr=1.0)
     followed = {name: value.clone() for name, value in method.net.named_parameters()}
@@ -63,7 +63,7 @@ def test_only_the_network_learns_and_the_key_encoder_follows_slowly() -> None:
         assert all(value.grad is not None for value in method.net.parameters())
 
 
-def test_a_batch_of_keys_takes_the_place_of_the_oldest() -> None:
+def test_new_keys_replace_the_oldest() -> None:
     method = started()
     at_first = method.queue.clone()
     torch.testing.assert_close(at_first.norm(dim=1), torch.ones(12))
@@ -86,7 +86,7 @@ def test_a_head_without_a_hidden_layer_is_linear() -> None:
     assert net([torch.randn(4, 3, 32, 32)])[0].shape == (4, 8)
 
 
-def test_its_state_survives_a_checkpoint() -> None:
+def test_state_dict_round_trip() -> None:
     method, again = started(), started()
     for step in range(2):
         method.before_step(step, crops(), NO_LABELS)
@@ -98,7 +98,7 @@ def test_its_state_survives_a_checkpoint() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_batchnorm_over_the_whole_batch_leaves_a_note() -> None:
+def test_whole_batch_batchnorm_adds_a_note() -> None:
     method = started()
     assert method.note == NOT_SHUFFLED
     convert_batchnorm(method.key_encoder, BatchNormGroups(1, per_rank=2, images=2))
@@ -107,11 +107,11 @@ def test_batchnorm_over_the_whole_batch_leaves_a_note() -> None:
 
 
 @pytest.mark.parametrize("queue_length", [0, 10])
-def test_a_queue_of_no_whole_batches_is_an_error(queue_length: int) -> None:
-    with pytest.raises(UserError, match=rf"queue_length {queue_length} is no multiple of batch_size 4"):
+def test_queue_length_must_be_a_multiple_of_the_batch(queue_length: int) -> None:
+    with pytest.raises(UserError, match=rf"queue_length {queue_length} is not a multiple of batch_size 4"):
         started(queue_length=queue_length)
 
 
-def test_multi_crop_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"MoCo compares 2 crops of an image, crops gives 6: take crops=moco_v2"):
+def test_more_than_two_crops_raise() -> None:
+    with pytest.raises(UserError, match=r"MoCo compares 2 crops of an image, but crops has 6; use crops=moco_v2"):
         started().before_step(0, crops(6), NO_LABELS)

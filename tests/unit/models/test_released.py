@@ -46,12 +46,14 @@ def with_head(net: ResNet) -> dict[str, Tensor]:
     return below("", net) | {"fc.weight": torch.randn(1000, net.num_features), "fc.bias": torch.randn(1000)}
 
 
-def test_a_deeper_network_is_not_cut_to_a_resnet50(trunk: ResNet, tmp_path: Path) -> None:
+def test_a_deeper_network_raises(trunk: ResNet, tmp_path: Path) -> None:
     """ResNet-101 has 23 blocks in its third stage, of which the first six are named as a ResNet-50's."""
     sixth = {name: value for name, value in trunk.state_dict().items() if name.startswith("layer3.5.")}
     deeper = {name.replace("layer3.5.", "layer3.6."): value for name, value in sixth.items()}
     torch.save(trunk.state_dict() | deeper, tmp_path / "deep.pt")
-    with pytest.raises(UserError, match=rf"deep.pt is no ResNet-50's: {len(sixth)} tensors too many: layer3\.6\.conv1"):
+    with pytest.raises(
+        UserError, match=rf"deep.pt is not a ResNet-50; it has {len(sixth)} unexpected tensors: layer3\.6\.conv1"
+    ):
         load_trunk(tmp_path / "deep.pt")
     with pytest.raises(UserError, match="is a folder; give a file"):
         load_trunk(tmp_path)
@@ -85,7 +87,7 @@ def as_vissl(net: ResNet) -> dict[str, Any]:
     ],
     ids=["torchvision", "swav", "moco and pcl", "vissl"],
 )
-def test_the_features_are_the_publishers(
+def test_features_equal_the_publishers_network(
     trunk: ResNet, tmp_path: Path, layout: str, laid_out: Any, named: bool, legacy: bool
 ) -> None:
     path = tmp_path / "weights.pth.tar"
@@ -94,14 +96,14 @@ def test_the_features_are_the_publishers(
     torch.testing.assert_close(load_trunk(path, layout if named else None)(images), trunk(images))
 
 
-def test_the_key_encoder_is_not_taken_for_the_query_encoder(trunk: ResNet, tmp_path: Path) -> None:
+def test_moco_key_encoder_alone_is_not_loaded(trunk: ResNet, tmp_path: Path) -> None:
     content = as_moco(trunk)
     torch.save({"state_dict": {k: v for k, v in content["state_dict"].items() if "encoder_q" not in k}}, tmp_path / "w")
-    with pytest.raises(UserError, match=r"holds no trunk: there is no 'conv1.weight' in the layout of moco"):
+    with pytest.raises(UserError, match=r"has no trunk: in the layout of moco there is no 'conv1.weight'"):
         load_trunk(tmp_path / "w", "moco")
 
 
-def test_an_unmatched_tensor_is_an_error_that_lists_it(trunk: ResNet, tmp_path: Path) -> None:
+def test_an_unmatched_tensor_raises_with_its_name(trunk: ResNet, tmp_path: Path) -> None:
     content = as_vissl(trunk)
     del content["classy_state_dict"]["base_model"]["model"]["trunk"]["_feature_blocks.layer2.0.bn2.running_var"]
     torch.save(content, tmp_path / "w")
@@ -112,7 +114,7 @@ def test_an_unmatched_tensor_is_an_error_that_lists_it(trunk: ResNet, tmp_path: 
 @pytest.mark.parametrize(
     "content", [b"", b"hello world", b"(a list", b"<html>", b"X\x01\x00\x00\x00\xff", b"PK\x03\x04cut"]
 )
-def test_a_file_that_is_none_of_torchs_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_file_not_written_by_torch_raises_user_error(tmp_path: Path, content: bytes) -> None:
     """Each ends in another error of torch's; none of its advice to read the file all the same is passed on."""
     (tmp_path / "w").write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint \S+/w (is damaged|can't be read).*\(.+\)") as told:
@@ -128,7 +130,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_that_could_run_code_is_refused(trunk: ResNet, tmp_path: Path, legacy: bool) -> None:
+def test_a_pickle_that_could_run_code_is_refused(trunk: ResNet, tmp_path: Path, legacy: bool) -> None:
     torch.save(
         {"state_dict": below("", trunk), "bank": Runs()}, tmp_path / "w", _use_new_zipfile_serialization=not legacy
     )
@@ -159,7 +161,7 @@ class TestSimclr:
                 variables[f"base_model/batch_normalization{suffix}/{theirs}"] = weights[f"{norm}.{ours}"]
         return variables
 
-    def test_the_features_are_the_publishers(self, trunk: ResNet, tmp_path: Path) -> None:
+    def test_features_equal_the_publishers_network(self, trunk: ResNet, tmp_path: Path) -> None:
         write_bundle(tmp_path / "ResNet50_1x.zip", self.variables(trunk))
         mapped = load_trunk(tmp_path / "ResNet50_1x.zip", "simclr_tensorflow")
         images = torch.randn(2, 3, 64, 64)
@@ -170,7 +172,7 @@ class TestSimclr:
         mapped.maxpool = trunk.maxpool
         torch.testing.assert_close(mapped(images), trunk(images))
 
-    def test_the_order_fits_the_shapes_of_the_public_files(self) -> None:
+    def test_build_order_matches_the_shapes_of_the_public_files(self) -> None:
         """Shapes that the published ResNet50_4x has (kernels HWIO)."""
         public = {49: (1, 1, 2048, 8192), 50: (1, 1, 8192, 2048), 51: (3, 3, 2048, 2048), 52: (1, 1, 2048, 8192)}
         meta = {f"base_model/conv2d_{n}/kernel": torch.empty(shape, device="meta") for n, shape in public.items()}
@@ -181,7 +183,7 @@ class TestSimclr:
         assert shapes == {f"{name}.weight": own[f"{name}.weight"] for name in numbered}
 
     @pytest.mark.parametrize("size", [6, 7])
-    def test_pooling_is_tensorflows_same(self, size: int) -> None:
+    def test_pooling_equals_tensorflow_same_padding(self, size: int) -> None:
         x = torch.randn(1, 1, size, size)
         side = -(-size // 2)
         before = ((side - 1) * 2 + 3 - size) // 2  # SAME puts the odd pixel of padding at the end
@@ -192,13 +194,13 @@ class TestSimclr:
                 assert SamePool(3, stride=2)(x)[0, 0, row, column] == window.max()
 
     @pytest.mark.parametrize("damage", ["magic", "shard"])
-    def test_a_damaged_archive_is_a_sentence(self, trunk: ResNet, tmp_path: Path, damage: str) -> None:
+    def test_a_damaged_archive_raises_user_error(self, trunk: ResNet, tmp_path: Path, damage: str) -> None:
         write_bundle(tmp_path / "w.zip", self.variables(trunk), damage)
-        with pytest.raises(UserError, match=r"w\.zip is no whole archive of a TensorFlow checkpoint"):
+        with pytest.raises(UserError, match=r"w\.zip is not an intact archive of a TensorFlow checkpoint"):
             load_trunk(tmp_path / "w.zip")
 
 
-def test_a_file_that_tensorflow_wrote() -> None:
+def test_reads_a_file_written_by_tensorflow() -> None:
     """Written by TensorFlow 2.21's `tf.compat.v1.train.Saver`: two kernels, a scalar, and a step counter (int64)."""
     variables = read_archive(Path(__file__).parents[2] / "golden" / "tensorflow.zip")
     assert set(variables) == {"base_model/conv2d/kernel", "base_model/conv2d_1/kernel", "scale"}
@@ -207,7 +209,7 @@ def test_a_file_that_tensorflow_wrote() -> None:
     assert torch.equal(variables["scale"], torch.tensor(0.25))
 
 
-def test_whatever_byte_of_an_archive_is_wrong_it_is_a_sentence(tmp_path: Path) -> None:
+def test_any_flipped_archive_byte_raises_user_error_or_loads(tmp_path: Path) -> None:
     good, content = 0, (Path(__file__).parents[2] / "golden" / "tensorflow.zip").read_bytes()
     for at in range(len(content)):
         (tmp_path / "w.zip").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
@@ -217,7 +219,7 @@ def test_whatever_byte_of_an_archive_is_wrong_it_is_a_sentence(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of what it then refuses
-def test_whatever_byte_of_a_checkpoint_is_wrong_it_is_a_sentence(tmp_path: Path) -> None:
+def test_any_flipped_checkpoint_byte_raises_user_error_or_loads(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(3), "step": 7}, tmp_path / "whole.pt")
     good, content = 0, (tmp_path / "whole.pt").read_bytes()
     for at in range(0, len(content), 3):
@@ -279,6 +281,6 @@ def write_bundle(path: Path, variables: dict[str, np.ndarray], damage: str = "")
         )
 
 
-def test_an_entry_of_another_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"there is no released checkpoint 'swav_801ep': did you mean 'swav_800ep'"):
-        entries.entry("swav_801ep")
+def test_an_unknown_entry_raises_with_the_closest_name() -> None:
+    with pytest.raises(UserError, match=r"unknown released checkpoint 'swav_801ep': did you mean 'swav_800ep'"):
+        entries.get_entry("swav_801ep")

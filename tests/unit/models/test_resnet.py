@@ -24,7 +24,7 @@ def after_one_step(activation_checkpointing: bool) -> tuple[ResNet, Tensor, int]
     return trunk, features, sum(kept.values())
 
 
-def test_activation_checkpointing_saves_memory_and_changes_no_bit() -> None:
+def test_activation_checkpointing_saves_memory_bit_exactly() -> None:
     (plain, features, kept), (thrifty, same, kept_less) = after_one_step(False), after_one_step(True)
     assert torch.equal(features, same)
     for (name, ours), (_, theirs) in zip(plain.named_parameters(), thrifty.named_parameters(), strict=True):
@@ -37,7 +37,7 @@ def test_activation_checkpointing_saves_memory_and_changes_no_bit() -> None:
     assert kept_less < kept / 3
 
 
-def test_plain_torchvision_takes_our_weights_and_gives_the_same_features() -> None:
+def test_torchvision_loads_our_weights_with_equal_features() -> None:
     ours, theirs = resnet50().eval(), torchvision.models.resnet50().eval()
     reported = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert sorted(reported.missing_keys) == ["fc.bias", "fc.weight"]

@@ -13,7 +13,7 @@ def embeddings(num_crops: int, batch: int) -> Tensor:
     return F.normalize(rows, dim=1)
 
 
-def test_two_crops_are_nt_xent() -> None:
+def test_two_crops_equal_nt_xent() -> None:
     z = embeddings(2, 5)
     losses = []
     for anchor in range(10):
@@ -23,7 +23,7 @@ def test_two_crops_are_nt_xent() -> None:
 
 
 @pytest.mark.parametrize("num_crops", [3, 6])
-def test_many_crops_are_the_mean_over_anchors_and_positives(num_crops: int) -> None:
+def test_many_crops_average_over_anchors_and_positives(num_crops: int) -> None:
     batch = 4
     z = embeddings(num_crops, batch)
     closeness = torch.exp(z @ z.T / 0.2)
@@ -37,7 +37,7 @@ def test_many_crops_are_the_mean_over_anchors_and_positives(num_crops: int) -> N
     torch.testing.assert_close(contrastive_loss(z, num_crops, 0.2), torch.stack(losses).mean())
 
 
-def test_half_precision_is_lifted_before_the_exponential() -> None:
+def test_half_precision_is_cast_before_the_exponential() -> None:
     z = embeddings(2, 8)
     half = contrastive_loss(z.bfloat16(), 2, 0.01)
     assert half.dtype == torch.float32

@@ -9,7 +9,7 @@ from models.zoo.load import load_trunk
 from reproduce.engine import checkpoint
 
 
-def test_the_loss_is_the_cross_entropy_of_the_batchs_labels() -> None:
+def test_loss_is_cross_entropy_of_labels() -> None:
     torch.manual_seed(0)
     net = ClassifierNet(0.0625, 3, blocks=(1, 1, 1, 1))
     method = Supervised(SupervisedConfig("supervised"), net, 8, 4)
@@ -24,7 +24,7 @@ def test_the_loss_is_the_cross_entropy_of_the_batchs_labels() -> None:
     assert 0 < watched["embedding_spread"] < 1
 
 
-def test_evaluations_read_its_trunk(tmp_path: Path) -> None:
+def test_trunk_loads_from_its_checkpoint(tmp_path: Path) -> None:
     net = ClassifierNet(0.0625, 3)
     checkpoint.save(tmp_path / "checkpoint.pt", {"model": net.state_dict()})
     trunk = load_trunk(tmp_path / "checkpoint.pt")

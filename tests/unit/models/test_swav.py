@@ -40,7 +40,7 @@ def test_loss_equals_a_loop_over_pairs_of_crops() -> None:
     torch.testing.assert_close(swapped_prediction_loss(scores, assignments, 4, 0.1), torch.stack(expected).mean())
 
 
-def test_queue_keeps_the_newest_in_front_and_is_full_when_its_oldest_slot_is_filled() -> None:
+def test_queue_is_newest_first_and_full_with_its_oldest_row() -> None:
     queue = Queue(4, 1, torch.device("cpu"))
     for start in (0, 2, 4):
         assert queue.full == (start == 4)
@@ -48,13 +48,13 @@ def test_queue_keeps_the_newest_in_front_and_is_full_when_its_oldest_slot_is_fil
     assert queue.blocks[0].flatten().tolist() == [5, 6, 3, 4]
 
 
-def test_the_sentinel_is_told_when_a_queue_starts() -> None:
+def test_loss_jump_step_is_the_queue_start() -> None:
     queued = Swav(config(queue_length=20, queue_start_epochs=15), small_net(), num_images=25, batch_size=10)
     assert queued.loss_jump_step == queued.queue_start_step == 30
     assert Swav(config(), small_net(), num_images=25, batch_size=10).loss_jump_step is None
 
 
-def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> None:
+def test_prototypes_are_frozen_at_first_and_of_unit_length() -> None:
     net = small_net()
     assert net.prototypes is not None
     method = Swav(config(), net, num_images=25, batch_size=10)  # one epoch of 2.5 batches: three steps
@@ -75,7 +75,7 @@ def test_prototypes_stand_still_for_the_frozen_steps_and_have_unit_length() -> N
     assert moved == [False, False, False, True, True]
 
 
-def test_hard_assignments_are_one_prototype_each() -> None:
+def test_hard_assignments_are_one_hot() -> None:
     method = Swav(config(hard_assignments=True), small_net(), num_images=8, batch_size=8)
     assignments = method._assign(0, torch.rand(8, 6), step=0)
     assert assignments.sum(dim=1).tolist() == [1.0] * 8
@@ -99,7 +99,7 @@ class TestLoadTrunk:
 
     @pytest.mark.parametrize("prefix", ["", "module."])
     @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-    def test_takes_every_known_form(self, tmp_path: Path, prefix: str, wrapper: str | None) -> None:
+    def test_loads_every_known_format(self, tmp_path: Path, prefix: str, wrapper: str | None) -> None:
         net = MultiCropNet(0.0625, 16, 8, num_prototypes=6)
         weights = {prefix + key: value for key, value in net.state_dict().items()}
         self.save(tmp_path / "w.pt", {wrapper: weights} if wrapper else weights)
@@ -107,7 +107,7 @@ class TestLoadTrunk:
         trunk = load_trunk(tmp_path / "w.pt")
         torch.testing.assert_close(trunk(images), super(MultiCropNet, net.eval()).forward(images))
 
-    def test_takes_several_prototypes_as_deepcluster_v2_was_released(self, tmp_path: Path) -> None:
+    def test_loads_multi_prototypes_of_released_deepcluster_v2(self, tmp_path: Path) -> None:
         net = MultiCropNet(0.0625, 16, 8, num_prototypes=6)
         weights = {f"module.{key}": value for key, value in net.state_dict().items()}
         weights["module.prototypes.prototypes0.weight"] = weights.pop("module.prototypes.weight")
@@ -117,13 +117,13 @@ class TestLoadTrunk:
         features = super(MultiCropNet, net.eval()).forward(images)
         torch.testing.assert_close(load_trunk(tmp_path / "w.pt")(images), features)
 
-    def test_refuses_what_matches_too_little(self, tmp_path: Path) -> None:
+    def test_raises_if_tensors_are_missing(self, tmp_path: Path) -> None:
         weights = MultiCropNet(0.0625, 16, 8).state_dict()
         self.save(tmp_path / "w.pt", {k: v for k, v in weights.items() if not k.startswith("layer3")})
         with pytest.raises(UserError, match=r"layer3\.0\.conv1\.weight"):
             load_trunk(tmp_path / "w.pt")
 
-    def test_refuses_a_file_that_is_cut(self, tmp_path: Path) -> None:
+    def test_raises_on_a_truncated_file(self, tmp_path: Path) -> None:
         self.save(tmp_path / "w.pt", {"x": torch.zeros(1000)})
         whole = (tmp_path / "w.pt").read_bytes()
         (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
