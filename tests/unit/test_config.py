@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, group_options
+from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, compose_unresolved, group_options
 from reproduce.config.identity import config_hash, run_dir, run_id
 from reproduce.errors import UserError
 
@@ -36,7 +36,7 @@ def test_a_wrong_evaluation_is_one_sentence(
 
 
 def test_the_papers_scale_changes_no_size() -> None:
-    scale = compose("pretrain", ["experiment=swav_800ep", "scale=paper"]).scale
+    scale = compose_unresolved("pretrain", ["experiment=swav_800ep", "scale=paper"]).scale
     for sizes in (scale.width, scale.head_hidden_dim, scale.size_px, scale.num_prototypes, scale.epochs):
         assert {key: float(key) for key in sizes} == {key: float(value) for key, value in sizes.items()}
 
