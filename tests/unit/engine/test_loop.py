@@ -1,5 +1,9 @@
 """The loop itself; what it computes is held to golden losses (tests/golden)."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +11,10 @@ from torch import Tensor, nn
 from models.methods.base import PretrainTask
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from reproduce.engine.loop import Trainer
+from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
+from reproduce.errors import TrainingFailed
 
 
 def test_gradients_are_freed_before_the_forward_pass() -> None:
@@ -33,3 +38,75 @@ def test_gradients_are_freed_before_the_forward_pass() -> None:
     trainer.train(batches, first_step=0, num_steps=3)
     assert held == [False] * 3
     assert all(p.grad is not None for p in net.parameters())
+
+
+class Quadratic(TrainTask[Tensor]):
+    """The smallest task: the squared distance of one weight to the batch, validated every second step."""
+
+    validate_every_steps = 2
+
+    def __init__(self) -> None:
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.validated: list[int] = []
+
+    def forward(self, batch: Tensor, step: int) -> StepOutput:  # noqa: ARG002
+        return StepOutput((self.weight - batch).square(), tensors={"batch": batch})
+
+    def validate(self, num_steps_done: int) -> dict[str, float]:
+        self.validated.append(num_steps_done)
+        return {"accuracy": float(num_steps_done)}
+
+
+class RecordingCheckpoints:
+    """Notes what the loop asks of a `CheckpointManager`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Callable[[int], None]:
+        return lambda step: self.calls.append((name, step))
+
+
+def quadratic_trainer(**options: Any) -> Trainer[Tensor]:
+    task = Quadratic()
+    return Trainer(
+        task=task,
+        optimizer=torch.optim.SGD([task.weight], 0.1),
+        learning_rates=lambda step: [0.1 / (step + 1)],
+        scaler=loss_scaler("fp32"),
+        **options,
+    )
+
+
+def test_validations_are_logged_with_their_step_and_saved_at_once() -> None:
+    points: list[dict[str, float]] = []
+    checkpoints = RecordingCheckpoints()
+    trainer = quadratic_trainer(
+        guard=FiniteGuard(lambda _: pytest.fail("not finite")),
+        logger=StepLogger(lambda step, _, **values: points.append({"step": step, **values}), log_every=3, batch_size=1),
+        checkpoints=checkpoints,
+    )
+    trainer.train([torch.ones(())] * 5, first_step=0, num_steps=5)
+    assert [point["step"] for point in points] == [2, 3, 4, 5]
+    assert [point.get("accuracy") for point in points] == [2, None, 4, None]
+    assert [point["lr"] for point in points] == [0.1 / step for step in (2, 3, 4, 5)]
+    assert all(point["gradient_norm"] > 0 and point["images_per_second"] > 0 for point in points)
+    assert [step for name, step in checkpoints.calls if name == "save"] == [2, 4]
+    assert [step for name, step in checkpoints.calls if name == "save_if_due"] == [1, 2, 3, 4, 5]
+    assert checkpoints.calls[-1] == ("finish", 5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_next_validation() -> None:
+    trainer = quadratic_trainer(guard=FiniteGuard(lambda _: Path("dump.pt"), "lower protocol.lr"))
+    assert isinstance(trainer.task, Quadratic)
+    batches = [torch.tensor(value) for value in (1.0, 1.0, 1.0, float("nan"), 1.0)]
+    with pytest.raises(TrainingFailed, match=r"at step 4: lower protocol\.lr.*dump\.pt"):
+        trainer.train(batches, first_step=0, num_steps=5)
+    assert trainer.task.validated == [2]
+
+
+def test_gradients_are_clipped_to_their_total_norm() -> None:
+    trainer = quadratic_trainer(guard=FiniteGuard(lambda _: pytest.fail("not finite")), clip_norm=0.5)
+    _, norm = trainer.train_step(torch.tensor(3.0), 0)
+    assert norm == 6  # before clipping
+    assert trainer.optimizer.param_groups[0]["params"][0].item() == pytest.approx(0.1 * 0.5)

@@ -1,24 +1,29 @@
 """VOC detection: Detectron2's evaluator on known cases, the converted trunk, the order of batches, the recipe."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evals.voc_detection import ProtocolConfig
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
+from evals.voc_detection.trainer import DetectorTrainer, GuardHook, LogHook
 from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import ResNet
 from models.zoo.layouts import SamePool
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.voc import VOC_CLASSES, VocBox, VocImage
-from reproduce.errors import UserError
+from reproduce.engine.loop import StepLogger
+from reproduce.engine.nan_guard import FiniteGuard
+from reproduce.engine.precision import loss_scaler
+from reproduce.errors import TrainingFailed, UserError
 
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
@@ -167,3 +172,29 @@ def test_batches_are_of_pairs_of_one_orientation_and_the_same_on_any_number_of_r
 def test_a_batch_that_cannot_be_shared_is_a_sentence(batch_size: int, ranks: int) -> None:
     with pytest.raises(UserError, match=f"protocol.batch_size {batch_size} must be a multiple of 2"):
         AspectRatioGroupedSampler([True] * 9, batch_size, 0, 0, 1, 0, ranks)
+
+
+class NotFiniteAtStep(nn.Module):
+    """Stands for a detector whose loss is NaN at one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.weight, self.step, self.num_calls = nn.Parameter(torch.ones(())), step, 0
+
+    def forward(self, _inputs: list[Any]) -> dict[str, Tensor]:
+        self.num_calls += 1
+        return {"loss_cls": self.weight * (float("nan") if self.num_calls == self.step else 1)}
+
+
+def test_detectron2s_trainer_logs_when_due_and_stops_at_a_loss_that_is_not_finite() -> None:
+    net, logged = NotFiniteAtStep(5), []
+    trainer = DetectorTrainer(
+        net, iter([[]] * 9), torch.optim.SGD(net.parameters(), 0.1), loss_scaler("fp32"), "fp32", seed=0
+    )
+    guard = FiniteGuard(lambda _: Path("dump.pt"), "lower SOLVER.BASE_LR")
+    logger = StepLogger(lambda step, _, **values: logged.append((step, values["loss_cls"])), log_every=2, batch_size=1)
+    trainer.register_hooks([GuardHook(guard), LogHook(logger, guard)])
+    with pytest.raises(TrainingFailed, match=r"at step 5: lower SOLVER\.BASE_LR.*dump\.pt"):
+        trainer.train(0, 9)
+    assert [step for step, _ in logged] == [2, 4]
+    assert [loss for _, loss in logged] == pytest.approx([0.9, 0.7])
