@@ -76,7 +76,9 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     recordable = [table.table for table in every if table.expected == "recorded"]
     options.tables = options.tables or recordable
     if not options.tables:
-        raise UserError(f"tables at scale {options.scale} are held against printed numbers: there is nothing to record")
+        raise UserError(
+            f"tables at scale {options.scale} are compared with printed numbers: there is nothing to record"
+        )
     if printed := set(options.tables) - set(recordable):
         raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
     record_baseline.refuse_dirty(options.allow_dirty)
@@ -85,13 +87,15 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
         return INCOMPLETE
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
     if left := [name for name in recordable if name not in options.tables]:
-        print(f"without expected numbers of its own from now on, as all are of one code: {', '.join(left)}")
+        print(
+            f"these tables have no expected numbers now, because all of a record come from one code: {', '.join(left)}"
+        )
     return 0
 
 
 def run_single(options: argparse.Namespace) -> int:
     """Do one pretraining or evaluation, with the run_id that a table would give it; return its exit status."""
-    from reproduce.harness import data_check as pictures
+    from reproduce.harness import data_check
     from reproduce.harness.execute.process_group import run_process
     from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
@@ -106,11 +110,11 @@ def run_single(options: argparse.Namespace) -> int:
         print(f"{run.metrics_text()}\nalready done: {run.result}")
         return 0
     if run.result.exists():
-        print("its result belongs to a checkpoint that was trained again since: it is measured again")
+        print("the checkpoint was trained again since this result: evaluating it again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _execute(plan, options.cores) else AGREES
-    pictures.generate(plan)
-    pictures.refuse_missing(plan)
+    data_check.generate(plan)
+    data_check.refuse_missing(plan)
     status = run_process(run.command(), Path(run.folder), echo=True)
     if status == 0:
         print(f"{run.metrics_text()}\nresult: {run.result}")
@@ -201,26 +205,28 @@ def _print_plan(plan: Plan, cores: int) -> None:
     progress = Progress(
         plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
     )
-    in_all = progress.seconds_left(0.0)
+    seconds = progress.seconds_left(0.0)
     time = (
-        f", about {format_duration(in_all)} on {cores} cores" if in_all and plan.cluster["executor"] == "local" else ""
+        f", about {format_duration(seconds)} on {cores} cores"
+        if seconds and plan.cluster["executor"] == "local"
+        else ""
     )
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
     if elsewhere := other_data_roots(plan):
-        print(f"note: runs that are done read their pictures from {elsewhere}; delete results/ to make them again")
+        print(f"note: finished runs read their images from {elsewhere}; delete results/ to repeat them")
 
 
 def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
-    from reproduce.harness import data_check as pictures
+    from reproduce.harness import data_check
     from reproduce.harness.execute.status_printer import StatusPrinter
     from reproduce.harness.execute.workflow import execute_plan
     from reproduce.harness.spec import baseline
 
     seconds = baseline.load(plan.request.scale).wall_seconds
-    possible, why = pictures.possible(plan, skip_missing_data)
+    possible, why = data_check.possible(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
-        pictures.refuse_missing(plan)
+        data_check.refuse_missing(plan)
         return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
     print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
     execute_plan(possible, cores, seconds, StatusPrinter())
