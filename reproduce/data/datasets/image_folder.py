@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage
+from reproduce.data.datasets.image_file import IMAGE_SUFFIXES, UnreadableImage
 from reproduce.data.datasets.shards import ShardIndex, read_packed_split
 from reproduce.errors import UserError
 
@@ -65,11 +65,13 @@ def read_image_folder(root: Path) -> ImageList:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(e.path for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES))
+        files = sorted(e.path for e in os.scandir(root / name) if e.name.lower().endswith(IMAGE_SUFFIXES))
         paths += files
         labels += [label] * len(files)
     if not paths:
-        raise UserError(f"folder {root} contains no images: it needs one folder per class with {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"folder {root} contains no images: it needs one folder per class with {', '.join(IMAGE_SUFFIXES)}"
+        )
     return ImageList(paths, labels, classes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_file import SUFFIXES, UnreadableImage, read_image
+from reproduce.data.datasets.image_file import IMAGE_SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.manifest import STAT_THREADS
 from reproduce.data.datasets.shards import CONTENTS_FILE, read_packed_split
 from reproduce.data.datasets.voc import read_voc_objects
@@ -182,7 +182,7 @@ def _list_folder(folder: Path) -> tuple[dict[str, int], list[str]]:
     images, others = {}, []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
                 images[entry.name] = entry.stat().st_size
             else:
                 others.append(entry.name)

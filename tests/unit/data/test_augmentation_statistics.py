@@ -1,4 +1,4 @@
-"""What the whole multi-crop pipeline makes of images, from files to normalised crops, against torchvision's own."""
+"""Compare the statistics of whole multi-crop batches, from files to normalized crops, with torchvision's."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ AREA, SIZE_PX, NUM_PICTURES, NUM_EPOCHS = [0.14, 1.0], 32, 8, 75
 
 
 def statistics(crops: torch.Tensor) -> dict[str, np.ndarray]:
-    """Of each crop `(n, 3, S, S)`: what the colour operations, the grayscale, the crop and the blur change."""
+    """Return, per crop `(n, 3, S, S)`, what color jitter, grayscale, cropping and blur change."""
     high, low = crops.amax(1), crops.amin(1)
     return {
         "brightness": crops.mean((1, 2, 3)).numpy(),
@@ -68,7 +68,7 @@ def test_crop_statistics_equal_torchvisions(tmp_path: Path) -> None:
 
 
 def test_jitter_distribution_equals_torchvisions() -> None:
-    """Each factor, the order of the four operations, and the blur's radius; by Kolmogorov-Smirnov, or by counts."""
+    """Compare each factor, the order of operations and the blur's sigma, by Kolmogorov-Smirnov or by counts."""
     torch.manual_seed(0)
     brightness, contrast, saturation, hue = FULL.color_jitter
     ranges = ([1 - brightness, 1 + brightness], [1 - contrast, 1 + contrast], [1 - saturation, 1 + saturation])

@@ -1,4 +1,4 @@
-"""COCO's layout: what is read, and what is broken is named, counted, and stops the run or not."""
+"""Reading COCO's layout, and reporting annotations that are broken."""
 
 import json
 from collections.abc import Callable

@@ -45,7 +45,7 @@ def make_image(seed: int, width: int = 60, height: int = 44) -> Image.Image:
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), least=st.floats(0.01, 1.0), index=st.integers(0, 999))
 def test_crop_box_lies_within_the_image(width: int, height: int, least: float, index: int) -> None:
-    """And has a pixel, and its ratio is within bounds, up to the rounding of its sides."""
+    """It also has at least one pixel, and an aspect ratio within bounds up to the rounding of its sides."""
     left, top, right, bottom = random_crop_box(rng_for(0, 0, index), width, height, (least, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     w, h = right - left, bottom - top
@@ -151,7 +151,7 @@ def test_decoded_pixels_equal_pils(mode: str, file_format: str) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 def test_exif_rotation_is_ignored(orientation: int) -> None:
-    """Neither does the reference turn it, nor do the centre crops of evaluations, which PIL reads."""
+    """The reference ignores it, and so do the evaluations' center crops, which PIL decodes."""
     exif, stored = Image.Exif(), BytesIO()
     exif[ExifTags.Base.Orientation] = orientation
     make_image(1).resize((60, 40)).save(stored, "JPEG", exif=exif)
@@ -161,7 +161,7 @@ def test_exif_rotation_is_ignored(orientation: int) -> None:
 
 
 def test_unreadable_image_error_text_is_deterministic() -> None:
-    """Files are counted by what is said of them."""
+    """Unreadable files are counted by their error text."""
     said = set()
     for _ in range(2):
         with pytest.raises(UnreadableImage) as error:

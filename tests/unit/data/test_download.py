@@ -1,4 +1,4 @@
-"""Downloads from a server in this process, and the checkpoint zoo on top of them."""
+"""Downloads from a local server, and the checkpoint zoo that uses them."""
 
 import hashlib
 import http.server
@@ -25,13 +25,13 @@ CONTENT = bytes(range(256)) * 40
 
 @dataclass
 class Server:
-    """What is served, what goes wrong, and what was asked."""
+    """What the server sends, its planned failures, and the requests it received."""
 
     address: str
     content: bytes = CONTENT
     etag: str | None = '"one"'
     answers: list[Any] = field(default_factory=list)
-    """For the next requests: a status, "cut" after half, or an address to go to; then everything goes well."""
+    """For the next requests: a status, "cut" (stop after half), or a URL to redirect to; later requests succeed."""
     asked: list[Message] = field(default_factory=list)
 
     def url(self, name: str = "weights.pth.tar") -> str:
@@ -63,7 +63,7 @@ def server() -> Iterator[Server]:
             return None
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served = Server(f"http://127.0.0.1:{http_server.server_port}")
@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(server: Server, target: Path, *digests: Digest) -> tuple[Path, list[float]]:
-    """The file, and how long each wait before another try would have been."""
+    """Return the downloaded file, and the seconds of each pause before a retry."""
     waits: list[float] = []
     return download(server.url(), target, digests, lambda _: None, waits.append), waits
 

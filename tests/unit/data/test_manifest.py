@@ -1,4 +1,4 @@
-"""What a result quotes of its images: the same wherever the files lie, another where one is missing or changed."""
+"""The manifest of a split: independent of where files are stored, different if one is missing or changed."""
 
 import hashlib
 import shutil
@@ -56,7 +56,7 @@ def test_shards_copies_and_verified_folders_have_the_same_manifest(data: Path, m
 
 
 def test_images_outside_the_root_are_named_relative_to_data(data: Path, tmp_path: Path) -> None:
-    """VOC07+12 trains on a second year, in a folder of its own."""
+    """VOC07+12 also trains on images of a second year, outside its root."""
     shutil.copytree(data, tmp_path / "elsewhere")
     beside = Dataset("imagenet", "tiny", "folders", "imagenet/train", "0", "0")
     hashes = set()

@@ -1,4 +1,4 @@
-"""WebDataset shards hold what the folders held, and are read in an order that goes forward."""
+"""WebDataset shards: the same content as the folders, read sequentially."""
 
 import gzip
 import os
@@ -52,13 +52,13 @@ def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(packed: Path, tmp_path: Path) -> Path:
-    """Shards that may be spoilt."""
+    """A copy of the shards that a test may damage."""
     shutil.copytree(packed, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def samples(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """As the library itself reads them."""
+    """The webdataset library reads them, too."""
     for path in files:
         with open(path, "rb") as stream:
             yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
@@ -112,7 +112,7 @@ def test_packing_is_deterministic_and_a_second_run_writes_nothing(
 
 
 def test_killed_writer_resumes(data: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed with SIGKILL in the middle of the seventh shard; the eight of before are not written again."""
+    """Killed with SIGKILL in the middle of the seventh shard; the shards before it are not written again."""
     script = """if True:
         import os, signal, sys
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""The generated sets: complete, the same from the same seed, in the layouts of the real ones."""
+"""The generated datasets: complete, deterministic, in the layouts of the real ones."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""data-prepare on small archives laid out as the official ones: the right files in the right class folders."""
+"""data-prepare on small archives with the structure of the official ones."""
 
 import errno
 import hashlib
@@ -41,7 +41,7 @@ def packed(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def run(tmp_path: Path, dataset: Dataset, archives: dict[str, bytes]) -> dict[str, bytes]:
-    """What lies in DATA afterwards."""
+    """Unpack the archives, and return the files below DATA."""
     folder = tmp_path / "archives"
     folder.mkdir(exist_ok=True)
     for name, content in archives.items():
@@ -214,7 +214,7 @@ def test_coco_is_unpacked_unchanged(tmp_path: Path) -> None:
 
 
 def cifar10(labels: list[int]) -> tuple[np.ndarray, bytes]:
-    """Images `(N, 32, 32, 3)` and the file of their records."""
+    """Return images `(N, 32, 32, 3)` and a file of their records."""
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
     planes = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
     return images, np.column_stack([np.array(labels, np.uint8), planes]).tobytes()

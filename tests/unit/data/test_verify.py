@@ -1,4 +1,4 @@
-"""data-verify on generated sets: whole ones are fine, and what is wrong is said by name."""
+"""data-verify on generated datasets: complete ones are fine, and every problem is named."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(made: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt."""
+    """A copy that a test may damage."""
     for path in made.rglob("*"):
         if path.is_file():
             target = tmp_path / path.relative_to(made)
@@ -40,7 +40,7 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 
 def said(data: Path, dataset: Dataset = IMAGENET, official: DatasetSpec | None = TINY) -> list[str]:
-    """What is wrong, without the indent."""
+    """Verify a dataset, and return its problems without the indent."""
     lines: list[str] = []
     fine = verify.verify_dataset(data, dataset, official, "all", lines.append)
     wrong = [line.strip() for line in lines if line.strip().startswith(("missing:", "unexpected:", "broken:"))]

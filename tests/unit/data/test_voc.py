@@ -1,4 +1,4 @@
-"""Boxes as VOC's annotations give them, and as they are used."""
+"""Reading boxes from VOC's annotations."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ OBJECT = (
 
 
 def read(root: Path, *objects: tuple[int, ...]) -> tuple[list[VocImage], list[str]]:
-    """What is read of a image of 40 x 30 pixels, objects being (difficult, xmin, ymin, xmax, ymax)."""
+    """Read an image of 40 x 30 pixels with objects given as (difficult, xmin, ymin, xmax, ymax)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "000001.jpg")
