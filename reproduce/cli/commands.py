@@ -113,8 +113,8 @@ def run_single(options: argparse.Namespace) -> int:
         print("the checkpoint was trained again since this result: evaluating it again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _execute(plan, options.cores) else AGREES
-    data_check.generate(plan)
-    data_check.refuse_missing(plan)
+    data_check.generate_images(plan)
+    data_check.check_data(plan)
     status = run_process(run.command(), Path(run.folder), echo=True)
     if status == 0:
         print(f"{run.metrics_text()}\nresult: {run.result}")
@@ -224,9 +224,9 @@ def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     from reproduce.harness.spec import baseline
 
     seconds = baseline.load(plan.request.scale).wall_seconds
-    possible, why = data_check.possible(plan, skip_missing_data)
+    possible, why = data_check.runnable_part(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
-        data_check.refuse_missing(plan)
+        data_check.check_data(plan)
         return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
     print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
     execute_plan(possible, cores, seconds, StatusPrinter())

@@ -40,7 +40,7 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
     done = {name: result for name, result in found.items() if result is not None}
     commits = {str(result["provenance"]["git_commit"]) for result in done.values()}
     dirty = any(result["provenance"]["git_dirty"] for result in done.values())
-    if not allow_dirty and (dirty or len({revision.of_runs(commit) for commit in commits}) > 1):
+    if not allow_dirty and (dirty or len({revision.run_code_fingerprint(commit) for commit in commits}) > 1):
         what = "uncommitted code" if dirty else f"commits whose runs differ ({', '.join(sorted(commits))})"
         where = f"results/{plan.request.scale}"
         raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")

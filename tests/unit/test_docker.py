@@ -57,7 +57,7 @@ def test_the_docs_and_the_doctor_say_the_same() -> None:
     docs = (ROOT / "docs/docker.md").read_text()
     for name, value in versions().items():
         assert value.removesuffix(".git") in docs, f"docs/docker.md does not say {name}"
-        assert machine.pin(name) == value
+        assert machine.pinned_version(name) == value
 
 
 def test_what_goes_into_an_image_is_listed() -> None:

@@ -19,7 +19,7 @@ POLL_SECONDS = 0.5
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES allows, or all, by the names that it takes; [] without GPUs."""
-    found = machine.gpus()
+    found = machine.list_gpus()
     if isinstance(found, str):
         return []
     allowed = os.environ.get(VISIBLE_GPUS)

@@ -190,7 +190,11 @@ def _notes(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> li
         notes.append(f"{skipped} pictures could not be read and were skipped, as asked; each run's row says how many.")
     here = revision.commit()
     commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
-    others = {commit: count for commit, count in commits.items() if revision.of_runs(commit) != revision.of_runs(here)}
+    others = {
+        commit: count
+        for commit, count in commits.items()
+        if revision.run_code_fingerprint(commit) != revision.run_code_fingerprint(here)
+    }
     if here and others:
         theirs = ", ".join(sorted(commit[:12] for commit in others))
         notes.append(

@@ -42,7 +42,10 @@ def _of_code(plan: Plan) -> Iterator[str]:
     if not here or revision.dirty():
         yield "the checkout differs from its commit"
     made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := valid_result(plan, run))]
-    if others := sum(revision.of_runs(str(each.get("git_commit"))) != revision.of_runs(here) for each in made_by):
+    if others := sum(
+        revision.run_code_fingerprint(str(each.get("git_commit"))) != revision.run_code_fingerprint(here)
+        for each in made_by
+    ):
         yield f"{others} of {len(made_by)} results were made by other code than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
         yield f"{dirty} of {len(made_by)} results were made by code that is in no commit"

@@ -14,7 +14,7 @@ from reproduce.harness import revision
 def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
     """Writes a file, commits it, and tells the commit."""
     monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
-    revision.of_runs.cache_clear()
+    revision.run_code_fingerprint.cache_clear()
     system.git("init", "--quiet")
 
     def write(name: str, text: str) -> str:
@@ -26,7 +26,7 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         return revision.commit()
 
     yield write
-    revision.of_runs.cache_clear()
+    revision.run_code_fingerprint.cache_clear()
 
 
 def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str], str]) -> None:
@@ -38,8 +38,8 @@ def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str],
         "requirements/dev.txt",
         "tests/a",
     ):
-        assert revision.of_runs(commit(name, "new")) == revision.of_runs(first), name
-    seen = {revision.of_runs(first)}
+        assert revision.run_code_fingerprint(commit(name, "new")) == revision.run_code_fingerprint(first), name
+    seen = {revision.run_code_fingerprint(first)}
     for name in (
         "models/methods/swav.py",
         "evals/knn.py",
@@ -47,11 +47,11 @@ def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str],
         "reproduce/pretrain.py",
         "requirements/run.txt",
     ):
-        seen.add(revision.of_runs(commit(name, "new")))
+        seen.add(revision.run_code_fingerprint(commit(name, "new")))
     assert len(seen) == 6
 
 
 def test_a_commit_that_is_not_known_here_is_like_itself_only(commit: Callable[[str, str], str]) -> None:
     commit("models/methods/swav.py", "")
-    assert revision.of_runs("a" * 40) == "a" * 40
-    assert revision.of_runs("<b>-x</b>") == "<b>-x</b>"
+    assert revision.run_code_fingerprint("a" * 40) == "a" * 40
+    assert revision.run_code_fingerprint("<b>-x</b>") == "<b>-x</b>"

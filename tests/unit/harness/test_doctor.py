@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness import doctor, machine
-from reproduce.harness.machine import Finding
+from reproduce.harness import doctor, machine, software
+from reproduce.harness.machine import Diagnosis
 
 REPO_ROOT = Path(__file__).parents[3]
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 580.65.06\n"
@@ -41,7 +41,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 
 
-def by_subject(findings: object) -> dict[str, Finding]:
+def by_subject(findings: object) -> dict[str, Diagnosis]:
     assert hasattr(findings, "__iter__")
     return {finding.subject: finding for finding in findings}
 
@@ -61,13 +61,13 @@ MEMINFO = "MemTotal:       33554432 kB\nMemAvailable:   16777216 kB\n"
 def test_a_bare_machine(tmp_path: Path, command: Say) -> None:
     root = root_of(tmp_path, proc__meminfo=MEMINFO, proc__cpuinfo="model name\t: Abacus 3\n")
     told = by_subject(machine.hardware(root))
-    assert "Abacus 3" in told["processor"].words and "granted" not in told["processor"].words
-    assert told["memory"].words == "34.4 GB, 17.2 GB of them free"
-    assert told["GPU"] == Finding("GPU", "none (nvidia-smi is not there): runs use the processor", "note")
-    assert told["shared memory"].mark == "note"
-    services = by_subject(machine.services())
-    assert services["docker"].words == "none (docker is not there)"
-    assert services["SLURM"].words == "none (sinfo is not there)"
+    assert "Abacus 3" in told["processor"].text and "granted" not in told["processor"].text
+    assert told["memory"].text == "34.4 GB, 17.2 GB of them free"
+    assert told["GPU"] == Diagnosis("GPU", "none (nvidia-smi is not there): runs use the processor", "note")
+    assert told["shared memory"].level == "note"
+    services = by_subject(software.services())
+    assert services["docker"].text == "none (docker is not there)"
+    assert services["SLURM"].text == "none (sinfo is not there)"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_a_bare_machine(tmp_path: Path, command: Say) -> None:
 )
 def test_the_limits_of_a_container(tmp_path: Path, command: Say, limits: dict[str, str]) -> None:
     told = by_subject(machine.hardware(root_of(tmp_path, proc__meminfo=MEMINFO, _dot_dockerenv="", **limits)))
-    assert told["system"].words.endswith("in a container")
-    assert told["memory"].words == "3.2 GB, the container's limit, of 34.4 GB"
-    assert told["processor"].words.endswith("of whose time 0.5 are granted (say CORES=1)")
+    assert told["system"].text.endswith("in a container")
+    assert told["memory"].text == "3.2 GB, the container's limit, of 34.4 GB"
+    assert told["processor"].text.endswith("of whose time 0.5 are granted (say CORES=1)")
 
 
 @pytest.mark.parametrize("unlimited", ["max 100000\n", ""])
@@ -96,34 +96,34 @@ def test_no_limit_is_no_quota(tmp_path: Path, unlimited: str) -> None:
 
 def test_gpus_are_counted_by_name(command: Say) -> None:
     command("nvidia-smi", (A100 * 8).strip())
-    assert machine.gpus() == [machine.Gpu("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9, "580.65.06")] * 8
+    assert machine.list_gpus() == [machine.GpuInfo("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9, "580.65.06")] * 8
     told = by_subject(machine.hardware())
-    assert told["GPU"].words == "8 x NVIDIA A100-SXM4-80GB, 86 GB, driver 580.65.06"
+    assert told["GPU"].text == "8 x NVIDIA A100-SXM4-80GB, 86 GB, driver 580.65.06"
     assert "driver" not in told
 
 
 def test_an_old_driver_and_a_broken_one_are_told(command: Say) -> None:
     command("nvidia-smi", OLD.strip())
     driver = by_subject(machine.hardware())["driver"]
-    assert driver.mark == "note" and "470.57.02 is too old" in driver.words and "580 or newer" in driver.words
+    assert driver.level == "note" and "470.57.02 is too old" in driver.text and "580 or newer" in driver.text
     command("nvidia-smi", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9)
     gpu = by_subject(machine.hardware())["GPU"]
-    assert gpu.words.startswith("none (nvidia-smi says: NVIDIA-SMI has failed")
+    assert gpu.text.startswith("none (nvidia-smi says: NVIDIA-SMI has failed")
 
 
 def test_gpus_that_torch_can_not_use_are_told(command: Say) -> None:
     command("nvidia-smi", A100.strip())
-    assert by_subject(machine.packages())["torch"].words.endswith("; of 1 GPUs it can use 0")
+    assert by_subject(software.packages())["torch"].text.endswith("; of 1 GPUs it can use 0")
 
 
 def test_engines_that_answer_and_engines_that_do_not(command: Say) -> None:
     command("docker", "27.1")
     command("sinfo", "      3 nodes idle  in partition gpu*\n      1 nodes down  in partition gpu*")
-    told = by_subject(machine.services())
-    assert told["docker"].words == "27.1"
-    assert told["SLURM"].words == "3 nodes idle in partition gpu*; 1 nodes down in partition gpu*"
+    told = by_subject(software.services())
+    assert told["docker"].text == "27.1"
+    assert told["SLURM"].text == "3 nodes idle in partition gpu*; 1 nodes down in partition gpu*"
     command("docker", "Cannot connect to the Docker daemon", 1)
-    assert by_subject(machine.services())["docker"] == Finding(
+    assert by_subject(software.services())["docker"] == Diagnosis(
         "docker", "docker is there, its service is not: Cannot connect to the Docker daemon", "note"
     )
 
@@ -132,21 +132,21 @@ def test_a_command_that_hangs_is_given_up(command: Say) -> None:
     command("sinfo", "")
     hang = Path(os.environ["PATH"]) / "sinfo"
     hang.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
-    assert machine.ask("sinfo", patience_seconds=0.2) == (1, "no answer within 0.2 s")
+    assert machine.run_command("sinfo", timeout_seconds=0.2) == (1, "no answer within 0.2 s")
 
 
 def test_packages_are_those_of_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Say) -> None:
-    monkeypatch.setattr(machine, "REPO_ROOT", tmp_path)
+    monkeypatch.setattr(software, "REPO_ROOT", tmp_path)
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements/run.txt"
-    torch = f"torch=={machine._version('torch').split('+')[0]}"
+    torch = f"torch=={software._version('torch').split('+')[0]}"
     lock.write_text(f"{torch} \\\n    --hash=sha256:0\n")
-    assert by_subject(machine.packages())["packages"].words == "all 1 of requirements/run.txt, as pinned"
+    assert by_subject(software.packages())["packages"].text == "all 1 of requirements/run.txt, as pinned"
     lock.write_text(f"{torch}\nno-such-library==1.0\n")
-    some = by_subject(machine.packages())["packages"]
-    assert some.mark == "note" and "1 of 2 pinned" in some.words and "(no-such-library)" in some.words
+    some = by_subject(software.packages())["packages"]
+    assert some.level == "note" and "1 of 2 pinned" in some.text and "(no-such-library)" in some.text
     lock.write_text("no-such-library==1.0\n")
-    assert [finding.mark for finding in machine.packages()] == ["missing"]
+    assert [finding.level for finding in software.packages()] == ["missing"]
 
 
 def test_a_key_is_told_and_never_shown(

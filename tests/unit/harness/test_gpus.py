@@ -9,7 +9,7 @@ import pytest
 from reproduce.errors import UserError
 from reproduce.harness import machine
 from reproduce.harness.execute import gpus
-from reproduce.harness.machine import Gpu
+from reproduce.harness.machine import GpuInfo
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +61,10 @@ def test_without_gpus_nothing_is_held() -> None:
     [(None, ["0", "1"]), ("1", ["1"]), ("GPU-a1, GPU-b2", ["GPU-a1", "GPU-b2"]), ("", []), ("-1", [])],
 )
 def test_what_is_visible(monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: [Gpu("A", 80.0, "550")] * 2)
+    monkeypatch.setattr(machine, "list_gpus", lambda: [GpuInfo("A", 80.0, "550")] * 2)
     monkeypatch.delenv(gpus.VISIBLE_GPUS, raising=False)
     if allowed is not None:
         monkeypatch.setenv(gpus.VISIBLE_GPUS, allowed)
     assert gpus.visible_gpus() == names
-    monkeypatch.setattr(machine, "gpus", lambda: "nvidia-smi is not there")
+    monkeypatch.setattr(machine, "list_gpus", lambda: "nvidia-smi is not there")
     assert gpus.visible_gpus() == []

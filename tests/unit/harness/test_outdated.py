@@ -147,7 +147,7 @@ def test_one_run_by_itself_is_done_again(
         return 1
 
     monkeypatch.setattr(process_group, "run_process", run_process)
-    monkeypatch.setattr("reproduce.harness.data_check.generate", lambda _: None)
+    monkeypatch.setattr("reproduce.harness.data_check.generate_images", lambda _: None)
     ask = ["evaluate", "knn", "--checkpoint", run.run_id]
     assert main(ask) == 0 and not started
     again_by_sha(run, finish)
