@@ -47,7 +47,7 @@ def _has_exif_rotation(encoded: bytes) -> bool:
 def read_or_next(num_images: int, index: int, read: Callable[[int], Decoded]) -> tuple[int, Decoded, list[str]]:
     """Read image `index`, or the next readable one; return its index, the image, and the unreadable files.
 
-    A batch so keeps its size. Raises `UserError` if none of the `num_images` images can be read.
+    This way a batch keeps its size. Raises `UserError` if none of the `num_images` images can be read.
     """
     unreadable: list[str] = []
     for shift in range(num_images):

@@ -14,7 +14,7 @@ import numpy as np
 BRIGHTNESS_STD = 35.0
 """Variation of brightness within an image, in gray levels (0 to 255)."""
 CONTRAST = 40.0
-"""Median amplitude of the texture, in gray levels."""
+"""Typical contrast of a texture, in gray levels."""
 CONTRAST_VARIATION = 0.4
 PHASE_VARIATION = 1.0
 """Bends of the texture's lines, in radians."""

@@ -52,13 +52,13 @@ def packed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(packed: Path, tmp_path: Path) -> Path:
-    """A copy of the shards that a test may damage."""
+    """Copy the shards, so that a test may damage them."""
     shutil.copytree(packed, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def samples(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The webdataset library reads them, too."""
+    """Read them with the webdataset library."""
     for path in files:
         with open(path, "rb") as stream:
             yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))

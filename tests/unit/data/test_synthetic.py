@@ -20,7 +20,7 @@ VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "tes
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few images of each class instead of hundreds."""
+    """Generate a few images per class instead of hundreds."""
     sets = tuple(replace(item, num_train=2, num_val=1) for item in synthetic.CLASS_SETS)
     monkeypatch.setattr(synthetic, "CLASS_SETS", sets)
     monkeypatch.setattr(synthetic, "VOC_SPLITS", {"trainval": 12, "test": 6})

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """Copy the datasets, so that a test may damage them."""
     for path in made.rglob("*"):
         if path.is_file():
             target = tmp_path / path.relative_to(made)
