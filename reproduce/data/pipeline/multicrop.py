@@ -23,7 +23,7 @@ from reproduce.data.pipeline.sampler import rng_for
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Range of a crop's width / height, drawn log-uniformly (torchvision's default)."""
 
-PARAMETERS = (
+AUGMENT_PARAMETERS = (
     "flip",
     "brightness",
     "contrast",
@@ -42,7 +42,7 @@ blur is a standard deviation in pixels (0 = none)."""
 
 
 class MultiCropSample(NamedTuple):
-    """One image's crops: per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(PARAMETERS))` float32."""
+    """One image's crops: per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(AUGMENT_PARAMETERS))` float32."""
 
     views: list[tuple[Tensor, Tensor]]
     label: int
@@ -91,14 +91,14 @@ def multi_crop(
 ) -> list[tuple[Tensor, Tensor]]:
     """Cut the crops of an image `(3, H, W)` uint8 and draw their augmentation parameters.
 
-    Returns, per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(PARAMETERS))` float32.
+    Returns, per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(AUGMENT_PARAMETERS))` float32.
     """
     height, width = image.shape[1:]
     out = []
     for view in views:
         boxes = [random_crop_box(rng, width, height, view.scale) for _ in range(view.num)]
         crops = torch.stack([crop_and_resize(image, box, view.size_px) for box in boxes])
-        out.append((crops, torch.from_numpy(np.stack([draw_parameters(rng, augment) for _ in boxes]))))
+        out.append((crops, torch.from_numpy(np.stack([draw_augment_parameters(rng, augment) for _ in boxes]))))
     return out
 
 
@@ -132,8 +132,8 @@ def crop_and_resize(image: Tensor, box: tuple[int, int, int, int], size_px: int)
     return functional.interpolate(cut, (size_px, size_px), mode="bilinear", antialias=True)[0]
 
 
-def draw_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
-    """Draw one crop's augmentation parameters, `(len(PARAMETERS),)` float32, distributed as in SimCLR (A.2)."""
+def draw_augment_parameters(rng: np.random.Generator, augment: Augment) -> np.ndarray:
+    """Draw one crop's augmentation parameters, `(len(AUGMENT_PARAMETERS),)` float32, distributed as in SimCLR (A.2)."""
     flip = float(rng.random() < augment.flip_probability)
     factors, order = [1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3]
     if rng.random() < augment.color_jitter_probability:

@@ -12,7 +12,7 @@ from torchvision import transforms
 from reproduce.config.schema import Augment, Crops, Normalize, View
 from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.pipeline.dataloader import multicrop_batches
-from reproduce.data.pipeline.multicrop import PARAMETERS, draw_parameters
+from reproduce.data.pipeline.multicrop import AUGMENT_PARAMETERS, draw_augment_parameters
 from reproduce.data.pipeline.sampler import StepSampler, rng_for
 
 FULL = Augment(0.5, [0.8, 0.8, 0.8, 0.2], 0.8, 0.2, 0.5, [0.1, 2.0])
@@ -73,18 +73,18 @@ def test_jitter_distribution_equals_torchvisions() -> None:
     brightness, contrast, saturation, hue = FULL.color_jitter
     ranges = ([1 - brightness, 1 + brightness], [1 - contrast, 1 + contrast], [1 - saturation, 1 + saturation])
     theirs = [transforms.ColorJitter.get_params(*ranges, [-hue, hue]) for _ in range(3000)]
-    rows = np.stack([draw_parameters(rng_for(0, 0, index), FULL) for index in range(4000)])
+    rows = np.stack([draw_augment_parameters(rng_for(0, 0, index), FULL) for index in range(4000)])
     jittered = rows[(rows[:, 1:5] != (1, 1, 1, 0)).any(axis=1)]
     assert len(jittered) / len(rows) == pytest.approx(0.8, abs=0.02)
     for number, name in enumerate(("brightness", "contrast", "saturation", "hue"), start=1):
         drawn = np.array([float(row[number]) for row in theirs])
-        assert ks_2samp(jittered[:, PARAMETERS.index(name)], drawn).pvalue > 1e-2, name
-    first, last = PARAMETERS.index("order0"), PARAMETERS.index("order3")
+        assert ks_2samp(jittered[:, AUGMENT_PARAMETERS.index(name)], drawn).pvalue > 1e-2, name
+    first, last = AUGMENT_PARAMETERS.index("order0"), AUGMENT_PARAMETERS.index("order3")
     orders = [tuple(order) for order in jittered[:, first : last + 1].astype(int).tolist()]
     counts = np.array([orders.count(order) for order in sorted(set(orders))])
     assert len(counts) == 24
     expected = len(orders) / 24
     assert ((counts - expected) ** 2 / expected).sum() < 49.7  # chi-squared of 23 degrees of freedom at .001
-    radii = rows[:, PARAMETERS.index("blur")]
+    radii = rows[:, AUGMENT_PARAMETERS.index("blur")]
     blurs = np.array([transforms.GaussianBlur.get_params(0.1, 2.0) for _ in range(3000)])
     assert ks_2samp(radii[radii > 0], blurs).pvalue > 1e-2

@@ -21,11 +21,11 @@ from reproduce.data.pipeline.center_crop import CenterCropDataset
 from reproduce.data.pipeline.dataloader import multicrop_batches
 from reproduce.data.pipeline.image_io import decode_image
 from reproduce.data.pipeline.multicrop import (
-    PARAMETERS,
+    AUGMENT_PARAMETERS,
     MultiCropDataset,
     collate_multicrop,
     crop_and_resize,
-    draw_parameters,
+    draw_augment_parameters,
     multi_crop,
     random_crop_box,
 )
@@ -103,8 +103,8 @@ def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: 
 def test_augment_equals_torchvisions_in_each_crops_own_order() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.228, 0.224, 0.225])
     crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(40)])
-    rows = np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(40)])
-    rows[:, PARAMETERS.index("blur")] = 0
+    rows = np.stack([draw_augment_parameters(rng_for(0, 0, seed), FULL) for seed in range(40)])
+    rows[:, AUGMENT_PARAMETERS.index("blur")] = 0
     ours = augment.augment(crops, torch.from_numpy(rows), mean, std)
     operations = [
         reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, reference.adjust_hue
@@ -187,12 +187,12 @@ def test_center_crops_equal_torchvisions(images: ImageList) -> None:
 
 
 def test_parameters_have_the_configured_ranges_and_probabilities() -> None:
-    rows = np.stack([draw_parameters(rng_for(1, 0, index), FULL) for index in range(3000)])
+    rows = np.stack([draw_augment_parameters(rng_for(1, 0, index), FULL) for index in range(3000)])
     jittered = (rows[:, 1:4] != 1).any(axis=1)
     assert abs(jittered.mean() - 0.8) < 0.03
-    assert abs(rows[:, PARAMETERS.index("flip")].mean() - 0.5) < 0.04
-    assert abs(rows[:, PARAMETERS.index("gray")].mean() - 0.2) < 0.03
-    assert abs((rows[:, PARAMETERS.index("blur")] > 0).mean() - 0.5) < 0.04
+    assert abs(rows[:, AUGMENT_PARAMETERS.index("flip")].mean() - 0.5) < 0.04
+    assert abs(rows[:, AUGMENT_PARAMETERS.index("gray")].mean() - 0.2) < 0.03
+    assert abs((rows[:, AUGMENT_PARAMETERS.index("blur")] > 0).mean() - 0.5) < 0.04
     assert rows[:, 1:4].min() >= 0.2
     assert rows[:, 1:4].max() <= 1.8
     assert np.abs(rows[:, 4]).max() <= 0.2
@@ -201,7 +201,7 @@ def test_parameters_have_the_configured_ranges_and_probabilities() -> None:
 
 def test_jitter_above_one_gives_no_negative_factor() -> None:
     strong = Augment(0.5, [1.5, 1.5, 1.5, 0.2], 1.0, 0.2, 0.5, [0.1, 2.0])
-    rows = np.stack([draw_parameters(rng_for(0, 0, index), strong) for index in range(200)])
+    rows = np.stack([draw_augment_parameters(rng_for(0, 0, index), strong) for index in range(200)])
     assert 0 <= rows[:, 1:4].min() < 0.1 and 2.4 < rows[:, 1:4].max() <= 2.5
 
 
@@ -212,7 +212,7 @@ def test_color_factors_are_drawn_as_torchvision_draws_them() -> None:
     jitter = ColorJitter(*FULL.color_jitter)
     drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(4000)]
     theirs = np.array([factors for _, *factors in drawn])
-    rows = np.stack([draw_parameters(rng_for(2, 0, index), FULL) for index in range(5000)])
+    rows = np.stack([draw_augment_parameters(rng_for(2, 0, index), FULL) for index in range(5000)])
     ours = rows[rows[:, 1] != 1]
     for column in range(4):
         assert ks_2samp(ours[:, 1 + column], theirs[:, column]).pvalue > 1e-3
@@ -243,7 +243,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(images: ImageList) -> No
 def test_augmentation_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(24)])
     before = crops.clone()
-    rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
+    rows = torch.from_numpy(np.stack([draw_augment_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     made = []
     for pixels in (1, 5 * 32 * 32, 2**20):
         monkeypatch.setitem(augment.BLOCK_PIXELS, "cpu", pixels)
@@ -255,7 +255,7 @@ def test_augmentation_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPat
 
 def test_augment_never_synchronizes_with_the_device() -> None:
     crops = torch.stack([as_tensor(make_image(seed, 32, 32)) for seed in range(24)])
-    rows = torch.from_numpy(np.stack([draw_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
+    rows = torch.from_numpy(np.stack([draw_augment_parameters(rng_for(0, 0, seed), FULL) for seed in range(24)]))
     with NoHostSync():  # type: ignore[no-untyped-call]
         augment.augment(crops, rows, torch.full((3,), 0.5), torch.full((3,), 0.2))
 
