@@ -42,7 +42,7 @@ blur is a standard deviation in pixels (0 = none)."""
 
 
 class MultiCropSample(NamedTuple):
-    """One image's crops: per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(AUGMENT_PARAMETERS))` float32."""
+    """One image's crops: per view, crops `(num, 3, S, S)` uint8 and `AUGMENT_PARAMETERS` `(num, 11)` float32."""
 
     views: list[tuple[Tensor, Tensor]]
     label: int
