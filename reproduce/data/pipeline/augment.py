@@ -1,7 +1,7 @@
 """Multi-crop on the training device: flip, color jitter, grayscale, blur and normalize whole batches (A.2).
 
-Each crop has its own `multicrop.AUGMENT_PARAMETERS`; with equal parameters each operation equals torchvision's on floats
-in [0, 1]. The blur is a true Gaussian; the reference's (PIL) approximates one by three box filters.
+Each crop has its own `multicrop.AUGMENT_PARAMETERS`; with equal parameters each operation equals torchvision's on
+floats in [0, 1]. The blur is a true Gaussian; the reference's (PIL) approximates one by three box filters.
 
 Operations work in place, on blocks that fit a processor's cache, because memory traffic dominates on a CPU. Parameters
 stay on the host, so that selecting the crops of an operation needs no synchronization with the device.
