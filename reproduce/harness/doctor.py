@@ -31,7 +31,7 @@ GPU_SCALE = "paper"
 def main(arguments: list[str] | None = None) -> int:
     """Print all diagnoses; return whether scale smoke can run, as an exit status."""
     parser = argparse.ArgumentParser(prog="python -m reproduce.harness.doctor", description=__doc__)
-    parser.add_argument("--data", metavar="DIR", help="folder with the pictures")
+    parser.add_argument("--data", metavar="DIR", help="folder with the images")
     parser.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     parser.add_argument("--short", action="store_true", help="the machine and its libraries only")
     options = parser.parse_args(arguments)

@@ -175,7 +175,7 @@ class _Estimator:
         passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2
         wider = f" x width {width:g} squared" if width != 1 else ""
         source = (
-            f"{workload.epochs:g} x {data.num_images / 1e6:.2f} million pictures{wider}, forward at "
+            f"{workload.epochs:g} x {data.num_images / 1e6:.2f} million images{wider}, forward at "
             f"{self.facts.forward.images_per_second:g} a second, without {self.facts.evaluations[workload.method]}"
         )
         return RunCost(passes / self.facts.forward.images_per_second / 3600, 1, REFERENCE_GPU, "estimate", source)

@@ -15,7 +15,7 @@ from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness.plan import build
-from reproduce.harness.plan import config_cache as composer
+from reproduce.harness.plan import config_cache
 from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import Kind, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
@@ -129,7 +129,7 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
         finish(run)
     shutil.copytree(REPO_ROOT / "reproduce" / "conf", Path("code/reproduce/conf"))
     shutil.copytree(REPO_ROOT / "reproduce" / "config", Path("code/reproduce/config"))
-    monkeypatch.setattr(composer, "REPO_ROOT", Path("code").resolve())
+    monkeypatch.setattr(config_cache, "REPO_ROOT", Path("code").resolve())
     own_conf = Path("code/reproduce/conf").resolve()
     monkeypatch.setattr("reproduce.config.compose.CONF_DIR", own_conf)
     conf = own_conf / file
@@ -190,7 +190,7 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], ["seed=1", "++seed=2"], []])
 def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
-    composer = ConfigCache(Request(("table7",), "smoke"))
+    configs = ConfigCache(Request(("table7",), "smoke"))
     asked: list[tuple[Kind, list[str]]] = [
         ("pretrain", ["experiment=swav_800ep"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s0-0123456789"]),
@@ -198,7 +198,7 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
         ("evaluate", ["eval=knn", "checkpoint='released:swav_800ep'"]),
     ]
     for kind, what in asked:
-        run = composer.run(kind, [*what, "scale=smoke", *overrides], [])
+        run = configs.run(kind, [*what, "scale=smoke", *overrides], [])
         cfg = compose(kind, [*what, "scale=smoke", *overrides])
         assert (run.run_id, run.seed, run.folder) == (run_id(cfg), cfg.seed, str(run_dir(cfg)))
 
