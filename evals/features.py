@@ -100,8 +100,8 @@ def _extract_share(
             rows = trunk(pixels)
         yield torch.from_numpy(share)[index], rows
         if world_size() == 1:  # ranks have unequal numbers of batches: they agree on a stop afterwards
-            context.preemption.stop_if_requested(number, "features are worked out anew")
-    context.preemption.stop_if_requested(0, "features are worked out anew")
+            context.preemption.stop_if_requested(number, "features will be extracted again")
+    context.preemption.stop_if_requested(0, "features will be extracted again")
 
 
 def center_crops(

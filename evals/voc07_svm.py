@@ -76,14 +76,14 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
             record(number, *cached)
         else:
             to_fit[number] = (train_labels[:, number], test_labels[:, number])
-    with context.preemption.rank_local_work("the classes that are judged are kept") as leave_if_requested:
+    with context.preemption.rank_local_work("the results of scored classes are kept") as leave_if_requested:
         # Processes, not threads: LIBLINEAR draws from one random generator per process.
         fit_class = partial(fit_and_score, protocol, train, test)
         for number, result in process_map(fit_class, to_fit, context.cfg.cluster.num_threads, leave_if_requested):
             cache.put(number, *result)
             record(number, *result)
     all_reduce_sum(precisions)
-    run.counts["num_classes_judged"] = len(scored)
+    run.counts["num_classes_scored"] = len(scored)
     return {"map": float(np.mean(precisions[scored].tolist()))}
 
 

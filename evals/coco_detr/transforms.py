@@ -94,8 +94,8 @@ def augment(
         low, high = config.crop_range_px
         w, h = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in image.size)
         left, top = int(rng.integers(image.width - w + 1)), int(rng.integers(image.height - h + 1))
-        image, boxes, kept = crop(image, boxes, (left, top, left + w, top + h))
-        boxes, labels = boxes[kept], labels[kept]
+        image, boxes, has_area = crop(image, boxes, (left, top, left + w, top + h))
+        boxes, labels = boxes[has_area], labels[has_area]
     shorter_px = int(rng.choice(config.train_sizes_px))
     image, boxes = resize(image, boxes, target_size(*image.size, shorter_px, config.max_size_px))
     return Sample(_pixels(image), boxes, labels)
@@ -114,9 +114,11 @@ class TrainDataset(Dataset[tuple[Sample, list[str]]]):
     def __getitem__(self, at: tuple[int, int]) -> tuple[Sample, list[str]]:
         """Return image `index` of `epoch`, which does not depend on the number of workers and processes."""
         epoch, index = at
-        instead, image, bad = read_or_next(len(self.images), index, lambda number: self.images[number].read())
-        about = self.images[instead]
-        return augment(image, about.boxes, about.labels, self.config, rng_for(self.seed, epoch, index)), bad
+        used_index, image, unreadable = read_or_next(len(self.images), index, lambda number: self.images[number].read())
+        annotated = self.images[used_index]
+        return augment(
+            image, annotated.boxes, annotated.labels, self.config, rng_for(self.seed, epoch, index)
+        ), unreadable
 
 
 @dataclass
@@ -126,22 +128,22 @@ class PaddedBatch:
     pixels: Tensor
     padding: Tensor
     targets: list[Target]
-    bad: list[str]
+    unreadable: list[str]
 
 
 def collate(samples: list[tuple[Sample, list[str]]]) -> PaddedBatch:
     """Pad images to the largest, at the lower right; boxes become (cx, cy, w, h) as fractions of their own image."""
-    sizes = [seen.pixels.shape[1:] for seen, _ in samples]
+    sizes = [sample.pixels.shape[1:] for sample, _ in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     targets = []
-    for number, ((seen, _), (h, w)) in enumerate(zip(samples, sizes, strict=True)):
-        pixels[number, :, :h, :w] = torch.from_numpy(seen.pixels.copy())
+    for number, ((sample, _), (h, w)) in enumerate(zip(samples, sizes, strict=True)):
+        pixels[number, :, :h, :w] = torch.from_numpy(sample.pixels.copy())
         padding[number, :h, :w] = False
-        low, high = seen.boxes[:, :2], seen.boxes[:, 2:]
+        low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / np.array([w, h, w, h], dtype=np.float32)
-        targets.append(Target(torch.from_numpy(seen.labels), torch.from_numpy(boxes)))
+        targets.append(Target(torch.from_numpy(sample.labels), torch.from_numpy(boxes)))
     return PaddedBatch(pixels, padding, targets, [name for _, names in samples for name in names])
 
 
@@ -165,7 +167,7 @@ def train_batches(
     """Yield this rank's images `(B, 3, H, W)` of each step, their padding `(B, H, W)` and targets, on the device."""
     dataset = TrainDataset(images, config, sampler.seed)
     for batch in build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate):
-        on_unreadable(batch.bad)
+        on_unreadable(batch.unreadable)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))
         targets = [Target(target.labels.to(device), target.boxes.to(device)) for target in batch.targets]
         yield normalize_and_mask(pixels, padding, normalize), padding, targets
@@ -174,7 +176,7 @@ def train_batches(
 class TestDataset(Dataset[tuple[int, np.ndarray | None, str]]):
     """Each image once: its index, and its pixels at the test size, or None and the error of an unreadable file."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test case of pytest
 
     def __init__(self, images: Sequence[CocoImage], config: TransformConfig) -> None:
         self.images, self.config = images, config
@@ -205,9 +207,9 @@ def test_images(
 
     One at a time: with padding, the detections in an image would depend on the others of its batch.
     """
-    for index, pixels, bad in build_dataloader(TestDataset(images, config), num_workers, batch_size=None):
-        if bad:
-            on_unreadable([bad])
+    for index, pixels, unreadable in build_dataloader(TestDataset(images, config), num_workers, batch_size=None):
+        if unreadable:
+            on_unreadable([unreadable])
             continue
         image = torch.as_tensor(pixels).to(device, non_blocking=True).unsqueeze(0)
         padding = torch.zeros_like(image[:, 0], dtype=torch.bool)

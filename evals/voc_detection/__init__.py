@@ -162,7 +162,7 @@ def validate(
                 context.preemption.stop_if_requested(index, "the trained detector is kept")
         context.preemption.stop_if_requested(0, "the trained detector is kept")
         metrics = evaluator.metrics()
-        run.counts["num_classes_judged"] = evaluator.num_classes_judged
+        run.counts["num_classes_scored"] = evaluator.num_classes_scored
     num_unreadable = int(all_reduce_sum(torch.tensor(num_unreadable, device=device())).item())
     run.counts["num_test_images"] = len(test) - num_unreadable
     if is_main():

@@ -35,7 +35,7 @@ class VocEvaluator:
         self.process = self._evaluator.process
 
     @property
-    def num_classes_judged(self) -> int:
+    def num_classes_scored(self) -> int:
         """The number of classes with an object in the test set that is not difficult: all 20 in VOC07."""
         return len(self._scored_classes)
 
@@ -49,7 +49,7 @@ class VocEvaluator:
         MetadataCatalog.remove(self._name)
         if results is None:
             return {}
-        share = self.num_classes_judged / len(VOC_CLASSES)
+        share = self.num_classes_scored / len(VOC_CLASSES)
         return {name: float(results["bbox"][key]) / share for name, key in METRICS.items()}
 
 

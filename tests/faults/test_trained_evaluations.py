@@ -231,7 +231,7 @@ def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == REQUEUE, said
-    assert "stop requested; the classes that are judged are kept" in said
+    assert "stop requested; the results of scored classes are kept" in said
     assert not list(tmp_path.glob("smoke/*/failure.json"))
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke/*/classes/*.json")}
     assert 1 <= len(kept) <= 2

@@ -97,7 +97,7 @@ def test_a_batch_is_padded_and_boxes_are_shares_of_the_picture() -> None:
     assert (~batch.padding).sum((1, 2)).tolist() == [32, 30]
     assert torch.equal(batch.pixels[:, 0] == 0, batch.padding)
     assert batch.targets[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5]]
-    assert (batch.targets[0].labels.tolist(), len(batch.targets[1].boxes), batch.bad) == ([7], 0, ["bad"])
+    assert (batch.targets[0].labels.tolist(), len(batch.targets[1].boxes), batch.unreadable) == ([7], 0, ["bad"])
     x = normalize_and_mask(batch.pixels, batch.padding, Normalize([0.5] * 3, [0.25] * 3))
     assert x[0, 0, 0].tolist() == [2.0] * 8
     assert not x.masked_select(batch.padding[:, None].expand_as(x)).any()  # zero after, not before, normalising

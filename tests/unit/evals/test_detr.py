@@ -126,7 +126,7 @@ def test_position_codes_are_sines_and_cosines_of_the_place_among_real_pixels() -
         assert code[:, y, x].tolist() == pytest.approx(expected, abs=1e-5)  # 1e-6 under the division
 
 
-def test_what_trains_and_at_which_rate(ours: Detr) -> None:
+def test_trainable_parameters_and_their_learning_rates(ours: Detr) -> None:
     frozen = {name.split(".")[2] for name, value in ours.named_parameters() if not value.requires_grad}
     assert frozen == {"conv1", "layer1"}
     assert not [name for name, _ in ours.named_parameters() if ".bn" in name or "downsample.1" in name]
@@ -246,7 +246,7 @@ def test_losses_equal_brute_force(num_objects: list[int]) -> None:
         assert found[layer].tolist() == pytest.approx([entropy / weight, 5 * l1 / total, 2 * giou / total], rel=1e-5)
 
 
-def test_boxes_that_are_not_finite_end_the_training_with_a_sentence() -> None:
+def test_boxes_that_are_not_finite_raise_training_failed() -> None:
     logits, boxes, targets = a_case(0, [2])
     boxes[0, 0, 1] = math.nan
     with pytest.raises(TrainingFailed, match=r"not finite: lower protocol\.lr"):
@@ -265,7 +265,7 @@ def test_every_layer_and_every_trained_parameter_has_a_gradient() -> None:
         assert (value.grad is not None) == value.requires_grad, name
 
 
-def test_what_is_detected_is_in_pixels_and_no_object_is_no_class() -> None:
+def test_detections_are_in_pixels_and_never_of_class_no_object() -> None:
     logits = torch.tensor([[0.0, math.log(2), math.log(7)]])  # probabilities .1, .2, .7: no object is likeliest
     (row,) = to_detections(logits, torch.tensor([[0.5, 0.25, 0.2, 0.5]]), width=200, height=100).tolist()
     assert row == pytest.approx([80, 0, 40, 50, 0.2, 1], abs=1e-5)

@@ -72,6 +72,6 @@ def test_low_shot_takes_as_many_of_every_class_of_imagenet_too(tmp_path: Path) -
     assert first != of_classes(1000, 20).paths[:13]  # drawn, not the first
 
 
-def test_a_class_too_small_for_low_shot_is_a_sentence(tmp_path: Path) -> None:
+def test_a_class_too_small_for_low_shot_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"class class0 of .* has 20 training images, and this protocol needs 128"):
         select_labeled(of_classes(2, 20, "class{}"), protocol("lowshot_128").subset, tmp_path)

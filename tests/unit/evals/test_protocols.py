@@ -26,13 +26,13 @@ from reproduce.evaluate import evaluate
 
 
 @pytest.mark.parametrize(("name", "hint"), [("knnn", "did you mean 'knn'"), ("context", "")])
-def test_an_evaluation_without_code_is_one_sentence(name: str, hint: str) -> None:
+def test_unknown_protocol_raises(name: str, hint: str) -> None:
     cfg = compose("evaluate", ["eval=knn", "checkpoint=x", f"protocol.name={name}"])
     with pytest.raises(UserError, match=rf"unknown protocol\.name '{name}': {hint}"):
         evaluate(cfg, None, None)  # type: ignore[arg-type]
 
 
-def test_features_of_no_picture_are_a_sentence(tmp_path: Path) -> None:
+def test_features_without_a_readable_image_raise(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, "me")
     with pytest.raises(UserError, match=r"none of the images can be decoded; the first: a\.jpg \(cut\)"):
         store.write({"of": "nothing"}, [], ["a.jpg (cut)", "b.jpg (cut)"])
@@ -94,7 +94,7 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
     assert select_cost(rows, present, costs, 3) == search.best_params_["C"]
 
 
-def test_an_object_that_is_only_difficult_is_absent_in_training_and_not_judged_in_the_test() -> None:
+def test_a_class_that_is_only_difficult_is_absent_in_training_and_not_scored_in_the_test() -> None:
     protocol = voc07_svm.ProtocolConfig(
         "voc07_svm", num_folds=3, costs=[0.1, 1.0], center_crop=CenterCropConfig(64, 64)
     )

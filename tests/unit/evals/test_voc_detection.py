@@ -131,7 +131,7 @@ def test_detections_with_known_precision() -> None:
         picture("3", VocBox(CAT, square, False)),
     ]
     with voc_evaluator(test) as ours:
-        assert ours.num_classes_judged == 2
+        assert ours.num_classes_scored == 2
         ours.process([{"image_id": "1"}], found((CAT, 0.9, square), (DOG, 0.8, (0, 60, 60, 100))))
         ours.process([{"image_id": "2"}], found((CAT, 0.7, square), (DOG, 0.9, square)))
         ours.process([{"image_id": "3"}], found((CAT, 0.8, (60, 60, 90, 90))))
@@ -169,7 +169,7 @@ def test_batches_are_of_pairs_of_one_orientation_and_the_same_on_any_number_of_r
 
 
 @pytest.mark.parametrize(("batch_size", "ranks"), [(3, 1), (4, 3)])
-def test_a_batch_that_cannot_be_shared_is_a_sentence(batch_size: int, ranks: int) -> None:
+def test_a_batch_that_cannot_be_shared_raises(batch_size: int, ranks: int) -> None:
     with pytest.raises(UserError, match=f"protocol.batch_size {batch_size} must be a multiple of 2"):
         AspectRatioGroupedSampler([True] * 9, batch_size, 0, 0, 1, 0, ranks)
 
