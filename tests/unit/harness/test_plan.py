@@ -14,8 +14,7 @@ import pytest
 from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
-from reproduce.harness.plan import build
-from reproduce.harness.plan import config_cache
+from reproduce.harness.plan import build, config_cache
 from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import Kind, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
