@@ -1,6 +1,6 @@
 """A few steps of each method on this process' share of fixed batches, in double precision; rank 0 writes what came out.
 
-Started by test_methods_distributed.py, alone or under torchrun: `method_ranks.py OUTPUT`. SwAV has its own, ranks.py.
+Started by test_methods_distributed.py, alone or by our launcher: `method_ranks.py OUTPUT`. SwAV has its own, ranks.py.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A few steps of SwAV on this process' share of a fixed batch, in double precision; rank 0 writes what came out.
 
-Started by test_distributed.py, alone or under torchrun: `ranks.py OUTPUT`.
+Started by test_distributed.py, alone, by our launcher or under torchrun: `ranks.py OUTPUT`.
 """
 
 import sys

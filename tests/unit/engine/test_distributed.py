@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "ranks.py"
+from tests.runs import run
 
 
-def outcome(processes: int, output: Path, script: Path = SCRIPT) -> dict[str, Any]:
-    """What `script` writes on so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launcher, script, output], capture_output=True, text=True, check=False)
+def outcome(processes: int, output: Path, module: str = "tests.unit.engine.ranks") -> dict[str, Any]:
+    """What `module` writes on so many processes."""
+    done = run(module, str(output), processes=processes)
+    assert done.returncode == 0, done.stderr
+    return torch.load(output, weights_only=True)
+
+
+def outcome_under_torchrun(output: Path) -> dict[str, Any]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(Path(__file__).parent / "ranks.py"), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return torch.load(output, weights_only=True)
 
@@ -26,7 +33,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_equal_one(alone: dict[str, Any], tmp_path: Path, processes: int) -> None:
-    together = outcome(processes, tmp_path / "out.pt")
+    together = outcome_under_torchrun(tmp_path / "out.pt") if processes == 2 else outcome(4, tmp_path / "out.pt")
     # Four steps; Sinkhorn runs in single precision, all else here in double.
     torch.testing.assert_close(together["loss"], alone["loss"], rtol=1e-5, atol=0)
     share = len(together["assignments"])

@@ -1,6 +1,5 @@
 """Each method on two processes calculates what it calculates on one."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +8,14 @@ import torch
 from models.methods.registry import METHODS
 from tests.unit.engine.test_distributed import outcome
 
-SCRIPT = Path(__file__).parent / "method_ranks.py"
+MODULE = "tests.unit.engine.method_ranks"
 OTHERS = sorted(METHODS.keys() - {"swav"})
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return outcome(1, folder / "1.pt", SCRIPT), outcome(2, folder / "2.pt", SCRIPT)
+    return outcome(1, folder / "1.pt", MODULE), outcome(2, folder / "2.pt", MODULE)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -12,7 +12,7 @@ from wandb.proto import wandb_internal_pb2
 
 from reproduce.engine.runs import tracking
 from reproduce.engine.runs.attempts import Attempts
-from tests.runs import TINY, run, tiny_pictures
+from tests.runs import TINY, run
 
 BLOCK = 32768
 WHOLE, LAST = 1, 4
@@ -79,12 +79,11 @@ def test_log_table_writes_the_rows(tmp_path: Path) -> None:
     assert json.loads(written.read_text())["data"] == [["SwAV", "within"]]
 
 
-def test_disabled_mode_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_mode_writes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracking.log_table("table7", "smoke", tmp_path, ["row"], [["SwAV"]])
     assert not list(tmp_path.iterdir())
-    tiny_pictures(tmp_path / "data")
-    paths = [f"paths.data_root={tmp_path / 'data'}", f"paths.results={tmp_path / 'results'}"]
+    paths = [f"paths.data_root={data}", f"paths.results={tmp_path / 'results'}"]
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]
     done = run("reproduce.pretrain", *overrides, "experiment=random", *paths)
     assert done.returncode == 0, done.stderr
@@ -93,15 +92,14 @@ def test_disabled_mode_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (folder / "wandb").exists()
 
 
-def test_unreachable_service_does_not_stop_a_run_or_leak_the_key(tmp_path: Path) -> None:
+def test_unreachable_service_does_not_stop_a_run_or_leak_the_key(data: Path, tmp_path: Path) -> None:
     """A real run, with a key, against a service that nobody answers at."""
-    tiny_pictures(tmp_path / "data")
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]
     done = run(
         "reproduce.pretrain",
         *overrides,
         "experiment=random",
-        f"paths.data_root={tmp_path / 'data'}",
+        f"paths.data_root={data}",
         f"paths.results={tmp_path / 'results'}",
         WANDB_API_KEY=KEY,
         WANDB_BASE_URL="http://127.0.0.1:9",

@@ -16,7 +16,7 @@ from models.networks.resnet import ResNet
 from models.zoo import entries
 from reproduce import evaluate
 from reproduce.__main__ import main
-from tests.runs import call, tiny_pictures
+from tests.runs import call
 
 WIDTH = 0.0625
 
@@ -27,7 +27,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def public(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A published MoCo checkpoint; its entry is released:moco_v1_200ep."""
     folder = tmp_path / "public"
     folder.mkdir()
@@ -38,9 +38,10 @@ def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/moco.pth.tar"
     item = replace(entries.get_entry("moco_v1_200ep"), url=address, published={}, width=WIDTH)
-    monkeypatch.setattr(entries, "entry", lambda _: item)
+    monkeypatch.setattr(entries, "get_entry", lambda _: item)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    Path("pictures").symlink_to(data)
     yield folder / "moco.pth.tar"
     server.shutdown()
     thread.join()
@@ -55,7 +56,6 @@ ASKED = (
 
 
 def test_public_weights_are_fetched_mapped_and_evaluated(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_pictures(Path("pictures"))
     status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=imagenet")
     assert status == 0, said
     (path,) = Path("results").glob("*/*/result.json")
@@ -66,7 +66,6 @@ def test_public_weights_are_fetched_mapped_and_evaluated(public: Path, monkeypat
 
 
 def test_weights_that_are_gone_leave_unavailable_behind(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_pictures(Path("pictures"))
     public.unlink()
     status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=imagenet")
     assert status == 2
@@ -77,7 +76,6 @@ def test_weights_that_are_gone_leave_unavailable_behind(public: Path, monkeypatc
 
 
 def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_pictures(Path("pictures"))
     status, said = call(evaluate.main, monkeypatch, *ASKED)
     assert status == 2
     assert said == "error: released:moco_v1_200ep was trained with another normalization: add normalize=imagenet\n"
@@ -85,9 +83,8 @@ def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, mo
 
 
 def test_the_wrong_width_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_pictures(Path("pictures"))
     item = replace(entries.get_entry(""), width=1)
-    monkeypatch.setattr(entries, "entry", lambda _: item)
+    monkeypatch.setattr(entries, "get_entry", lambda _: item)
     status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=imagenet")
     assert status == 2
     assert "is 0.0625 times as wide as a ResNet-50, not 1" in said
