@@ -147,7 +147,7 @@ def test_what_is_broken_is_named(broken: Path) -> None:
         r"(cat) lies outside its image: 90, 1 to 99, 9 in 96 x 96 pixels",
         r"(cat) has no area: 9, 1 to 8, 9 in 96 x 96 pixels",
         r"is 'dragon', which is not one of VOC's 20 classes",
-        r"(cat) has a corner that is no number",
+        r"(cat) has a corner that is not a number",
         r".jpg is missing",
         r".jpg is 96 x 96, but annotated as 69 x 96",
     ):
