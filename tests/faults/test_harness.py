@@ -30,10 +30,10 @@ HARNESS = """
 import sys
 from pathlib import Path
 from reproduce import __main__ as command_line
-from reproduce.engine import tracking
+from reproduce.engine.runs import tracking
 from reproduce.errors import run_cli
-from reproduce.harness import baseline
 from reproduce.harness.plan.model import Run
+from reproduce.harness.spec import baseline
 
 fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";") if item)
 
