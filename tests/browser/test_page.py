@@ -64,7 +64,7 @@ def column(window: Browser, number: int) -> list[str]:
     return list(window.run(f"{rows}.map(row => row.cells[{number}].innerText.trim().split(/\\s/)[0])"))
 
 
-def test_a_click_on_a_head_sorts_and_a_third_click_restores(window: Browser, page: Path) -> None:
+def test_header_clicks_sort_then_restore(window: Browser, page: Path) -> None:
     window.open(page)
     printed = column(window, 1)
     values = [float(value.strip("†")) for value in printed]
@@ -79,7 +79,7 @@ def test_a_click_on_a_head_sorts_and_a_third_click_restores(window: Browser, pag
     assert column(window, 1) == printed
 
 
-def test_what_has_no_number_comes_last_either_way(window: Browser, page: Path) -> None:
+def test_cells_without_numbers_sort_last(window: Browser, page: Path) -> None:
     window.open(page)
     for _ in range(2):
         window.run("document.querySelectorAll('#table3 thead tr:last-child th')[5].querySelector('button').click()")
@@ -116,7 +116,7 @@ def test_a_link_to_a_cell_shows_it_and_its_verdict_unfolds_the_reason(window: Br
     assert window.run("document.querySelector(':target').innerText").startswith("SwAV, Places205")
 
 
-def test_a_link_to_a_run_unfolds_all_around_it(window: Browser, page: Path) -> None:
+def test_link_to_a_run_unfolds_its_parents(window: Browser, page: Path) -> None:
     run_id = next(path.parent.name for path in sorted(page.parents[2].glob("results/paper/swav_800ep-s0-*/log.txt")))
     window.open(page, f"#{run_id}")
     assert window.run(f"document.getElementById('{run_id}').open && document.querySelector('.all-runs').open") is True
@@ -156,7 +156,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_what_results_say_is_shown_and_never_done(window: Browser, page: Path) -> None:
+def test_html_in_results_is_escaped(window: Browser, page: Path) -> None:
     window.open(page)
     window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
     assert window.run("document.querySelectorAll('img, iframe, object').length") == 0
@@ -171,7 +171,7 @@ def test_without_scripts_the_page_still_reads(window: Browser, page: Path) -> No
     assert "Transfer of ImageNet features" in text and "Learned prototypes are better" in text
 
 
-def test_it_prints(window: Browser, page: Path) -> None:
+def test_page_prints(window: Browser, page: Path) -> None:
     window.open(page, scheme="dark")
     window.send("Emulation.setEmulatedMedia", media="print")
     assert window.run("getComputedStyle(document.querySelector('nav')).display") == "none"

@@ -108,7 +108,7 @@ def points(folder: Path) -> list[tuple[float, float]]:
     return [(point["step"], point["loss"]) for point in curve(folder)]
 
 
-def test_two_machines_train_as_two_processes_of_one(pictures: Path, checkout: Path) -> None:
+def test_two_nodes_equal_two_processes_on_one(pictures: Path, checkout: Path) -> None:
     status, out = Harness(pictures, TWO_MACHINES).end()
     assert status == 0, out + log()
     assert "--nodes=2" in log() and "SLURM job" in log()
@@ -122,7 +122,7 @@ def test_two_machines_train_as_two_processes_of_one(pictures: Path, checkout: Pa
 
 
 @pytest.mark.parametrize("how", ["USR1", "requeue", "down"])
-def test_a_run_that_loses_its_machines_goes_on(pictures: Path, how: str) -> None:
+def test_requeued_job_resumes(pictures: Path, how: str) -> None:
     harness = Harness(pictures, TWO_MACHINES, "epochs=12")
     harness.until(trains())
     (job,) = jobs()
@@ -150,7 +150,7 @@ def test_a_run_that_loses_its_machines_goes_on(pictures: Path, how: str) -> None
     assert [step for step, _ in points(Path("results"))] == list(range(1, 25))
 
 
-def test_a_job_that_is_cancelled_twice_is_a_failure_with_its_log(pictures: Path) -> None:
+def test_job_cancelled_twice_fails_with_its_log(pictures: Path) -> None:
     harness = Harness(pictures, OPTIONS, *LONG)
     for number in (1, 2):
         harness.until(trains(number))
@@ -164,7 +164,7 @@ def test_a_job_that_is_cancelled_twice_is_a_failure_with_its_log(pictures: Path)
     assert Path(message.rpartition(": ")[2]).is_file()
 
 
-def test_a_wrong_request_is_tried_once(pictures: Path) -> None:
+def test_usage_error_is_not_retried(pictures: Path) -> None:
     status, out = Harness(pictures, OPTIONS, "cluster.compile_backend=inductr").end()
     assert status == 3
     assert "did you mean 'inductor'" in out

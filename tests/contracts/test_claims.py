@@ -40,12 +40,12 @@ def test_a_claim_names_what_exists(claim: Claim) -> None:
 
 
 @pytest.mark.parametrize(("claim", "part"), COMPARISONS)
-def test_a_printed_difference_is_the_tables(claim: str, part: Comparison) -> None:
+def test_claimed_difference_matches_the_tables(claim: str, part: Comparison) -> None:
     (higher,), (lower,) = printed(part.higher, part), printed(part.lower, part)
     assert round(higher - lower, 1) == part.printed > 0
 
 
-def test_the_bound_on_prototypes_is_the_texts() -> None:
+def test_prototype_bound_matches_the_text() -> None:
     (spread,) = [claim.spread for claim in EVERY if claim.spread]
     assert spread.max_points == GOLDEN["text"]["C.1_max_spread_top1_3k_to_100k_prototypes"]
     rows = {row.pretrain: row for row in tables.load("table8", "paper").rows}
@@ -53,7 +53,7 @@ def test_the_bound_on_prototypes_is_the_texts() -> None:
     assert numbers == {str(number) for number in GOLDEN["table8"]["rows"] if 3000 <= number <= 100_000}
 
 
-def test_every_conclusion_is_there() -> None:
+def test_every_claim_is_listed() -> None:
     assert [claim.claim for claim in EVERY] == [
         *("learned-prototypes", "soft-assignments", "hard-converges-faster", "three-iterations", "enough-prototypes"),
         *("more-crops", "small-crops-clustering", "over-simclr", "over-supervised", "wider", "longer"),

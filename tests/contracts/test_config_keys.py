@@ -45,7 +45,7 @@ def test_every_key_of_a_scale_is_used(scale: str) -> None:
     assert not unused
 
 
-def test_scales_say_the_same_things() -> None:
+def test_scales_have_the_same_keys() -> None:
     one, *others = (set(OmegaConf.load(CONF_DIR / "scale" / f"{scale}.yaml").scale) for scale in group_options("scale"))
     assert all(other == one for other in others)
 
@@ -70,7 +70,7 @@ def test_every_key_of_a_schema_is_read(section: type) -> None:
         assert re.search(rf"(\.{field.name}\b|[\"']{field.name}[\"'])", read), field.name
 
 
-def test_code_reads_keys_that_there_are() -> None:
+def test_code_reads_existing_keys() -> None:
     known = {
         key
         for cfg in (

@@ -102,33 +102,33 @@ def test_a_table_names_what_exists(scale: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("scale", "name"), EVERY)
-def test_a_margin_says_where_it_comes_from(scale: str, name: str) -> None:
+def test_margins_have_a_source(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     for margin in (table.margin(row, key) for row in table.rows for key in table.columns):
         assert margin is None or (margin.points > 0 and len(margin.source) > 10)
 
 
 @pytest.mark.parametrize(("scale", "name"), EVERY)
-def test_what_is_not_run_says_why(scale: str, name: str) -> None:
+def test_rows_not_run_have_a_reason(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     reasons = [row.not_run or row.from_other_paper or row.unavailable for row in table.rows if not row.pretrain]
     reasons += [column.not_run for column in table.columns.values() if not (column.eval or column.measurement)]
     assert all(reason.endswith(".") for reason in reasons)
 
 
-def test_no_table_and_no_cell_is_missing_and_none_is_extra() -> None:
+def test_tables_and_cells_match_the_second_transcription() -> None:
     assert {"source", "independent_reproductions", *PAPER} == set(GOLDEN)
     assert OURS.keys() == SECOND.keys()
 
 
 @pytest.mark.parametrize("key", sorted(SECOND))
-def test_a_cell_is_the_papers(key: Key) -> None:
+def test_cell_value_matches_the_paper(key: Key) -> None:
     printed = OURS[key]
     assert (printed, type(printed) is str) == (SECOND[key], type(SECOND[key]) is str)
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_precision_is_the_printed_one(name: str) -> None:
+def test_decimals_match_the_paper(name: str) -> None:
     for column, about in tables.load(name, "paper").columns.items():
         numbers = [printed for (of, _, key), printed in SECOND.items() if (of, key) == (name, column)]
         shown = [f"{printed:g}" if name == "figure2" else str(printed) for printed in numbers if printed is not None]
@@ -137,7 +137,7 @@ def test_precision_is_the_printed_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_rows_stand_in_the_papers_order(name: str) -> None:
+def test_row_order_matches_the_paper(name: str) -> None:
     table = tables.load(name, "paper")
     assert table.expected == "printed"
     if "columns" in GOLDEN[name]:
@@ -147,13 +147,13 @@ def test_rows_stand_in_the_papers_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [f"table{number}" for number in range(1, 8)])
-def test_daggers_are_the_papers(name: str) -> None:
+def test_daggers_match_the_paper(name: str) -> None:
     for row, second in zip(tables.load(name, "paper").rows, GOLDEN[name]["rows"], strict=True):
         assert row.rerun_by_authors == second.get("rerun_by_authors", [])
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_errata_are_the_second_transcriptions(name: str) -> None:
+def test_errata_match_the_second_transcription(name: str) -> None:
     assert [" ".join(text.split()) for text in tables.load(name, "paper").errata] == GOLDEN[name].get("errata", [])
 
 
@@ -180,7 +180,7 @@ def test_the_misprint_of_table_2_is_corrected() -> None:
         ("table10", "SwAV, 30 iterations", "top1", "default"),
     ],
 )
-def test_margins_are_the_starting_ones(name: str, label: str, column: str, of: str) -> None:
+def test_margins_match_the_starting_margins(name: str, label: str, column: str, of: str) -> None:
     starting = GOLDEN["independent_reproductions"]["starting_margins_in_points"]["pretrain_and_linear"]
     table = tables.load(name, "paper")
     (row,) = [row for row in table.rows if row.label == label]
@@ -194,7 +194,7 @@ def test_voc_detection_averages_five_runs() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_linear_imagenet_says_which_epoch(name: str) -> None:
+def test_linear_imagenet_uses_the_best_epoch(name: str) -> None:
     """The released code reports the best epoch; both are in result.json."""
     for column in tables.load(name, "paper").columns.values():
         if column.eval == "linear_imagenet":

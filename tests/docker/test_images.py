@@ -105,26 +105,26 @@ def results(image: str, results: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_it_says_what_it_runs_on_and_then_what_was_asked(cpu: str) -> None:
+def test_image_prints_the_machine_then_the_command(cpu: str) -> None:
     done = run(cpu, "echo", "asked")
     assert done.stdout == "asked\n"
     for words in ("processor", "GPU", "as pinned", "torch", "results are lost with this container"):
         assert words in done.stderr
 
 
-def test_it_is_nobody_special_and_has_no_compiler(cpu: str) -> None:
+def test_image_has_no_root_user_and_no_compiler(cpu: str) -> None:
     assert run(cpu, "id", "-u").stdout == "1000\n"
     for tool in ("cc", "g++", "nvcc", "ld"):
         assert run(cpu, "sh", "-c", f"command -v {tool}", check=False).returncode != 0, tool
     assert run(cpu, "sh", "-c", "touch /app/evals/new", check=False).returncode != 0
 
 
-def test_it_holds_what_is_listed_and_nothing_else(cpu: str) -> None:
+def test_image_contains_only_the_listed_files(cpu: str) -> None:
     listed = {rule[1:].strip("/") for rule in (ROOT / ".dockerignore").read_text().splitlines() if rule.startswith("!")}
     assert set(run(cpu, "ls", "-A", "/app").stdout.split()) == listed | {".venv", ".cache", "results", "reports"}
 
 
-def test_it_is_labelled(cpu: str) -> None:
+def test_image_has_labels(cpu: str) -> None:
     labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", cpu).stdout)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == commit.stdout.strip()
@@ -136,7 +136,7 @@ def test_nothing_is_left_to_install(cpu: str) -> None:
     assert done.stdout == ""
 
 
-def test_a_run_that_is_stopped_goes_on_and_ends_like_one_that_was_not(cpu: str, cache: str) -> None:
+def test_stopped_container_resumes_to_the_same_result(cpu: str, cache: str) -> None:
     """On a read-only root, as nobody special, in 3 GB: results stay on the volume, and so does where it was stopped."""
     command = ("make", "pretrain-swav_800ep", f"OVERRIDES={TINY}")
     ended = []
@@ -169,7 +169,7 @@ def _stop_in_mid_run(image: str, options: tuple[str, ...], command: tuple[str, .
         docker("rm", "--force", container)
 
 
-def test_too_little_memory_is_a_sentence(cpu: str, cache: str, volume: str) -> None:
+def test_too_little_shared_memory_is_reported(cpu: str, cache: str, volume: str) -> None:
     options = ("--memory", "250m", "--memory-swap", "250m", *volumes(volume, cache))
     done = run(cpu, "make", "pretrain-swav_800ep", f"OVERRIDES={TINY}", options=options, check=False)
     assert done.returncode != 0
@@ -177,14 +177,14 @@ def test_too_little_memory_is_a_sentence(cpu: str, cache: str, volume: str) -> N
     assert "the machine may have run out of memory" in failure
 
 
-def test_any_user_may_run_it(cpu: str, volume: str) -> None:
+def test_image_runs_as_any_user(cpu: str, volume: str) -> None:
     options = (*READ_ONLY, "--user", "4321:4321", *volumes(volume, volume))  # the other cache is another user's
     run(cpu, "make", "pretrain-random", "OVERRIDES=network.width=0.0625", options=options)
     (name,) = results(cpu, volume)
     assert name == "random"
 
 
-def test_a_table_is_made_and_agrees(cpu: str, cache: str, volume: str) -> None:
+def test_table_in_a_container_agrees(cpu: str, cache: str, volume: str) -> None:
     """Exit status 0: every cell lies where it did outside an image."""
     options = (*READ_ONLY, "--shm-size", "1g", *volumes(volume, cache), "-v", f"{cache}:/app/reports")
     done = run(cpu, "make", "reproduce-table7", options=options)

@@ -23,7 +23,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> 
     return said
 
 
-def test_one_iteration_of_sinkhorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sinkhorn_iteration_collapses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 10's failure. (A network as small as this one needs luck with three iterations, too.)"""
     tiny_pictures(tmp_path, num_train=30)  # a handful would be learned by heart
     few = ("epochs=18", "method.epsilon=0.05", "collapse.patience_epochs=4", f"paths.data_root={tmp_path}")
@@ -31,21 +31,19 @@ def test_one_iteration_of_sinkhorn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "same embedding" in said or "ln K" in said
 
 
-def test_a_learning_rate_that_is_too_high(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_high_a_learning_rate_collapses(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("epochs=400", "collapse.patience_epochs=60", f"paths.data_root={data}", "optimizer.lr=50")
     assert "lower optimizer.lr" in stopped(monkeypatch, tmp_path, "experiment=swav_400ep", *few)
 
 
-def test_pictures_that_are_all_the_same(black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identical_images_collapse(black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("epochs=20", "collapse.patience_epochs=2", f"paths.data_root={black_data}")
     said = stopped(monkeypatch, tmp_path / "results", "experiment=swav_400ep", *few)
     assert "check that the pictures differ" in said
     assert len(curve(tmp_path / "results")) <= 8
 
 
-def test_a_loss_that_is_not_finite_keeps_its_scores(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonfinite_loss_dumps_its_tensors(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("optimizer.lr=1e30", "optimizer.warmup_epochs=0", f"paths.data_root={data}", f"paths.results={tmp_path}")
     status, said = call(pretrain.main, monkeypatch, *TINY, "experiment=swav_400ep", *few)
     assert status == EXIT_TRAINING_FAILED

@@ -109,7 +109,7 @@ def running() -> list[str]:
 
 
 @pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=2"])
-def test_runs_have_huge_pages_unless_the_user_tunes_the_allocator(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_pages_unless_glibc_tunables_are_set(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if own:
         monkeypatch.setenv("GLIBC_TUNABLES", own)
@@ -117,7 +117,7 @@ def test_runs_have_huge_pages_unless_the_user_tunes_the_allocator(own: str, monk
     assert Path("tunables.txt").read_text() == (own or "glibc.malloc.hugetlb=1")
 
 
-def test_a_checkout_may_lie_in_a_folder_of_any_name(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkout_path_with_shell_characters(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = checkout / "it's here; touch caught $(touch caught)"
     shutil.copytree(CACHE, odd / CACHE)
     monkeypatch.chdir(odd)
@@ -126,7 +126,7 @@ def test_a_checkout_may_lie_in_a_folder_of_any_name(checkout: Path, monkeypatch:
     assert not list(checkout.rglob("caught"))
 
 
-def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of four GPUs, as CUDA_VISIBLE_DEVICES allows; each is one run's at a time, though cores abound."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
@@ -150,7 +150,7 @@ def test_runs_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: p
             now.remove(device)
 
 
-def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
+def test_a_failed_run_stops_only_its_children() -> None:
     modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
     assert status == check.INCOMPLETE, out
@@ -179,7 +179,7 @@ def test_every_run_once_and_a_failure_stops_only_what_needs_it() -> None:
     assert (status, "all 14 runs are done" in out) == (0, True)
 
 
-def test_a_collapse_that_the_paper_prints_is_done(checkout: Path) -> None:
+def test_printed_collapse_counts_as_done(checkout: Path) -> None:
     """Table 10's one iteration: trained once, never again, and its evaluation never starts."""
     for split in ("train", "val"):
         (checkout / "mine" / "imagenet" / split).mkdir(parents=True)
@@ -201,14 +201,14 @@ def test_a_collapse_that_the_paper_prints_is_done(checkout: Path) -> None:
     }
 
 
-def test_a_failed_pretraining_fails_its_evaluations() -> None:
+def test_failed_pretraining_fails_its_evaluations() -> None:
     status, out = harness("swav_800ep, =0:wrong", "reproduce", "table7", "--cores", "2")
     assert status == check.INCOMPLETE
     assert "swav_800ep, seed 0 failed: the pictures are gone" in out
     assert Counter(starts()).most_common(1)[0][1] == 1
 
 
-def test_killed_and_run_again_it_goes_on() -> None:
+def test_killed_harness_resumes() -> None:
     with started("knn of=60:ok", "run", "table7", "--cores", "2", until="knn") as process:
         wait_for(lambda: len(running()) == 2)  # one that is just being started would count as started again
         process.kill()
@@ -224,7 +224,7 @@ def test_killed_and_run_again_it_goes_on() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_it_leaves_nothing_behind(number: signal.Signals) -> None:
+def test_stopped_harness_leaves_no_process(number: signal.Signals) -> None:
     with started("knn of=60:ok", "reproduce", "table7", "--cores", "2", until="knn") as process:
         process.send_signal(number)
         out, _ = process.communicate(timeout=PATIENCE_SECONDS)
@@ -234,7 +234,7 @@ def test_stopped_it_leaves_nothing_behind(number: signal.Signals) -> None:
     assert not list(Path("results").rglob("failure.json"))  # stopped is not failed
 
 
-def test_a_preempted_run_is_started_again_and_has_not_failed() -> None:
+def test_preempted_run_is_restarted_not_failed() -> None:
     status, out = harness("knn of=0:preempted-once", "run", "table7", "--cores", "2")
     assert status == 0, out
     names = [run.run_id for run in plan().runs.values() if run.label.startswith("knn of")]
@@ -247,7 +247,7 @@ def test_a_preempted_run_is_started_again_and_has_not_failed() -> None:
         assert log.count("attempt 1:") == 2 and "attempt 2:" not in log
 
 
-def test_a_harness_that_was_stopped_starts_no_preempted_run_again() -> None:
+def test_stopped_harness_restarts_no_preempted_run() -> None:
     with started("knn of=60:preempted-when-asked", "run", "table7", "--cores", "2", until="knn") as process:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=PATIENCE_SECONDS)
@@ -257,7 +257,7 @@ def test_a_harness_that_was_stopped_starts_no_preempted_run_again() -> None:
     assert not list(Path("results").rglob("failure.json"))
 
 
-def test_a_second_harness_refuses() -> None:
+def test_second_harness_is_refused() -> None:
     Path(".cache").mkdir(exist_ok=True)
     with file_lock(Path(".cache/harness.lock"), "a harness"):
         status, out = harness("", "run", "table7")
@@ -266,7 +266,7 @@ def test_a_second_harness_refuses() -> None:
     assert starts() == []
 
 
-def test_a_cut_result_is_named_and_kept() -> None:
+def test_truncated_result_is_named_and_kept() -> None:
     assert harness("", "run", "table7", "--cores", "4")[0] == 0
     cut = next(run for run in plan().runs.values() if run.name == "knn").result
     cut.write_text(cut.read_text()[:20])
@@ -278,7 +278,7 @@ def test_a_cut_result_is_named_and_kept() -> None:
 
 
 @pytest.mark.parametrize("folder", ["results", "reports", CACHE.name])
-def test_a_place_that_cannot_be_written_is_named(checkout: Path, folder: str) -> None:
+def test_unwritable_folder_is_named(checkout: Path, folder: str) -> None:
     """In /sys not even root makes a folder. (Of .cache, the part that is there already can be read.)"""
     kept = checkout / "kept"
     if Path(folder).exists():
@@ -292,7 +292,7 @@ def test_a_place_that_cannot_be_written_is_named(checkout: Path, folder: str) ->
     assert starts() == []
 
 
-def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
+def test_failed_image_generation_is_reported(checkout: Path) -> None:
     """The generator itself is refused here: its folder is a file."""
     manifest = next(Path(".cache").rglob("manifest.json"))
     manifest.unlink()
@@ -304,7 +304,7 @@ def test_pictures_that_cannot_be_made_are_told(checkout: Path) -> None:
     assert starts() == []
 
 
-def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
+def test_a_run_of_another_process_is_waited_for() -> None:
     run = next(run for run in plan().runs.values() if run.name == "random")
     events = Path("reports/smoke") / EVENTS
     with file_lock(Path(run.folder) / ".lock", "the run"):
@@ -317,7 +317,7 @@ def test_a_run_that_somebody_else_is_doing_is_waited_for() -> None:
     assert Counter(starts())[run.run_id] == 1
 
 
-def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigkill_after_ignored_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.2)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
@@ -329,7 +329,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     process.stdout.close()
 
 
-def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
+def test_run_ended_by_sigkill_reports_the_signal(tmp_path: Path) -> None:
     suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     assert process_group.run_process(suicide, tmp_path / "run") == 128 + 9
@@ -339,7 +339,7 @@ def test_a_run_killed_from_outside_says_so(tmp_path: Path) -> None:
     assert failure["message"] == "the process was ended by SIGKILL; the machine may have run out of memory"
 
 
-def test_a_wrong_request_is_final(tmp_path: Path) -> None:
+def test_usage_errors_are_final(tmp_path: Path) -> None:
     failure = tmp_path / "failure.json"
     assert not process_group.is_final_failure(failure)
     for said, final in (({"exit_status": 2}, True), ({"exit_status": 3}, True), ({"exit_status": 1}, False)):
@@ -347,7 +347,7 @@ def test_a_wrong_request_is_final(tmp_path: Path) -> None:
         assert process_group.is_final_failure(failure) is final
 
 
-def test_results_copied_out_of_order_are_done_and_those_of_another_checkpoint_are_not() -> None:
+def test_checkpoint_hash_not_mtime_decides_what_is_done() -> None:
     """Files' times are a copy's; what the results say of their checkpoints counts, for Snakemake, too."""
     assert harness("", "run", "table7")[0] == 0
     first = starts()

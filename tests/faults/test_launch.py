@@ -122,7 +122,7 @@ def process_of_rank(rank: int, launcher: int) -> int:
     return int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[rank])
 
 
-def test_a_picture_that_only_one_rank_reads_is_named_by_that_rank(own_data: Path, tmp_path: Path) -> None:
+def test_unreadable_image_is_named_by_its_rank(own_data: Path, tmp_path: Path) -> None:
     pictures = read_image_folder(own_data / "imagenet" / "train")
     broken = Path(pictures.paths[epoch_permutation(len(pictures), 0, 0)[7]])  # in the second half of the first batch
     broken.write_bytes(broken.read_bytes()[:300])

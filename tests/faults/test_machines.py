@@ -12,7 +12,7 @@ STILL = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0"
 
 
 @pytest.mark.parametrize("option", ["cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager"])
-def test_an_option_of_the_machine_changes_no_loss(
+def test_cluster_options_change_no_loss(
     data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     # Nothing learns here: training multiplies roundings. (That gradients agree stands in tests/unit/models.)
@@ -25,9 +25,7 @@ def test_an_option_of_the_machine_changes_no_loss(
     assert losses(tmp_path) == pytest.approx(losses(plain), rel=1e-5)
 
 
-def test_options_that_exclude_each_other_are_refused(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpointing_with_compile_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ("cluster.activation_checkpointing=true", "cluster.compile_backend=aot_eager")
     status, said = call(
         pretrain.main, monkeypatch, *TINY, *both, f"paths.data_root={data}", f"paths.results={tmp_path}"
@@ -36,7 +34,7 @@ def test_options_that_exclude_each_other_are_refused(
     assert "take one" in said
 
 
-def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_out_of_memory_names_the_remedy(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
 
@@ -47,10 +45,10 @@ def test_a_full_gpu_is_a_sentence(data: Path, tmp_path: Path, monkeypatch: pytes
     assert said.count("\n") == 1
 
 
-def test_a_run_of_one_process_goes_on_with_two(
+def test_a_run_of_one_process_resumes_with_two(
     data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing learns here, as in test_two_processes_train_as_one: what goes on is the sampler, and the queue.
+    # Nothing learns here, as in test_two_processes_have_the_losses_of_one: what goes on is the sampler, and the queue.
     common = (*TINY, *STILL, "experiment=swav_800ep", f"paths.data_root={data}", "method.queue_length=20")
     with killed_after(3):
         call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")

@@ -40,7 +40,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_pictures_that_are_all_the_same_stop_the_run(
+def test_identical_images_stop_the_run(
     black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
 ) -> None:
     few = ("epochs=20", "collapse.patience_epochs=2", "collapse.on_collapse=stop", f"paths.data_root={black_data}")

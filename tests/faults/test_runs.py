@@ -60,7 +60,7 @@ def saving_often(data: Path) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(
+def test_sigterm_saves_and_exits_for_requeue(
     saving_often: tuple[str, ...],
     uninterrupted: Uninterrupted,
     tmp_path: Path,
@@ -89,7 +89,7 @@ def test_sigterm_finishes_the_step_saves_and_asks_to_be_requeued(
 
 
 @pytest.mark.parametrize("num_kills", [8, pytest.param(50, marks=pytest.mark.campaign)])
-def test_killed_over_and_over_a_run_ends_with_the_same_weights(
+def test_killed_many_times_equals_uninterrupted_to_the_bit(
     saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, num_kills: int
 ) -> None:
     asked = ["0", str(num_kills), str(NUM_STEPS), *saving_often, f"paths.results={tmp_path}"]
@@ -106,7 +106,7 @@ def test_killed_over_and_over_a_run_ends_with_the_same_weights(
     assert left == {".lock", "attempts.json", "checkpoint.pt", "config.yaml", "metrics.jsonl", "result.json"}
 
 
-def test_a_data_loader_worker_that_dies_is_named(
+def test_killed_data_loader_worker_is_named(
     saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*saving_often, "cluster.num_workers=1", f"paths.results={tmp_path}")
@@ -129,7 +129,7 @@ def test_a_data_loader_worker_that_dies_is_named(
     assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
-def test_a_disk_that_fills_while_a_run_saves(
+def test_full_disk_while_saving_then_resume(
     saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*saving_often, f"paths.results={tmp_path}")
@@ -159,7 +159,7 @@ def test_a_disk_that_fills_while_a_run_saves(
     assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
-def test_time_counts_over_all_attempts(tmp_path: Path) -> None:
+def test_wall_time_sums_all_attempts(tmp_path: Path) -> None:
     first = Attempts(tmp_path)
     first.begin()
     metrics = tmp_path / "metrics.jsonl"
@@ -199,7 +199,7 @@ def saved_checkpoints(folder: Path, steps: int) -> None:
     checkpoints.wait()
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved_checkpoints(tmp_path, steps=4)
@@ -217,7 +217,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint-00000003.pt"]  # it is not one of two kept
 
 
-def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
+def test_all_checkpoints_damaged_is_an_error_and_deletes_none(tmp_path: Path) -> None:
     saved_checkpoints(tmp_path, steps=2)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
@@ -227,7 +227,7 @@ def test_damaged_checkpoints_only_are_an_error_and_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("renames", range(1, 7))
-def test_a_save_that_is_cut_off_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
+def test_interrupted_save_keeps_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
     rename, done = os.replace, []
 
     def rename_and_be_killed(source: Any, target: Any) -> None:
@@ -246,7 +246,7 @@ def test_a_save_that_is_cut_off_damages_nothing(tmp_path: Path, monkeypatch: pyt
     assert len(list(tmp_path.glob("*.pt"))) == whole
 
 
-def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
+def test_finish_leaves_one_checkpoint(tmp_path: Path) -> None:
     part = Counter()
     checkpoints = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0)
     for step in range(1, 4):
@@ -257,7 +257,7 @@ def test_the_end_leaves_one_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 4, "counter": {"value": torch.tensor([7.0])}}
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_weights_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved_checkpoints(tmp_path, steps=2)
     part = Counter()
     part.value += float("nan")
@@ -269,7 +269,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytes
     assert "the state after step 3 is not finite; not saved" in capsys.readouterr().err
 
 
-def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one(data: Path, tmp_path: Path) -> None:
     still = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
     common = (*TINY, *still, "experiment=swav_800ep", f"paths.data_root={data}", "method.queue_length=20")
     for processes in (1, 2):
@@ -283,7 +283,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     assert len(set(alone)) == 6
 
 
-def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
+def test_unreadable_image_stops_the_run_or_is_counted(
     own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = sorted((own_data / "imagenet" / "train").glob("*/*.jpg"))[3]
@@ -337,7 +337,7 @@ def test_a_broken_picture_stops_the_run_by_name_or_is_counted(
         (["batch_size=4000"], "fewer than one batch of 4000"),
     ],
 )
-def test_a_wrong_request_ends_in_one_sentence(
+def test_wrong_overrides_are_a_one_line_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
 ) -> None:
     asked = [*TINY, f"paths.data_root={data}", f"paths.results={tmp_path}", *overrides]
@@ -349,7 +349,7 @@ def test_a_wrong_request_ends_in_one_sentence(
     assert said.count("\n") == 1
 
 
-def test_a_missing_folder_of_a_voc_set_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_voc_folder_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").mkdir(parents=True)
     status, said = call(
         evaluate.main, monkeypatch, "eval=voc07_svm", "checkpoint=x.pt", f"paths.data_root={tmp_path}",
@@ -359,9 +359,7 @@ def test_a_missing_folder_of_a_voc_set_is_named(data: Path, tmp_path: Path, monk
     assert f"folder {tmp_path}/VOCdevkit/VOC2007/Annotations is missing" in said
 
 
-def test_a_full_disk_while_saving_is_a_sentence_and_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", {"step": 1})
 
     def full(descriptor: int) -> None:
@@ -374,7 +372,7 @@ def test_a_full_disk_while_saving_is_a_sentence_and_keeps_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_disk_that_fills_while_torch_writes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_inside_torch_save_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.BytesIO):
         def write(self, data: Any) -> int:
             if self.tell() > 2000:
@@ -386,7 +384,7 @@ def test_a_disk_that_fills_while_torch_writes_is_a_sentence(tmp_path: Path, monk
         checkpoint.save(tmp_path / "checkpoint.pt", {"weights": torch.zeros(10_000)})
 
 
-def test_a_cut_json_file_is_named(tmp_path: Path) -> None:
+def test_truncated_json_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {"metrics": {"top1": 1.0}})
     text = (tmp_path / "result.json").read_text()
     (tmp_path / "result.json").write_text(text[:20])
@@ -394,9 +392,7 @@ def test_a_cut_json_file_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "result.json")
 
 
-def test_a_run_refuses_a_folder_that_another_process_works_in(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_run_folder_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = (*TINY, "experiment=random", f"paths.data_root={data}", f"paths.results={tmp_path}")
     said = []
     original = pretrain.save_initial_weights
@@ -413,7 +409,7 @@ def test_a_run_refuses_a_folder_that_another_process_works_in(
     assert f"is already running here (process {os.getpid()}" in sentence
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_made_it(tmp_path: Path) -> None:
+def test_nonfinite_loss_stops_the_trainer_and_dumps_its_tensors(tmp_path: Path) -> None:
     class Diverges(Method):
         def loss(self, embeddings, _scores, _num_crops, step):  # type: ignore[no-untyped-def]
             return embeddings.sum() * float("nan" if step == 2 else 1), {"unit_length_error": torch.zeros(())}

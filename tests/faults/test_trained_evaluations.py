@@ -80,7 +80,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_a_result_that_was_lost_after_the_last_checkpoint_is_written_again_with_its_counts(
+def test_lost_result_is_rewritten_with_its_counts(
     kind: str, trunk: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts of pictures too: one of the test set can't be read, each time it is read."""
@@ -103,7 +103,7 @@ def test_a_result_that_was_lost_after_the_last_checkpoint_is_written_again_with_
     assert again["counts"] == whole["counts"]
 
 
-def test_features_that_another_run_put_there_meanwhile_are_taken(tmp_path: Path) -> None:
+def test_concurrently_written_features_are_reused(tmp_path: Path) -> None:
     store = features.FeatureStore(tmp_path, "ours")
     other = features.FeatureStore(tmp_path, "theirs")
     rows = [(torch.tensor([0, 1]), torch.eye(2))]
@@ -145,7 +145,7 @@ def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["knn", "voc07_svm"])
-def test_features_that_two_processes_share_are_those_of_one(name: str, common: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_have_the_metrics_of_one(name: str, common: tuple[str, ...], tmp_path: Path) -> None:
     metrics = []
     for processes in (1, 2):
         results = tmp_path / str(processes)
@@ -159,7 +159,7 @@ def test_features_that_two_processes_share_are_those_of_one(name: str, common: t
     assert metrics[0] == pytest.approx(metrics[1])
 
 
-def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code(
+def test_features_are_cached_by_checkpoint_images_and_code(
     common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
@@ -185,7 +185,7 @@ def test_features_are_worked_out_once_for_a_checkpoint_its_pictures_and_the_code
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_for_requeue(kind: str, common: tuple[str, ...], tmp_path: Path) -> None:
     asked = (*TRAINED[kind], *common, "protocol.epochs=200", f"paths.results={tmp_path}")
     process = start("reproduce.evaluate", *asked)
     while not process.stdout.readline().startswith("step 2/"):
@@ -199,7 +199,7 @@ def test_sigterm_saves_and_asks_to_be_requeued(kind: str, common: tuple[str, ...
 
 
 @pytest.mark.parametrize(("kind", "batch_size"), [("linear", 16), ("finetune", 8)])
-def test_another_batch_scales_the_learning_rates_and_says_so(
+def test_batch_size_scales_the_learning_rates(
     kind: str, batch_size: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scale's learning rates are for its batch of 32."""
@@ -220,7 +220,7 @@ def test_another_batch_scales_the_learning_rates_and_says_so(
     assert result["provenance"]["lr_scaled"] == said
 
 
-def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
+def test_sigterm_during_svms_keeps_finished_classes(
     common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ranks, each with a class judged and one that never ends: all stop, and what was kept is not fitted again."""
@@ -244,7 +244,7 @@ def test_sigterm_during_svms_keeps_the_classes_that_are_judged(
     assert metrics[0] == pytest.approx(metrics[1])
 
 
-def test_sigterm_during_the_search_for_neighbours_is_noticed_within_it(
+def test_sigterm_interrupts_the_neighbour_search(
     common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signalled as the first block of the bank is compared; the next attempt finds the features."""
@@ -268,7 +268,7 @@ def test_sigterm_during_the_search_for_neighbours_is_noticed_within_it(
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
 
 
-def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, own_data: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_over_all_ranks(trunk: Path, own_data: Path, tmp_path: Path) -> None:
     """One in the first rank's half of the bank, one in the second's."""
     train = sorted((own_data / "imagenet" / "train").rglob("*.jpg"))
     for path in (train[0], train[-1]):
@@ -283,7 +283,7 @@ def test_pictures_that_cannot_be_read_are_counted_over_all_ranks(trunk: Path, ow
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "voc07_svm"])
-def test_shards_give_what_folders_give(
+def test_shards_equal_folders(
     kind: str, common: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the order of training does not matter, to the bit; and the same pictures are quoted."""
@@ -309,7 +309,7 @@ def test_shards_give_what_folders_give(
         assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], abs=1e-4)
 
 
-def test_broken_annotations_stop_a_run_or_are_counted(
+def test_broken_coco_annotations_stop_a_run_or_are_counted(
     data: Path, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(data / "coco", tmp_path / "coco")
@@ -343,7 +343,7 @@ def test_broken_annotations_stop_a_run_or_are_counted(
 
 
 @pytest.mark.parametrize("kind", ["linear", "finetune"])
-def test_a_checkpoint_made_again_is_measured_from_the_start(
+def test_replaced_checkpoint_is_evaluated_from_scratch(
     kind: str, data: Path, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was trained on the one before must not pass for what this one gives."""

@@ -74,7 +74,7 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[CheckpointManager, 
     return save
 
 
-def test_asked_to_stop_and_resumed_equals_uninterrupted_to_the_bit(
+def test_preempted_and_resumed_equals_uninterrupted_to_the_bit(
     common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = (f"paths.results={tmp_path / name}" for name in ("whole", "cut"))
@@ -98,7 +98,7 @@ def test_asked_to_stop_and_resumed_equals_uninterrupted_to_the_bit(
     assert {box["name"] for picture in shown for box in picture["true"]} <= set(VOC_CLASSES)
 
 
-def test_two_processes_train_on_one_batch_and_judge_all_pictures(common: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_share_batch_norm_and_evaluate_all_images(common: tuple[str, ...], tmp_path: Path) -> None:
     """They sample boxes of their own, but see the same pictures: the backbone's running means are those of one."""
     means = []
     for processes in (1, 2):
@@ -139,7 +139,7 @@ def broken(pictures: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_broken_is_named(broken: Path) -> None:
+def test_broken_annotations_are_named(broken: Path) -> None:
     pictures, sentences = read_voc_boxes(broken / "VOCdevkit" / "VOC0712", "trainval")
     assert len(pictures) == 8
     said = "\n".join(sentences)
@@ -155,7 +155,7 @@ def test_what_is_broken_is_named(broken: Path) -> None:
     assert len(sentences) == 6
 
 
-def test_broken_data_stops_the_run_unless_told_to_go_on(
+def test_broken_data_stops_the_run_unless_skipped(
     broken: Path, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = (*common, f"paths.data_root={broken}", f"paths.results={tmp_path / 'results'}")

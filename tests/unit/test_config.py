@@ -35,7 +35,7 @@ def test_a_wrong_evaluation_is_one_sentence(
         compose("evaluate", ["eval=mine", "checkpoint=x"])
 
 
-def test_the_papers_scale_changes_no_size() -> None:
+def test_paper_scale_changes_no_size() -> None:
     scale = compose_unresolved("pretrain", ["experiment=swav_800ep", "scale=paper"]).scale
     for sizes in (scale.width, scale.head_hidden_dim, scale.size_px, scale.num_prototypes, scale.epochs):
         assert {key: float(key) for key in sizes} == {key: float(value) for key, value in sizes.items()}
@@ -61,7 +61,7 @@ def test_the_recipe_of_swav_at_paper_scale() -> None:
     assert list(cfg.crops.augment.color_jitter) == [0.8, 0.8, 0.8, 0.2]
 
 
-def test_equal_configs_are_one_run_wherever_and_however_it_runs() -> None:
+def test_paths_and_cluster_are_not_in_the_run_id() -> None:
     plain = compose("pretrain", [*SWAV])
     moved = compose(
         "pretrain",

@@ -60,7 +60,7 @@ def test_the_docs_and_the_doctor_say_the_same() -> None:
         assert machine.pinned_version(name) == value
 
 
-def test_what_goes_into_an_image_is_listed() -> None:
+def test_dockerignore_lists_what_images_contain() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
     listed = [rule[1:].strip("/") for rule in rules if rule.startswith("!")]

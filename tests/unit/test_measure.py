@@ -45,7 +45,7 @@ def test_every_kind_of_method_has_a_cost(tmp_path: Path, monkeypatch: pytest.Mon
     assert result["metrics"]["seconds_per_image"] > 0
 
 
-def test_what_needs_no_pictures_can_be_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_measurements_run_without_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     whole = build.build_plan(Request(("table2",), "paper"))
     part = whole.restricted_to(lambda run: run.kind == "measure")

@@ -11,7 +11,7 @@ from reproduce.engine import precision
 from reproduce.memory import estimate_memory, row
 
 
-def test_what_is_counted_is_what_a_real_forward_pass_keeps() -> None:
+def test_memory_estimate_matches_a_forward_pass() -> None:
     small = [
         "network.width=0.0625",
         "network.head_hidden_dim=16",

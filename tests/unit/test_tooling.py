@@ -51,7 +51,7 @@ def test_help_is_the_default_and_names_tables_and_experiments() -> None:
         assert re.search(rf"\b{path.stem}\b", text), path
 
 
-def test_a_misspelt_variable_is_refused() -> None:
+def test_unknown_make_variable_is_refused() -> None:
     """Make itself passes over it: SEED=3 would make one seed."""
     make = ["make", "--no-print-directory", "--dry-run"]
     command = [*make, "reproduce-table3", "SEED=3", "DATA=/pictures", "PYTHON=python3"]
@@ -60,7 +60,7 @@ def test_a_misspelt_variable_is_refused() -> None:
     assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists the variables.  Stop.")
 
 
-def test_variables_reach_the_command_line_whole() -> None:
+def test_make_variables_are_quoted() -> None:
     printed = make(
         "--dry-run", "plan-table3", "DATA=/my pictures/it's $$HOME", "SEEDS=3", "CORES=2", "SKIP_BAD_IMAGES=1"
     )
@@ -91,7 +91,7 @@ def test_a_lock_pins_versions_with_hashes_and_names_no_host_and_no_path(name: st
     assert not re.search(r"://|--(extra-)?index|--find-links|\.org|\.com|(^|[\s=])[/~]", lock.read_text(), re.MULTILINE)
 
 
-def test_what_runs_need_is_pinned_alike_for_changes() -> None:
+def test_dev_lock_contains_the_run_lock() -> None:
     run, dev = (pins(ROOT / "requirements" / f"{name}.txt") for name in ("run", "dev"))
     assert run.items() <= dev.items()
 
@@ -137,7 +137,7 @@ def damage(checkout: Path, name: str = "run") -> None:
     lock.write_text(text[: text.index("sha256:") + 20])
 
 
-def test_set_up_does_nothing_where_the_stamp_matches(checkout: Path) -> None:
+def test_matching_stamp_skips_the_setup(checkout: Path) -> None:
     pretend_installed(checkout, "dev")
     done = install(checkout, "dev")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -260,7 +260,7 @@ def test_torch_may_come_from_an_index_of_cpu_wheels(checkout: Path, tmp_path_fac
     assert install(checkout, "run").stdout == ""  # the lock is held
 
 
-def test_the_top_level_holds_the_house_and_nothing_else() -> None:
+def test_top_level_folders() -> None:
     made_by_commands = {
         line.strip("/\n") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")
     }
