@@ -83,7 +83,7 @@ class ClusteringConfig:
     num_prototypes: int
     num_heads: int
     num_banks: int
-    """One per large crop; 1 where there is a single crop per image."""
+    """One per large crop; 1 if there is a single crop per image."""
     temperature: float
 
     @property

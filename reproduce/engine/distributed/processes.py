@@ -38,7 +38,7 @@ def process_map(
             for future in done:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
-        poll()  # a signal to the whole job may reach the workers before us: then we were asked to stop
+        poll()  # a signal to the whole job may reach the workers first; then this raises Preempted instead
         raise RetryableError("a worker process died; the same command resumes from the finished ones") from error
     finally:
         if waiting:
