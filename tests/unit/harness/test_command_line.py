@@ -115,7 +115,7 @@ def class_folders(checkout: Path) -> list[str]:
 
 
 def test_a_missing_dataset_is_named(class_folders: list[str]) -> None:
-    with pytest.raises(UserError, match=r"coco is not there .* 4 of 10 cells need none of it: SKIP_MISSING_DATA=1"):
+    with pytest.raises(UserError, match=r"coco is missing .* 4 of 10 cells need none of it: SKIP_MISSING_DATA=1"):
         main(["run", *class_folders])
 
 
@@ -127,12 +127,12 @@ def test_what_needs_no_missing_dataset_can_be_made(
     assert main(["run", *class_folders, "--skip-missing-data"]) == 3
     (plan,) = carried_out
     assert {run.name for run in plan.runs.values()} == {"swav_800ep", "random", "linear_places205", "linear_inat18"}
-    assert "coco is not there" in capsys.readouterr().out
+    assert "coco is missing" in capsys.readouterr().out
 
 
 def test_nothing_is_trained_that_no_cell_can_use(class_folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree("data/places205")
     shutil.rmtree("data/inat18")
     monkeypatch.setattr(workflow, "execute_plan", lambda *_: pytest.fail("imagenet alone makes no cell of Table 3"))
-    with pytest.raises(UserError, match=r"^DATA misses .*coco is not there \([^;]*\)$"):
+    with pytest.raises(UserError, match=r"^DATA misses .*coco is missing \([^;]*\)$"):
         main(["run", *class_folders, "--skip-missing-data"])

@@ -118,7 +118,7 @@ def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
         (checkout / "data" / name).mkdir(parents=True)
     needed = {each.name: each for each in cost.plan_cost(paper("table3", data="data")).data}
     assert (needed["imagenet"].state, needed["imagenet"].size) == ("there", "1,331,167 images, about 145 GB")
-    assert needed["places205"].state == "not there" and "places205/val is not there" in needed["places205"].missing
+    assert needed["places205"].state == "not there" and "places205/val is missing" in needed["places205"].missing
 
 
 def test_other_pictures_at_paper_scale_have_no_published_hours(checkout: Path) -> None:
