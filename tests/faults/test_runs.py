@@ -118,7 +118,7 @@ def test_killed_data_loader_worker_is_named(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert said.startswith("error: a data-loader worker died (")
-    assert "the same command goes on from the last checkpoint" in said
+    assert "the same command resumes from the last checkpoint" in said
     assert said.count("\n") == 1
     (failure,) = tmp_path.glob("smoke/*/failure.json")
     assert read_json(failure)["message"] == said.removeprefix("error: ").rstrip()
