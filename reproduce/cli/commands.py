@@ -234,33 +234,36 @@ def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
 
 
 def _check(plan: Plan, strict: bool) -> int:
-    from reproduce.harness.report import claims as show_claims
+    from reproduce.harness.report.files import write_verdicts
+    from reproduce.harness.report.render_claims import claims_as_text
+    from reproduce.harness.report.render_tables import table_as_text
+    from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
-    from reproduce.harness.verdict import claims as judge_claims
-    from reproduce.harness.verdict.strict import complaints
+    from reproduce.harness.verdict.claims import check_claims
+    from reproduce.harness.verdict.strict import open_issues
 
-    checked, answers = check.check(plan), judge_claims.judge(plan)
-    news = check.write(plan, checked, answers)
+    checked, claims = check.check(plan), check_claims(plan)
+    changes = write_verdicts(plan, checked, claims)
     for table in checked:
-        print(check.as_text(table))
-    if answers:
-        print(show_claims.as_text(answers))
-    if problem := check.track(plan, news):
+        print(table_as_text(table))
+    if claims:
+        print(claims_as_text(claims))
+    if problem := log_changes(plan, changes):
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
-    if said := check.again(checked):
-        print(said)
-    status = check.exit_status(checked, answers, claims_asked=bool(plan.claims))
-    print(f"check: {check.MEANING[status]}; details in {plan.reports}")
-    open_questions = complaints(plan, checked, answers) if strict else []
-    for sentence in open_questions:
-        print(f"strict: {sentence}")
-    return status or (check.DISAGREES if open_questions else check.AGREES)
+    if matches := check.recorded_matches(checked):
+        print(matches)
+    status = check.exit_status(checked, claims, claims_requested=bool(plan.claims))
+    print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
+    issues = open_issues(plan, checked, claims) if strict else []
+    for issue in issues:
+        print(f"strict: {issue}")
+    return status or (check.DISAGREES if issues else check.AGREES)
 
 
 def _report(plan: Plan) -> Path:
-    from reproduce.harness import report
+    from reproduce.harness.report.page import write_page
 
-    return report.write(plan.request.scale)
+    return write_page(plan.request.scale)
 
 
 def _check_choice(group: str, choice: str) -> None:

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its DevTools pipe: JSON messages, each ending in a zero byte."""
+"""A headless Chromium, driven over its DevTools pipe: JSON messages, each ending in a zero byte."""
 
 import base64
 import fcntl
@@ -18,21 +18,21 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
     "--remote-debugging-pipe",
 )
-ANSWERS_WITHIN_SECONDS = 120
-"""No measurement: a browser that is silent for so long hangs, and the test should say so."""
+TIMEOUT_SECONDS = 120
+"""A browser that is silent for this long hangs; the timeout makes the test say so."""
 
-COMPLAINTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+CONSOLE_EVENTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 
 class Browser:
-    """One page. `complaints` are what its console was told; `requests`, the addresses that it asked for."""
+    """One page, with its console messages and the URLs that it requested."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
         self.buffer = b""
         self.num_sent = 0
         self.session = ""
-        self.complaints: list[dict[str, Any]] = []
+        self.console_messages: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.loaded: set[str] = set()
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -42,29 +42,29 @@ class Browser:
         self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Give a command and wait for its answer."""
+        """Send a command and return its result."""
         self.num_sent += 1
         message = {"id": self.num_sent, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
         os.write(self.to_browser, json.dumps(message).encode() + b"\0")
-        while (answer := self.receive()).get("id") != self.num_sent:
+        while (reply := self.receive()).get("id") != self.num_sent:
             pass
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return dict(answer["result"])
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return dict(reply["result"])
 
     def receive(self) -> dict[str, Any]:
-        """The next message; complaints and requests are kept."""
+        """Return the next message; keep console messages and requests."""
         while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.from_browser], [], [], ANSWERS_WITHIN_SECONDS)
-            assert ready, "the browser does not answer"
+            ready, _, _ = select.select([self.from_browser], [], [], TIMEOUT_SECONDS)
+            assert ready, "the browser does not reply"
             part = os.read(self.from_browser, 1 << 16)
             assert part, "the browser has ended"
             self.buffer += part
         raw, _, self.buffer = self.buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(raw)
         method, params = message.get("method"), message.get("params", {})
-        if method in COMPLAINTS:
-            self.complaints.append(params)
+        if method in CONSOLE_EVENTS:
+            self.console_messages.append(params)
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Page.lifecycleEvent" and params["name"] == "load":
@@ -77,11 +77,11 @@ class Browser:
         """Load a file in a window `width` CSS pixels wide, and wait until it has loaded."""
         phone = width < 600
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
-        wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        preferences = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in preferences.items()]
         self.send("Emulation.setEmulatedMedia", media="", features=features)
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self._go("about:blank")  # or else an address that differs in its fragment only loads nothing
+        self._go("about:blank")  # otherwise a URL that differs only in its fragment loads nothing
         self._go(path.resolve().as_uri() + fragment)
 
     def _go(self, address: str) -> None:
@@ -90,19 +90,19 @@ class Browser:
             self.receive()
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression on the page."""
-        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        """Return the value of a JavaScript expression on the page."""
+        reply = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
-        """A key on the keyboard, with the character that it types."""
+        """Press and release a key, with the character that it types."""
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, text=text)
 
-    def picture(self, height: int | None = None) -> bytes:
-        """A PNG of the page from its top, `height` pixels of it or all."""
+    def screenshot(self, height: int | None = None) -> bytes:
+        """Return a PNG of the page from its top, `height` pixels of it or all."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
         shot = self.send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
@@ -111,7 +111,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Start Chromium with a new profile folder; it ends with the block."""
+    """Start Chromium with a new profile folder; stop it at the end of the block."""
     assert PROGRAM
     its_input, to_browser = _pipe()
     from_browser, its_output = _pipe()
@@ -133,7 +133,7 @@ def browser(profile: Path) -> Iterator[Browser]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe well above descriptors 3 and 4, so that moving its ends there cannot overwrite one of them."""
+    """Open a pipe well above descriptors 3 and 4, so that moving its ends there cannot overwrite one of them."""
     ends = os.pipe()
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 32) for end in ends]
     for end in ends:

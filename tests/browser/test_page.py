@@ -1,4 +1,4 @@
-"""The page in a real browser: it opens without a complaint, sorts, unfolds, fits a phone, and asks nobody anything."""
+"""The page in a real browser: it opens without errors, sorts, unfolds, fits a phone, and makes no request."""
 
 import json
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.harness import report
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
+from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.page import write_page
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict import claims as judge_claims
+from reproduce.harness.verdict.claims import check_claims
 from tests.browser.chromium import PROGRAM, Browser, browser
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt-get install chromium)")
@@ -20,7 +21,7 @@ HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A report at scale paper with something of everything: numbers, a failure, curves, and much that was not run."""
+    """A report at scale paper with numbers, a failure, curves, and many cells that were not run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
@@ -39,8 +40,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             run.result.write_text(json.dumps(done | cost | {"provenance": provenance}))
             lines = [json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.1}) for step in range(200)]
             run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
-        check.write(plan, check.check(plan), judge_claims.judge(plan))
-        yield report.write("paper").resolve()
+        write_verdicts(plan, check.check(plan), check_claims(plan))
+        yield write_page("paper").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +51,16 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _no_complaint_and_no_request(window: Browser) -> Iterator[None]:
-    window.complaints.clear()
+def _no_console_message_and_no_request(window: Browser) -> Iterator[None]:
+    window.console_messages.clear()
     window.requests.clear()
     yield
-    assert window.complaints == []
+    assert window.console_messages == []
     assert [address for address in window.requests if not address.startswith(("file:", "data:", "about:"))] == []
 
 
 def column(window: Browser, number: int) -> list[str]:
-    """What a column of Table 3 says, from top to bottom: the first line of each cell."""
+    """Return the first word of each cell in a column of Table 3."""
     rows = "[...document.querySelectorAll('#table3 tbody tr')]"
     return list(window.run(f"{rows}.map(row => row.cells[{number}].innerText.trim().split(/\\s/)[0])"))
 
@@ -83,8 +84,8 @@ def test_cells_without_numbers_sort_last(window: Browser, page: Path) -> None:
     window.open(page)
     for _ in range(2):
         window.run("document.querySelectorAll('#table3 thead tr:last-child th')[5].querySelector('button').click()")
-        said = column(window, 5)
-        assert "–" in said and said.index("–") == len(said) - said.count("–")
+        shown = column(window, 5)
+        assert "–" in shown and shown.index("–") == len(shown) - shown.count("–")
 
 
 def test_the_keyboard_sorts_and_unfolds(window: Browser, page: Path) -> None:

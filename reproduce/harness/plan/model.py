@@ -17,8 +17,8 @@ Kind = Literal["pretrain", "evaluate", "measure"]
 
 Source = Literal["scratch", "released"]
 
-Level = Literal["L0", "L1"]
-"""Whose networks a verdict is about: L0 the authors' public weights, L1 our own training, both in our evaluation."""
+Level = Literal["public weights", "own training"]
+"""Whose networks a verdict is about: public checkpoints, or those of our own pretraining."""
 
 PRETRAINING_ONLY_OPTIONS = ("num_processes=", "processes_per_node=", "num_threads=")
 """Cluster options that evaluations ignore: an evaluation is one process, with the threads that its config sets."""
@@ -185,7 +185,7 @@ class Plan:
     @property
     def level(self) -> Level:
         """The level of all verdicts on this plan."""
-        return "L0" if self.request.source == "released" else "L1"
+        return "public weights" if self.request.source == "released" else "own training"
 
     @property
     def reports(self) -> Path:

@@ -1,16 +1,16 @@
-"""The paper's figures, drawn again with ours on top."""
+"""The paper's figures, redrawn with our numbers on top."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reproduce.harness.report.drawing import Chart, Series, averaged, chart
+from reproduce.harness.report.svg import Chart, Series, downsample, draw_chart
 from reproduce.harness.spec import tables
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its axes' words. `notes` say what it cannot show."""
+    """A chart with the labels of its axes. `notes` say what it cannot show."""
 
     table: str
     title: str
@@ -21,7 +21,7 @@ class Figure:
 
 
 def draw(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[Figure]:
-    """One figure for each table that is a figure in the paper."""
+    """Yield a figure for each table that is a figure in the paper."""
     for table in checked:
         if table["plots"] == "loss":
             yield _losses(table, runs)
@@ -30,22 +30,22 @@ def draw(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iter
 
 
 def _losses(table: dict[str, Any], runs: dict[str, dict[str, Any]]) -> Figure:
-    """A row's loss against the share of its training, one line for each seed."""
+    """Draw each row's loss against the share of its training, one line for each seed."""
     series, notes = [], [f"No result yet: {label}." for label in table["undrawn"]]
     for number, row in enumerate(table["rows"]):
         own = [runs[run["run_id"]] for run in table["runs"]]
         for run in (run for run in own if run["result"] and run["result"]["name"] == row["pretrain"]):
             losses = run["curves"].get("loss", [])
             shares = [(100 * step / (losses[-1][0] or 1.0), loss) for step, loss in losses]
-            series.append(Series(row["label"], averaged(shares), style=("ours", "other")[number % 2]))
-    notes.append("The paper prints this figure as curves without numbers; its claim is judged under Claims.")
+            series.append(Series(row["label"], downsample(shares), style=("ours", "other")[number % 2]))
+    notes.append("The paper prints this figure as curves without numbers; its claim is judged in the section Claims.")
     title = f"{table['heading']}: {table['title']}"
-    drawn = chart(series) if any(each.points for each in series) else None
+    drawn = draw_chart(series) if any(each.points for each in series) else None
     return Figure(table["table"], title, "training, %", "loss", drawn, notes)
 
 
 def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) -> Figure:
-    """A line for each method of the paper, and our numbers at the hours that our runs took."""
+    """Draw a line for each method of the paper, and our numbers at the hours that our pretrainings took."""
     rows, notes = table["rows"], []
     series: list[Series] = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -61,14 +61,14 @@ def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) 
     ours = [(row, row["cells"]["top1"]) for row in rows if row["cells"]["top1"]]
     measured = [(row, cell, hours) for row, cell in ours if (hours := _our_hours(row, cell, runs)) is not None]
     if measured:
-        points_of_ours = [(hours, cell["mean"]) for _, cell, hours in measured]
-        reaches = [tuple(cell["interval"]) if cell["interval"] else None for _, cell, _ in measured]
-        series.append(Series("ours", points_of_ours, marked=True, reaches=reaches))
+        our_points = [(hours, cell["mean"]) for _, cell, hours in measured]
+        intervals = [tuple(cell["interval"]) if cell["interval"] else None for _, cell, _ in measured]
+        series.append(Series("ours", our_points, marked=True, intervals=intervals))
     else:
-        notes.append("Ours will stand beside it at the hours that our pretrainings took; none has a result yet.")
+        notes.append("Our numbers will be drawn at the hours that our pretrainings took; none has a result yet.")
     title = f"{table['heading']}: {table['title']}"
     x = "hours of training (paper: 64 V100 16 GB; ours: wall time)"
-    return Figure(table["table"], title, x, "top-1, %", chart(series) if series else None, notes)
+    return Figure(table["table"], title, x, "top-1, %", draw_chart(series) if series else None, notes)
 
 
 def _printed(cell: dict[str, Any] | None) -> float | None:
@@ -76,7 +76,7 @@ def _printed(cell: dict[str, Any] | None) -> float | None:
 
 
 def _our_hours(row: dict[str, Any], cell: dict[str, Any], runs: dict[str, dict[str, Any]]) -> float | None:
-    """Wall time of the pretrainings behind a number, the mean over seeds; None where the number was not made."""
+    """Return the mean wall time, in hours, of the pretrainings behind a number; None if there is no number."""
     parents = {parent for run_id in cell["run_ids"] if run_id in runs for parent in runs[run_id]["parents"]}
     seconds = [runs[name]["result"]["wall_seconds"] for name in parents if name in runs and runs[name]["result"]]
     if cell["mean"] is None or not seconds:

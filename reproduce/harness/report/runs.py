@@ -1,4 +1,4 @@
-"""What each run left behind, as the page shows it: result or failure, curves, config, provenance, end of the log."""
+"""What the page shows of each run: result or failure, curves, config, provenance, end of the log."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,18 +7,18 @@ from typing import Any
 
 from reproduce.engine.runs import detection_examples
 from reproduce.harness import results
-from reproduce.harness.report.drawing import Chart, Series, averaged, chart
+from reproduce.harness.report.svg import Chart, Series, downsample, draw_chart
 
 FILES = ("config.yaml", "log.txt", "metrics.jsonl", "result.json")
 LOG_BYTES = 6000
 CONFIG_BYTES = 20_000
-"""A page of a hundred runs should still open at once: of longer files it shows the end (log) or the start (config)."""
+"""Longer files are cut to their end (log) or start (config), so that a page of a hundred runs still opens at once."""
 
 
 def collect(checked: list[dict[str, Any]], claims: list[dict[str, Any]], scale: str, page: Path) -> dict[str, Any]:
-    """Every run behind the tables and claims, by run_id; links are relative to the folder `page`."""
+    """Return every run behind the tables and claims by run_id; links are relative to the folder `page`."""
     planned = {run["run_id"]: run for table in checked for run in table["runs"]}
-    for run_id in (name for claim in claims for finding in claim["findings"] for name in finding["run_ids"]):
+    for run_id in (name for claim in claims for part in claim["parts"] for name in part["run_ids"]):
         folder = f"results/{scale}/{run_id}"
         if run_id not in planned and Path(folder, "result.json").exists():
             planned[run_id] = {"run_id": run_id, "label": run_id, "folder": folder, "parents": [], "kind": "evaluate"}
@@ -36,7 +36,7 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
         "links": {name: os.path.relpath(at / name, page) for name in FILES if (at / name).exists()},
         "curves": curves,
         "charts": dict(_charts(curves)),
-        "detections": [_without_guesses(picture) for picture in detection_examples.read_examples(at)],
+        "detections": [_most_confident(image) for image in detection_examples.read_examples(at)],
         "config": _text(at / "config.yaml", CONFIG_BYTES),
         "log": _text(at / "log.txt", -LOG_BYTES),
         "provenance": dict(_flat((result or {}).get("provenance", {}))),
@@ -45,11 +45,11 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
 
 def _charts(curves: dict[str, list[tuple[float, float]]]) -> Iterator[tuple[str, Chart]]:
     for name, points in curves.items():
-        yield name.replace("_", " "), chart([Series(name, averaged(points))], width=300, height=130)
+        yield name.replace("_", " "), draw_chart([Series(name, downsample(points))], width=300, height=130)
 
 
 def _text(path: Path, num_bytes: int) -> str:
-    """The first `num_bytes` bytes of a file, or where negative its last ones, in whole lines; "" without a file."""
+    """Return the first `num_bytes` bytes of a file, or the last ones if negative, in whole lines; "" without a file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -63,7 +63,7 @@ def _text(path: Path, num_bytes: int) -> str:
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Provenance in lines: nested values joined, unknown ones left out."""
+    """Yield provenance as name and text; join nested values and leave out unknown ones."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield key, ", ".join(f"{name} {version}" for name, version in value.items())
@@ -71,7 +71,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, str(value)
 
 
-def _without_guesses(picture: dict[str, Any]) -> dict[str, Any]:
-    """A picture with the boxes at least half as sure as its surest: all that a detector gives hide the picture."""
-    surest = max((box["score"] for box in picture["predicted"]), default=0)
-    return picture | {"predicted": [box for box in picture["predicted"] if box["score"] >= surest / 2]}
+def _most_confident(image: dict[str, Any]) -> dict[str, Any]:
+    """Keep the boxes with at least half of the highest score: all of a detector's boxes would hide the image."""
+    highest = max((box["score"] for box in image["predicted"]), default=0)
+    return image | {"predicted": [box for box in image["predicted"] if box["score"] >= highest / 2]}

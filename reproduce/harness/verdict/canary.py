@@ -1,9 +1,9 @@
-"""Canaries: does the authors' own checkpoint give their number under our evaluation? If not, nothing else would."""
+"""Canaries: the authors' own checkpoint must give the authors' numbers under our evaluation before ours count."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,18 +18,15 @@ from reproduce.harness.plan.model import Run
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.tables import BestOf, Column, Margin
 from reproduce.harness.spec.typed_yaml import load_yaml
-from reproduce.harness.verdict import stats as statistics
+from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.notes import CanaryMeasurement, CanaryResult
 
-FOOTNOTE = "° not preceded by its canary (tables/canaries.yaml): it does not count as reproduced."
-"""Below cells that are marked so."""
-
-State = Literal["agreed", "disagreed", "missing"]
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A printed number that the authors' checkpoint should give."""
+    """A printed number that the authors' checkpoint should give, by its place in the paper's tables."""
 
     table: str
     row: str
@@ -37,38 +34,30 @@ class Canary:
 
 
 @dataclass(frozen=True)
-class File:
-    """`tables/canaries.yaml`: the checkpoint's file name, and its numbers."""
+class Canaries:
+    """The file `tables/canaries.yaml`: the checkpoint's file name, and the numbers that it should give."""
 
     checkpoint: str
     canaries: list[Canary]
 
 
 @dataclass(frozen=True)
-class Song:
-    """What the canaries of one evaluation say."""
-
-    state: State
-    reason: str
-
-
-def load() -> File:
-    """Read the canaries. Raises `UserError` for what is wrong in their file."""
-    found: File = load_yaml(File, tables.TABLES_DIR / "canaries.yaml")
-    return found
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a canary comes to: the column that measures it, what is printed, and how closely it should come."""
+class CanaryTarget:
+    """A canary looked up: the column that measures it, the printed number, and how close ours must come."""
 
     column: Column
     printed: float
     margin: Margin
 
 
-def expectations(file: File) -> Iterator[Expectation]:
-    """What each canary of a file comes to."""
+def load() -> Canaries:
+    """Read `tables/canaries.yaml`. Raises `UserError` if it is wrong."""
+    found: Canaries = load_yaml(Canaries, tables.TABLES_DIR / "canaries.yaml")
+    return found
+
+
+def targets(file: Canaries) -> Iterator[CanaryTarget]:
+    """Look up each canary of a file in the paper's tables."""
     for canary in file.canaries:
         table = tables.load(canary.table, "paper")
         column = table.columns[canary.column]
@@ -78,54 +67,59 @@ def expectations(file: File) -> Iterator[Expectation]:
             table.margin(row, canary.column, public_weights=True),
         )
         assert printed is not None and margin is not None
-        yield Expectation(column, printed, margin)
+        yield CanaryTarget(column, printed, margin)
 
 
-def listen(run: Run) -> Song:
-    """What the canaries of an evaluation say, by results of the same evaluation of the authors' checkpoint.
+def check_canaries(run: Run) -> CanaryResult:
+    """Compare results of the run's evaluation on the authors' checkpoint with what the paper prints.
 
-    Of an evaluation whose authors took the best of several settings, the best counts here too.
+    If the authors took the best of several variants of the evaluation, the best variant counts here too.
     """
     file = load()
-    known = [each for each in expectations(file) if each.column.eval == run.name]
-    if not known:
-        return Song("missing", f"tables/canaries.yaml names none for {run.name}")
-    words, agreed, shas = [], True, set[str]()
-    for each in known:
-        found = _results(run, file.checkpoint, each.column.best_of)
+    wanted = [target for target in targets(file) if target.column.eval == run.name]
+    if not wanted:
+        return CanaryResult("missing", run.name)
+    measured, agreed, shas = [], True, set[str]()
+    for target in wanted:
+        found = _results(run, file.checkpoint, target.column.best_of)
         if not found:
-            return Song("missing", f"no result of {run.name} on the authors' {file.checkpoint}")
-        metric, value = each.column.metric, _mean(found, each.column.metric)
-        agreed &= abs(value - each.printed) <= each.margin.points + statistics.ROUNDING
-        words.append(f"{metric} {value:.2f} where {each.printed:g} is printed (margin {each.margin.points:g})")
+            return CanaryResult("missing", run.name, file.checkpoint)
+        metric, margin = target.column.metric, target.margin.points
+        value = _mean(found, metric)
+        agreed &= abs(value - target.printed) <= margin + stats.ROUNDING
+        measured.append(CanaryMeasurement(metric, value, target.printed, margin))
         shas |= {str(result.get("provenance", {}).get("checkpoint_sha256"))[:12] for result in found}
-    whose = f"the authors' {file.checkpoint} (sha256 {', '.join(sorted(shas))}) gave {'; '.join(words)}"
-    return Song("agreed" if agreed else "disagreed", whose)
+    return CanaryResult(
+        "agreed" if agreed else "disagreed", run.name, file.checkpoint, tuple(sorted(shas)), tuple(measured)
+    )
 
 
 def _mean(found: list[Result], metric: str) -> float:
-    return statistics.mean([float(result["metrics"][metric]) for result in found])
+    return stats.mean([float(result["metrics"][metric]) for result in found])
 
 
 def _results(run: Run, checkpoint: str, best_of: BestOf | None) -> list[Result]:
-    """Results of `run`'s evaluation, config and all, on a file of this name: of its best setting, where it has any."""
-    chosen = best_of.key if best_of else ""
-    by_setting: dict[str, list[Result]] = {}
-    same: dict[str, Any] | None = None
+    """Return results of the run's evaluation, with the same protocol, on a checkpoint of this file name.
+
+    With `best_of`, return those of the best variant, or none before every variant has a result.
+    """
+    key = best_of.key if best_of else ""
+    by_variant: dict[str, list[Result]] = {}
+    ours: dict[str, Any] | None = None
     for path in sorted(Path(run.folder).parent.glob(f"{run.name}-s*-*/result.json")):
-        result, given = results.load(path, path.parent.name), path.with_name("config.yaml")
-        if result.get("parents") or not given.exists():
+        result, config_file = results.load(path, path.parent.name), path.with_name("config.yaml")
+        if result.get("parents") or not config_file.exists():
             continue
-        theirs = _config(given)
-        if Path(_address(str(theirs.checkpoint))).name != checkpoint:
+        theirs = _config(config_file)
+        if Path(_url(str(theirs.checkpoint))).name != checkpoint:
             continue
-        setting = str(OmegaConf.select(theirs, chosen)) if chosen else ""
-        same = same or _protocol(compose("evaluate", run.overrides), chosen)
-        if _protocol(theirs, chosen) == same:
-            by_setting.setdefault(setting, []).append(result)
-    if best_of is None or len(by_setting) < len(best_of.values):
-        return [] if best_of else by_setting.get("", [])
-    return max(by_setting.values(), key=lambda found: _mean(found, best_of.metric))
+        variant = str(OmegaConf.select(theirs, key)) if key else ""
+        ours = ours or _protocol(compose("evaluate", run.overrides), key)
+        if _protocol(theirs, key) == ours:
+            by_variant.setdefault(variant, []).append(result)
+    if best_of is None or len(by_variant) < len(best_of.values):
+        return [] if best_of else by_variant.get("", [])
+    return max(by_variant.values(), key=lambda found: _mean(found, best_of.metric))
 
 
 def _config(path: Path) -> DictConfig:
@@ -134,21 +128,23 @@ def _config(path: Path) -> DictConfig:
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, DictConfig) or "checkpoint" not in found:
-        raise UserError(f"{path} is damaged: delete its folder, and evaluate the authors' checkpoint again")
+        raise UserError(f"{path} is damaged. Delete its folder, and evaluate the authors' checkpoint again.")
     return found
 
 
-def _address(given: str) -> str:
-    """Where a checkpoint of the zoo comes from; any other is its own address."""
-    return entries.get_entry(given.removeprefix(PREFIX)).url or "" if given.startswith(PREFIX) else given
+def _url(checkpoint: str) -> str:
+    """Return the URL of a checkpoint of the zoo; return any other checkpoint as it is."""
+    if not checkpoint.startswith(PREFIX):
+        return checkpoint
+    return entries.get_entry(checkpoint.removeprefix(PREFIX)).url or ""
 
 
-def _protocol(cfg: DictConfig, chosen: str) -> dict[str, Any]:
-    """What an evaluation is, whatever it evaluates. (How pixels are normalised belongs to the checkpoint.)
+def _protocol(cfg: DictConfig, variant_key: str) -> dict[str, Any]:
+    """Return the config of an evaluation without its checkpoint, seed and variant.
 
-    `chosen` is the key of what the best is chosen from, where there is any.
+    How pixels are normalised belongs to the checkpoint. `variant_key` is the key that variants differ in, or "".
     """
     cfg.checkpoint, cfg.seed = "", 0
-    if chosen:
-        OmegaConf.update(cfg, chosen, None)
+    if variant_key:
+        OmegaConf.update(cfg, variant_key, None)
     return {key: value for key, value in identity(cfg).items() if key != "normalize"}

@@ -1,12 +1,10 @@
-"""Do the paper's conclusions hold in what our runs gave? Each with its difference, interval, effect size and reason."""
+"""Whether the paper's claims (`spec.claims`) hold in our runs: each part with its difference and interval."""
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from models.zoo import entries
 from reproduce.harness import results
@@ -15,212 +13,93 @@ from reproduce.harness.plan.model import Cell, Level, Plan
 from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import claims
 from reproduce.harness.spec.claims import Claim, Comparison, Convergence, FasterConvergence, Measurement, Spread
-from reproduce.harness.verdict import stats as statistics
-from reproduce.harness.verdict.cells import Evidence, Outcome
+from reproduce.harness.verdict import notes, stats
+from reproduce.harness.verdict.labels import ClaimStatus, Tendency
+from reproduce.harness.verdict.notes import Note
+from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
 from reproduce.harness.verdict.stats import Difference
+from reproduce.harness.verdict.wording import sentences
 
-UNKNOWN = "nothing is known of the spread over seeds, so it is not decided; SEEDS=3 can decide it"
-"""Of one seed a side, whatever it gave: the test sets' error, which is known, is none of seeds."""
+Part = Comparison | Spread | Convergence | FasterConvergence
 
-OF_PUBLIC = "Level L0: of the published networks themselves, one training a side; seeds are the evaluation's."
+TENDENCIES: dict[ClaimStatus, Tendency] = {
+    ClaimStatus.HOLDS: "right",
+    ClaimStatus.CONTRADICTED: "wrong",
+    ClaimStatus.INCONCLUSIVE: "",
+}
+"""Which way one seed per side points, by the status that it would have if its known error were all."""
 
-Side = Literal["right", "wrong", ""]
-
-
-class Standing(StrEnum):
-    """What is said of a claim."""
-
-    HOLDS = "holds"
-    CONTRADICTED = "contradicted"
-    INCONCLUSIVE = "inconclusive"
-    NOT_RUN = "not run"
-
-
-SIDES: dict[Standing, Side] = {Standing.HOLDS: "right", Standing.CONTRADICTED: "wrong", Standing.INCONCLUSIVE: ""}
-"""The way that one seed a side points, by what it would say if its known error were all."""
-
-WORST_FIRST = (Standing.CONTRADICTED, Standing.NOT_RUN, Standing.INCONCLUSIVE, Standing.HOLDS)
-"""A claim stands as the first of these that one of its parts does: it is all of them or none."""
+WORST_FIRST = (ClaimStatus.CONTRADICTED, ClaimStatus.NOT_RUN, ClaimStatus.INCONCLUSIVE, ClaimStatus.HOLDS)
+"""A claim has the first of these statuses that one of its parts has: all parts must hold."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One part of a claim. `difference` and `interval` in points (curves: percent of the training)."""
+class PartVerdict:
+    """The verdict on one part of a claim. `difference` and `interval` are in points (curves: percent of training)."""
 
-    what: str
-    standing: Standing
-    reason: str
+    label: str
+    status: ClaimStatus
+    notes: tuple[Note, ...] = ()
     printed: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
-    """Of one seed a side it holds the test sets' error alone; None where there is none."""
+    """For one seed per side it holds the test sets' error alone; None if it has no width."""
     p_value: float | None = None
     effect_size: float | None = None
     """Hedges' g, for several seeds."""
-    side: Side = ""
-    """Where one seed a side leaves it undecided, the way that it points; "" where known error covers even that."""
-    lacking: bool = False
+    tendency: Tendency = ""
+    """Which way one seed per side points; "" if the known error covers even that."""
+    incomplete: bool = False
     """Whether a run that can be made has no result."""
-    run_ids: list[str] = field(default_factory=list)
+    run_ids: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Return the notes in words."""
+        return sentences(self.notes)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A claim with what was found."""
+class ClaimVerdict:
+    """The verdict on a claim: that on each of its parts."""
 
     claim: Claim
-    findings: list[Finding]
-    level: Level = "L1"
-    """Whose networks were compared: L0, the authors' public checkpoints, L1, our own pretrainings."""
+    parts: tuple[PartVerdict, ...]
+    level: Level
+    """Whose networks were compared: public weights, or those of our own training."""
 
     @property
-    def standing(self) -> Standing:
-        """Of the whole. Each part is tested at its full level: that all of them hold is an intersection-union test."""
-        return next(standing for standing in WORST_FIRST if any(each.standing == standing for each in self.findings))
+    def status(self) -> ClaimStatus:
+        """Return the worst part's status. Each part is tested at its full level (an intersection-union test)."""
+        return next(status for status in WORST_FIRST if any(part.status == status for part in self.parts))
 
     @property
-    def side(self) -> Side:
-        """The way that an inconclusive claim points: the wrong one if a part does, the right one if all others do."""
-        if self.standing != Standing.INCONCLUSIVE:
+    def tendency(self) -> Tendency:
+        """Return which way an inconclusive claim points: wrong if a part does, right if all inconclusive parts do."""
+        if self.status != ClaimStatus.INCONCLUSIVE:
             return ""
-        sides: set[Side] = {each.side for each in self.findings if each.standing == Standing.INCONCLUSIVE}
-        return "wrong" if "wrong" in sides else "right" if sides == {"right"} else ""
+        found: set[Tendency] = {part.tendency for part in self.parts if part.status == ClaimStatus.INCONCLUSIVE}
+        return "wrong" if "wrong" in found else "right" if found == {"right"} else ""
 
     @property
-    def lacking(self) -> bool:
-        """Whether a run that can be made has no result."""
-        return any(finding.lacking for finding in self.findings)
+    def incomplete(self) -> bool:
+        """Return whether a run that can be made has no result."""
+        return any(part.incomplete for part in self.parts)
 
 
-def judge(plan: Plan) -> list[Answer]:
-    """Judge the claims that were asked for, or else those that need a number of the plan's tables."""
+def check_claims(plan: Plan) -> list[ClaimVerdict]:
+    """Judge the requested claims or, if the plan requests none, those that use a number of its tables."""
     chosen = plan.claims or claims.using(cell.metric_key.removeprefix(entries.PREFIX) for cell in plan.cells)
     own = plan if plan.claims else build.plan_for_claims(plan.request, chosen)
-    of_need = {
+    cells = {
         Measurement(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells
     }
-    parts, level = _Judge(Evidence.of(own), of_need), own.level
-    return [Answer(claim, [parts.find(part) for part in claim.parts()], level) for claim in chosen]
+    judge, level = _PartJudge(VerdictInputs.load(own), cells), own.level
+    return [ClaimVerdict(claim, tuple(map(judge.verdict_for, claim.parts())), level) for claim in chosen]
 
 
-@dataclass
-class _Judge:
-    """Judges parts of claims by the numbers that a plan's cells came to."""
-
-    evidence: Evidence
-    cells: dict[Measurement, Cell]
-
-    def find(self, part: Comparison | Spread | Convergence | FasterConvergence) -> Finding:
-        if self.evidence.plan.request.source == "released" and (
-            why := build.missing_weights_reason(part.measurements())
-        ):
-            return Finding(_in_words(part), Standing.NOT_RUN, why)
-        found = self._find(part)
-        if found.difference is None or self.evidence.plan.level == "L1":
-            return found
-        return replace(found, reason=f"{found.reason} {OF_PUBLIC}")
-
-    def _find(self, part: Comparison | Spread | Convergence | FasterConvergence) -> Finding:
-        match part:
-            case Comparison():
-                return self._compare(part)
-            case Spread():
-                return self._spread(part)
-            case Convergence():
-                return self._convergence(part)
-            case FasterConvergence():
-                return self._sooner(part)
-
-    def _outcomes(self, needs: Iterable[Measurement]) -> list[Outcome]:
-        return [self.evidence.outcome(self.cells[need]) for need in needs]
-
-    def _run_ids(self, needs: Iterable[Measurement]) -> list[str]:
-        return [name for need in needs if need in self.cells for name in self.cells[need].runs.values()]
-
-    def _compare(self, part: Comparison) -> Finding:
-        what = _in_words(part)
-        needs = list(part.measurements())
-        higher, lower = self._outcomes(needs)
-        if lacking := _lacking(what, [higher, lower], part.printed, self._run_ids(needs)):
-            return lacking
-        known = math.hypot(higher.test_set_error, lower.test_set_error)
-        found = statistics.difference(list(higher.values.values()), list(lower.values.values()), known)
-        return _signed(what, found, part.printed, _num_seeds(higher, lower), self._run_ids(needs))
-
-    def _spread(self, part: Spread) -> Finding:
-        """The spread of the means decides: no test set resolves 0.3 points. Beyond it, the widest pair's interval does.
-
-        The pair is chosen for being widest, so its interval is Bonferroni's over all pairs.
-        """
-        what = _in_words(part)
-        needs = list(part.measurements())
-        found = self._outcomes(needs)
-        if lacking := _lacking(what, found, part.max_points, self._run_ids(needs)):
-            return lacking
-        pairs = list(itertools.permutations(found, 2))
-        confidence = 1 - (1 - statistics.CONFIDENCE) / (len(pairs) // 2)
-        widest = max((_difference(*pair, confidence) for pair in pairs), key=lambda pair: pair.points)
-        if widest.points <= part.max_points + statistics.ROUNDING:
-            standing, place = Standing.HOLDS, "within"
-        elif widest.interval.low > part.max_points:
-            standing, place = Standing.CONTRADICTED, "beyond, with its whole interval,"
-        else:
-            standing, place = Standing.INCONCLUSIVE, "beyond, but its interval reaches within,"
-        reason = f"The widest difference is {widest.points:.2f} points, {place} the bound of {part.max_points}."
-        if _num_seeds(*found) < 2:
-            reason, side = f"One seed each. {reason[:-1]}; {UNKNOWN}.", SIDES[standing]
-            finding = _finding(what, Standing.INCONCLUSIVE, reason, widest, part.max_points, self._run_ids(needs))
-            return replace(finding, side=side)
-        return _finding(what, standing, reason, widest, part.max_points, self._run_ids(needs))
-
-    def _convergence(self, part: Convergence) -> Finding:
-        what = _in_words(part)
-        needs = list(part.measurements())
-        run_ids = self._run_ids(needs)
-        good, bad = self._outcomes(needs)
-        lacking = _lacking(what, [good, Outcome({}, {}, bad.failed, bad.missing)], None, run_ids)
-        if lacking and not good.collapsed:
-            return lacking
-        if good.collapsed:
-            standing, reason = Standing.CONTRADICTED, f"{good.collapsed[min(good.collapsed)].rstrip('.')}."
-        elif bad.values and bad.collapsed:
-            standing = Standing.INCONCLUSIVE
-            reason = f"{len(bad.collapsed)} of {len(bad.collapsed) + len(bad.values)} seeds of {part.fails} collapsed."
-        elif bad.values:
-            standing, reason = Standing.CONTRADICTED, f"{part.fails} did not collapse."
-        else:
-            standing, reason = Standing.HOLDS, f"Every seed of {part.fails} collapsed, none of {part.converges}."
-        told = [good] if good.collapsed else [good, bad]
-        if standing != Standing.INCONCLUSIVE and _num_seeds(*told) < 2:  # seeds may differ in this, too
-            side = SIDES[standing]
-            reason = f"{part.fails} collapsed, {part.converges} did not." if side == "right" else reason
-            reason = f"One seed a side: {reason[:-1]}, {_place(side)}; {UNKNOWN}."
-            return Finding(what, Standing.INCONCLUSIVE, reason, side=side, run_ids=run_ids)
-        return Finding(what, standing, reason, run_ids=run_ids)
-
-    def _sooner(self, part: FasterConvergence) -> Finding:
-        what = _in_words(part)
-        needs = list(part.measurements())
-        first, then = (self._half_falls(need) for need in needs)
-        if lacking := _lacking(what, [first, then], None, self._run_ids(needs)):
-            return lacking
-        found = statistics.difference(list(then.values.values()), list(first.values.values()))
-        return _signed(what, found, None, _num_seeds(first, then), self._run_ids(needs))
-
-    def _half_falls(self, need: Measurement) -> Outcome:
-        plan = self.evidence.plan
-        runs = {seed: plan.runs[name] for seed, name in self.cells[need].runs.items()}
-        values, missing = {}, {}
-        for seed, run in runs.items():
-            curve = results.losses(Path(run.folder) / "metrics.jsonl") if valid_result(plan, run) else []
-            if curve:
-                values[seed] = half_fall_percent(curve)
-            else:
-                missing[seed] = missing_reason(plan, run)
-        return Outcome(values, missing=missing)
-
-
-def _in_words(part: Comparison | Spread | Convergence | FasterConvergence) -> str:
+def part_label(part: Part) -> str:
+    """Return what a part compares, in words."""
     match part:
         case Comparison():
             return f"{part.higher} over {part.lower}, {part.eval}"
@@ -232,70 +111,176 @@ def _in_words(part: Comparison | Spread | Convergence | FasterConvergence) -> st
             return f"{part.faster} before {part.slower}, percent of the training until half of the loss's fall"
 
 
-def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:
-    """Percent of the training after which a loss `(step, loss)` has fallen half of the way from first to last.
+@dataclass(frozen=True)
+class _PartJudge:
+    """Judges parts of claims by the results of a plan's cells."""
 
-    The loss is averaged over hundredths of the training: single batches scatter.
+    inputs: VerdictInputs
+    cells: dict[Measurement, Cell]
+
+    def verdict_for(self, part: Part) -> PartVerdict:
+        public = self.inputs.plan.request.source == "released"
+        if public and (why := build.missing_weights_reason(part.measurements())):
+            return PartVerdict(part_label(part), ClaimStatus.NOT_RUN, (notes.StatedReason(why),))
+        found = self._verdict_for(part)
+        if found.difference is None or not public:
+            return found
+        return replace(found, notes=(*found.notes, notes.PublishedNetworks()))
+
+    def _verdict_for(self, part: Part) -> PartVerdict:
+        blank = PartVerdict(part_label(part), ClaimStatus.NOT_RUN, run_ids=self._run_ids(part.measurements()))
+        match part:
+            case Comparison():
+                return self._compare(part, replace(blank, printed=part.printed))
+            case Spread():
+                return self._spread(part, replace(blank, printed=part.max_points))
+            case Convergence():
+                return self._convergence(part, blank)
+            case FasterConvergence():
+                return self._sooner(part, blank)
+
+    def _seed_results(self, measurements: Iterable[Measurement]) -> list[SeedResults]:
+        return [self.inputs.seed_results(self.cells[each]) for each in measurements]
+
+    def _run_ids(self, measurements: Iterable[Measurement]) -> tuple[str, ...]:
+        return tuple(name for each in measurements if each in self.cells for name in self.cells[each].runs.values())
+
+    def _compare(self, part: Comparison, blank: PartVerdict) -> PartVerdict:
+        higher, lower = self._seed_results(part.measurements())
+        if incomplete := _without_numbers(blank, [higher, lower]):
+            return incomplete
+        known = math.hypot(higher.test_set_error, lower.test_set_error)
+        found = stats.difference(list(higher.values.values()), list(lower.values.values()), known)
+        return _signed(blank, found, _num_seeds(higher, lower))
+
+    def _spread(self, part: Spread, blank: PartVerdict) -> PartVerdict:
+        """Judge a spread by the means: no test set resolves 0.3 points. Beyond the bound the widest pair decides.
+
+        That pair is chosen because it is the widest, so its interval is Bonferroni's over all pairs.
+        """
+        found = self._seed_results(part.measurements())
+        if incomplete := _without_numbers(blank, found):
+            return incomplete
+        pairs = list(itertools.permutations(found, 2))
+        confidence = 1 - (1 - stats.CONFIDENCE) / (len(pairs) // 2)
+        widest = max((_difference(*pair, confidence) for pair in pairs), key=lambda pair: pair.points)
+        if widest.points <= part.max_points + stats.ROUNDING:
+            status = ClaimStatus.HOLDS
+        elif widest.interval.low > part.max_points:
+            status = ClaimStatus.CONTRADICTED
+        else:
+            status = ClaimStatus.INCONCLUSIVE
+        one_seed = _num_seeds(*found) < 2
+        note = notes.WidestDifference(widest.points, part.max_points, status, one_seed)
+        if one_seed:
+            undecided = _with_difference(blank, ClaimStatus.INCONCLUSIVE, note, widest)
+            return replace(undecided, tendency=TENDENCIES[status])
+        return _with_difference(blank, status, note, widest)
+
+    def _convergence(self, part: Convergence, blank: PartVerdict) -> PartVerdict:
+        good, bad = self._seed_results(part.measurements())
+        incomplete = _without_numbers(blank, [good, SeedResults(failed=bad.failed, missing=bad.missing)])
+        if incomplete and not good.collapsed:
+            return incomplete
+        note: Note
+        if good.collapsed:
+            status, one_seed = ClaimStatus.CONTRADICTED, _num_seeds(good) < 2
+            note = notes.CollapsedUnexpectedly(good.collapsed[min(good.collapsed)], one_seed)
+        else:
+            num_collapsed, num_seeds = len(bad.collapsed), len(bad.collapsed) + len(bad.values)
+            if bad.values and bad.collapsed:
+                status = ClaimStatus.INCONCLUSIVE
+            else:
+                status = ClaimStatus.CONTRADICTED if bad.values else ClaimStatus.HOLDS
+            one_seed = status != ClaimStatus.INCONCLUSIVE and _num_seeds(good, bad) < 2
+            tendency = TENDENCIES[status] if one_seed else ""
+            note = notes.Convergence(part.converges, part.fails, num_collapsed, num_seeds, tendency)
+        if one_seed:  # whether a training collapses may differ from seed to seed, too
+            return replace(blank, status=ClaimStatus.INCONCLUSIVE, notes=(note,), tendency=TENDENCIES[status])
+        return replace(blank, status=status, notes=(note,))
+
+    def _sooner(self, part: FasterConvergence, blank: PartVerdict) -> PartVerdict:
+        first, then = (self._half_falls(each) for each in part.measurements())
+        if incomplete := _without_numbers(blank, [first, then]):
+            return incomplete
+        found = stats.difference(list(then.values.values()), list(first.values.values()))
+        return _signed(blank, found, _num_seeds(first, then))
+
+    def _half_falls(self, measurement: Measurement) -> SeedResults:
+        plan = self.inputs.plan
+        values, missing = {}, {}
+        for seed, run in ((seed, plan.runs[name]) for seed, name in self.cells[measurement].runs.items()):
+            curve = results.losses(Path(run.folder) / "metrics.jsonl") if valid_result(plan, run) else []
+            if curve:
+                values[seed] = half_fall_percent(curve)
+            else:
+                missing[seed] = missing_reason(plan, run)
+        return SeedResults(values, missing=missing)
+
+
+def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the percent of training after which a loss `(step, loss)` has fallen half way from first to last.
+
+    The loss is averaged over hundredths of the training because single batches scatter.
     """
     last_step = curve[-1][0] or 1.0
     hundredths: dict[int, list[float]] = {}
     for step, loss in curve:
         hundredths.setdefault(min(99, int(100 * step / last_step)), []).append(loss)
-    means = {hundredth: statistics.mean(values) for hundredth, values in hundredths.items()}
+    means = {hundredth: stats.mean(values) for hundredth, values in hundredths.items()}
     half = (means[min(means)] + means[max(means)]) / 2
     return float(next(hundredth for hundredth, loss in means.items() if loss <= half or hundredth == max(means)))
 
 
-def _difference(ours: Outcome, theirs: Outcome, confidence: float) -> Difference:
+def _difference(ours: SeedResults, theirs: SeedResults, confidence: float) -> Difference:
     known = math.hypot(ours.test_set_error, theirs.test_set_error)
-    return statistics.difference(list(ours.values.values()), list(theirs.values.values()), known, confidence)
+    return stats.difference(list(ours.values.values()), list(theirs.values.values()), known, confidence)
 
 
-def _lacking(what: str, found: Sequence[Outcome], printed: float | None, run_ids: list[str]) -> Finding | None:
-    """A finding without numbers, where a run failed, collapsed or is missing: the rest would look too good."""
-    collapsed = [sentence for each in found for sentence in each.collapsed.values()]
-    failed = [sentence for each in found for sentence in each.failed.values()]
-    missing = [label for each in found for label in each.missing.values()]
+def _without_numbers(blank: PartVerdict, found: Sequence[SeedResults]) -> PartVerdict | None:
+    """Return a verdict without numbers if a run failed, collapsed or is missing: the rest would look too good."""
+    failed = [failure for each in found for failure in each.failed.values()]
+    missing = [run for each in found for run in each.missing.values()]
+    unavailable = [failure for each in found for failure in each.unavailable.values()]
+    collapsed = [failure for each in found for failure in each.collapsed.values()]
     if failed or missing:
-        reason = failed[0] if failed else f"No result yet: {'; '.join(missing)}"
-        return Finding(what, Standing.NOT_RUN, f"{reason.rstrip('.')}.", printed, lacking=True, run_ids=run_ids)
-    if gone := [sentence for each in found for sentence in each.unavailable.values()]:
-        return Finding(what, Standing.NOT_RUN, f"{gone[0].rstrip('.')}.", printed, run_ids=run_ids)
+        note = failed[0] if failed else notes.MissingResults(tuple(missing))
+        return replace(blank, notes=(note,), incomplete=True)
+    if unavailable:
+        return replace(blank, notes=(unavailable[0],))
     if collapsed:
-        return Finding(what, Standing.INCONCLUSIVE, f"{collapsed[0].rstrip('.')}.", printed, run_ids=run_ids)
+        return replace(blank, status=ClaimStatus.INCONCLUSIVE, notes=(collapsed[0],))
     return None
 
 
-def _signed(what: str, found: Difference, printed: float | None, num_seeds: int, run_ids: list[str]) -> Finding:
-    """Above zero with its whole interval it holds, below it is contradicted."""
+def _signed(blank: PartVerdict, found: Difference, num_seeds: int) -> PartVerdict:
+    """Judge a difference that should be positive: it holds if its whole interval is, and is contradicted if none is."""
     if found.interval.low > 0:
-        standing, place = Standing.HOLDS, "above zero"
+        status = ClaimStatus.HOLDS
     elif found.interval.high < 0:
-        standing, place = Standing.CONTRADICTED, "below zero"
+        status = ClaimStatus.CONTRADICTED
     else:
-        standing, place = Standing.INCONCLUSIVE, "not clear of zero"
+        status = ClaimStatus.INCONCLUSIVE
     if num_seeds > 1:
-        reason = f"The 90% interval of the difference is {place}. {num_seeds} seeds a side (Welch)."
-        return _finding(what, standing, reason, found, printed, run_ids)
-    side = SIDES[standing]
-    reason = f"One seed a side: {found.points:+.1f} points, {_place(side)}; {UNKNOWN}."
-    return replace(_finding(what, Standing.INCONCLUSIVE, reason, found, printed, run_ids), side=side)
+        return _with_difference(blank, status, notes.DifferenceSign(status, num_seeds), found)
+    tendency = TENDENCIES[status]
+    note = notes.OneSeedDifference(found.points, tendency)
+    return replace(_with_difference(blank, ClaimStatus.INCONCLUSIVE, note, found), tendency=tendency)
 
 
-def _num_seeds(*sides: Outcome) -> int:
-    """Of the side that has fewest."""
+def _num_seeds(*sides: SeedResults) -> int:
+    """Return the number of seeds of the side that has fewest."""
     return min(len(side.values) + len(side.collapsed) for side in sides)
 
 
-def _place(side: Side) -> str:
-    return f"on the {side} side" if side else "no more than its known error"
-
-
-def _finding(
-    what: str, standing: Standing, reason: str, found: Difference, printed: float | None, run_ids: list[str]
-) -> Finding:
-    known = found.interval.low < found.interval.high
-    interval = (found.interval.low, found.interval.high) if known else None
-    return Finding(
-        what, standing, reason, printed, found.points, interval, found.p_value, found.effect_size, run_ids=run_ids
+def _with_difference(blank: PartVerdict, status: ClaimStatus, note: Note, found: Difference) -> PartVerdict:
+    has_width = found.interval.low < found.interval.high
+    return replace(
+        blank,
+        status=status,
+        notes=(note,),
+        difference=found.points,
+        interval=(found.interval.low, found.interval.high) if has_width else None,
+        p_value=found.p_value,
+        effect_size=found.effect_size,
     )

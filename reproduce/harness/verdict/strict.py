@@ -1,4 +1,4 @@
-"""What a strict check, for CI, does not let pass though no cell disagrees."""
+"""What a strict check, for CI, rejects although no cell disagrees."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,35 +6,35 @@ from collections.abc import Iterator, Sequence
 from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
-from reproduce.harness.verdict.check import Checked
-from reproduce.harness.verdict.claims import Answer, Standing
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.claims import ClaimVerdict
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 
-def complaints(plan: Plan, checked: Sequence[Checked], answers: Sequence[Answer]) -> list[str]:
-    """A sentence for each kind of doubt that the verdicts leave, none where they leave none."""
-    return [*_of_cells(checked), *_of_claims(answers), *_of_code(plan)]
+def open_issues(plan: Plan, checked: Sequence[TableVerdict], claims: Sequence[ClaimVerdict]) -> list[str]:
+    """Return a sentence for each kind of doubt that the verdicts leave."""
+    return [*_of_cells(checked), *_of_claims(claims), *_of_code(plan)]
 
 
-def _of_cells(checked: Sequence[Checked]) -> Iterator[str]:
+def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
     for table in checked:
-        judged = [cell for _, _, cell in table.judged() if cell.needed]
-        open_ones = Counter(
+        needed = [cell for _, _, cell in table.cells() if cell.needed]
+        undecided = Counter(
             str(cell.verdict)
-            for cell in judged
+            for cell in needed
             if cell.verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_RUN)
-            or (cell.verdict == Verdict.NO_BASELINE and not cell.share_of)  # what others are shares of has none
+            or (cell.verdict == Verdict.NO_BASELINE and not cell.share_of)  # the reference of shares never has one
         )
-        for verdict, count in open_ones.items():
+        for verdict, count in undecided.items():
             yield f"{table.table.heading}: {_cells(count)} {verdict}"
-        if missing := sum(cell.canary == "missing" for cell in judged):
-            yield f"{table.table.heading}: {_cells(missing)} not preceded by a canary"
+        if missing := sum(cell.canary == "missing" for cell in needed):
+            yield f"{table.table.heading}: {_cells(missing)} without a canary"
 
 
-def _of_claims(answers: Sequence[Answer]) -> Iterator[str]:
-    for answer in answers:
-        if answer.standing in (Standing.CONTRADICTED, Standing.INCONCLUSIVE) or answer.lacking:
-            yield f"claim {answer.claim.claim}: {answer.standing}"
+def _of_claims(claims: Sequence[ClaimVerdict]) -> Iterator[str]:
+    for claim in claims:
+        if claim.status in (ClaimStatus.CONTRADICTED, ClaimStatus.INCONCLUSIVE) or claim.incomplete:
+            yield f"claim {claim.claim.claim}: {claim.status}"
 
 
 def _of_code(plan: Plan) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _of_code(plan: Plan) -> Iterator[str]:
     ):
         yield f"{others} of {len(made_by)} results were made by other code than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
-        yield f"{dirty} of {len(made_by)} results were made by code that is in no commit"
+        yield f"{dirty} of {len(made_by)} results were made by uncommitted code"
 
 
 def _cells(count: int) -> str:

@@ -1,4 +1,4 @@
-"""A cell that is the best of several settings: all of them are planned, one metric chooses, and the verdict says so."""
+"""A cell that is the best of several variants: all are planned, one metric chooses, and the verdict says so."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict.cells import Judged
+from reproduce.harness.verdict.cells import CellVerdict
 
 RATES = {1e-5: "1e-05", 5e-5: "5e-05", 1e-4: "0.0001"}
 
@@ -24,9 +24,9 @@ def rate(run: Run) -> float:
     return float(next(item for item in run.overrides if "lr_backbone" in item).partition("=")[2])
 
 
-def swav(plan: Plan) -> dict[str, Judged]:
+def swav(plan: Plan) -> dict[str, CellVerdict]:
     (table,) = check.check(plan)
-    return {key: judged for row, key, judged in table.judged() if row.label == "SwAV"}
+    return {key: judged for row, key, judged in table.cells() if row.label == "SwAV"}
 
 
 def done(plan: Plan, finish: Callable[..., None], ap: dict[float, float]) -> None:
@@ -41,7 +41,7 @@ def done(plan: Plan, finish: Callable[..., None], ap: dict[float, float]) -> Non
 small = {"ap_s": 19.7, "ap_m": 46.3, "ap_l": 60.9}
 
 
-def test_every_setting_is_a_run_and_all_columns_share_them(table5: Plan) -> None:
+def test_every_variant_is_a_run_and_all_columns_share_them(table5: Plan) -> None:
     runs = [run for run in table5.runs.values() if run.parent_name.startswith("swav")]
     assert sorted(map(rate, runs)) == sorted(RATES)
     assert len({run.run_id for run in runs}) == len({run.label for run in runs}) == 3
@@ -49,33 +49,34 @@ def test_every_setting_is_a_run_and_all_columns_share_them(table5: Plan) -> None
         assert cell.row != "SwAV" or set(cell.run_ids) == {run.run_id for run in runs}
 
 
-def test_the_best_by_ap_counts_for_every_metric_and_is_said(table5: Plan, finish: Callable[..., None]) -> None:
+def test_the_best_by_ap_counts_for_every_metric_and_is_noted(table5: Plan, finish: Callable[..., None]) -> None:
     done(table5, finish, {1e-5: 40.9, 5e-5: 42.2, 1e-4: 41.5})
     found = swav(table5)
     assert found["ap"].mean == 42.2 and found["ap50"].mean == pytest.approx(57.8)
     assert (str(found["ap"].verdict), str(found["ap50"].verdict)) == ("within", "worse")
-    said = ", ".join(
+    variants = ", ".join(
         f"protocol.lr_backbone={RATES[lr]} ({ap:.2f})" for lr, ap in {1e-5: 40.9, 5e-5: 42.2, 1e-4: 41.5}.items()
     )
-    assert f"Of {said} the best by ap, as the authors chose it: protocol.lr_backbone=5e-05." in found["ap50"].reason
+    best = f"Of {variants}, protocol.lr_backbone=5e-05 has the best ap and is used, as the authors did."
+    assert best in found["ap50"].reason
     (chosen,) = found["ap"].run_ids
     assert rate(table5.runs[chosen]) == 5e-5
 
 
-def test_nothing_is_chosen_before_all_settings_are_done(table5: Plan, finish: Callable[..., None]) -> None:
+def test_nothing_is_chosen_before_all_variants_are_done(table5: Plan, finish: Callable[..., None]) -> None:
     done(table5, finish, {1e-5: 40.9, 5e-5: 42.2})
     judged = swav(table5)["ap"]
     assert (str(judged.verdict), judged.mean) == ("not run", None)
     assert judged.reason == "No result yet: coco_detr of swav_800ep, protocol.lr_backbone=0.0001, seed 0."
 
 
-def test_a_setting_that_failed_fails_the_cell(table5: Plan, finish: Callable[..., None]) -> None:
+def test_a_variant_that_failed_fails_the_cell(table5: Plan, finish: Callable[..., None]) -> None:
     done(table5, finish, {1e-5: 40.9})
     (failed,) = [run for run in table5.runs.values() if run.parent_name.startswith("swav") and rate(run) == 1e-4]
     failed.failure.parent.mkdir(parents=True)
     failed.failure.write_text('{"status": "failed", "message": "no disk"}')
     judged = swav(table5)["ap"]
-    assert str(judged.verdict) == "failed" and judged.reason.endswith("no disk")
+    assert str(judged.verdict) == "failed" and judged.reason.endswith("no disk.")
 
 
 def test_seeds_choose_together(checkout: Path, finish: Callable[..., None]) -> None:

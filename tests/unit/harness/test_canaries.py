@@ -8,23 +8,27 @@ import pytest
 from reproduce.errors import UserError
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Request, Run
+from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, table_as_text
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import canary, check
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.canary import check_canaries
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.labels import Verdict
+from reproduce.harness.verdict.notes import CanaryMeasurement
 
 Finish = Callable[..., None]
 Sing = Callable[..., Run]
 
 
-def judged(finish: Finish) -> Judged:
+def judged(finish: Finish) -> CellVerdict:
     """Table 9's first cell, three seeds of ours on the printed number."""
     plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
     plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, 73.9 + 0.01 * run.seed)
     checked = check.check(plan)
-    return next(judged for _, _, judged in checked[0].judged())
+    return next(judged for _, _, judged in checked[0].cells())
 
 
 def test_a_canary_that_agreed(checkout: Path, finish: Finish, sing: Sing) -> None:
@@ -32,18 +36,18 @@ def test_a_canary_that_agreed(checkout: Path, finish: Finish, sing: Sing) -> Non
     cell = judged(finish)
     assert (cell.verdict, cell.canary) == (Verdict.REPRODUCED, "agreed")
     assert "Its canary agreed: the authors' swav_800ep_pretrain.pth.tar" in cell.reason
-    assert "top1_best 75.10 where 75.3 is printed (margin 0.2)" in cell.reason
+    assert "top1_best 75.10, printed 75.3 (margin 0.2)" in cell.reason
 
 
 def test_a_canary_that_is_missing_keeps_a_number_from_counting(checkout: Path, finish: Finish) -> None:
     cell = judged(finish)
     assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "missing")
-    assert "Not preceded by its canary, so it does not count as reproduced" in cell.reason
+    assert "Its canary is missing, so it does not count as reproduced" in cell.reason
     plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
     checked = check.check(plan)
-    assert "✓ within°" in check.as_text(checked[0]) and canary.FOOTNOTE in check.as_text(checked[0])
-    check.write(plan, checked)
-    assert canary.FOOTNOTE in Path("reports/paper/table9.md").read_text()
+    assert "✓ within°" in table_as_text(checked[0]) and CANARY_FOOTNOTE in table_as_text(checked[0])
+    write_verdicts(plan, checked)
+    assert CANARY_FOOTNOTE in Path("reports/paper/table9.md").read_text()
 
 
 def test_a_canary_that_disagrees_puts_the_evaluation_in_doubt(checkout: Path, finish: Finish, sing: Sing) -> None:
@@ -67,9 +71,9 @@ def test_only_the_same_evaluation_of_the_authors_checkpoint_counts(
 
 def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, finish: Finish) -> None:
     run = sing("knn", 59.2)  # knn200 is printed with 55.8
-    assert canary.listen(run).state == "disagreed"
+    assert check_canaries(run).state == "disagreed"
     finish(run, metrics={"knn20": 59.25, "knn200": 55.75})
-    assert canary.listen(run).state == "agreed"
+    assert check_canaries(run).state == "agreed"
 
 
 @pytest.mark.parametrize(
@@ -80,29 +84,29 @@ def test_a_damaged_canary_is_named(checkout: Path, sing: Sing, file: str, conten
     path = Path(run.folder) / file
     path.write_text(content)
     with pytest.raises(UserError, match=f"{path} is (not the result of|damaged)"):
-        canary.listen(run)
+        check_canaries(run)
 
 
 def test_the_best_setting_of_the_authors_checkpoint_counts(checkout: Path, finish: Finish, sing: Sing) -> None:
     """DETR is trained at three backbone rates, and the paper prints the best: 42.1. All three must be there."""
     first = sing("coco_detr", 41.0, "protocol.lr_backbone=1e-5")
     sing("coco_detr", 41.9, "protocol.lr_backbone=5e-5")
-    assert canary.listen(first).state == "missing"
+    assert check_canaries(first).state == "missing"
     sing("coco_detr", 38.0, "protocol.lr_backbone=1e-4")
-    song = canary.listen(first)
-    assert song.state == "agreed" and "ap 41.90 where 42.1 is printed (margin 0.5)" in song.reason
+    result = check_canaries(first)
+    assert result.state == "agreed" and result.measurements == (CanaryMeasurement("ap", 41.9, 42.1, 0.5),)
 
 
 def test_every_evaluation_of_the_authors_checkpoint_has_a_canary() -> None:
-    """But for low-shot learning, of which the paper prints nothing for it."""
-    heard = {each.column.eval for each in canary.expectations(canary.load())}
+    """Except low-shot learning, for which the paper prints no number of this checkpoint."""
+    checked = {each.column.eval for each in canary.targets(canary.load())}
     tables_of_paper = [tables.load(name, "paper") for name in tables.names("paper")]
     evaluations = {column.eval for table in tables_of_paper for column in table.columns.values() if column.eval}
-    assert evaluations - heard == {"lowshot_13", "lowshot_128"}
+    assert evaluations - checked == {"lowshot_13", "lowshot_128"}
 
 
 def test_every_canary_is_a_printed_number_of_the_published_checkpoint() -> None:
-    for each, expected in zip(canary.load().canaries, canary.expectations(canary.load()), strict=True):
+    for each, expected in zip(canary.load().canaries, canary.targets(canary.load()), strict=True):
         table = tables.load(each.table, "paper")
         (row,) = [row for row in table.rows if row.label == each.row]
         assert row.pretrain == "swav_800ep" and table.columns[each.column].eval

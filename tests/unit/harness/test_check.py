@@ -10,14 +10,17 @@ from xml.etree import ElementTree
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import record_baseline, report
+from reproduce.harness import record_baseline
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request, Run
+from reproduce.harness.report.files import Changes, write_verdicts
+from reproduce.harness.report.page import write_page
+from reproduce.harness.report.render_tables import table_as_markdown, table_as_text
+from reproduce.harness.report.tracking import log_changes
 from reproduce.harness.spec import baseline, tables
-from reproduce.harness.verdict import check
-from reproduce.harness.verdict import stats as statistics
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict import check, stats
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.labels import SYMBOLS, Verdict
 
 
 def printed(run: Run) -> float:
@@ -39,8 +42,8 @@ def record(finish: Callable[..., None]) -> None:
     record_baseline.record(plan)
 
 
-def swav(plan: Plan, checked: list[check.Checked]) -> dict[str, Judged]:
-    return {key: judged for row, key, judged in checked[0].judged() if row.label == "SwAV"}
+def swav(plan: Plan, checked: list[check.TableVerdict]) -> dict[str, CellVerdict]:
+    return {key: judged for row, key, judged in checked[0].cells() if row.label == "SwAV"}
 
 
 def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
@@ -85,12 +88,12 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
 
 def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
     checked = check.check(paper())
-    verdicts = {(row.method, key): judged for row, key, judged in checked[0].judged()}
+    verdicts = {(row.method, key): judged for row, key, judged in checked[0].cells()}
     assert verdicts["RotNet", "voc07"].verdict == Verdict.NOT_RUN
     assert "facebookresearch/vissl" in verdicts["RotNet", "voc07"].reason
     assert verdicts["BoWNet", "voc07"].verdict == Verdict.REPORTED
     assert all(judged.reason.endswith(".") for judged in verdicts.values())
-    assert checked[0].cells[1]["inat18"] is None  # RotNet: the paper prints a dash
+    assert checked[0].rows[1]["inat18"] is None  # RotNet: the paper prints a dash
 
 
 def test_a_missing_run_is_incomplete_and_a_rows_own_not_run_is_not(checkout: Path, finish: Callable[..., None]) -> None:
@@ -112,7 +115,7 @@ def test_one_failed_seed_fails_the_cell(checkout: Path, finish: Callable[..., No
     checked = check.check(plan)
     places = swav(plan, checked)["places205"]
     assert places.verdict == Verdict.FAILED
-    assert places.reason == "swav_800ep, seed 1 collapsed: loss stuck at ln K"
+    assert places.reason == "swav_800ep, seed 1 collapsed: loss stuck at ln K."
     assert check.exit_status(checked) == check.INCOMPLETE
 
 
@@ -120,61 +123,61 @@ def test_nothing_recorded_is_no_baseline(smoke: Plan, finish: Callable[..., None
     for run in smoke.runs.values():
         finish(run)
     checked = check.check(smoke)
-    assert {judged.verdict for table in checked for _, _, judged in table.judged()} == {Verdict.NO_BASELINE}
+    assert {judged.verdict for table in checked for _, _, judged in table.cells()} == {Verdict.NO_BASELINE}
     assert check.exit_status(checked) == check.AGREES
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(50.5, "within"), (80.0, "better"), (20.0, "worse")])
-def test_against_recorded_numbers(checkout: Path, finish: Callable[..., None], value: float, verdict: str) -> None:
+def test_compare_with_recorded_numbers(checkout: Path, finish: Callable[..., None], value: float, verdict: str) -> None:
     record(finish)
     plan = build.build_plan(Request(("table7",), "smoke"))
     for run in plan.runs.values():
         finish(run, value)
     checked = check.check(plan)
-    for _, _, judged in checked[0].judged():
+    for _, _, judged in checked[0].cells():
         assert (judged.verdict, judged.expected) == (verdict, 50.0)
         assert judged.interval is not None and judged.interval[0] < 50 < judged.interval[1]
         assert "config has changed" not in judged.reason
-        assert judged.as_recorded is False
-        assert "Seed 0 gave 49.00 when it was recorded: another machine, or other code." in judged.reason
-    assert check.again(checked) == "0 of 4 cells give their recorded seeds' numbers again, to the digit"
+        assert judged.recorded_match is False
+        assert "Seed 0 gave 49.00 when it was recorded, on another machine or with other code." in judged.reason
+    assert check.recorded_matches(checked) == "0 of 4 cells give their recorded seeds' numbers again, to the digit"
 
 
-def test_recorded_seeds_that_give_the_same_again_are_told(checkout: Path, finish: Callable[..., None]) -> None:
+def test_recorded_seeds_that_give_the_same_again_are_counted(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
     checked = check.check(build.build_plan(Request(("table7",), "smoke", (0, 1))))
-    assert check.again(checked) == "4 of 4 cells give their recorded seeds' numbers again, to the digit"
+    assert check.recorded_matches(checked) == "4 of 4 cells give their recorded seeds' numbers again, to the digit"
     others = build.build_plan(Request(("table7",), "smoke", (7, 8)))
     for run in others.runs.values():
         finish(run, 50.0)
-    assert check.again(check.check(others)) == ""
+    assert check.recorded_matches(check.check(others)) == ""
 
 
-def test_a_table_checked_alone_is_judged_as_in_company(checkout: Path, finish: Callable[..., None]) -> None:
+def test_a_table_has_the_same_verdicts_alone_and_with_others(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    alone = check.check(build.build_plan(Request(("table7",), "smoke")))[0].cells
-    company = check.check(build.build_plan(Request(("table3", "table7"), "smoke")))[1].cells
+    alone = check.check(build.build_plan(Request(("table7",), "smoke")))[0].rows
+    company = check.check(build.build_plan(Request(("table3", "table7"), "smoke")))[1].rows
     assert alone == company
 
 
-def test_a_config_changed_since_the_recording_is_told(checkout: Path, finish: Callable[..., None]) -> None:
+def test_a_config_changed_since_the_recording_is_noted(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
     path = baseline.path("smoke")
     path.write_text(path.read_text().replace("run_id: knn-s0-", "run_id: knn-s0-0"))
     checked = check.check(build.build_plan(Request(("table7",), "smoke")))
-    assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].judged())
+    assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].cells())
 
 
-def test_other_pictures_have_no_baseline(checkout: Path, finish: Callable[..., None]) -> None:
+def test_other_images_have_no_baseline(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 90.0)
-    assert {judged.verdict for _, _, judged in check.check(plan)[0].judged()} == {Verdict.NO_BASELINE}
+    assert {judged.verdict for _, _, judged in check.check(plan)[0].cells()} == {Verdict.NO_BASELINE}
 
 
 def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Callable[..., None]) -> None:
-    """They agree to .1 points, and say nothing of what another pretraining would give."""
+    """They agree to .1 points, which says nothing about another pretraining."""
     plan = paper()
     for run in plan.runs.values():
         finish(run, printed(run) + 0.1 * (run.seed - 2))
@@ -196,17 +199,17 @@ def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
     assert judged.interval == pytest.approx((82.6 - 6.314 * 0.3, 82.6 + 6.314 * 0.3), abs=1e-3)
 
 
-def test_other_pictures_are_not_held_against_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
+def test_other_images_are_not_compared_with_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
     plan = build.build_plan(Request(("table7",), "paper", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 65.7)
-    made = {judged.reason: judged.verdict for _, _, judged in check.check(plan)[0].judged() if judged.needed}
+    made = {judged.reason: judged.verdict for _, _, judged in check.check(plan)[0].cells() if judged.needed}
     assert set(made.values()) == {Verdict.NO_BASELINE}
-    assert any("reads CIFAR-10, the paper's ILSVRC2012: nothing to compare with." in reason for reason in made)
+    assert any("reads CIFAR-10, but the paper used ILSVRC2012: there is nothing" in reason for reason in made)
 
 
 @pytest.mark.parametrize("content", ['{"run_id": "knn-s0', "", "[]", '{"run_id": "another", "metrics": {}}'])
-def test_a_cut_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None], content: str) -> None:
+def test_a_damaged_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None], content: str) -> None:
     for run in smoke.runs.values():
         finish(run)
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
@@ -235,10 +238,10 @@ def test_a_result_that_no_run_writes_is_named(
 ) -> None:
     for run in smoke.runs.values():
         finish(run)
-    check.write(smoke, check.check(smoke))
+    write_verdicts(smoke, check.check(smoke))
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, **damage)
-    for command in (lambda: check.check(smoke), lambda: report.write("smoke"), lambda: plan_file.write(smoke)):
+    for command in (lambda: check.check(smoke), lambda: write_page("smoke"), lambda: plan_file.write(smoke)):
         with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
             command()
 
@@ -248,11 +251,11 @@ def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[...,
         finish(run)
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, metrics={"knn20": 50.0})
-    with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200', only knn20: correct"):
+    with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200', only knn20. Correct"):
         check.check(smoke)
 
 
-def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., None]) -> None:
+def test_files_hold_the_verdicts(checkout: Path, finish: Callable[..., None]) -> None:
     plan = paper()
     for run in plan.runs.values():
         if run.name != "voc07_svm":
@@ -260,7 +263,7 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
                 run, printed(run) + (5.0 if (run.parent_name, run.name) == ("swav_800ep", "linear_inat18") else 0.04)
             )
     checked = check.check(plan)
-    assert check.write(plan, checked).tables == checked  # all of it is news
+    assert write_verdicts(plan, checked).tables == checked  # everything changed
     data = json.loads(Path("reports/paper/table3.json").read_text())
     cell = data["rows"][-1]["cells"]["inat18"]
     assert (cell["verdict"], cell["mean"], cell["margin"]["points"]) == ("better", 53.6, 0.8)
@@ -281,15 +284,15 @@ def test_files_say_what_the_check_said(checkout: Path, finish: Callable[..., Non
     }
 
 
-def test_the_same_verdicts_are_no_news(checkout: Path) -> None:
+def test_the_same_verdicts_are_no_changes(checkout: Path) -> None:
     plan = paper()
-    assert check.write(plan, check.check(plan)).tables
-    assert check.write(plan, check.check(plan)) == check.News([], [])
+    assert write_verdicts(plan, check.check(plan)).tables
+    assert write_verdicts(plan, check.check(plan)) == Changes([], [])
 
 
 def test_every_verdict_is_shown() -> None:
-    assert set(check.SYMBOLS) == set(Verdict)
-    assert len(set(check.SYMBOLS.values())) == len(Verdict)
+    assert set(SYMBOLS) == set(Verdict)
+    assert len(set(SYMBOLS.values())) == len(Verdict)
 
 
 def test_tracking_never_fails_a_check(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,16 +303,16 @@ def test_tracking_never_fails_a_check(checkout: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tracking, "log_table", fail)
     plan = paper()
-    assert check.track(plan, check.News(check.check(plan), [])) == "OSError: no network"
+    assert log_changes(plan, Changes(check.check(plan), [])) == "OSError: no network"
 
 
-def test_tracking_gets_a_row_a_cell(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_gets_a_row_for_each_cell(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reproduce.engine.runs import tracking
 
     sent = []
     monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
     plan = paper()
-    assert check.track(plan, check.News(check.check(plan), [])) is None
+    assert log_changes(plan, Changes(check.check(plan), [])) is None
     ((name, scale, folder, columns, rows),) = sent
     assert (name, scale, folder) == ("table3", "paper", Path("reports/paper"))
     assert all(len(row) == len(columns) for row in rows)
@@ -353,11 +356,11 @@ def learned(plan: Plan, finish: Callable[..., None], values: list[float], contro
 @pytest.mark.parametrize(
     ("value", "verdict", "says"),
     [
-        (24.0, "worse", "+4.0 points from Random trunk; what is learned beats it by 5."),
+        (24.0, "worse", "+4.0 points from Random trunk; learning must beat it by more than 5."),
         (26.0, "no baseline", "yet. It beats its control: +6.0 points from Random trunk, more than 5."),
     ],
 )
-def test_the_control_is_asked_where_nothing_is_recorded(
+def test_the_control_decides_if_nothing_is_recorded(
     checkout: Path, finish: Callable[..., None], value: float, verdict: str, says: str
 ) -> None:
     controlled(checkout)
@@ -369,19 +372,20 @@ def test_the_control_is_asked_where_nothing_is_recorded(
 
 
 @pytest.mark.parametrize("value", [21.0, 60.0])
-def test_on_other_pictures_the_difference_from_the_control_is_told(
+def test_on_other_images_the_difference_from_the_control_is_noted(
     checkout: Path, finish: Callable[..., None], value: float
 ) -> None:
-    """The bar of five points was set for the generated pictures."""
+    """The bar of five points was set for the generated images."""
     controlled(checkout)
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     learned(plan, finish, [value])
     judged = swav(plan, checked := check.check(plan))["knn20"]
     assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
-    assert f"{value - 20:+.1f} points from Random trunk; the bar of 5 is for the scale's own." in judged.reason
+    told = f"{value - 20:+.1f} points from Random trunk; the required 5 apply to the scale's own images."
+    assert told in judged.reason
 
 
-def test_an_interval_of_all_percentages_is_said_to_say_nothing(checkout: Path, finish: Callable[..., None]) -> None:
+def test_an_interval_of_all_percentages_is_noted(checkout: Path, finish: Callable[..., None]) -> None:
     five = build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
     learned(five, finish, [5.0, 95.0, 50.0, 10.0, 90.0])
     record_baseline.record(five)
@@ -416,8 +420,8 @@ def collapse(run: Run, status: str = "collapsed") -> None:
     run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "loss stuck at ln K"}))
 
 
-def cells_of(plan: Plan) -> dict[str, Judged]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].judged()}
+def cells_of(plan: Plan) -> dict[str, CellVerdict]:
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].cells()}
 
 
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
@@ -427,7 +431,7 @@ def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable
     assert "loss stuck at ln K" in one.reason
     checked = check.check(plan)
     assert check.exit_status(checked) == check.AGREES
-    check.write(plan, checked)
+    write_verdicts(plan, checked)
     assert "| SwAV, 1 iteration | fail ⊗ expected failure |" in Path("reports/paper/table10.md").read_text()
     suite = ElementTree.parse("reports/paper/junit.xml").getroot()[0]
     assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "0", "0")
@@ -441,8 +445,8 @@ def test_a_training_that_converges_where_the_papers_fails_disagrees(
     assert (one.verdict, one.mean, one.difference) == (Verdict.BETTER, 73.9, None)
     checked = check.check(plan)
     assert check.exit_status(checked) == check.DISAGREES
-    assert "fail → **73.9** ▲ better" in check.as_markdown(plan, checked[0])
-    assert "In the paper the training fails" in check.as_text(checked[0])
+    assert "fail → **73.9** ▲ better" in table_as_markdown(plan, checked[0])
+    assert "In the paper the training fails" in table_as_text(checked[0])
 
 
 def test_an_expected_failure_is_a_collapse_of_every_seed(checkout: Path, finish: Callable[..., None]) -> None:
@@ -463,7 +467,7 @@ def test_the_test_set_is_part_of_one_seeds_interval(checkout: Path, finish: Call
     judged = cells_of(ablation("table9", finish, value=74.6))["SwAV, learned prototypes/top1"]
     assert judged.verdict == Verdict.INCONCLUSIVE
     assert judged.interval == pytest.approx((74.6 - 0.3202, 74.6 + 0.3202), abs=1e-3)
-    assert "test set" in judged.interval_of
+    assert judged.interval_kind == "test set"
 
 
 def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None], sing: Callable[..., Run]) -> None:
@@ -474,14 +478,14 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     for run in plan.runs.values():
         if run.kind == "evaluate":
             finish(run, centres.get(run.parent_name, 73.9) + 0.1 * (run.seed - 1))
-    judged = [cell for _, _, cell in check.check(plan)[0].judged()]
+    judged = [cell for _, _, cell in check.check(plan)[0].cells()]
     alone = [
-        statistics.against_printed(list(cell.values.values()), cell.expected, 0.6)
+        stats.compare_with_printed(list(cell.values.values()), cell.expected, 0.6)
         for cell in judged
         if cell.expected is not None and cell.mean is not None
     ]
-    assert [judgement.verdict for judgement in alone] == [Verdict.REPRODUCED] * 4
-    adjusted = statistics.holm([judgement.p_value for judgement in alone if judgement.p_value is not None])
+    assert [compared.verdict for compared in alone] == [Verdict.REPRODUCED] * 4
+    adjusted = stats.holm([compared.p_value for compared in alone if compared.p_value is not None])
     assert [cell.p_value for cell in judged] == pytest.approx(adjusted)
     assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
     assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
@@ -495,11 +499,11 @@ def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: 
     path = checkout / "tables" / "paper" / "table9.yaml"
     path.write_text(path.read_text().replace("points: 0.6", "points: 1.5"))
     wider = build.build_plan(plan.request)
-    plan_file.write(wider)  # planning again renews no note of a run that is done
+    plan_file.write(wider)  # planning again keeps the margins recorded for a run that is done
     judged = cells_of(wider)["SwAV, hard assignments/top1"]
     assert judged.verdict == Verdict.BETTER
     assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.6)
-    assert "The margin was widened to 1.5 points after the result was there; the 0.6 of before stand." in judged.reason
+    assert "The margin was widened to 1.5 points after the result existed; the earlier 0.6 is used." in judged.reason
     for run in wider.runs.values():
         run.result.unlink()
     plan_file.write(wider)
@@ -517,7 +521,7 @@ def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Calla
     judged = cells_of(build.build_plan(plan.request))["SwAV, hard assignments/top1"]
     assert (judged.margin_before, judged.margin and judged.margin.points) == (0.6, 0.01)
     assert judged.verdict == Verdict.BETTER
-    assert "The margin was narrowed after the result was there: it was 0.6 points." in judged.reason
+    assert "The margin was narrowed after the result existed: it was 0.6 points." in judged.reason
 
 
 @pytest.mark.parametrize("content", ["null", "[]", '{"knn-s0": 3}', '{"knn-s0": {"table3/SwAV/voc07": "wide"}}'])
@@ -535,15 +539,15 @@ def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: 
     plan = build.build_plan(Request(("table9",), "paper"))
     for run in plan.runs.values():
         finish(run, 73.9)
-    assert all("No margin was noted before" in judged.reason for judged in cells_of(plan).values())
+    assert all("No margin was recorded before" in judged.reason for judged in cells_of(plan).values())
 
 
-def test_a_misprint_is_the_papers(checkout: Path) -> None:
+def test_a_misprint_is_noted_as_the_papers(checkout: Path) -> None:
     plan = build.build_plan(Request(("table2",), "paper"))
     swav = cells_of(plan)["SwAV, R50-w2/params_millions"]
     assert (swav.printed, swav.expected) == (188, 93.9)
     assert "Erratum of the paper, which prints 188" in swav.reason
-    text = check.as_markdown(plan, check.check(plan)[0])
+    text = table_as_markdown(plan, check.check(plan)[0])
     assert "| SwAV, R50-w2 | 93.9 (printed 188) ○ not run |" in text
 
 
@@ -552,8 +556,8 @@ def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callab
     assert {run.kind for run in plan.runs.values()} == {"pretrain"} and len(plan.runs) == 2
     checked = check.check(plan)
     assert check.exit_status(checked) == check.INCOMPLETE
-    assert "swav_400ep_hard, seed 0" in check.as_text(checked[0])
-    check.write(plan, checked)
+    assert "swav_400ep_hard, seed 0" in table_as_text(checked[0])
+    write_verdicts(plan, checked)
     for run in plan.runs.values():
         finish(run)
     assert check.exit_status(check.check(plan)) == check.AGREES
@@ -564,8 +568,8 @@ def test_every_table_is_judged_with_nothing_run(checkout: Path, name: str) -> No
     plan = build.build_plan(Request((name,), "paper"))
     checked = check.check(plan)
     assert check.exit_status(checked) == (check.INCOMPLETE if plan.cells else check.AGREES)
-    check.write(plan, checked)
-    for _, _, judged in checked[0].judged():
+    write_verdicts(plan, checked)
+    for _, _, judged in checked[0].cells():
         assert judged.reason.endswith(".") and judged.verdict in (
             *(Verdict.NOT_RUN, Verdict.REPORTED, Verdict.UNAVAILABLE),
         )

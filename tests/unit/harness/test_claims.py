@@ -10,14 +10,15 @@ from scipy import stats
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
-from reproduce.harness import report
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
-from reproduce.harness.report import claims as show_claims
+from reproduce.harness.report.files import Changes, write_verdicts
+from reproduce.harness.report.page import write_page
+from reproduce.harness.report.tracking import log_changes
 from reproduce.harness.spec import claims
 from reproduce.harness.verdict import check, strict
-from reproduce.harness.verdict import claims as judge_claims
-from reproduce.harness.verdict.claims import Answer, Standing
+from reproduce.harness.verdict.claims import WORST_FIRST, ClaimVerdict, PartVerdict, check_claims, half_fall_percent
+from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
 
 Finish = Callable[..., None]
 BASE, FIXED, HARD, ONE = (
@@ -43,43 +44,43 @@ def collapse(plan: Plan, experiment: str, status: str = "collapsed") -> None:
             run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "stuck at ln K"}))
 
 
-def answer(plan: Plan, name: str) -> Answer:
-    (found,) = [each for each in judge_claims.judge(plan) if each.claim.claim == name]
+def answer(plan: Plan, name: str) -> ClaimVerdict:
+    (found,) = [each for each in check_claims(plan) if each.claim.claim == name]
     return found
 
 
 @pytest.mark.parametrize(
-    ("fixed", "side", "says"),
+    ("fixed", "tendency", "says"),
     [
-        (73.0, "right", "One seed a side: +0.9 points, on the right side; "),
-        (73.9, "", "One seed a side: +0.0 points, no more than its known error; "),
-        (73.6, "", "One seed a side: +0.3 points, no more than its known error; "),
-        (75.0, "wrong", "One seed a side: -1.1 points, on the wrong side; "),
+        (73.0, "right", "One seed per side: +0.9 points, which points the right way; "),
+        (73.9, "", "One seed per side: +0.0 points, no more than its known error; "),
+        (73.6, "", "One seed per side: +0.3 points, no more than its known error; "),
+        (75.0, "wrong", "One seed per side: -1.1 points, which points the wrong way; "),
     ],
 )
-def test_one_seed_decides_nothing_and_says_which_way_it_points(
-    checkout: Path, finish: Finish, fixed: float, side: str, says: str
+def test_one_seed_decides_nothing_and_points_one_way(
+    checkout: Path, finish: Finish, fixed: float, tendency: str, says: str
 ) -> None:
-    """The test sets' error is known and told, and tells which way it points; of seeds it says nothing."""
+    """The test sets' known error decides which way the difference points; it says nothing about seeds."""
     found = answer(done(finish, {BASE: 73.9, FIXED: fixed}), "learned-prototypes")
-    (finding,) = found.findings
-    assert (found.standing, found.side) == (Standing.INCONCLUSIVE, side)
-    assert finding.difference == pytest.approx(73.9 - fixed)
+    (part,) = found.parts
+    assert (found.status, found.tendency) == (ClaimStatus.INCONCLUSIVE, tendency)
+    assert part.difference == pytest.approx(73.9 - fixed)
     error = 100 * (0.739 * 0.261 / 50_000 + fixed / 100 * (1 - fixed / 100) / 50_000) ** 0.5
-    assert finding.interval is not None
-    assert finding.interval[1] - finding.interval[0] == pytest.approx(2 * stats.norm.ppf(0.95) * error)
-    unknown = "nothing is known of the spread over seeds, so it is not decided; SEEDS=3 can decide it."
-    assert finding.reason == says + unknown
-    assert (finding.printed, finding.p_value, finding.effect_size) == (0.8, None, None)
+    assert part.interval is not None
+    assert part.interval[1] - part.interval[0] == pytest.approx(2 * stats.norm.ppf(0.95) * error)
+    unknown = "nothing is known about the spread over seeds, so this decides nothing; SEEDS=3 can decide it."
+    assert part.reason == says + unknown
+    assert (part.printed, part.p_value, part.effect_size) == (0.8, None, None)
 
 
 def test_one_seed_makes_no_check_fail_unless_strict(
     checkout: Path, finish: Finish, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = done(finish, {BASE: 73.4, FIXED: 74.0, HARD: 73.3}, table="table9")
-    answers = judge_claims.judge(plan)
+    answers = check_claims(plan)
     assert check.exit_status([], answers) == check.AGREES
-    assert "claim learned-prototypes: inconclusive" in strict.complaints(plan, [], answers)
+    assert "claim learned-prototypes: inconclusive" in strict.open_issues(plan, [], answers)
     main(["check", "table9", "--scale", "paper"])
     out = capsys.readouterr().out
     assert "◆ inconclusive, points the wrong way Learned prototypes are better than fixed random ones." in out
@@ -91,15 +92,15 @@ def test_one_seed_makes_no_check_fail_unless_strict(
 
 def test_several_seeds_are_welchs_test(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {BASE: 73.9, HARD: 72.3}, 0, 1, 2, table="table9")
-    (finding,) = answer(plan, "soft-assignments").findings
-    assert finding.standing == Standing.HOLDS and "3 seeds a side (Welch)" in finding.reason
-    assert finding.effect_size == pytest.approx(1.6 / 0.1 * (1 - 3 / 15))
-    assert finding.p_value is not None and finding.p_value < 0.01
+    (part,) = answer(plan, "soft-assignments").parts
+    assert part.status == ClaimStatus.HOLDS and "3 seeds per side (Welch)" in part.reason
+    assert part.effect_size == pytest.approx(1.6 / 0.1 * (1 - 3 / 15))
+    assert part.p_value is not None and part.p_value < 0.01
 
 
-def test_a_tables_check_judges_the_claims_that_it_touches(checkout: Path, finish: Finish) -> None:
+def test_a_tables_check_judges_the_claims_that_use_its_numbers(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {BASE: 73.9, FIXED: 73.0, HARD: 73.2}, 0, 1, table="table9")
-    found = {each.claim.claim: str(each.standing) for each in judge_claims.judge(plan)}
+    found = {each.claim.claim: str(each.status) for each in check_claims(plan)}
     assert found == {
         "learned-prototypes": "holds",
         "soft-assignments": "holds",
@@ -111,17 +112,17 @@ def test_a_tables_check_judges_the_claims_that_it_touches(checkout: Path, finish
 
 def test_convergence(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {BASE: 73.9}, 0, 1)
-    assert answer(plan, "three-iterations").standing == Standing.NOT_RUN
+    assert answer(plan, "three-iterations").status == ClaimStatus.NOT_RUN
     collapse(plan, ONE, status="failed")
-    assert answer(plan, "three-iterations").lacking
+    assert answer(plan, "three-iterations").incomplete
     collapse(plan, ONE)
-    assert answer(plan, "three-iterations").standing == Standing.HOLDS
+    assert answer(plan, "three-iterations").status == ClaimStatus.HOLDS
     done(finish, {ONE: 70.0}, 0, 1)
-    assert answer(plan, "three-iterations").standing == Standing.CONTRADICTED
+    assert answer(plan, "three-iterations").status == ClaimStatus.CONTRADICTED
     collapse(plan, BASE)
-    assert "swav_400ep_2x160_4x96, seed 0 collapsed" in answer(plan, "three-iterations").findings[0].reason
-    assert answer(plan, "three-iterations").standing == Standing.CONTRADICTED
-    assert answer(plan, "soft-assignments").standing == Standing.NOT_RUN
+    assert "swav_400ep_2x160_4x96, seed 0 collapsed" in answer(plan, "three-iterations").parts[0].reason
+    assert answer(plan, "three-iterations").status == ClaimStatus.CONTRADICTED
+    assert answer(plan, "soft-assignments").status == ClaimStatus.NOT_RUN
 
 
 def test_one_seed_does_not_decide_convergence_either(checkout: Path, finish: Finish) -> None:
@@ -129,39 +130,41 @@ def test_one_seed_does_not_decide_convergence_either(checkout: Path, finish: Fin
     plan = done(finish, {BASE: 73.9})
     collapse(plan, ONE)
     found = answer(plan, "three-iterations")
-    assert (found.standing, found.side) == (Standing.INCONCLUSIVE, "right")
-    assert found.findings[0].reason.startswith(f"One seed a side: {ONE} collapsed, {BASE} did not, on the right side; ")
+    assert (found.status, found.tendency) == (ClaimStatus.INCONCLUSIVE, "right")
+    assert found.parts[0].reason.startswith(
+        f"One seed per side: {ONE} collapsed, {BASE} did not, which points the right "
+    )
     done(finish, {ONE: 70.0})
     found = answer(plan, "three-iterations")
-    assert (found.standing, found.side) == (Standing.INCONCLUSIVE, "wrong")
-    assert found.findings[0].reason.startswith(f"One seed a side: {ONE} did not collapse, on the wrong side; ")
+    assert (found.status, found.tendency) == (ClaimStatus.INCONCLUSIVE, "wrong")
+    assert found.parts[0].reason.startswith(f"One seed per side: {ONE} did not collapse, which points the wrong way; ")
     collapse(plan, BASE)
-    assert answer(plan, "three-iterations").side == "wrong"
+    assert answer(plan, "three-iterations").tendency == "wrong"
 
 
-@pytest.mark.parametrize(("last", "standing"), [(73.6, "holds"), (73.4, "inconclusive"), (70.0, "contradicted")])
-def test_spread(checkout: Path, finish: Finish, last: float, standing: str) -> None:
+@pytest.mark.parametrize(("last", "status"), [(73.6, "holds"), (73.4, "inconclusive"), (70.0, "contradicted")])
+def test_spread(checkout: Path, finish: Finish, last: float, status: str) -> None:
     values = dict(zip(PROTOTYPES, [73.9, 73.8, 73.7, last], strict=True))
     alone = answer(done(finish, values), "enough-prototypes")
-    side = {"holds": "right", "inconclusive": "", "contradicted": "wrong"}[standing]
-    assert (alone.standing, alone.side) == (Standing.INCONCLUSIVE, side)
-    assert alone.findings[0].reason.startswith(f"One seed each. The widest difference is {73.9 - last:.2f} points, ")
+    tendency = {"holds": "right", "inconclusive": "", "contradicted": "wrong"}[status]
+    assert (alone.status, alone.tendency) == (ClaimStatus.INCONCLUSIVE, tendency)
+    assert alone.parts[0].reason.startswith(f"One seed each. The widest difference is {73.9 - last:.2f} points, ")
     found = answer(done(finish, values, 0, 1, 2), "enough-prototypes")
-    assert found.standing == standing
-    assert found.findings[0].difference == pytest.approx(73.9 - last)
+    assert found.status == status
+    assert found.parts[0].difference == pytest.approx(73.9 - last)
 
 
 def test_a_claim_of_many_parts_is_all_of_them(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {"swav_100ep": 70.0, "swav_200ep": 72.0, "swav_400ep": 74.0}, 0, 1, 2)
     one = build.build_plan(Request(("claims",), "paper"))
-    assert answer(plan, "longer").standing == Standing.NOT_RUN
+    assert answer(plan, "longer").status == ClaimStatus.NOT_RUN
     done(finish, {"swav_800ep": 76.0}, 0, 1, 2)
-    assert answer(plan, "longer").standing == Standing.HOLDS
-    assert answer(one, "longer").side == "right"
+    assert answer(plan, "longer").status == ClaimStatus.HOLDS
+    assert answer(one, "longer").tendency == "right"
     done(finish, {"swav_100ep": 73.0}, 0, 1, 2)
-    assert answer(one, "longer").side == "wrong"
-    assert [str(each.standing) for each in answer(plan, "longer").findings] == ["contradicted", "holds", "holds"]
-    assert answer(plan, "longer").standing == Standing.CONTRADICTED
+    assert answer(one, "longer").tendency == "wrong"
+    assert [str(each.status) for each in answer(plan, "longer").parts] == ["contradicted", "holds", "holds"]
+    assert answer(plan, "longer").status == ClaimStatus.CONTRADICTED
 
 
 def test_sooner(checkout: Path, finish: Finish) -> None:
@@ -171,18 +174,18 @@ def test_sooner(checkout: Path, finish: Finish) -> None:
             at = (100 if run.name == HARD else 400) + 20 * run.seed
             lines = [json.dumps({"step": step, "loss": 4.0 if step < at else 3.0}) for step in range(1, 1001)]
             (Path(run.folder) / "metrics.jsonl").write_text("\n".join(lines))
-    (finding,) = answer(plan, "hard-converges-faster").findings
-    assert (finding.standing, finding.difference) == (Standing.HOLDS, 30.0)
-    assert finding.interval is not None and finding.interval[0] < 30 < finding.interval[1]
-    (alone,) = answer(build.build_plan(Request(("claims",), "paper")), "hard-converges-faster").findings
-    assert (alone.standing, alone.side, alone.difference) == (Standing.INCONCLUSIVE, "right", 30.0)
+    (part,) = answer(plan, "hard-converges-faster").parts
+    assert (part.status, part.difference) == (ClaimStatus.HOLDS, 30.0)
+    assert part.interval is not None and part.interval[0] < 30 < part.interval[1]
+    (alone,) = answer(build.build_plan(Request(("claims",), "paper")), "hard-converges-faster").parts
+    assert (alone.status, alone.tendency, alone.difference) == (ClaimStatus.INCONCLUSIVE, "right", 30.0)
     assert alone.interval is None, "an interval of no width would look like certainty"
-    assert "+30.0 points, on the right side" in alone.reason
+    assert "+30.0 points, which points the right way" in alone.reason
 
 
-def test_half_of_a_falling_line_is_its_middle() -> None:
-    assert judge_claims.half_fall_percent([(step, 100.0 - step) for step in range(1, 1001)]) == pytest.approx(50, abs=1)
-    assert judge_claims.half_fall_percent([(0, 2.0)]) == 0
+def test_a_falling_line_is_half_way_down_in_its_middle() -> None:
+    assert half_fall_percent([(step, 100.0 - step) for step in range(1, 1001)]) == pytest.approx(50, abs=1)
+    assert half_fall_percent([(0, 2.0)]) == 0
 
 
 def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +196,7 @@ def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.
     assert "not run: hard-converges-faster" in out
     data = json.loads(Path("reports/paper/claims.json").read_text())
     assert [claim["claim"] for claim in data["claims"]] == [claim.claim for claim in claims.load()]
-    assert data["claims"][0]["standing"] == "contradicted"
+    assert data["claims"][0]["status"] == "contradicted"
     cases = ElementTree.parse("reports/paper/junit.xml").getroot().findall(".//testcase")
     kinds = {case.get("name"): [kind.tag for kind in case] for case in cases}
     assert kinds["learned-prototypes"] == ["failure"] and kinds["soft-assignments"] == []
@@ -207,38 +210,36 @@ def test_files_and_exit_statuses(checkout: Path, finish: Finish, capsys: pytest.
     assert "Longer training is better." in text  # of the check before
 
 
-def test_claims_go_to_wandb_when_they_are_news(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_claims_are_logged_to_wandb(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
     from reproduce.engine.runs import tracking
 
     sent = []
     monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
     plan = done(finish, {BASE: 73.9, FIXED: 73.1, HARD: 73.2})
-    answers = judge_claims.judge(plan)
-    news = check.write(plan, [], answers)
-    assert check.track(plan, news) is None
+    answers = check_claims(plan)
+    news = write_verdicts(plan, [], answers)
+    assert log_changes(plan, news) is None
     ((name, scale, _, columns, rows),) = sent
     assert (name, scale) == ("claims", "paper")
-    assert len(rows) == sum(len(each.findings) for each in answers)
+    assert len(rows) == sum(len(each.parts) for each in answers)
     first = dict(zip(columns, rows[0], strict=True))
-    assert (first["claim"], first["standing"], first["printed"]) == ("learned-prototypes", "inconclusive", 0.8)
+    assert (first["claim"], first["status"], first["printed"]) == ("learned-prototypes", "inconclusive", 0.8)
     assert first["low"] < first["difference"] < first["high"]
 
-    assert check.write(plan, [], judge_claims.judge(plan)) == check.News([], [])
+    assert write_verdicts(plan, [], check_claims(plan)) == Changes([], [])
     done(finish, {FIXED: 75.0})
-    assert {each.claim.claim for each in check.write(plan, [], judge_claims.judge(plan)).claims} == {
-        "learned-prototypes"
-    }
+    assert {each.claim.claim for each in write_verdicts(plan, [], check_claims(plan)).claims} == {"learned-prototypes"}
 
 
 def test_a_contradicted_claim_disagrees(checkout: Path, finish: Finish) -> None:
     plan = done(finish, {BASE: 73.9, FIXED: 75.0, HARD: 73.3}, 0, 1, table="table9")
-    answers = judge_claims.judge(plan)
-    assert [str(each.standing) for each in answers][:2] == ["contradicted", "holds"]
+    answers = check_claims(plan)
+    assert [str(each.status) for each in answers][:2] == ["contradicted", "holds"]
     assert check.exit_status([], answers) == check.DISAGREES
 
 
-def test_every_standing_is_shown() -> None:
-    assert set(show_claims.SYMBOLS) == set(Standing) == set(judge_claims.WORST_FIRST)
+def test_every_status_is_shown() -> None:
+    assert set(CLAIM_SYMBOLS) == set(ClaimStatus) == set(WORST_FIRST)
 
 
 def test_claims_are_planned_at_every_scale(checkout: Path) -> None:
@@ -267,19 +268,19 @@ def test_a_wrong_claim_is_refused(checkout: Path, before: str, after: str, says:
 
 
 def test_nothing_checked_is_still_refused(checkout: Path) -> None:
-    with pytest.raises(UserError, match="nothing at scale paper was checked yet"):
-        report.write("paper")
+    with pytest.raises(UserError, match="Nothing at scale paper was checked yet"):
+        write_page("paper")
 
 
 @pytest.mark.parametrize(
     ("parts", "whole"),
     [
-        ((Standing.HOLDS, Standing.NOT_RUN, Standing.CONTRADICTED), Standing.CONTRADICTED),
-        ((Standing.INCONCLUSIVE, Standing.HOLDS, Standing.NOT_RUN), Standing.NOT_RUN),
-        ((Standing.HOLDS, Standing.INCONCLUSIVE), Standing.INCONCLUSIVE),
-        ((Standing.HOLDS, Standing.HOLDS), Standing.HOLDS),
+        ((ClaimStatus.HOLDS, ClaimStatus.NOT_RUN, ClaimStatus.CONTRADICTED), ClaimStatus.CONTRADICTED),
+        ((ClaimStatus.INCONCLUSIVE, ClaimStatus.HOLDS, ClaimStatus.NOT_RUN), ClaimStatus.NOT_RUN),
+        ((ClaimStatus.HOLDS, ClaimStatus.INCONCLUSIVE), ClaimStatus.INCONCLUSIVE),
+        ((ClaimStatus.HOLDS, ClaimStatus.HOLDS), ClaimStatus.HOLDS),
     ],
 )
-def test_a_claim_stands_as_its_worst_part(parts: tuple[Standing, ...], whole: Standing) -> None:
-    findings = [judge_claims.Finding("", standing, "") for standing in parts]
-    assert judge_claims.Answer(claims.load()[0], findings).standing == whole
+def test_a_claim_has_the_status_of_its_worst_part(parts: tuple[ClaimStatus, ...], whole: ClaimStatus) -> None:
+    verdicts = tuple(PartVerdict("", status) for status in parts)
+    assert ClaimVerdict(claims.load()[0], verdicts, "own training").status == whole

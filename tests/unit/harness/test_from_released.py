@@ -10,19 +10,19 @@ from reproduce.__main__ import main
 from reproduce.files import write_json
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.report.render_tables import table_as_data
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict import claims as judge_claims
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.claims import Standing
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 
 def released(*tables: str) -> Plan:
     return build.build_plan(Request(tables, "paper", source="released"))
 
 
-def cells_of(plan: Plan) -> dict[str, Judged]:
-    return {f"{row.label}/{key}": judged for table in check.check(plan) for row, key, judged in table.judged()}
+def cells_of(plan: Plan) -> dict[str, CellVerdict]:
+    return {f"{row.label}/{key}": judged for table in check.check(plan) for row, key, judged in table.cells()}
 
 
 def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
         finish(run, 59.2)
     swav = cells_of(plan)["SwAV/knn20"]
     assert swav.verdict == Verdict.WITHIN
-    assert check.as_data(plan, check.check(plan)[0])["level"] == "L0"
+    assert table_as_data(plan, check.check(plan)[0])["level"] == "public weights"
 
 
 def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:
@@ -85,7 +85,7 @@ def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, fini
         finish(run, metrics={"knn20": 59.2, "knn200": 55.8 + 0.01 * run.seed})
     cells = cells_of(plan)
     assert (cells["SwAV/knn20"].verdict, cells["SwAV/knn20"].p_value) == (Verdict.WITHIN, None)
-    assert "One number, the same in 3 runs that draw nothing, is inside the margin" in cells["SwAV/knn20"].reason
+    assert "One number, the same in 3 runs without randomness, is inside the margin" in cells["SwAV/knn20"].reason
     assert cells["SwAV/knn200"].p_value is not None
 
 
@@ -96,11 +96,11 @@ def test_claims_are_of_public_weights_where_both_sides_have_some(checkout: Path)
     assert {cell.row for cell in plan.cells} == {
         *("more-crops", "small-crops-clustering", "over-simclr", "over-supervised", "wider", "longer"),
     }
-    answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
-    assert {answer.level for answer in answers.values()} == {"L0"}
-    assert {str(answer.standing) for answer in answers.values()} == {"not run"}
-    assert {name for name, answer in answers.items() if answer.lacking} == {cell.row for cell in plan.cells}
-    assert answers["soft-assignments"].findings[0].reason == (
+    answers = {answer.claim.claim: answer for answer in check_claims(plan)}
+    assert {answer.level for answer in answers.values()} == {"public weights"}
+    assert {str(answer.status) for answer in answers.values()} == {"not run"}
+    assert {name for name, answer in answers.items() if answer.incomplete} == {cell.row for cell in plan.cells}
+    assert answers["soft-assignments"].parts[0].reason == (
         "No public weights of swav_400ep_2x160_4x96 (models/zoo/released.yaml): none are known; FROM=scratch trains it."
     )
 
@@ -111,22 +111,23 @@ def test_claims_of_public_weights_are_judged_and_say_so(
     plan = build.build_plan(Request(("claims",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
         finish(run, 76.0 if run.parent_name in ("released:swav_800ep", "released:swav_w5_400ep") else 70.0)
-    answers = {answer.claim.claim: answer for answer in judge_claims.judge(plan)}
-    assert (answers["over-simclr"].standing, answers["over-simclr"].level) == (Standing.HOLDS, "L0")
+    answers = {answer.claim.claim: answer for answer in check_claims(plan)}
+    assert (answers["over-simclr"].status, answers["over-simclr"].level) == (ClaimStatus.HOLDS, "public weights")
     assert main(["check", "claims", "--scale", "paper", "--from", "released", "--seeds", "3"]) == check.AGREES
     out = capsys.readouterr().out
-    assert "Claims of the paper, level L0: the authors' public checkpoints through our evaluations" in out
+    assert "Claims of the paper, public weights: the authors' public checkpoints through our evaluations" in out
     assert "not run      soft-assignments: No public weights of" in out
     data = json.loads(Path("reports/paper/claims.json").read_text())["claims"]
-    assert {claim["level"] for claim in data} == {"L0"}
-    assert "B.3, Table 3, level L0 |" in Path("reports/paper/claims.md").read_text()
-    assert "frozen features transfer better than SimCLR's. (L0) |" in Path("reports/paper/summary.md").read_text()
+    assert {claim["level"] for claim in data} == {"public weights"}
+    assert "B.3, Table 3, public weights |" in Path("reports/paper/claims.md").read_text()
+    summary = Path("reports/paper/summary.md").read_text()
+    assert "frozen features transfer better than SimCLR's. (public weights) |" in summary
     assert main(["report", "claims", "--scale", "paper"]) == 0
-    assert "level L0: public checkpoints" in Path("reports/paper/index.html").read_text()
+    assert ", public weights</small>" in Path("reports/paper/index.html").read_text()
     table = build.build_plan(Request(("table3",), "paper", (0, 1, 2), source="released"))
-    assert {(each.claim.claim, each.level) for each in judge_claims.judge(table)} == {
-        ("over-simclr", "L0"),
-        ("over-supervised", "L0"),
+    assert {(each.claim.claim, each.level) for each in check_claims(table)} == {
+        ("over-simclr", "public weights"),
+        ("over-supervised", "public weights"),
     }
 
 
@@ -137,9 +138,9 @@ def test_a_claim_whose_weights_are_gone_is_not_run(checkout: Path, finish: Calla
             write_json(run.failure, {"status": "unavailable", "exit_status": 2, "message": "it was moved"})
         else:
             finish(run, 70.0)
-    (answer,) = [each for each in judge_claims.judge(plan) if each.claim.claim == "over-simclr"]
-    assert (answer.standing, answer.lacking) == (Standing.NOT_RUN, False)
-    assert "it was moved" in answer.findings[0].reason
+    (answer,) = [each for each in check_claims(plan) if each.claim.claim == "over-simclr"]
+    assert (answer.status, answer.incomplete) == (ClaimStatus.NOT_RUN, False)
+    assert "it was moved" in answer.parts[0].reason
 
 
 def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

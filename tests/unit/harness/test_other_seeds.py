@@ -1,4 +1,4 @@
-"""A seed that failed can't be left out by asking for fewer."""
+"""Requesting fewer seeds does not hide a seed that failed."""
 
 import json
 from collections.abc import Callable
@@ -7,10 +7,9 @@ from pathlib import Path
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict import claims as judge_claims
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.claims import Standing
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 Finish = Callable[..., None]
 
@@ -24,8 +23,8 @@ def fail(run: Run, status: str = "collapsed") -> None:
     run.failure.write_text(json.dumps({"status": status, "message": "loss stuck at ln K."}))
 
 
-def cell(plan: Plan, label: str) -> Judged:
-    return next(judged for row, _, judged in check.check(plan)[0].judged() if row.label == label)
+def cell(plan: Plan, label: str) -> CellVerdict:
+    return next(judged for row, _, judged in check.check(plan)[0].cells() if row.label == label)
 
 
 def done(finish: Finish, table: str) -> tuple[Plan, Plan]:
@@ -46,17 +45,17 @@ def test_a_higher_seed_that_collapsed_fails_the_cell(checkout: Path, finish: Fin
     assert judged.verdict == Verdict.FAILED
     assert judged.reason == (
         "swav_400ep_hard, seed 2 collapsed: loss stuck at ln K."
-        " That seed was not asked for; a failure counts all the same."
+        " This seed was not requested, but a failure always counts."
     )
     assert cell(one, "SwAV, soft assignments").verdict == Verdict.WITHIN
-    (soft,) = [answer for answer in judge_claims.judge(one) if answer.claim.claim == "soft-assignments"]
-    assert soft.standing != Standing.HOLDS
+    (soft,) = [answer for answer in check_claims(one) if answer.claim.claim == "soft-assignments"]
+    assert soft.status != ClaimStatus.HOLDS
 
 
-def test_higher_seeds_that_went_well_are_told(checkout: Path, finish: Finish) -> None:
+def test_results_of_higher_seeds_are_noted(checkout: Path, finish: Finish) -> None:
     _, one = done(finish, "table9")
     reason = cell(one, "SwAV, hard assignments").reason
-    assert "Results of seeds that were not asked for: 1 (73.90), 2 (73.90)." in reason
+    assert "Seeds that were not requested gave: 1 (73.90), 2 (73.90)." in reason
 
 
 def test_a_higher_seed_that_converges_counts_against_a_printed_failure(checkout: Path, finish: Finish) -> None:

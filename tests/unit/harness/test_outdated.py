@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.harness import report
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.plan.run_state import RunState, run_states, sync_mtimes
+from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.page import write_page
 from reproduce.harness.verdict import check, strict
-from reproduce.harness.verdict import claims as judge_claims
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.claims import Standing
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 Finish = Callable[..., None]
 LATER = "2026-01-02T00:00:00+00:00"
@@ -33,8 +33,8 @@ def finish_all(plan: Plan, finish: Finish, **more: str) -> None:
         finish(run, provenance={"checkpoint_sha256": sha, "git_commit": "c" * 40}, **more)
 
 
-def knn20(plan: Plan) -> dict[str, Judged]:
-    return {row.label: judged for row, key, judged in check.check(plan)[0].judged() if key == "knn20"}
+def knn20(plan: Plan) -> dict[str, CellVerdict]:
+    return {row.label: judged for row, key, judged in check.check(plan)[0].cells() if key == "knn20"}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
     to_do = {name for name, state in run_states(table7).items() if not state.settled}
     unjudged = {
         name
-        for row, _, cell in check.check(table7)[0].judged()
+        for row, _, cell in check.check(table7)[0].cells()
         if cell.verdict == Verdict.NOT_RUN
         for name in cell.run_ids
     }
@@ -108,13 +108,13 @@ def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: 
             assert redone == (parent.name == "swav_800ep")
 
 
-def test_other_seeds_of_an_earlier_checkpoint_are_not_told(checkout: Path, finish: Finish) -> None:
+def test_other_seeds_of_an_earlier_checkpoint_are_not_noted(checkout: Path, finish: Finish) -> None:
     both = build.build_plan(Request(("table7",), "smoke", (0, 1)))
     finish_all(both, finish)
     one = build.build_plan(Request(("table7",), "smoke"))
-    assert "seeds that were not asked for: 1" in knn20(one)["SwAV"].reason
+    assert "Seeds that were not requested gave: 1" in knn20(one)["SwAV"].reason
     again_by_sha(next(run for run in both.runs.values() if (run.name, run.seed) == ("swav_800ep", 1)), finish)
-    assert "not asked for" not in knn20(one)["SwAV"].reason
+    assert "not requested" not in knn20(one)["SwAV"].reason
 
 
 def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: Finish) -> None:
@@ -122,15 +122,15 @@ def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: F
     finish_all(plan, finish)
     hard = next(run for run in plan.runs.values() if run.name == "swav_400ep_hard")
     again_by_sha(hard, finish)
-    answers = judge_claims.judge(plan)
+    answers = check_claims(plan)
     (soft,) = [answer for answer in answers if answer.claim.claim == "soft-assignments"]
-    assert soft.standing == Standing.NOT_RUN and soft.lacking
-    assert "trained again since" in soft.findings[0].reason
-    assert any("of 5 results" in sentence for sentence in strict.complaints(plan, check.check(plan), answers))
-    check.write(plan, check.check(plan), answers)
-    page = report.write("paper").read_text()
-    assert "1 of 6 results are not judged: their checkpoint was made again or removed since" in page
-    assert page.count("not judged: of another checkpoint") == 1
+    assert soft.status == ClaimStatus.NOT_RUN and soft.incomplete
+    assert "trained again since" in soft.parts[0].reason
+    assert any("of 5 results" in sentence for sentence in strict.open_issues(plan, check.check(plan), answers))
+    write_verdicts(plan, check.check(plan), answers)
+    text = write_page("paper").read_text()
+    assert "1 of 6 results are not judged because their checkpoint has since been made again or removed" in text
+    assert text.count("not judged: measured on another checkpoint") == 1
     cell = json.loads(Path("reports/paper/table9.json").read_text())["rows"]
     assert [row["cells"]["top1"]["verdict"] for row in cell].count("not run") == 1
 

@@ -17,19 +17,20 @@ from PIL import Image
 from reproduce.engine.runs import detection_examples
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
 from reproduce.errors import UserError
-from reproduce.harness import report, results, revision
+from reproduce.harness import results, revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
-from reproduce.harness.report import drawing, figures, runs, summary
-from reproduce.harness.report.drawing import Series
+from reproduce.harness.report import figures, page, runs, summary, svg
+from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.page import write_page
+from reproduce.harness.report.svg import Series
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict import claims as judge_claims
-from reproduce.harness.verdict.claims import Standing
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 VOID = {"meta", "link", "br"}
-SCRIPT = report.FOLDER / "page.js"
+SCRIPT = page.TEMPLATES / "page.js"
 
 
 class Page(HTMLParser):
@@ -72,8 +73,8 @@ def done(smoke: Plan, finish: Callable[..., None]) -> Plan:
 
 
 def page_of(plan: Plan) -> tuple[str, Page]:
-    check.write(plan, check.check(plan))
-    text = report.write(plan.request.scale).read_text()
+    write_verdicts(plan, check.check(plan))
+    text = write_page(plan.request.scale).read_text()
     return text, Page(text)
 
 
@@ -112,9 +113,9 @@ SAID = {
         "unit",
         "group",
         "source",
-        "says",
+        "statement",
     ),
-    *("what", "interval_of", "variant", "method", "expected_in_words", "errata", "undrawn", "commit", "message"),
+    *("interval_of", "variant", "method", "expected_in_words", "errata", "undrawn", "commit", "message"),
 }
 
 
@@ -127,9 +128,9 @@ def hostile(value: Any, key: str = "") -> Any:
     return value + HOSTILE if isinstance(value, str) and key in SAID else value
 
 
-def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout: Path) -> None:
+def test_hostile_text_is_escaped(checkout: Path) -> None:
     plan = build.build_plan(Request(("table2", "table3", "figure2", "claims"), "paper"))
-    check.write(plan, check.check(plan), judge_claims.judge(plan))
+    write_verdicts(plan, check.check(plan), check_claims(plan))
     for path in plan.reports.glob("*.json"):
         if path.name != "plan.json":
             path.write_text(json.dumps(hostile(json.loads(path.read_text()))))
@@ -137,12 +138,12 @@ def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout
     run.failure.parent.mkdir(parents=True)
     run.failure.write_text(json.dumps({"status": HOSTILE, "exit_status": 1, "message": HOSTILE}))
     run.log.write_text(HOSTILE)
-    text = report.write("paper").read_text()
-    page = Page(text)
+    text = write_page("paper").read_text()
+    parsed = Page(text)
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 100
     assert text.count("<script") == text.count("</script") == text.count("</style") == text.count("</title") == 1
     assert "<img" not in text
-    assert set(page.attributes) <= {
+    assert set(parsed.attributes) <= {
         *("lang", "charset", "name", "content", "http-equiv", "rel", "href", "id", "class", "datetime", "aria-label"),
         *(
             "aria-hidden",
@@ -161,7 +162,7 @@ def test_whatever_a_table_a_claim_or_a_run_says_is_shown_and_not_obeyed(checkout
     }
 
 
-def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
+def test_the_papers_table_is_shown_as_printed(checkout: Path) -> None:
     plan = build.build_plan(Request(("table3",), "paper"))
     text, page = page_of(plan)
     assert "table3-swav-coco_ap" in page.ids
@@ -170,7 +171,7 @@ def test_the_papers_table_stands_as_printed(checkout: Path) -> None:
     assert "no public weights of this network are known." in text
 
 
-def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
+def test_every_table_of_the_paper_is_on_the_page(checkout: Path) -> None:
     text, page = page_of(build.build_plan(Request(tuple(tables.names("paper")), "paper")))
     assert set(tables.names("paper")) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -182,7 +183,7 @@ def test_every_table_of_the_paper_has_its_place(checkout: Path) -> None:
     assert [f"{heading}</span>" in text for heading in ("Table 10", "Figure 3", "Release notes")] == [True] * 3
 
 
-def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..., None]) -> None:
+def test_failures_and_skipped_images_are_shown(done: Plan, finish: Callable[..., None]) -> None:
     first, second = [run for run in done.runs.values() if run.name == "voc07_svm"]
     first.result.unlink()
     first.failure.write_text(
@@ -191,7 +192,7 @@ def test_a_failure_and_skipped_pictures_are_told(done: Plan, finish: Callable[..
     finish(second, counts={"num_skipped_images": 3, "num_test_images": 100})
     text, _ = page_of(done)
     assert "a &lt;b&gt;bad&lt;/b&gt; &amp; cut picture" in text
-    assert "3 pictures could not be read and were skipped" in text
+    assert "3 images could not be read and were skipped" in text
 
 
 def test_curves_config_and_log_may_be_damaged(done: Plan) -> None:
@@ -206,27 +207,27 @@ def test_curves_config_and_log_may_be_damaged(done: Plan) -> None:
 
 @pytest.mark.parametrize("name", ["table7", "claims"])
 @pytest.mark.parametrize("content", ["{}", "[]", '{"table": "table7", "scale": "smoke"}'])
-def test_what_another_version_checked_is_named(done: Plan, name: str, content: str) -> None:
+def test_a_report_of_another_version_is_named(done: Plan, name: str, content: str) -> None:
     page_of(done)
     path = done.reports / f"{name}.json"
     path.write_text(content)
-    told = rf"^{path} is damaged, or another version's: delete it, and make it anew by make check-{name} "
-    with pytest.raises(UserError, match=told):
-        report.write("smoke")
-    with pytest.raises(UserError, match=told):
-        summary.write(done.reports, "smoke", check.SYMBOLS)
+    error = rf"^{path} is damaged, or another version's. Delete it, and write it again with make check-{name} "
+    with pytest.raises(UserError, match=error):
+        write_page("smoke")
+    with pytest.raises(UserError, match=error):
+        summary.write(done.reports, "smoke")
 
 
-def test_results_of_other_code_are_told(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_code_are_shown(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision, "git", lambda *arguments: "d" * 12 if "rev-parse" in arguments else "")
     text, _ = page_of(done)
     assert "14 of 14 results were made by other code" in text
 
 
-def test_the_last_benchmarks_have_a_page(done: Plan) -> None:
-    """What pytest-benchmark saved; a file that was cut short gives way to the one before."""
+def test_the_last_benchmarks_are_shown(done: Plan) -> None:
+    """What pytest-benchmark saved; a damaged file is skipped for the one before it."""
     _, page = page_of(done)
-    assert "speed" not in page.ids
+    assert "benchmarks" not in page.ids
     one = {
         "name": "test_larc",
         "stats": {"median": 0.5},
@@ -245,12 +246,12 @@ def test_the_last_benchmarks_have_a_page(done: Plan) -> None:
     )
     (folder / "0002_b.json").write_text('{"benchmarks": [')
     text, page = page_of(done)
-    assert "speed" in page.ids and "a &lt;quick&gt; one" in text
-    assert "1.38 times as fast as the plain way; 81% of the speed of a plain matrix product; 90% of it if" in text
+    assert "benchmarks" in page.ids and "a &lt;quick&gt; one" in text
+    assert "1.38 times as fast as a plain implementation; 81% of the speed of a plain matrix product; 90% of" in text
     assert '<td class="num" data-sort="0.25">0.25</td>' in text
 
 
-def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:
+def test_images_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path) -> None:
     Image.new("RGB", (480, 360), "white").save(tmp_path / "scene.png")
     run = next(run for run in done.runs.values() if run.name == "voc_detection")
     predicted = [ExampleBox("dog", (10, 20, 110, 220), score / 10) for score in range(10)]
@@ -283,16 +284,16 @@ def test_pictures_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Pa
 
 
 def test_nothing_checked_is_refused(checkout: Path) -> None:
-    with pytest.raises(UserError, match="nothing at scale smoke was checked yet"):
-        report.write("smoke")
+    with pytest.raises(UserError, match="Nothing at scale smoke was checked yet"):
+        write_page("smoke")
 
 
 def test_every_verdict_is_explained() -> None:
-    assert set(report.MEANINGS) == set(Verdict)
+    assert set(page.VERDICT_MEANINGS) == set(Verdict)
 
 
-def test_every_standing_is_explained() -> None:
-    assert set(report.STANDINGS) == set(Standing)
+def test_every_status_is_explained() -> None:
+    assert set(page.STATUS_MEANINGS) == set(ClaimStatus)
 
 
 def test_metrics_are_read_by_name_and_bad_lines_passed_over(tmp_path: Path) -> None:
@@ -306,11 +307,11 @@ def test_metrics_are_read_by_name_and_bad_lines_passed_over(tmp_path: Path) -> N
     assert results.losses(tmp_path / "none") == []
 
 
-def test_a_long_curve_is_averaged_to_few_points() -> None:
+def test_a_long_curve_is_downsampled() -> None:
     points = [(0.0, 1.0), (1, 3.0), (2, 5.0), (3, 7.0), (4, 9.0)]
-    assert drawing.averaged(points, num_points=3) == [(0.5, 2), (2.5, 6), (4, 9)]
-    assert drawing.averaged([(0, 1.0)]) == [(0, 1)]
-    assert drawing.averaged([]) == []
+    assert svg.downsample(points, num_points=3) == [(0.5, 2), (2.5, 6), (4, 9)]
+    assert svg.downsample([(0, 1.0)]) == [(0, 1)]
+    assert svg.downsample([]) == []
 
 
 @pytest.mark.parametrize(
@@ -318,16 +319,16 @@ def test_a_long_curve_is_averaged_to_few_points() -> None:
     [(0, 100, [0, 20, 40, 60, 80, 100]), (71.9, 75.4, [72, 73, 74, 75]), (0.001, 0.0049, [0.001, 0.002, 0.003, 0.004])],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert drawing.ticks(low, high) == expected
+    assert svg.ticks(low, high) == expected
 
 
 def test_a_chart_holds_its_points_and_intervals() -> None:
-    drawn = drawing.chart([Series("s", [(0, 1.0), (10, 2.0)], marked=True, labels=["a"], reaches=[(0.0, 3.0)])])
+    drawn = svg.draw_chart([Series("s", [(0, 1.0), (10, 2.0)], marked=True, labels=["a"], intervals=[(0.0, 3.0)])])
     (series,) = drawn.series
     (x, y, words, top, bottom), (_, other_y, *_) = series.marks
     assert drawn.left < x < drawn.right and words == "a"
     assert drawn.top < top < other_y < y < bottom < drawn.bottom
-    assert drawing.chart([Series("flat", [(1, 2.0)])]).series[0].marks == []
+    assert svg.draw_chart([Series("flat", [(1, 2.0)])]).series[0].marks == []
 
 
 def judged(**given: Any) -> dict[str, Any]:
@@ -336,27 +337,27 @@ def judged(**given: Any) -> dict[str, Any]:
 
 
 def test_a_strip_is_in_margins() -> None:
-    strip = drawing.strip(judged(margin={"points": 0.8}, interval=[75.0, 75.8]), width=100)
+    strip = svg.cell_strip(judged(margin={"points": 0.8}, interval=[75.0, 75.8]), width=100)
     assert strip and strip.band and strip.interval
     assert strip.centre == 50 and strip.band == (28, 72)
     assert strip.ours == 61 and strip.interval == (50, 72)
-    far = drawing.strip(judged(margin={"points": 0.1}, mean=75.4), width=100)
+    far = svg.cell_strip(judged(margin={"points": 0.1}, mean=75.4), width=100)
     assert far and far.ours == 94
 
 
-def test_held_to_recorded_numbers_the_interval_is_the_band() -> None:
+def test_for_recorded_numbers_the_interval_is_the_band() -> None:
     cell = judged(interval=[73.0, 77.0], values={"0": 75.0, "1": 75.8})
-    strip = drawing.strip(cell, width=100)
+    strip = svg.cell_strip(cell, width=100)
     assert strip and strip.band == (28, 72) and strip.interval is None and strip.seeds == [50, 58.8]
-    assert drawing.strip(judged(expected=None, difference=None)) is None
+    assert svg.cell_strip(judged(expected=None, difference=None)) is None
 
 
 def test_a_claims_strip_has_zero_in_its_middle() -> None:
-    finding = {"difference": 1.0, "interval": [-math.inf, math.inf], "printed": 0.5}
-    strip = drawing.claim_strip(finding, width=100)
+    part = {"difference": 1.0, "interval": [-math.inf, math.inf], "printed": 0.5}
+    strip = svg.claim_strip(part, width=100)
     assert strip and strip.centre == 50 and strip.printed and 50 < strip.printed < strip.ours
     assert strip.interval == (6, 94)
-    assert drawing.claim_strip(finding | {"difference": None}) is None
+    assert svg.claim_strip(part | {"difference": None}) is None
 
 
 def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., None]) -> None:
@@ -379,21 +380,21 @@ def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., 
 
 
 def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    check.write(plan, check.check(plan))
+    write_verdicts(plan, check.check(plan))
     checked = [json.loads((plan.reports / f"{name}.json").read_text()) for name in plan.tables]
     return checked, runs.collect(checked, [], plan.request.scale, plan.reports)
 
 
-def test_claims_stand_with_effect_size_and_interval(checkout: Path, finish: Callable[..., None]) -> None:
+def test_claims_are_shown_with_effect_size_and_interval(checkout: Path, finish: Callable[..., None]) -> None:
     plan = build.build_plan(Request(("claims",), "paper", (0, 1, 2)))
     for run in plan.runs.values():
         finish(run, 74.0 + run.seed / 10 + ("fixed" not in run.parent_name))
-    answers = judge_claims.judge(plan)
-    check.write(plan, [], answers)
-    text = report.write("paper").read_text()
+    answers = check_claims(plan)
+    write_verdicts(plan, [], answers)
+    text = write_page("paper").read_text()
     _, _, learned = text.partition('id="claim-learned-prototypes"')
     learned, _, _ = learned.partition("</tr>")
-    found = answers[0].findings[0]
+    found = answers[0].parts[0]
     assert found.interval and found.effect_size
     assert "+1.00</b>" in learned and "paper +0.8" in learned and "holds" in learned
     low, high = found.interval

@@ -11,9 +11,11 @@ from reproduce.harness import revision
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report import summary
+from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.verdict import check, strict
-from reproduce.harness.verdict.cells import Judged
-from reproduce.harness.verdict.stats import Verdict
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.labels import Verdict
 
 Finish = Callable[..., None]
 HEAD = "a" * 40
@@ -25,15 +27,15 @@ def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
 
 
-def cells(plan: Plan) -> dict[str, Judged]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].judged()}
+def cells(plan: Plan) -> dict[str, CellVerdict]:
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].cells()}
 
 
 def measured_table1() -> Plan:
     return build.build_plan(Request(("table1",), "paper"))
 
 
-def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -> None:
+def test_a_relative_column_is_compared_as_shares(checkout: Path, finish: Finish) -> None:
     """Ours on a machine ten times as slow: 40 h for SimCLR's 4h00, and shares of 1.04, 1.21 and 1.90 (printed 1.56)."""
     plan = measured_table1()
     hours = {"simclr_100ep": 40.0, "swav_400ep_2x224": 41.5, "swav_400ep_2x160_4x96": 48.5, "swav_100ep": 76.0}
@@ -45,14 +47,14 @@ def test_a_relative_column_is_judged_on_shares(checkout: Path, finish: Finish) -
     assert (two.verdict, two.share_of, two.printed) == (Verdict.WITHIN, "SimCLR, 2x224", "4h09")
     assert two.mean == pytest.approx(41.5 / 40)
     assert two.expected == pytest.approx(4.15 / 4)
-    assert "Judged is the share of SimCLR, 2x224, not the hours (41.5 and 40)." in two.reason
+    assert "CellVerdict is the share of SimCLR, 2x224, not the hours (41.5 and 40)." in two.reason
     assert found["SwAV, 2x160+4x96/time_100ep"].verdict == Verdict.WITHIN
     assert found["SwAV, 2x224+6x96/time_100ep"].verdict == Verdict.WORSE  # it took more
     reference = found["SimCLR, 2x224/time_100ep"]
     assert (reference.verdict, reference.difference) == (Verdict.NO_BASELINE, None)
     table = check.check(plan)[0]
-    assert "1.04 of SimCLR, 2x224 (printed 4h09) → **1.04** ✓ within |" in check.as_markdown(plan, table)
-    assert not any("no baseline" in sentence for sentence in strict.complaints(plan, [table], []))
+    assert "1.04 of SimCLR, 2x224 (printed 4h09) → **1.04** ✓ within |" in table_as_markdown(plan, table)
+    assert not any("no baseline" in sentence for sentence in strict.open_issues(plan, [table], []))
 
 
 def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
@@ -62,22 +64,22 @@ def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
             finish(run, 41.5)
     two = cells(plan)["SwAV, 2x224/time_100ep"]
     assert (two.verdict, two.needed) == (Verdict.NOT_RUN, True)
-    assert two.reason == "It is judged as a share of SimCLR, 2x224, which has no number yet."
+    assert two.reason == "This number is compared as a share of SimCLR, 2x224, which has no number yet."
 
 
-def test_a_mean_of_several_runs_is_told(checkout: Path, finish: Finish) -> None:
+def test_a_mean_of_several_runs_is_noted(checkout: Path, finish: Finish) -> None:
     path = checkout / "tables" / "paper" / "table7.yaml"
     path.write_text(path.read_text().replace("metric: knn20\n", "metric: knn20\n    num_runs: 5\n"))
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 59.2)
     reason = cells(plan)["SwAV/knn20"].reason
-    assert "Printed is a mean of 5 runs, ours is of 5." in reason
+    assert "The printed number is a mean of 5 runs, ours of 5." in reason
     assert "mean of" not in cells(plan)["SwAV/knn200"].reason
-    assert "(top-1, %, mean of 5 runs)" in check.as_markdown(plan, check.check(plan)[0])
+    assert "(top-1, %, mean of 5 runs)" in table_as_markdown(plan, check.check(plan)[0])
 
 
-def test_strict_passes_what_leaves_no_doubt(
+def test_strict_passes_without_open_issues(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
     finish(sing("knn", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
@@ -87,21 +89,21 @@ def test_strict_passes_what_leaves_no_doubt(
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
     checked = check.check(plan)
     assert check.exit_status(checked) == check.AGREES
-    assert strict.complaints(plan, checked, []) == []
+    assert strict.open_issues(plan, checked, []) == []
 
 
-def test_strict_names_every_doubt(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_names_every_open_issue(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
-    told = strict.complaints(plan, check.check(plan), [])
-    assert told == [
+    issues = strict.open_issues(plan, check.check(plan), [])
+    assert issues == [
         "Table 7: 1 cell inconclusive",
-        "Table 7: 2 cells not preceded by a canary",
+        "Table 7: 2 cells without a canary",
         "the checkout differs from its commit",
         "2 of 2 results were made by other code than this commit's",
-        "2 of 2 results were made by code that is in no commit",
+        "2 of 2 results were made by uncommitted code",
     ]
 
 
@@ -121,20 +123,20 @@ def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -
     plan = build.build_plan(Request(("table9",), "paper"))
     for run in plan.runs.values():
         finish(run, 73.9, provenance={"git_commit": HEAD, "git_dirty": False})
-    from reproduce.harness.verdict import claims as judge_claims
+    from reproduce.harness.verdict.claims import check_claims
 
-    told = strict.complaints(plan, [], judge_claims.judge(plan))
-    assert "claim soft-assignments: inconclusive" in told
-    assert "claim enough-prototypes: not run" in told
+    issues = strict.open_issues(plan, [], check_claims(plan))
+    assert "claim soft-assignments: inconclusive" in issues
+    assert "claim enough-prototypes: not run" in issues
 
 
-def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, committed: None) -> None:
+def test_the_summary_lists_all_checked_tables(checkout: Path, finish: Finish, committed: None) -> None:
     for name in ("table3", "table7"):
         plan = build.build_plan(Request((name,), "paper"))
         for run in plan.runs.values():
             if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.parent_name):
                 finish(run, 56.7)
-        check.write(plan, check.check(plan))
+        write_verdicts(plan, check.check(plan))
     text = Path("reports/paper/summary.md").read_text()
     assert "Checked by commit `aaaaaaaaaaaa`." in text
     assert (
@@ -147,11 +149,11 @@ def test_the_summary_holds_all_that_was_checked(checkout: Path, finish: Finish, 
     assert text.count("\n") < 20
 
 
-def test_the_summary_tells_the_claims_that_were_run() -> None:
+def test_the_summary_lists_the_claims_that_were_run() -> None:
     known = [
-        {"claim": "one", "says": "More is better.", "standing": "holds"},
-        {"claim": "two", "says": "Less is worse.", "standing": "not run"},
+        {"claim": "one", "statement": "More is better.", "status": "holds", "tendency": "", "level": "own training"},
+        {"claim": "two", "statement": "Less is worse.", "status": "not run", "tendency": "", "level": "own training"},
     ]
-    text = summary.as_markdown("paper", [], json.loads(json.dumps(known)), check.SYMBOLS)
+    text = summary.as_markdown("paper", [], json.loads(json.dumps(known)))
     assert "| More is better. | ● holds |" in text and "Less is worse" not in text
     assert "1 of 2 claims were not run." in text

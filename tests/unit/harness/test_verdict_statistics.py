@@ -6,36 +6,37 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from reproduce.harness.verdict import stats as statistics
-from reproduce.harness.verdict.stats import FAMILY_LEVEL, Interval, Verdict
+from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.labels import Verdict
+from reproduce.harness.verdict.stats import FAMILY_LEVEL, Interval
 
 
 def test_mean_and_sd() -> None:
-    assert statistics.mean([1.0, 2.0, 6.0]) == 3.0
-    assert statistics.sd([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7))
-    assert statistics.sd([1.0]) is None
+    assert stats.mean([1.0, 2.0, 6.0]) == 3.0
+    assert stats.sd([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7))
+    assert stats.sd([1.0]) is None
 
 
 @pytest.mark.parametrize(("probability", "degrees"), [(0.95, 2), (0.9995, 4), (0.5, 1), (0.1, 30)])
 def test_t_quantile_is_that_of_scipy_stats(probability: float, degrees: int) -> None:
-    assert statistics.t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees))
+    assert stats.t_quantile(probability, degrees) == pytest.approx(scipy_stats.t.ppf(probability, degrees))
 
 
 def test_t_quantile_with_one_degree_of_freedom_is_a_tangent() -> None:
-    assert statistics.t_quantile(0.95, 1) == pytest.approx(math.tan(math.pi * 0.45))
+    assert stats.t_quantile(0.95, 1) == pytest.approx(math.tan(math.pi * 0.45))
 
 
 def test_binomial_se() -> None:
-    assert statistics.binomial_se(50.0, 10_000) == 0.5
-    assert statistics.binomial_se(100.0, 10) == 0.0
+    assert stats.binomial_se(50.0, 10_000) == 0.5
+    assert stats.binomial_se(100.0, 10) == 0.0
 
 
 def test_mean_interval_is_that_of_scipy_stats() -> None:
     values = [56.1, 56.9, 56.4, 57.0]
-    ours = statistics.mean_interval(values, 0.90)
-    low, high = stats.t.interval(0.90, 3, loc=np.mean(values), scale=stats.sem(values))
+    ours = stats.mean_interval(values, 0.90)
+    low, high = scipy_stats.t.interval(0.90, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
     assert (ours.low, ours.high) == pytest.approx((low, high))
 
 
@@ -44,7 +45,7 @@ def test_mean_interval_is_that_of_scipy_stats() -> None:
     [(56.7, "within"), (57.5, "within"), (55.9, "within"), (57.51, "better"), (55.89, "worse")],
 )
 def test_one_seed_is_never_reproduced(value: float, verdict: str) -> None:
-    assert statistics.against_printed([value], 56.7, 0.8).verdict == verdict
+    assert stats.compare_with_printed([value], 56.7, 0.8).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -59,31 +60,31 @@ def test_one_seed_is_never_reproduced(value: float, verdict: str) -> None:
     ],
 )
 def test_several_seeds(values: list[float], verdict: str) -> None:
-    assert statistics.against_printed(values, 56.7, 0.8).verdict == verdict
+    assert stats.compare_with_printed(values, 56.7, 0.8).verdict == verdict
 
 
 def test_reproduced_is_two_one_sided_tests_at_five_percent() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         values = list(rng.normal(50, 0.5, size=4) + rng.normal(0, 0.5))
-        above = stats.ttest_1samp(values, 49.2, alternative="greater").pvalue
-        below = stats.ttest_1samp(values, 50.8, alternative="less").pvalue
+        above = scipy_stats.ttest_1samp(values, 49.2, alternative="greater").pvalue
+        below = scipy_stats.ttest_1samp(values, 50.8, alternative="less").pvalue
         equivalent = max(above, below) < 0.05
-        judgement = statistics.against_printed(values, 50.0, 0.8)
-        assert (judgement.verdict == Verdict.REPRODUCED) == equivalent
-        assert not equivalent or judgement.p_value == pytest.approx(max(above, below))
+        compared = stats.compare_with_printed(values, 50.0, 0.8)
+        assert (compared.verdict == Verdict.REPRODUCED) == equivalent
+        assert not equivalent or compared.p_value == pytest.approx(max(above, below))
 
 
 def test_prediction_interval_follows_the_spread_of_the_seeds() -> None:
     recorded = [40.0, 50.0, 60.0, 45.0, 55.0]
-    interval = statistics.prediction_interval(recorded, 2, 10**9, num_cells=10, family_level=0.05)
-    half = stats.t.ppf(1 - 0.0025, 4) * np.std(recorded, ddof=1) * math.sqrt(1 / 5 + 1 / 2)
+    interval = stats.prediction_interval(recorded, 2, 10**9, num_cells=10, family_level=0.05)
+    half = scipy_stats.t.ppf(1 - 0.0025, 4) * np.std(recorded, ddof=1) * math.sqrt(1 / 5 + 1 / 2)
     assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
 
 
 def test_prediction_interval_is_no_narrower_than_the_test_set_resolves() -> None:
-    interval = statistics.prediction_interval([50.0] * 5, 1, 100, num_cells=1, family_level=0.05)
-    half = stats.norm.ppf(0.975) * 5.0 * math.sqrt(1 / 5 + 1)
+    interval = stats.prediction_interval([50.0] * 5, 1, 100, num_cells=1, family_level=0.05)
+    half = scipy_stats.norm.ppf(0.975) * 5.0 * math.sqrt(1 / 5 + 1)
     assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
 
 
@@ -97,10 +98,10 @@ def test_false_alarm_rate_of_a_whole_check_is_as_promised(num_recorded: int, num
         return 50 + (shared + rng.normal(size=(num_checks, num_cells, num_seeds))) / math.sqrt(2)
 
     recorded, new = draw(num_recorded), draw(num_new).mean(axis=2)
-    quantile = statistics.t_quantile(1 - level / num_cells / 2, num_recorded - 1)
+    quantile = stats.t_quantile(1 - level / num_cells / 2, num_recorded - 1)
     half = quantile * recorded.std(axis=2, ddof=1) * math.sqrt(1 / num_recorded + 1 / num_new)
     alarms = np.abs(new - recorded.mean(axis=2)) > half
-    example = statistics.prediction_interval(list(recorded[0, 0]), num_new, 10**12, num_cells, level)
+    example = stats.prediction_interval(list(recorded[0, 0]), num_new, 10**12, num_cells, level)
     assert example.high - example.low == pytest.approx(2 * half[0, 0])
     standard_error = math.sqrt(level * (1 - level) / num_checks)
     assert alarms.any(axis=1).mean() < level + 3 * standard_error
@@ -110,63 +111,63 @@ def test_false_alarm_rate_of_a_whole_check_is_as_promised(num_recorded: int, num
 def test_recorded_numbers_have_a_family_level() -> None:
     assert 0 < FAMILY_LEVEL < 0.05
     same = Interval(40.0, 50.0)
-    assert statistics.against_recorded([50.0], same) == Verdict.WITHIN
-    assert statistics.against_recorded([49.0, 53.0], same) == Verdict.BETTER
-    assert statistics.against_recorded([30.0], same) == Verdict.WORSE
+    assert stats.compare_with_recorded([50.0], same) == Verdict.WITHIN
+    assert stats.compare_with_recorded([49.0, 53.0], same) == Verdict.BETTER
+    assert stats.compare_with_recorded([30.0], same) == Verdict.WORSE
 
 
 def test_a_known_error_adds_to_the_estimated_one() -> None:
     """Welch-Satterthwaite with one part of infinitely many degrees of freedom."""
     values = [56.1, 56.9, 56.4, 57.0]
     part, known = np.var(values, ddof=1) / 4, 0.2
-    error, degrees = statistics.standard_error(values, known=known)
+    error, degrees = stats.standard_error(values, known=known)
     assert error == pytest.approx(math.sqrt(part + known**2))
     assert degrees == pytest.approx((part + known**2) ** 2 / (part**2 / 3))
-    interval = statistics.mean_interval(values, 0.90, known)
-    assert interval.high - np.mean(values) == pytest.approx(stats.t.ppf(0.95, degrees) * error)
+    interval = stats.mean_interval(values, 0.90, known)
+    assert interval.high - np.mean(values) == pytest.approx(scipy_stats.t.ppf(0.95, degrees) * error)
 
 
 def test_one_seed_has_its_test_sets_error_alone() -> None:
-    interval = statistics.mean_interval([75.3], 0.90, known=statistics.binomial_se(75.3, 50_000))
-    assert interval.high - 75.3 == pytest.approx(stats.norm.ppf(0.95) * 100 * math.sqrt(0.753 * 0.247 / 50_000))
-    assert statistics.mean_interval([75.3]) == Interval(75.3, 75.3)
+    interval = stats.mean_interval([75.3], 0.90, known=stats.binomial_se(75.3, 50_000))
+    assert interval.high - 75.3 == pytest.approx(scipy_stats.norm.ppf(0.95) * 100 * math.sqrt(0.753 * 0.247 / 50_000))
+    assert stats.mean_interval([75.3]) == Interval(75.3, 75.3)
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(57.5, "within"), (57.7, "inconclusive"), (57.9, "better")])
 def test_one_seed_outside_the_margin_may_be_the_test_sets_doing(value: float, verdict: str) -> None:
-    assert statistics.against_printed([value], 56.7, 0.8, test_set_error=0.2).verdict == verdict
+    assert stats.compare_with_printed([value], 56.7, 0.8, test_set_error=0.2).verdict == verdict
 
 
 def test_several_seeds_are_held_by_their_own_spread() -> None:
     """Theirs and ours are of the same test pictures: AP50 on VOC07's 4,952 can be reproduced to .5 points."""
-    error = statistics.binomial_se(82.6, 4952)
+    error = stats.binomial_se(82.6, 4952)
     values = [82.5, 82.6, 82.8]
-    judgement = statistics.against_printed(values, 82.6, 0.5, test_set_error=error)
-    assert judgement.verdict == Verdict.REPRODUCED and 1.645 * error > 0.5
-    low, high = stats.t.interval(0.90, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (judgement.interval.low, judgement.interval.high) == pytest.approx((low, high))
+    compared = stats.compare_with_printed(values, 82.6, 0.5, test_set_error=error)
+    assert compared.verdict == Verdict.REPRODUCED and 1.645 * error > 0.5
+    low, high = scipy_stats.t.interval(0.90, 2, loc=np.mean(values), scale=scipy_stats.sem(values))
+    assert (compared.interval.low, compared.interval.high) == pytest.approx((low, high))
 
 
 def test_better_and_worse_are_one_sided_tests_at_the_margins_edge() -> None:
     values = [58.0, 57.9, 58.3]
-    judgement = statistics.against_printed(values, 56.7, 0.8)
-    assert judgement.verdict == Verdict.BETTER
-    assert judgement.p_value == pytest.approx(stats.ttest_1samp(values, 57.5, alternative="greater").pvalue)
-    mirrored = statistics.against_printed([113.4 - value for value in values], 56.7, 0.8)
+    compared = stats.compare_with_printed(values, 56.7, 0.8)
+    assert compared.verdict == Verdict.BETTER
+    assert compared.p_value == pytest.approx(scipy_stats.ttest_1samp(values, 57.5, alternative="greater").pvalue)
+    mirrored = stats.compare_with_printed([113.4 - value for value in values], 56.7, 0.8)
     assert mirrored.verdict == Verdict.WORSE
-    assert mirrored.p_value == pytest.approx(judgement.p_value)
+    assert mirrored.p_value == pytest.approx(compared.p_value)
 
 
 def test_holm_by_hand() -> None:
-    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert statistics.holm([0.9, 0.6]) == [1.0, 1.0]
-    assert statistics.holm([0.02]) == [0.02]
-    assert statistics.holm([]) == []
+    assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert stats.holm([0.9, 0.6]) == [1.0, 1.0]
+    assert stats.holm([0.02]) == [0.02]
+    assert stats.holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_rejects_no_more_than_each_alone_and_no_less_than_bonferroni(p_values: list[float]) -> None:
-    adjusted = statistics.holm(p_values)
+    adjusted = stats.holm(p_values)
     for own, corrected in zip(p_values, adjusted, strict=True):
         assert own <= corrected <= min(1.0, len(p_values) * own)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
@@ -177,11 +178,11 @@ def test_holm_rejects_no_more_than_each_alone_and_no_less_than_bonferroni(p_valu
 def test_a_verdict_and_its_mirror_image(values: list[float], printed: float, margin: float) -> None:
     """What lies above is `better` as what lies below is `worse`; a wider margin never undoes `within`."""
     mirrored = [2 * printed - value for value in values]
-    ours, theirs = (statistics.against_printed(each, printed, margin).verdict for each in (values, mirrored))
+    ours, theirs = (stats.compare_with_printed(each, printed, margin).verdict for each in (values, mirrored))
     turned = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
     assert theirs == turned.get(ours, ours)
     if ours in (Verdict.WITHIN, Verdict.REPRODUCED):
-        assert statistics.against_printed(values, printed, 2 * margin).verdict == ours
+        assert stats.compare_with_printed(values, printed, 2 * margin).verdict == ours
 
 
 def test_holm_keeps_the_chance_of_any_wrong_claim() -> None:
@@ -189,15 +190,15 @@ def test_holm_keeps_the_chance_of_any_wrong_claim() -> None:
     rng, num_tables, wrong = np.random.default_rng(2), 1000, 0
     for _ in range(num_tables):
         draws = rng.normal(50.8, 0.3, size=(6, 4))
-        p_values = [float(stats.ttest_1samp(row, 50.8, alternative="less").pvalue) for row in draws]
-        wrong += min(statistics.holm(p_values)) <= statistics.SIGNIFICANCE
+        p_values = [float(scipy_stats.ttest_1samp(row, 50.8, alternative="less").pvalue) for row in draws]
+        wrong += min(stats.holm(p_values)) <= stats.SIGNIFICANCE
     assert wrong / num_tables == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / num_tables))
 
 
 def test_difference_is_welchs_test() -> None:
     ours, theirs = [73.9, 74.2, 73.7], [73.1, 73.0, 73.4, 72.6]
-    welch = stats.ttest_ind(ours, theirs, equal_var=False)
-    found = statistics.difference(ours, theirs)
+    welch = scipy_stats.ttest_ind(ours, theirs, equal_var=False)
+    found = stats.difference(ours, theirs)
     assert found.points == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert found.p_value == pytest.approx(welch.pvalue)
     low, high = welch.confidence_interval(0.90)
@@ -207,10 +208,10 @@ def test_difference_is_welchs_test() -> None:
 def test_effect_size_is_hedges() -> None:
     ours, theirs = [2.0, 4.0], [0.0, 2.0, 1.0]
     pooled = math.sqrt((1 * 2.0 + 2 * 1.0) / 3)
-    assert statistics.difference(ours, theirs).effect_size == pytest.approx(2 / pooled * (1 - 3 / 11))
+    assert stats.difference(ours, theirs).effect_size == pytest.approx(2 / pooled * (1 - 3 / 11))
 
 
 def test_one_seed_each_has_no_p_value() -> None:
-    found = statistics.difference([73.9], [73.1], known=0.3)
+    found = stats.difference([73.9], [73.1], known=0.3)
     assert (found.p_value, found.effect_size) == (None, None)
-    assert found.interval.high - found.interval.low == pytest.approx(2 * stats.norm.ppf(0.95) * 0.3)
+    assert found.interval.high - found.interval.low == pytest.approx(2 * scipy_stats.norm.ppf(0.95) * 0.3)

@@ -1,0 +1,50 @@
+"""The verdicts as JUnit XML, for CI pages: a test suite for each table and one for the claims."""
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from reproduce.harness.spec import claims
+from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.claims import ClaimVerdict
+from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, ClaimStatus, Verdict
+
+
+def as_junit(
+    checked: Sequence[TableVerdict], claim_verdicts: Sequence[ClaimVerdict] = (), claims_requested: bool = False
+) -> str:
+    """Return the verdicts as test cases."""
+    root = Element("testsuites", name="reproduce")
+    for table in checked:
+        _add_table(root, table)
+    if claim_verdicts:
+        _add_claims(root, claim_verdicts, claims_requested)
+    for suite in root:
+        for count, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(count, str(len(suite.findall(f".//{tag}"))))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _add_table(root: Element, checked: TableVerdict) -> None:
+    suite = ElementTree.SubElement(root, "testsuite", name=checked.table.table)
+    for row, key, cell in checked.cells():
+        case = ElementTree.SubElement(suite, "testcase", classname=checked.table.table, name=f"{row.label} / {key}")
+        if cell.verdict in AGREEING:
+            continue
+        kind = "error" if cell.needed and cell.verdict != Verdict.NO_BASELINE else "skipped"
+        kind = "failure" if cell.verdict in DISAGREEING else kind
+        ElementTree.SubElement(case, kind, message=f"{cell.verdict}: {cell.reason}")
+
+
+def _add_claims(root: Element, verdicts: Sequence[ClaimVerdict], requested: bool) -> None:
+    """Add a test case for each claim. A claim without all of its runs is an error only if claims were requested."""
+    suite = ElementTree.SubElement(root, "testsuite", name=claims.TARGET)
+    for verdict in verdicts:
+        case = ElementTree.SubElement(suite, "testcase", classname=claims.TARGET, name=verdict.claim.claim)
+        if verdict.status == ClaimStatus.HOLDS:
+            continue
+        kind = "error" if requested and verdict.incomplete else "skipped"
+        kind = "failure" if verdict.status == ClaimStatus.CONTRADICTED else kind
+        reasons = " ".join(part.reason for part in verdict.parts if part.status == verdict.status)
+        ElementTree.SubElement(case, kind, message=f"{verdict.status}: {reasons}")

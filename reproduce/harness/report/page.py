@@ -1,0 +1,221 @@
+"""One HTML page for a person: each table as the paper prints it, ours beside it, and every run behind it.
+
+The page is one file that needs no network: charts are SVG, style and script are inline, and its content security
+policy forbids everything else.
+"""
+
+import base64
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.files import write_atomic
+from reproduce.harness import revision
+from reproduce.harness.plan.durations import format_duration
+from reproduce.harness.plan.model import REPORTS
+from reproduce.harness.report import benchmarks, figures, runs, summary, svg
+from reproduce.harness.spec import tables
+from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
+from reproduce.harness.verdict.wording import LEVELS
+from reproduce.system import cpu_name
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+VERDICT_MEANINGS = {
+    Verdict.REPRODUCED: "several seeds; the 90% interval of their mean lies inside the margin",
+    Verdict.WITHIN: "inside the margin (one seed), or inside the interval where new seeds of unchanged code fall",
+    Verdict.BETTER: "above the margin or interval",
+    Verdict.WORSE: "below the margin or interval",
+    Verdict.INCONCLUSIVE: "the interval straddles an edge of the margin",
+    Verdict.NO_BASELINE: "measured, but there is nothing to compare with",
+    Verdict.NOT_RUN: "no run of ours has made this number",
+    Verdict.FAILED: "a run behind it failed or collapsed",
+    Verdict.UNAVAILABLE: "the data or weights are not available to anybody",
+    Verdict.REPORTED: "a number of another paper, which nothing here can make",
+    Verdict.EXPECTED_FAILURE: "the training collapsed, as the paper says it does",
+}
+
+STATUS_MEANINGS = {
+    ClaimStatus.HOLDS: "several seeds; the whole 90% interval of each part lies on the paper's side",
+    ClaimStatus.CONTRADICTED: "the whole interval of a part lies on the other side",
+    ClaimStatus.INCONCLUSIVE: "an interval includes both sides, or there is one seed per side, which decides nothing",
+    ClaimStatus.NOT_RUN: "a run that the claim needs has no result",
+}
+
+TONES: dict[Verdict | ClaimStatus, str] = {
+    **dict.fromkeys(AGREEING, "good"),
+    Verdict.BETTER: "better",
+    Verdict.WORSE: "bad",
+    Verdict.INCONCLUSIVE: "unsure",
+    Verdict.FAILED: "bad",
+    ClaimStatus.HOLDS: "good",
+    ClaimStatus.CONTRADICTED: "bad",
+    ClaimStatus.INCONCLUSIVE: "unsure",
+}
+"""Colour of a verdict or status; all others are quiet. The symbol says the same without colour."""
+
+
+def write_page(scale: str) -> Path:
+    """Write `reports/<scale>/index.html` from all that was checked at the scale; return its path.
+
+    Raises `UserError` if nothing was checked yet.
+    """
+    folder = REPORTS / scale
+    checked, claims = summary.read_verdicts(folder, scale)
+    if not checked and not claims:
+        raise UserError(f"Nothing at scale {scale} was checked yet. Run a check first, for example make check-table3.")
+    write_atomic(folder / "index.html", render(scale, checked, claims, folder))
+    return folder / "index.html"
+
+
+def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any]], folder: Path) -> str:
+    """Return the page; its links are relative to `folder`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    script = (TEMPLATES / "page.js").read_text()
+    environment.filters |= {"duration": format_duration, "signed": _signed, "hours": _hours}
+    environment.globals |= {
+        "symbols": {str(label): symbol for known in (SYMBOLS, CLAIM_SYMBOLS) for label, symbol in known.items()},
+        "tones": {str(label): TONES.get(label, "quiet") for label in (*ClaimStatus, *Verdict)},
+        "claim_strip": svg.claim_strip,
+        "reach": f"{svg.REACH:g}",
+    }
+    all_runs = runs.collect(checked, claims, scale, folder)
+    reasons = _prepare(checked)
+    score = sum((Counter(table["score"]) for table in checked), Counter[str]())
+    return environment.get_template("page.html.j2").render(
+        scale=scale,
+        tables=checked,
+        cells=[cell for table in checked for cell in _cells(table)],
+        claims=claims,
+        figures=list(figures.draw(checked, all_runs)),
+        runs={run_id: run for run_id, run in all_runs.items() if run["result"] or run["failure"]},
+        num_planned=len(all_runs),
+        cost=_cost(all_runs),
+        reasons=reasons,
+        benchmarks=benchmarks.latest(),
+        score=_ordered(score),
+        claim_score=_ordered(Counter(claim["status"] for claim in claims)),
+        verdict_meanings={str(verdict): VERDICT_MEANINGS[verdict] for verdict in Verdict},
+        status_meanings={str(status): STATUS_MEANINGS[status] for status in ClaimStatus},
+        levels={level: LEVELS[level] for level in LEVELS if any(table["level"] == level for table in checked)},
+        warnings=_warnings(checked, all_runs),
+        recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
+        written=datetime.now(UTC),
+        commit=revision.commit()[:12],
+        dirty=revision.dirty(),
+        machine=f"{cpu_name()}, {os.cpu_count()} cores",
+        style=(TEMPLATES / "style.css").read_text(),
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Add to every cell what the templates need; return why cells were not run, by verdict and reason.
+
+    A reason is `{"id": ..., "cells": [...]}`.
+    """
+    reasons: dict[str, dict[str, dict[str, Any]]] = {}
+    for table in checked:
+        for row in table["rows"]:
+            for key, cell in row["cells"].items():
+                if cell is None:
+                    continue
+                column = table["columns"][key]
+                cell["id"] = f"{table['table']}-{_slug(row['label'])}-{key}"
+                cell["words"] = f"{row['label']}, {column['title']}"
+                cell["table"], cell["column"] = table, column
+                cell["strip"] = svg.cell_strip(cell)
+                cell["order"] = _first(cell["mean"], cell["expected"], tables.parse_printed(cell["printed"]))
+                judged = (*AGREEING, *DISAGREEING, Verdict.FAILED)
+                cell["shown"] = cell["mean"] is not None or cell["verdict"] in judged
+                cell["why"] = f"why-{cell['id']}"
+                if not cell["shown"]:
+                    same = reasons.setdefault(cell["verdict"], {})
+                    number = sum(map(len, reasons.values()))
+                    entry = same.setdefault(cell["reason"], {"id": f"why-{number}", "cells": []})
+                    entry["cells"].append(cell)
+                    cell["why"] = entry["id"]
+    return reasons
+
+
+def _cells(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for row in table["rows"]:
+        yield from (cell for cell in row["cells"].values() if cell)
+
+
+def _cost(all_runs: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return what the finished runs took together."""
+    done = [run["result"] for run in all_runs.values() if run["result"]]
+    return {
+        "num_runs": len(done),
+        "wall_seconds": sum(result.get("wall_seconds", 0.0) for result in done),
+        "device_hours": sum(result.get("device_hours", 0.0) for result in done),
+        "peak_memory_gb": max((result.get("peak_memory_gb") or 0.0 for result in done), default=0.0),
+    }
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return {str(label): counts[label] for label in dict.fromkeys((*Verdict, *ClaimStatus)) if counts[label]}
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _warnings(checked: list[dict[str, Any]], all_runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what a reader should know before believing the page."""
+    done = [run["result"] for run in all_runs.values() if run["result"]]
+    warnings = []
+    skipped = sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for result in done)
+    if skipped:
+        warnings.append(
+            f"{skipped} images could not be read and were skipped, as requested; the table of runs counts them by run."
+        )
+    here = revision.commit()
+    commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
+    others = {commit: count for commit, count in commits.items() if revision.run_code_fingerprint(commit) != revision.run_code_fingerprint(here)}
+    if here and others:
+        theirs = ", ".join(sorted(commit[:12] for commit in others))
+        warnings.append(
+            f"{sum(others.values())} of {len(done)} results were made by other code ({theirs}) than the checkout's"
+            f" ({here[:12]}). Delete their folders in results to make them again."
+        )
+    if outdated := [run["label"] for run in all_runs.values() if run.get("outdated")]:
+        warnings.append(
+            f"{len(outdated)} of {len(done)} results are not judged because their checkpoint has since been made"
+            f" again or removed ({outdated[0]}{', ...' if len(outdated) > 1 else ''}). make reproduce-... measures them"
+            " again."
+        )
+    dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
+    if dirty:
+        warnings.append(f"{dirty} of {len(done)} results were made by uncommitted code.")
+    if len({tuple(table["seeds"]) for table in checked}) > 1:
+        warnings.append("The tables were checked with different seeds.")
+    return warnings
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _signed(value: float, decimals: int) -> str:
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")

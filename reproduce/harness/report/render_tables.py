@@ -1,0 +1,163 @@
+"""A table's verdicts as data (JSON), as Markdown and as text for a terminal."""
+
+from collections import Counter
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from reproduce.harness import revision
+from reproduce.harness.plan.model import Plan
+from reproduce.harness.plan.run_state import valid_result
+from reproduce.harness.spec import baseline, tables
+from reproduce.harness.spec.tables import Column
+from reproduce.harness.verdict import notes
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.labels import SYMBOLS, Verdict
+from reproduce.harness.verdict.wording import INTERVALS
+
+CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
+
+
+def table_as_data(plan: Plan, checked: TableVerdict) -> dict[str, Any]:
+    """Return a table with its verdicts as plain data: what the page and other programs read."""
+    recorded = baseline.load(plan.request.scale)
+    table = checked.table
+    return {
+        "table": table.table,
+        "heading": table.heading,
+        "sha256": tables.sha256(table.table, plan.request.scale),
+        "title": table.title,
+        "caption": table.caption,
+        "section": table.section,
+        "scale": plan.request.scale,
+        "level": plan.level,
+        "expected": table.expected,
+        "seeds": list(plan.request.seeds),
+        "checked": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": revision.commit(),
+        "dirty": revision.dirty(),
+        "recorded": recorded.header if table.expected == "recorded" else {},
+        "score": dict(checked.score()),
+        "plots": table.plots,
+        "undrawn": list(checked.undrawn),
+        "errata": table.errata,
+        "columns": {key: asdict(column) for key, column in table.columns.items()},
+        "runs": [
+            {
+                "run_id": run.run_id,
+                "kind": run.kind,
+                "label": run.label,
+                "folder": run.folder,
+                "parents": run.parents,
+                "outdated": run.result.exists() and not valid_result(plan, run),
+            }
+            for run in plan.runs_of(table.table)
+        ],
+        "rows": [
+            {
+                "label": row.label,
+                "method": row.method,
+                "variant": row.variant,
+                "pretrain": row.pretrain,
+                "weights": row.weights,
+                "note": row.note,
+                "rerun_by_authors": row.rerun_by_authors,
+                "cells": {key: cell and _cell_as_data(cell, table.columns[key]) for key, cell in cells.items()},
+            }
+            for row, cells in zip(table.rows, checked.rows, strict=True)
+        ],
+    }
+
+
+def _cell_as_data(cell: CellVerdict, column: Column) -> dict[str, Any]:
+    """Return a verdict's fields with its notes both as data and, under `reason`, in words."""
+    data = {field.name: getattr(cell, field.name) for field in fields(cell)}
+    return data | {
+        "values": dict(cell.values),
+        "margin": asdict(cell.margin) if cell.margin else None,
+        "notes": [notes.as_data(note) for note in cell.notes],
+        "reason": cell.reason,
+        "interval_of": INTERVALS[cell.interval_kind] if cell.interval_kind else "",
+        "expected_in_words": expected_in_words(cell, column),
+    }
+
+
+def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
+    """Return a table as the paper prints it, ours beside it, for a pull request."""
+    table = checked.table
+    lines = [f"## {table.heading}: {table.title}", "", f"Scale {plan.request.scale}. {table.caption}", ""]
+    heads = [
+        f"{column.title} ({column.unit}{f', mean of {column.num_runs} runs' if column.num_runs > 1 else ''})"
+        for column in table.columns.values()
+    ]
+    lines += ["| " + " | ".join(["Method", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row, cells in zip(table.rows, checked.rows, strict=True):
+        shown = [_cell_as_text(cell, table.columns[key], key in row.rerun_by_authors) for key, cell in cells.items()]
+        lines.append("| " + " | ".join([row.label, *shown]) + " |")
+    lines += [f"\nNot drawn yet, no result: {'; '.join(checked.undrawn)}."] if checked.undrawn else []
+    if not table.columns:
+        return "\n".join(lines) + "\n"
+    lines += ["", "Expected, then ours. " + "; ".join(f"{SYMBOLS[v]} {v}" for v in Verdict if checked.score()[v]) + "."]
+    if any(row.rerun_by_authors for row in table.rows):
+        lines.append("† run by the paper's authors.")
+    if _lacks_canary(checked):
+        lines.append(CANARY_FOOTNOTE)
+    lines += [f"Erratum of the paper: {text}" for text in table.errata]
+    return "\n".join(lines) + "\n"
+
+
+def _lacks_canary(checked: TableVerdict) -> bool:
+    return any(cell.canary == "missing" for _, _, cell in checked.cells())
+
+
+def _cell_as_text(cell: CellVerdict | None, column: Column, dagger: bool) -> str:
+    if cell is None:
+        return "–"
+    theirs = expected_in_words(cell, column)
+    theirs += "†" if dagger and theirs else ""
+    if cell.mean is None:
+        return f"{theirs} {SYMBOLS[cell.verdict]} {cell.verdict}".strip()
+    spread = "" if cell.sd is None else f" ± {cell.sd:.{column.decimals}f}"
+    mark = "°" if cell.canary == "missing" else ""
+    ours = f"**{cell.mean:.{column.decimals}f}**{spread} {SYMBOLS[cell.verdict]} {cell.verdict}{mark}"
+    return f"{theirs} → {ours}" if theirs else ours
+
+
+def expected_in_words(cell: CellVerdict, column: Column) -> str:
+    """Return what a cell is compared with, as the paper prints it; "" if there is nothing."""
+    if cell.share_of and cell.expected is not None:
+        return f"{cell.expected:.2f} of {cell.share_of} (printed {cell.printed})"
+    if isinstance(cell.printed, str):
+        return cell.printed
+    expected = cell.expected if cell.expected is not None else cell.printed
+    if expected is None:
+        return ""
+    decimals = column.decimals if expected == round(expected, column.decimals) else column.decimals + 1
+    misprint = cell.printed is not None and expected != cell.printed
+    return f"{expected:.{decimals}f}" + (f" (printed {cell.printed:.{column.decimals}f})" if misprint else "")
+
+
+def table_as_text(checked: TableVerdict) -> str:
+    """Return a line for each cell that runs of ours make, and how many other cells there are."""
+    table = checked.table
+    lines = [f"\n{table.heading}: {table.title}"]
+    lines += [f"  {SYMBOLS[Verdict.NOT_RUN]} not drawn    {label}: no result yet" for label in checked.undrawn]
+    ours = [(row, key, cell) for row, key, cell in checked.cells() if cell.needed]
+    names = [f"{row.label}, {table.columns[key].title}" for row, key, _ in ours]
+    for name, (_, key, cell) in zip(names, ours, strict=True):
+        verdict = f"{cell.verdict}{'°' if cell.canary == 'missing' else ''}"
+        line = f"  {SYMBOLS[cell.verdict]} {verdict:<12} {name:<{max(map(len, names))}}"
+        if cell.mean is not None:
+            line += f"  {cell.mean:7.2f}"
+        if cell.expected is not None and cell.difference is not None:
+            line += f"  expected {expected_in_words(cell, table.columns[key])} ({cell.difference:+.2f})"
+        if cell.interval:
+            line += f"  [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]"
+        lines.append(line if cell.difference is not None else f"{line}  {cell.reason}")
+    if _lacks_canary(checked):
+        lines.append(f"  {CANARY_FOOTNOTE}")
+    others = Counter(str(cell.verdict) for _, _, cell in checked.cells() if not cell.needed)
+    if others:
+        lines.append("  other cells: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(others.items())))
+    return "\n".join(lines)

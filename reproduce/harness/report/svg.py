@@ -1,0 +1,179 @@
+"""The layout of the page's charts in SVG user units; the templates only write the elements."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Point = tuple[float, float]
+
+REACH = 2.0
+"""How many margins a strip shows on either side of the expected number; what lies beyond is drawn at its edge."""
+MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 42.0, 24.0, 8.0, 10.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or scatter of a chart, in data units."""
+
+    name: str
+    points: Sequence[Point]
+    style: str = "ours"
+    """CSS class, which gives colour and shape."""
+    marked: bool = False
+    """Whether each point has a mark, in addition to the line through all points."""
+    labels: Sequence[str] = ()
+    """Labels of the points; "" for none."""
+    intervals: Sequence[tuple[float, float] | None] = ()
+    """Vertical intervals `(low, high)`, one for each point."""
+
+
+@dataclass(frozen=True)
+class DrawnSeries:
+    """A series in SVG units: `line` is the `points` of a polyline, a mark is `(x, y, label, top, bottom)`."""
+
+    name: str
+    style: str
+    line: str
+    marks: list[tuple[float, float, str, float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series in a box of `width` x `height`, with ticks `(position, label)` at round numbers."""
+
+    width: float
+    height: float
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    series: list[DrawnSeries]
+    left: float = MARGIN_LEFT
+    top: float = MARGIN_TOP
+
+    @property
+    def right(self) -> float:
+        """Return the right end of the x axis."""
+        return self.width - MARGIN_RIGHT
+
+    @property
+    def bottom(self) -> float:
+        """Return the y position of the x axis."""
+        return self.height - MARGIN_BOTTOM
+
+
+@dataclass(frozen=True)
+class IntervalStrip:
+    """One comparison on a horizontal line `width` long; every field is a position on it."""
+
+    width: float
+    centre: float
+    """The expected number; for a claim, zero."""
+    ours: float
+    band: tuple[float, float] | None = None
+    """What counts as the same."""
+    interval: tuple[float, float] | None = None
+    printed: float | None = None
+    seeds: list[float] = field(default_factory=list)
+
+
+def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250) -> Chart:
+    """Lay out series in one box whose axes cover them all; at least one series needs a point."""
+    xs = [x for each in series for x, _ in each.points]
+    ys = [y for each in series for _, y in each.points]
+    ys += [end for each in series for interval in each.intervals if interval for end in interval]
+    x_low, x_high = _padded(min(xs), max(xs), 0.03)
+    y_low, y_high = _padded(min(ys), max(ys), 0.05)
+
+    def to_x(x: float) -> float:
+        return round(MARGIN_LEFT + (x - x_low) / (x_high - x_low) * (width - MARGIN_LEFT - MARGIN_RIGHT), 1)
+
+    def to_y(y: float) -> float:
+        return round(MARGIN_TOP + (y_high - y) / (y_high - y_low) * (height - MARGIN_TOP - MARGIN_BOTTOM), 1)
+
+    drawn = []
+    for each in series:
+        places = [(to_x(x), to_y(y)) for x, y in each.points]
+        labels = [*each.labels, *[""] * (len(places) - len(each.labels))]
+        intervals = [*each.intervals, *[None] * (len(places) - len(each.intervals))]
+        marks = [
+            (x, y, label, *((to_y(interval[1]), to_y(interval[0])) if interval else (y, y)))
+            for (x, y), label, interval in zip(places, labels, intervals, strict=True)
+        ]
+        line = " ".join(f"{x},{y}" for x, y in places)
+        drawn.append(DrawnSeries(each.name, each.style, line, marks if each.marked else []))
+    return Chart(
+        width,
+        height,
+        [(to_x(tick), f"{tick:.12g}") for tick in ticks(x_low, x_high)],
+        [(to_y(tick), f"{tick:.12g}") for tick in ticks(y_low, y_high)],
+        drawn,
+    )
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    """Return a range extended by a share of itself at both ends; equal values get room too."""
+    edge = (high - low) * share if high > low else abs(low) / 10 or 1.0
+    return low - edge, high + edge
+
+
+def ticks(low: float, high: float, at_most: int = 5) -> list[float]:
+    """Return one to `at_most` round numbers in a range, spaced by 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / at_most))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= at_most)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def downsample(points: Sequence[Point], num_points: int = 160) -> list[Point]:
+    """Return at most `num_points` points, each the mean of equally many neighbours, to keep the page small."""
+    size = math.ceil(len(points) / num_points) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def cell_strip(cell: dict[str, Any], width: float = 150) -> IntervalStrip | None:
+    """Return a cell's difference and its seeds in units of its margin; None if there is nothing to compare with.
+
+    For recorded numbers, the interval where new seeds fall takes the margin's place.
+    """
+    if cell["difference"] is None or cell["expected"] is None:
+        return None
+    interval, margin = cell["interval"], cell["margin"]
+    unit = margin["points"] if margin else (interval[1] - interval[0]) / 2 if interval else 0.0
+    unit = unit or abs(cell["difference"]) or 1.0
+
+    def position(difference: float) -> float:
+        return _position(difference / unit, REACH, width)
+
+    ends = (position(interval[0] - cell["expected"]), position(interval[1] - cell["expected"])) if interval else None
+    several = list(cell["values"].values()) if len(cell["values"]) > 1 else []
+    # If the difference has another unit than the values (shares of a row), seeds cannot be placed.
+    off = cell["mean"] - cell["expected"] - cell["difference"]
+    seeds = [position(value - cell["expected"]) for value in several] if abs(off) < 1e-6 else []
+    ours = position(cell["difference"])
+    if margin:
+        return IntervalStrip(
+            width, position(0), ours, band=(position(-unit), position(unit)), interval=ends, seeds=seeds
+        )
+    return IntervalStrip(width, position(0), ours, band=ends, seeds=seeds)
+
+
+def claim_strip(part: dict[str, Any], width: float = 180) -> IntervalStrip | None:
+    """Return the difference of a claim's part on a line around zero; None if none was measured."""
+    if part["difference"] is None:
+        return None
+    ends = part["interval"]
+    finite = [end for end in ends or () if math.isfinite(end)]
+    shown = [part["difference"], part["printed"] or 0.0, *finite]
+    reach = max(map(abs, shown)) * 1.05 or 1.0
+    printed = None if part["printed"] is None else _position(part["printed"], reach, width)
+    interval = (_position(ends[0], reach, width), _position(ends[1], reach, width)) if ends else None
+    ours = _position(part["difference"], reach, width)
+    return IntervalStrip(width, _position(0, reach, width), ours, interval=interval, printed=printed)
+
+
+def _position(value: float, reach: float, width: float) -> float:
+    """Return the position of a value between -reach and reach; what lies beyond is put at the edge."""
+    edge = 6.0
+    share = (max(-reach, min(reach, value)) + reach) / (2 * reach)
+    return round(edge + share * (width - 2 * edge), 1)

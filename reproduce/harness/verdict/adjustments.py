@@ -1,0 +1,127 @@
+"""Adjustments of a table's verdicts that need more than one cell: errata, controls, Holm's correction, canaries.
+
+Each is a pure function from rows of verdicts to new rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from reproduce.harness.spec.tables import Row, Table
+from reproduce.harness.verdict import notes, stats
+from reproduce.harness.verdict.cells import CellVerdict
+from reproduce.harness.verdict.labels import Verdict
+from reproduce.harness.verdict.notes import CanaryResult
+
+VerdictRow = Mapping[str, CellVerdict | None]
+"""A row's verdicts by column; None for a dash in the paper."""
+
+VerdictRows = Sequence[VerdictRow]
+
+
+def apply_errata(table: Table, rows: VerdictRows) -> VerdictRows:
+    """Let the correction of a misprint stand beside the verdict: it is the paper's error, not ours."""
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        if key not in row.errata:
+            return cell
+        erratum, printed = row.errata[key], row.cells[key]
+        assert isinstance(printed, float)
+        return replace(cell, expected=erratum.value).with_notes(notes.Misprint(printed, erratum.source))
+
+    return _each_cell(table, rows, adjust)
+
+
+def apply_controls(table: Table, rows: VerdictRows) -> VerdictRows:
+    """Call a number `worse` if it does not clearly beat its row's control, whatever is recorded.
+
+    Seed variance is fine; failing to beat the control is not. The required points were set for the scale's own images;
+    for other images the difference is only noted. Only tables of recorded numbers have controls.
+    """
+    if table.expected != "recorded":
+        return rows
+    by_label = {row.label: cells for row, cells in zip(table.rows, rows, strict=True)}
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        control = by_label[row.control][key] if row.control and table.columns[key].has_control else None
+        return _compare_with_control(row, cell, control)
+
+    return _each_cell(table, rows, adjust)
+
+
+def apply_holm(table: Table, rows: VerdictRows) -> VerdictRows:
+    """Apply Holm's correction over a table: each cell of several seeds that has a margin makes one claim.
+
+    The family is all such cells of the table, whatever they claim; a cell whose adjusted p-value exceeds 5% is
+    `inconclusive`. Cells compared with recorded numbers have a family level of their own (`prediction_interval`).
+    """
+    p_values = {
+        (row.label, key): cell.p_value
+        for row, cells in zip(table.rows, rows, strict=True)
+        for key, cell in cells.items()
+        if cell and cell.margin and cell.p_value is not None
+    }
+    adjusted = dict(zip(p_values, stats.holm(list(p_values.values())), strict=True))
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        p_value = adjusted.get((row.label, key))
+        if p_value is None:
+            return cell
+        cell = replace(cell, p_value=p_value)
+        if p_value <= stats.SIGNIFICANCE or cell.verdict == Verdict.INCONCLUSIVE:
+            return cell
+        return replace(cell, verdict=Verdict.INCONCLUSIVE).with_notes(notes.HolmCorrection(len(adjusted), p_value))
+
+    return _each_cell(table, rows, adjust)
+
+
+def needs_canary(table: Table, key: str, cell: CellVerdict) -> bool:
+    """Return whether a number must be preceded by its evaluation's canary to count as reproduced."""
+    return bool(cell.margin and table.columns[key].eval and not cell.share_of)
+
+
+def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVerdict], CanaryResult]) -> VerdictRows:
+    """Let no number count as reproduced before the authors' checkpoint gave theirs under the same evaluation.
+
+    `canary_of` returns the canaries' result for the evaluation behind a cell.
+    """
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        del row
+        if not needs_canary(table, key, cell):
+            return cell
+        canary, verdict = canary_of(cell), cell.verdict
+        if canary.state == "missing" and verdict == Verdict.REPRODUCED:
+            verdict = Verdict.WITHIN
+        elif canary.state == "disagreed":
+            verdict = Verdict.INCONCLUSIVE
+        return replace(cell, verdict=verdict, canary=canary.state).with_notes(canary)
+
+    return _each_cell(table, rows, adjust)
+
+
+def _each_cell(
+    table: Table, rows: VerdictRows, adjust: Callable[[Row, str, CellVerdict], CellVerdict]
+) -> list[VerdictRow]:
+    return [
+        {key: adjust(row, key, cell) if cell else None for key, cell in cells.items()}
+        for row, cells in zip(table.rows, rows, strict=True)
+    ]
+
+
+def _compare_with_control(row: Row, ours: CellVerdict, control: CellVerdict | None) -> CellVerdict:
+    if ours.mean is None or ours.verdict not in (Verdict.WITHIN, Verdict.BETTER, Verdict.NO_BASELINE):
+        return ours
+    excludes_nothing = ours.interval is not None and ours.interval[0] <= 0 and ours.interval[1] >= 100
+    if control is None or control.mean is None:
+        return ours.with_notes(notes.EmptyInterval(row.control if control else "")) if excludes_nothing else ours
+    points, bar = ours.mean - control.mean, row.min_points_above_control
+    if any(isinstance(note, notes.OtherImages) for note in ours.notes):
+        return ours.with_notes(notes.ControlComparison(row.control, points, bar, "other images"))
+    if points <= bar:
+        worse = replace(ours, verdict=Verdict.WORSE)
+        return worse.with_notes(notes.ControlComparison(row.control, points, bar, "not beaten"))
+    if excludes_nothing:
+        return ours.with_notes(notes.EmptyInterval(row.control, points))
+    if ours.verdict == Verdict.NO_BASELINE:
+        return ours.with_notes(notes.ControlComparison(row.control, points, bar, "beaten"))
+    return ours

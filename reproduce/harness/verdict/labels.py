@@ -1,0 +1,60 @@
+"""The labels that a check gives: verdicts of cells and statuses of claims, with their symbols."""
+
+from enum import StrEnum
+from typing import Literal
+
+
+class Verdict(StrEnum):
+    """Whether a cell agrees with what it is compared with, or why that is not known."""
+
+    REPRODUCED = "reproduced"
+    WITHIN = "within"
+    BETTER = "better"
+    WORSE = "worse"
+    INCONCLUSIVE = "inconclusive"
+    NO_BASELINE = "no baseline"
+    NOT_RUN = "not run"
+    FAILED = "failed"
+    UNAVAILABLE = "unavailable"
+    REPORTED = "reported"
+    EXPECTED_FAILURE = "expected failure"
+
+
+class ClaimStatus(StrEnum):
+    """Whether a claim of the paper, or one part of it, holds in our runs."""
+
+    HOLDS = "holds"
+    CONTRADICTED = "contradicted"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not run"
+
+
+Tendency = Literal["right", "wrong", ""]
+"""The direction in which one seed per side points, compared with the claim; "" if its known error covers zero."""
+
+IntervalKind = Literal["seeds", "test set", "new seeds"]
+"""What an interval is of: the mean of our seeds, one seed's test set, or new seeds of unchanged code."""
+
+AGREEING = frozenset({Verdict.REPRODUCED, Verdict.WITHIN, Verdict.EXPECTED_FAILURE})
+DISAGREEING = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.INCONCLUSIVE})
+
+SYMBOLS: dict[Verdict, str] = {
+    Verdict.REPRODUCED: "●",
+    Verdict.WITHIN: "✓",
+    Verdict.BETTER: "▲",
+    Verdict.WORSE: "▼",
+    Verdict.INCONCLUSIVE: "◆",
+    Verdict.NO_BASELINE: "◌",
+    Verdict.NOT_RUN: "○",
+    Verdict.FAILED: "✕",
+    Verdict.UNAVAILABLE: "∅",
+    Verdict.REPORTED: "·",
+    Verdict.EXPECTED_FAILURE: "⊗",
+}
+
+CLAIM_SYMBOLS: dict[ClaimStatus, str] = {
+    ClaimStatus.HOLDS: "●",
+    ClaimStatus.CONTRADICTED: "▼",
+    ClaimStatus.INCONCLUSIVE: "◆",
+    ClaimStatus.NOT_RUN: "○",
+}

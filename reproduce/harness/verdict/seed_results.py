@@ -1,0 +1,163 @@
+"""What the runs of a cell gave, seed by seed: numbers, failures, missing results."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.harness.plan.build import plan_for_other_seeds
+from reproduce.harness.plan.model import Cell, Plan, Run
+from reproduce.harness.plan.run_state import missing_reason, valid_result
+from reproduce.harness.spec import baseline
+from reproduce.harness.spec.baseline import RecordedNumbers
+from reproduce.harness.spec.tables import Table
+from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.notes import BestVariant, RunFailure
+
+
+@dataclass(frozen=True)
+class SeedResults:
+    """What a cell's runs gave, by seed; a seed is in exactly one of values, collapsed, failed, unavailable, missing."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    collapsed: dict[int, RunFailure] = field(default_factory=dict)
+    failed: dict[int, RunFailure] = field(default_factory=dict)
+    unavailable: dict[int, RunFailure] = field(default_factory=dict)
+    """Seeds whose public weights are no longer at their URL."""
+    missing: dict[int, str] = field(default_factory=dict)
+    """The run without a valid result, in words."""
+    other_seeds: dict[int, float] = field(default_factory=dict)
+    """Results of seeds that were not requested. (If one of these failed, it is in `collapsed` or `failed`.)"""
+    num_test_images: int | None = None
+    pretrainings: dict[int, str] = field(default_factory=dict)
+    """By seed, the run_id that trained the network; empty for public weights and measurements."""
+    run_ids: list[str] = field(default_factory=list)
+    """The runs behind these values; if several variants compete, those of the best one."""
+    choice: BestVariant | None = None
+    """How the variant was chosen, if several compete."""
+
+    @property
+    def independent(self) -> list[float]:
+        """Return the values that count as seeds: one for each training that could have given another number.
+
+        Several finetunings of one pretraining count once, as their mean. Runs without a pretraining of ours that all
+        give the same number count once too: they draw nothing.
+        """
+        by_network: dict[str | int, list[float]] = {}
+        for seed, value in self.values.items():
+            by_network.setdefault(self.pretrainings.get(seed, seed), []).append(value)
+        values = [stats.mean(each) for each in by_network.values()]
+        nothing_drawn = not self.pretrainings and len(set(values)) == 1
+        return values[:1] if nothing_drawn else values
+
+    @property
+    def test_set_error(self) -> float:
+        """Return the binomial standard error of a finite test set, in points; 0 if its size is unknown.
+
+        (Mean average precision is no share of hits; there it is a rough stand-in of the right size.)
+        """
+        if not self.num_test_images:
+            return 0.0
+        return stats.binomial_se(stats.mean(list(self.values.values())), self.num_test_images)
+
+
+@dataclass(frozen=True)
+class VerdictInputs:
+    """What a check judges by: a plan, the plan of other seeds that left results, and the recorded numbers."""
+
+    plan: Plan
+    recorded: RecordedNumbers
+    other_seeds: Plan | None
+
+    @classmethod
+    def load(cls, plan: Plan) -> "VerdictInputs":
+        """Read the recorded numbers, and find the seeds that the plan leaves out."""
+        return cls(plan, baseline.load(plan.request.scale), plan_for_other_seeds(plan))
+
+    def cell(self, table: Table, row: str, column: str) -> Cell | None:
+        """Return how a number is made, or None if no run of ours makes it."""
+        return _find_cell(self.plan, f"{table.table}/{row}/{column}")
+
+    def seed_results(self, cell: Cell) -> SeedResults:
+        """Return what a cell's runs gave. A seed that failed counts even if it was not requested."""
+        found = read_seed_results(self.plan, cell)
+        same_cell = _find_cell(self.other_seeds, cell.table_key) if self.other_seeds else None
+        if not self.other_seeds or not same_cell:
+            return found
+        more = read_seed_results(self.other_seeds, same_cell)
+        collapsed, failed = (
+            {seed: replace(failure, requested=False) for seed, failure in failures.items()}
+            for failures in (more.collapsed, more.failed)
+        )
+        return replace(
+            found, collapsed=found.collapsed | collapsed, failed=found.failed | failed, other_seeds=more.values
+        )
+
+
+def read_seed_results(plan: Plan, cell: Cell) -> SeedResults:
+    """Read the results of a cell's runs; of several variants, those with the highest mean of `cell.selection_metric`.
+
+    If a variant lacks a result, return that variant: there is nothing to choose by yet. Raises `UserError` for a
+    damaged result and for one without the metric.
+    """
+    if not cell.runs_by_override:
+        return _read_variant(plan, cell.runs, cell.metric)
+    found = {
+        variant: _read_variant(plan, runs, cell.selection_metric) for variant, runs in cell.runs_by_override.items()
+    }
+    incomplete = [each for each in found.values() if len(each.values) < len(each.run_ids)]
+    if incomplete:
+        return min(incomplete, key=lambda each: len(each.missing))  # a failure before what is only missing
+    means = {variant: stats.mean(list(each.values.values())) for variant, each in found.items()}
+    best = max(means, key=lambda variant: means[variant])
+    choice = BestVariant(tuple(means.items()), cell.selection_metric, best)
+    return replace(_read_variant(plan, cell.runs_by_override[best], cell.metric), choice=choice)
+
+
+def _find_cell(plan: Plan, table_key: str) -> Cell | None:
+    return next((cell for cell in plan.cells if cell.table_key == table_key), None)
+
+
+def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
+    values: dict[int, float] = {}
+    collapsed: dict[int, RunFailure] = {}
+    failed: dict[int, RunFailure] = {}
+    unavailable: dict[int, RunFailure] = {}
+    missing: dict[int, str] = {}
+    num_test_images = None
+    for seed, run in ((seed, plan.runs[name]) for seed, name in runs.items()):
+        if failure := _failure(plan, run):
+            by_status = {"collapsed": collapsed, "unavailable": unavailable}
+            by_status.get(failure.status, failed)[seed] = failure
+        elif (result := valid_result(plan, run)) is None:
+            missing[seed] = missing_reason(plan, run)
+        else:
+            values[seed] = _metric(run, result, metric)
+            num_test_images = result.get("counts", {}).get("num_test_images")
+    return SeedResults(
+        values,
+        collapsed,
+        failed,
+        unavailable,
+        missing=missing,
+        num_test_images=num_test_images,
+        pretrainings={seed: parent for seed, name in runs.items() for parent in plan.runs[name].parents},
+        run_ids=list(runs.values()),
+    )
+
+
+def _failure(plan: Plan, run: Run) -> RunFailure | None:
+    """Return why a run has no result, if it or its pretraining failed."""
+    for each in (*(plan.runs[name] for name in run.parents), run):
+        if not each.result.exists() and (failure := each.read_failure()):
+            return RunFailure(each.label, failure["status"], failure["message"])
+    return None
+
+
+def _metric(run: Run, result: dict[str, Any], name: str) -> float:
+    try:
+        return float(result["metrics"][name])
+    except KeyError as error:
+        raise UserError(
+            f"{run.result} has no metric {name!r}, only {', '.join(result['metrics'])}. Correct the table's column, "
+            "or, if the evaluation reports it by now, delete that file and run the same command again."
+        ) from error

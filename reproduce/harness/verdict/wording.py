@@ -1,0 +1,216 @@
+"""The sentences of a check: the only place where notes become words."""
+
+from collections.abc import Iterable
+
+from reproduce.harness.plan.model import Level
+from reproduce.harness.verdict import notes
+from reproduce.harness.verdict.labels import ClaimStatus, IntervalKind, Tendency, Verdict
+from reproduce.harness.verdict.notes import Note
+
+UNDECIDED = "nothing is known about the spread over seeds, so this decides nothing; SEEDS=3 can decide it"
+"""Holds for one seed per side whatever its difference: the test sets' known error says nothing about seeds."""
+
+INTERVALS: dict[IntervalKind, str] = {
+    "seeds": "the mean of our seeds on this test set, 90%",
+    "test set": "our one seed's test set, not the spread over seeds, 90%",
+    "new seeds": "new seeds of unchanged code, 99% over all cells together",
+}
+
+PUBLIC: Level = "public weights"
+LEVELS: dict[Level, str] = {
+    PUBLIC: "the authors' public checkpoints through our evaluations",
+    "own training": "our pretraining through our evaluation",
+}
+
+RECORDED_PLACES = {Verdict.WITHIN: "Inside", Verdict.BETTER: "Above", Verdict.WORSE: "Below"}
+
+
+def sentences(given: Iterable[Note]) -> str:
+    """Return notes as one paragraph, in their order."""
+    return " ".join(map(sentence, given))
+
+
+def sentence(note: Note) -> str:
+    """Return one note as a sentence that ends with a full stop."""
+    return f"{_sentence(note).rstrip('.')}."
+
+
+def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
+    match note:
+        case notes.StatedReason(text):
+            return text
+        case notes.PublicWeights(address):
+            return f"Public weights exist: {address}"
+        case notes.NoPublicWeights(reason):
+            return f"This row has no public weights (models/zoo/released.yaml): {reason}"
+        case notes.RunFailure():
+            return _run_failure(note)
+        case notes.MissingResults(runs):
+            return f"No result yet: {'; '.join(runs)}"
+        case notes.CollapsedAsPrinted(failure):
+            return f"As in the paper, the training does not converge: {_run_failure(failure)}"
+        case notes.SomeSeedsCollapsed(num_collapsed, num_seeds):
+            return f"In the paper the training fails; here {num_collapsed} of {num_seeds} seeds did"
+        case notes.ConvergedUnlikePaper():
+            return "In the paper the training fails to converge; here it converged"
+        case notes.OtherDataset(run, source, paper_source):
+            return f"{run} reads {source}, but the paper used {paper_source}: there is nothing to compare with"
+        case notes.OtherImages():
+            return "These are not this scale's own images: there is nothing to compare with"
+        case notes.NothingRecorded():
+            return "No number is recorded for this cell yet"
+        case notes.RecordedInterval(verdict, num_recorded):
+            place = RECORDED_PLACES[verdict]
+            return f"{place} the interval where new seeds of unchanged code fall ({num_recorded} recorded seeds)"
+        case notes.WelchTest(p_value):
+            return f"Welch's test of equal means: p = {p_value:.3f}"
+        case notes.ConfigChanged():
+            return "The config has changed since the recording"
+        case notes.RecordedMatch():
+            return "The recorded seeds among these give their recorded numbers again"
+        case notes.RecordedMismatch(seed, recorded):
+            return f"Seed {seed} gave {recorded:.2f} when it was recorded, on another machine or with other code"
+        case notes.MarginTest():
+            return _margin_test(note)
+        case notes.ShareReference():
+            return "The other rows are compared as shares of this number; nothing is compared with the number itself"
+        case notes.NoShareReference(row):
+            return f"This number is compared as a share of {row}, which has no number yet"
+        case notes.ComparedAsShare(row, unit, ours, reference):
+            return f"The share of {row} is compared, not the {unit} ({ours:.3g} and {reference:.3g})"
+        case notes.NoMarginBefore():
+            return "No margin was recorded before the result existed"
+        case notes.MarginNarrowed(before):
+            return f"The margin was narrowed after the result existed: it was {before} points"
+        case notes.MarginWidened(now, before):
+            return f"The margin was widened to {now} points after the result existed; the earlier {before} is used"
+        case notes.MeanOfRuns(num_printed, num_ours):
+            return f"The printed number is a mean of {num_printed} runs, ours of {num_ours}"
+        case notes.BestVariant(means, metric, best):
+            others = ", ".join(f"{variant} ({mean:.2f})" for variant, mean in means)
+            return f"Of {others}, {best} has the best {metric} and is used, as the authors did"
+        case notes.OtherSeeds(values):
+            return f"Seeds that were not requested gave: {', '.join(f'{seed} ({value:.2f})' for seed, value in values)}"
+        case notes.Misprint(printed, source):
+            return f"Erratum of the paper, which prints {printed:g}: {source}"
+        case notes.HolmCorrection(num_cells, p_value):
+            return f"But not after Holm's correction over {num_cells} cells (p = {p_value:.3f})"
+        case notes.ControlComparison():
+            return _control_comparison(note)
+        case notes.EmptyInterval():
+            return _empty_interval(note)
+        case notes.CanaryResult():
+            return _canary(note)
+        case notes.DifferenceSign(status, num_seeds):
+            places = {ClaimStatus.HOLDS: "is above zero", ClaimStatus.CONTRADICTED: "is below zero"}
+            place = places.get(status, "includes zero")
+            return f"The 90% interval of the difference {place}. {num_seeds} seeds per side (Welch)"
+        case notes.OneSeedDifference(points, tendency):
+            return f"One seed per side: {points:+.1f} points, {_tendency(tendency)}; {UNDECIDED}"
+        case notes.WidestDifference():
+            return _widest_difference(note)
+        case notes.Convergence():
+            return _convergence(note)
+        case notes.CollapsedUnexpectedly(failure, one_seed):
+            told = _run_failure(failure).rstrip(".")
+            return f"One seed per side: {told}, {_tendency('wrong')}; {UNDECIDED}" if one_seed else told
+        case notes.PublishedNetworks():
+            return "Judged on the published networks, one training per side; the seeds are those of the evaluations"
+    raise TypeError(f"no sentence for {type(note).__name__}: add a case to verdict/wording.py")
+
+
+def status_text(status: str, tendency: str) -> str:
+    """Return a claim's status and, if one seed per side leaves it undecided, which way it points."""
+    return f"{status}, points the {tendency} way" if tendency else str(status)
+
+
+def _run_failure(failure: notes.RunFailure) -> str:
+    told = f"{failure.run} {failure.status}: {failure.message}".rstrip(".")
+    return told if failure.requested else f"{told}. This seed was not requested, but a failure always counts"
+
+
+def _margin_test(note: notes.MarginTest) -> str:
+    several = note.num_seeds > 1
+    if several:
+        of = f", the means of {note.num_runs} runs," if note.num_runs > note.num_seeds else ""
+        subject = f"The 90% interval of {note.num_seeds} seeds{of}"
+    elif note.num_runs == 1:
+        subject = "One seed"
+    elif note.pretrained:
+        subject = f"One seed, the mean of {note.num_runs} runs on its network,"
+    else:
+        subject = f"One number, the same in {note.num_runs} runs without randomness,"
+    place = {
+        Verdict.REPRODUCED: "lies inside the margin",
+        Verdict.WITHIN: "is inside the margin",
+        Verdict.BETTER: "lies above the margin",
+        Verdict.WORSE: "lies below the margin",
+        Verdict.INCONCLUSIVE: "straddles an edge of the margin"
+        if several
+        else "lies outside, but the test set's error reaches into the margin",
+    }[note.verdict]
+    more = "; more seeds would tell" if several and note.verdict == Verdict.INCONCLUSIVE else ""
+    unit = f" {note.unit}" if note.unit else ""
+    return f"{subject} {place} of {note.margin}{unit} around {note.expected:g}{more}"
+
+
+def _control_comparison(note: notes.ControlComparison) -> str:
+    points = f"{note.points:+.1f} points from {note.control}"
+    match note.result:
+        case "other images":
+            return f"{points}; the required {note.bar:g} apply to the scale's own images"
+        case "not beaten":
+            return f"{points}; learning must beat it by more than {note.bar:g}"
+        case "beaten":
+            return f"It beats its control: {points}, more than {note.bar:g}"
+
+
+def _empty_interval(note: notes.EmptyInterval) -> str:
+    if note.points is not None:
+        rest = f"the verdict rests on the control alone, {note.points:+.1f} points from {note.control}"
+    else:
+        rest = f"the control {note.control} has no number yet" if note.control else "no control is set here"
+    return f"The recorded seeds spread so widely that their interval is [0, 100], which says nothing; {rest}"
+
+
+def _canary(note: notes.CanaryResult) -> str:
+    if note.state == "missing":
+        why = (
+            f"no result of {note.evaluation} on the authors' {note.checkpoint}"
+            if note.checkpoint
+            else f"tables/canaries.yaml lists none for {note.evaluation}"
+        )
+        return f"Its canary is missing, so it does not count as reproduced: {why}"
+    gave = "; ".join(
+        f"{each.metric} {each.value:.2f}, printed {each.printed:g} (margin {each.margin:g})"
+        for each in note.measurements
+    )
+    found = f"the authors' {note.checkpoint} (sha256 {', '.join(note.sha256)}) gave {gave}"
+    if note.state == "disagreed":
+        return f"But its canary disagrees, so the evaluation itself is in doubt: {found}"
+    return f"Its canary agreed: {found}"
+
+
+def _widest_difference(note: notes.WidestDifference) -> str:
+    place = {
+        ClaimStatus.HOLDS: "within",
+        ClaimStatus.CONTRADICTED: "beyond, with its whole interval,",
+        ClaimStatus.INCONCLUSIVE: "beyond, but its interval reaches within,",
+    }[note.status]
+    found = f"The widest difference is {note.points:.2f} points, {place} the bound of {note.bound}"
+    return f"One seed each. {found}; {UNDECIDED}" if note.one_seed else found
+
+
+def _convergence(note: notes.Convergence) -> str:
+    if note.num_collapsed == note.num_seeds:
+        every = f"Every seed of {note.fails} collapsed, none of {note.converges}"
+        found = f"{note.fails} collapsed, {note.converges} did not" if note.tendency else every
+    elif note.num_collapsed:
+        found = f"{note.num_collapsed} of {note.num_seeds} seeds of {note.fails} collapsed"
+    else:
+        found = f"{note.fails} did not collapse"
+    return f"One seed per side: {found}, {_tendency(note.tendency)}; {UNDECIDED}" if note.tendency else found
+
+
+def _tendency(tendency: Tendency) -> str:
+    return f"which points the {tendency} way" if tendency else "no more than its known error"
