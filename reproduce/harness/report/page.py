@@ -187,7 +187,11 @@ def _warnings(checked: list[dict[str, Any]], all_runs: dict[str, dict[str, Any]]
         )
     here = revision.commit()
     commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
-    others = {commit: count for commit, count in commits.items() if revision.run_code_fingerprint(commit) != revision.run_code_fingerprint(here)}
+    others = {
+        commit: count
+        for commit, count in commits.items()
+        if revision.run_code_fingerprint(commit) != revision.run_code_fingerprint(here)
+    }
     if here and others:
         theirs = ", ".join(sorted(commit[:12] for commit in others))
         warnings.append(

@@ -47,7 +47,7 @@ def test_a_relative_column_is_compared_as_shares(checkout: Path, finish: Finish)
     assert (two.verdict, two.share_of, two.printed) == (Verdict.WITHIN, "SimCLR, 2x224", "4h09")
     assert two.mean == pytest.approx(41.5 / 40)
     assert two.expected == pytest.approx(4.15 / 4)
-    assert "CellVerdict is the share of SimCLR, 2x224, not the hours (41.5 and 40)." in two.reason
+    assert "The share of SimCLR, 2x224 is compared, not the hours (41.5 and 40)." in two.reason
     assert found["SwAV, 2x160+4x96/time_100ep"].verdict == Verdict.WITHIN
     assert found["SwAV, 2x224+6x96/time_100ep"].verdict == Verdict.WORSE  # it took more
     reference = found["SimCLR, 2x224/time_100ep"]
