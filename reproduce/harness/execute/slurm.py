@@ -106,7 +106,7 @@ def job_description(run_id: str, snakemake_dir: Path) -> str:
 
 
 def requeue() -> bool:
-    """Put this process' job back into the queue: it will be ended. False where the site does not allow it."""
+    """Requeue this process's job, which ends it; return False if the site does not allow it."""
     return subprocess.run(["scontrol", "requeue", os.environ[JOB_ID]], check=False).returncode == 0
 
 

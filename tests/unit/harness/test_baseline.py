@@ -20,7 +20,7 @@ def five(checkout: Path) -> Plan:
     return build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
 
 
-def test_what_is_written_is_read(five: Plan, finish: Callable[..., None]) -> None:
+def test_a_recorded_baseline_is_loaded(five: Plan, finish: Callable[..., None]) -> None:
     for run in five.runs.values():
         finish(run, 50.0 + run.seed, wall_seconds=10.0 + run.seed)
     text = record_baseline.record(five).read_text()
@@ -45,7 +45,7 @@ def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
     assert not baseline.path("smoke").exists()
 
 
-def test_numbers_of_unknown_many_images_are_not_recorded(five: Plan, finish: Callable[..., None]) -> None:
+def test_results_without_num_test_images_are_not_recorded(five: Plan, finish: Callable[..., None]) -> None:
     for run in five.runs.values():
         finish(run)
     knn = next(run for run in five.runs.values() if run.name == "knn" and run.seed == 0)

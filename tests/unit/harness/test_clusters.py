@@ -44,7 +44,7 @@ def as_read(plan: Plan, name: str) -> dict[str, Any]:
     return dict(run)
 
 
-def test_where_runs_go_does_not_name_them(checkout: Path) -> None:
+def test_cluster_options_are_no_part_of_the_run_id(checkout: Path) -> None:
     here = planned("local")
     assert here.runs.keys() == planned("slurm", *EIGHT_NODES, *SITE).runs.keys()
     assert here.runs.keys() == planned("kubernetes", "kubernetes.image=x", "num_processes=4").runs.keys()
@@ -67,7 +67,7 @@ def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checko
     assert pretraining.command()[1:8] == launcher
 
 
-def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
+def test_slurm_resources_of_a_pretraining(checkout: Path) -> None:
     plan = planned("slurm", *EIGHT_NODES, *SITE, "slurm.extra_args='--reservation=june'")
     assert slurm.resources(as_read(plan, "swav_800ep"), plan.cluster) == {
         "nodes": 8,
@@ -86,7 +86,7 @@ def test_what_a_pretraining_asks_of_slurm(checkout: Path) -> None:
     assert not asked.keys() & {"gres", "slurm_partition", "slurm_account", "runtime"}
 
 
-def test_a_measurement_has_its_machine_to_itself() -> None:
+def test_a_measurement_is_exclusive() -> None:
     run = {"kind": "measure", "cores": WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
     cluster = ConfigCache(Request((), "paper", cluster="slurm")).cluster
     asked = slurm.resources(run, cluster)
@@ -114,7 +114,7 @@ def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch:
         ("local", ("num_processes=2", "processes_per_node=1"), "try CLUSTER=slurm or kubernetes"),
     ],
 )
-def test_a_wrong_cluster_is_a_sentence(checkout: Path, cluster: str, options: tuple[str, ...], says: str) -> None:
+def test_a_wrong_cluster_is_refused(checkout: Path, cluster: str, options: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=says):
         planned(cluster, *options)
 
@@ -176,7 +176,7 @@ def test_render_writes_a_file_a_run(checkout: Path, capsys: pytest.CaptureFixtur
         main(["render", "table7", "--scale", "paper"])
 
 
-def test_what_is_rendered_can_be_applied_by_the_folder(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rendered_manifests_replace_older_ones(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither another table's manifests lie in it, nor those of runs that the same table needed before."""
     options = ["--cluster", "kubernetes", "--cluster-options", "kubernetes.image=x kubernetes.results_claim=y"]
     for request in (["table3"], ["table7", "--seeds", "2"], ["table7"]):
@@ -218,7 +218,7 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     return str(run["run_id"])
 
 
-def test_asked_to_end_it_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_deletes_the_kubernetes_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = in_fake_cluster(tmp_path, monkeypatch, ["import time; time.sleep(600)"])
 
     def ask(_job: object) -> bool:
@@ -237,7 +237,7 @@ def test_asked_to_end_it_ends_the_job(tmp_path: Path, monkeypatch: pytest.Monkey
     ("codes", "status", "says"),
     [("0", 0, ""), ("75,1,75,0", 0, ""), ("75,3", 3, "error: the Job tiny-s0-0123456789 failed")],
 )
-def test_a_run_is_followed_to_its_end(
+def test_a_kubernetes_job_is_followed_to_its_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

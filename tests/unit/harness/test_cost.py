@@ -61,7 +61,7 @@ def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     assert runs["swav_w4_400ep"].hours == pytest.approx(100 * 1_331_167 / 1261 / 3600 * 16)
 
 
-def test_what_was_measured_comes_first(checkout: Path, finish: Finish) -> None:
+def test_measured_cost_comes_first(checkout: Path, finish: Finish) -> None:
     plan = paper("table7", seeds=(0, 1))
     done = next(run for run in plan.runs.values() if run.name == "swav_800ep")
     finish(done, wall_seconds=36_000.0, provenance={"world_size": 16, "hardware": "8 x NVIDIA A100-SXM4-80GB"})
@@ -84,7 +84,7 @@ def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Fi
 
 
 @pytest.mark.parametrize("names", [("table3",), ("table3", "table9"), ("table7", "claims")])
-def test_the_advertised_subset_is_its_own_plan(checkout: Path, names: tuple[str, ...]) -> None:
+def test_the_released_subset_costs_what_its_own_plan_costs(checkout: Path, names: tuple[str, ...]) -> None:
     """What FROM=released is said to cost is what a plan of it says, to the digit."""
     plan, own = paper(*names), build.build_plan(Request(names, "paper", source="released"))
     told, asked = cost_report.as_data(plan, cost.plan_cost(plan)), cost_report.as_data(own, cost.plan_cost(own))
@@ -99,7 +99,7 @@ def test_the_advertised_subset_is_its_own_plan(checkout: Path, names: tuple[str,
     assert "cheapest honest subset" not in cost_report.as_text(own, cost.plan_cost(own))
 
 
-def test_nothing_is_advertised_where_no_weights_are_public(checkout: Path) -> None:
+def test_without_public_weights_there_is_no_released_subset(checkout: Path) -> None:
     plan = paper("table9")  # no ablation's is
     assert cost.plan_cost(plan).released is None
     assert "FROM=released" not in cost_report.as_text(plan, cost.plan_cost(plan))
@@ -107,13 +107,13 @@ def test_nothing_is_advertised_where_no_weights_are_public(checkout: Path) -> No
     assert known <= {item.name for item in entries.load_entries().values() if item.url}
 
 
-def test_the_checkpoint_is_weights_and_momentum(checkout: Path) -> None:
+def test_checkpoint_size_is_weights_and_momentum(checkout: Path) -> None:
     """23.5 M weights of the trunk, 2048 x 2048 + 2048 x 128 of the head, 3000 x 128 prototypes; 8 bytes each."""
     weights = 23.5e6 + 2048 * 2048 + 2048 * 128 + 3000 * 128
     assert of(paper("table3"), "swav_800ep").disk_gb == pytest.approx(weights * 8 / 1e9 + 0.001)
 
 
-def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
+def test_data_requirements_name_what_is_missing(checkout: Path) -> None:
     for name in ("imagenet/train", "imagenet/val", "places205/train"):
         (checkout / "data" / name).mkdir(parents=True)
     needed = {each.name: each for each in cost.plan_cost(paper("table3", data="data")).data}
@@ -121,7 +121,7 @@ def test_data_that_is_there_and_data_that_is_not(checkout: Path) -> None:
     assert needed["places205"].state == "not there" and "places205/val is missing" in needed["places205"].missing
 
 
-def test_other_pictures_at_paper_scale_have_no_published_hours(checkout: Path) -> None:
+def test_other_data_at_scale_paper_has_no_published_hours(checkout: Path) -> None:
     plan = build.build_plan(Request(("table7",), "paper", data_config="cifar10"))
     costs = cost.plan_cost(plan)
     assert {priced.basis for priced in costs.runs.values()} == {"unknown"}

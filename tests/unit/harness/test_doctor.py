@@ -102,7 +102,7 @@ def test_gpus_are_counted_by_name(command: Say) -> None:
     assert "driver" not in told
 
 
-def test_an_old_driver_and_a_broken_one_are_told(command: Say) -> None:
+def test_an_old_driver_and_a_broken_one_are_diagnosed(command: Say) -> None:
     command("nvidia-smi", OLD.strip())
     driver = by_subject(machine.hardware())["driver"]
     assert driver.level == "note" and "470.57.02 is too old" in driver.text and "580 or newer" in driver.text
@@ -111,12 +111,12 @@ def test_an_old_driver_and_a_broken_one_are_told(command: Say) -> None:
     assert gpu.text.startswith("none (nvidia-smi says: NVIDIA-SMI has failed")
 
 
-def test_gpus_that_torch_can_not_use_are_told(command: Say) -> None:
+def test_gpus_that_torch_cannot_use_are_diagnosed(command: Say) -> None:
     command("nvidia-smi", A100.strip())
     assert by_subject(software.packages())["torch"].text.endswith("; of 1 GPUs it can use 0")
 
 
-def test_engines_that_answer_and_engines_that_do_not(command: Say) -> None:
+def test_services_that_answer_and_services_that_do_not(command: Say) -> None:
     command("docker", "27.1")
     command("sinfo", "      3 nodes idle  in partition gpu*\n      1 nodes down  in partition gpu*")
     told = by_subject(software.services())
@@ -128,7 +128,7 @@ def test_engines_that_answer_and_engines_that_do_not(command: Say) -> None:
     )
 
 
-def test_a_command_that_hangs_is_given_up(command: Say) -> None:
+def test_a_command_that_hangs_times_out(command: Say) -> None:
     command("sinfo", "")
     hang = Path(os.environ["PATH"]) / "sinfo"
     hang.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
@@ -149,7 +149,7 @@ def test_packages_are_those_of_the_lock(tmp_path: Path, monkeypatch: pytest.Monk
     assert [finding.level for finding in software.packages()] == ["missing"]
 
 
-def test_a_key_is_told_and_never_shown(
+def test_a_key_is_reported_but_never_shown(
     checkout: Path, command: Say, unreachable: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
@@ -190,7 +190,7 @@ def test_tables_with_a_gpu_and_some_data(
     assert "imagenet" not in told["paper table3"] and "the data of places205" in told["paper table3"]
 
 
-def test_results_that_can_not_be_kept_end_with_1(
+def test_a_full_disk_exits_with_1(
     checkout: Path, command: Say, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(machine, "MIN_FREE_GB", 1e9)
@@ -205,7 +205,7 @@ def test_without_a_venv_it_says_what_to_do() -> None:
     assert "make setup installs them" in " ".join(done.stdout.split()) and not done.stderr
 
 
-def test_a_wrong_folder_is_one_sentence(checkout: Path) -> None:
+def test_a_wrong_data_folder_is_refused(checkout: Path) -> None:
     command = [sys.executable, "-m", "reproduce.harness.doctor", "--data", "nowhere"]
     done = subprocess.run(command, cwd=REPO_ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -67,7 +67,7 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
     assert table_as_data(plan, check.check(plan)[0])["level"] == "public weights"
 
 
-def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:
+def test_public_weights_have_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:
     """Half a point above kNN's printed 59.2 is inside the margin of a pretraining, not inside that of given weights."""
     plan = released("table7")
     plan_file.write(plan)
@@ -79,7 +79,7 @@ def test_given_weights_are_held_to_margins_of_the_evaluation_alone(checkout: Pat
     assert judged.verdict == Verdict.BETTER
 
 
-def test_copies_of_an_evaluation_that_draws_nothing_are_one(checkout: Path, finish: Callable[..., None]) -> None:
+def test_deterministic_evaluations_count_as_one_seed(checkout: Path, finish: Callable[..., None]) -> None:
     plan = build.build_plan(Request(("table7",), "paper", (0, 1, 2), source="released"))
     for run in plan.runs.values():
         finish(run, metrics={"knn20": 59.2, "knn200": 55.8 + 0.01 * run.seed})
@@ -143,7 +143,7 @@ def test_a_claim_whose_weights_are_gone_is_not_run(checkout: Path, finish: Calla
     assert "it was moved" in answer.parts[0].reason
 
 
-def test_it_is_for_the_papers_scale_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_released_needs_scale_paper(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from reproduce.errors import run_cli
 
     monkeypatch.setattr("sys.argv", ["reproduce", "plan", "table7", "--from", "released"])

@@ -24,7 +24,7 @@ def tries(number: int) -> Callable[[], bool]:
     return lambda: next(left)
 
 
-def test_a_run_waits_until_enough_are_free_and_holds_none_meanwhile() -> None:
+def test_acquire_waits_until_enough_gpus_are_free_and_locks_none_meanwhile() -> None:
     with gpus.acquire(["0", "1", "2"], 2, tries(3)) as first:
         assert first == ["0", "1"]
         with gpus.acquire(["0", "1", "2"], 2, tries(1)) as second:
@@ -35,7 +35,7 @@ def test_a_run_waits_until_enough_are_free_and_holds_none_meanwhile() -> None:
         assert all_of_them == ["0", "1", "2"]
 
 
-def test_a_folder_that_another_put_in_the_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     folder = tmp_path / f"reproduce-gpus-{os.getuid()}"
     folder.symlink_to(tmp_path / "theirs")
@@ -51,7 +51,7 @@ def test_a_folder_that_another_put_in_the_way_is_refused(tmp_path: Path, monkeyp
         pass
 
 
-def test_without_gpus_nothing_is_held() -> None:
+def test_without_gpus_nothing_is_acquired() -> None:
     with gpus.acquire([], 4, tries(3)) as mine:
         assert mine == []
 
@@ -60,7 +60,9 @@ def test_without_gpus_nothing_is_held() -> None:
     ("allowed", "names"),
     [(None, ["0", "1"]), ("1", ["1"]), ("GPU-a1, GPU-b2", ["GPU-a1", "GPU-b2"]), ("", []), ("-1", [])],
 )
-def test_what_is_visible(monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]) -> None:
+def test_visible_gpus_follow_cuda_visible_devices(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]
+) -> None:
     monkeypatch.setattr(machine, "list_gpus", lambda: [GpuInfo("A", 80.0, "550")] * 2)
     monkeypatch.delenv(gpus.VISIBLE_GPUS, raising=False)
     if allowed is not None:

@@ -35,7 +35,7 @@ def done(finish: Finish, table: str) -> tuple[Plan, Plan]:
     return all_of_them, plan_of(table, 0)
 
 
-def test_a_higher_seed_that_collapsed_fails_the_cell(checkout: Path, finish: Finish) -> None:
+def test_an_unrequested_seed_that_collapsed_fails_the_cell(checkout: Path, finish: Finish) -> None:
     every, one = done(finish, "table9")
     assert cell(one, "SwAV, hard assignments").verdict == Verdict.WITHIN
     hard = next(run for run in every.runs.values() if run.name == "swav_400ep_hard" and run.seed == 2)
@@ -58,7 +58,7 @@ def test_results_of_higher_seeds_are_noted(checkout: Path, finish: Finish) -> No
     assert "Seeds that were not requested gave: 1 (73.90), 2 (73.90)." in reason
 
 
-def test_a_higher_seed_that_converges_counts_against_a_printed_failure(checkout: Path, finish: Finish) -> None:
+def test_an_unrequested_seed_that_converges_counts_against_a_printed_failure(checkout: Path, finish: Finish) -> None:
     every, one = done(finish, "table10")
     for run in every.runs.values():
         if run.name == "swav_400ep_sinkhorn1" and run.seed != 2:
@@ -67,7 +67,7 @@ def test_a_higher_seed_that_converges_counts_against_a_printed_failure(checkout:
     assert cell(one, "SwAV, 1 iteration").verdict == Verdict.INCONCLUSIVE
 
 
-def test_other_runs_and_other_configs_are_no_other_seeds(checkout: Path, finish: Finish) -> None:
+def test_other_runs_and_other_configs_are_not_other_seeds(checkout: Path, finish: Finish) -> None:
     one = plan_of("table9", 0)
     for name in ("another-s3-0123456789", "swav_400ep_hard-s1-nothing", "swav_400ep_hard-s0-0123456789"):
         (Path("results/paper") / name).mkdir(parents=True)

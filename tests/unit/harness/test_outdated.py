@@ -53,7 +53,7 @@ def again_by_time(run: Run, finish: Finish) -> None:
 
 
 @pytest.mark.parametrize("make_again", [again_by_sha, again_by_time])
-def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
+def test_a_retrained_checkpoint_outdates_its_evaluations(
     table7: Plan, finish: Finish, make_again: Callable[[Run, Finish], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_again(swav(table7), finish)
@@ -75,13 +75,13 @@ def test_a_checkpoint_made_again_leaves_its_evaluations_unjudged(
     assert "trained again since" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_came_out_the_same_leaves_them_standing(table7: Plan, finish: Finish) -> None:
+def test_an_identical_retrained_checkpoint_keeps_its_evaluations(table7: Plan, finish: Finish) -> None:
     run = swav(table7)
     finish(run, finished=LATER, provenance={"checkpoint_sha256": f"sha of {run.run_id}"})
     assert set(run_states(table7).values()) == {RunState.DONE}
 
 
-def test_a_pretraining_that_was_removed(table7: Plan) -> None:
+def test_a_removed_pretraining_outdates_its_evaluations(table7: Plan) -> None:
     shutil.rmtree(swav(table7).folder)
     judged = knn20(table7)["SwAV"]
     assert judged.verdict == Verdict.NOT_RUN
@@ -89,7 +89,7 @@ def test_a_pretraining_that_was_removed(table7: Plan) -> None:
     assert "copy that result.json, too: the checkpoint is not needed" in judged.reason
 
 
-def test_copied_results_are_judged_whatever_their_times_and_without_checkpoints(table7: Plan) -> None:
+def test_copied_results_count_whatever_their_mtimes_and_without_checkpoints(table7: Plan) -> None:
     """Nothing has a checkpoint.pt here, and the copy wrote the pretrainings last."""
     for run in table7.runs.values():
         os.utime(run.result, (2**30, 2**30 + (not run.parents)))
@@ -97,7 +97,7 @@ def test_copied_results_are_judged_whatever_their_times_and_without_checkpoints(
     assert knn20(table7)["SwAV"].mean == 50.0
 
 
-def test_files_say_the_same_before_snakemake_goes_by_them(table7: Plan, finish: Finish) -> None:
+def test_sync_mtimes_makes_snakemake_agree_with_run_states(table7: Plan, finish: Finish) -> None:
     again_by_sha(swav(table7), finish)
     for run in table7.runs.values():
         os.utime(run.result, (2**30, 2**30 + (not run.parents)))
@@ -117,7 +117,7 @@ def test_other_seeds_of_an_earlier_checkpoint_are_not_noted(checkout: Path, fini
     assert "not requested" not in knn20(one)["SwAV"].reason
 
 
-def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: Finish) -> None:
+def test_claims_strict_and_report_ignore_an_outdated_result(checkout: Path, finish: Finish) -> None:
     plan = build.build_plan(Request(("table9",), "paper"))
     finish_all(plan, finish)
     hard = next(run for run in plan.runs.values() if run.name == "swav_400ep_hard")
@@ -135,7 +135,7 @@ def test_claims_strict_and_the_report_leave_it_out_too(checkout: Path, finish: F
     assert [row["cells"]["top1"]["verdict"] for row in cell].count("not run") == 1
 
 
-def test_one_run_by_itself_is_done_again(
+def test_a_single_run_repeats_an_outdated_result(
     table7: Plan, finish: Finish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from reproduce.harness.execute import process_group

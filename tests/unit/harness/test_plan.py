@@ -42,7 +42,7 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
     assert knn.parents == [swav.run_id]
 
 
-def test_runs_are_named_as_they_name_themselves(smoke: Plan) -> None:
+def test_planned_run_ids_are_those_of_the_runs(smoke: Plan) -> None:
     for run in smoke.runs.values():
         cfg = compose(run.kind, run.overrides)
         assert (run_id(cfg), str(run_dir(cfg))) == (run.run_id, run.folder)
@@ -56,7 +56,7 @@ def test_each_seed_has_its_own_pretraining(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["scratch", "released"])
-def test_what_the_paper_averages_over_runs_has_as_many_seeds_on_each_network(checkout: Path, source: Source) -> None:
+def test_averaged_evaluations_have_that_many_seeds_per_pretraining(checkout: Path, source: Source) -> None:
     plan = build.build_plan(Request(("table3",), "paper", seeds=(0, 1), source=source))
     (cell,) = [cell for cell in plan.cells if cell.column == "voc0712_ap50" and cell.row == "SwAV"]
     runs = [plan.runs[name] for name in cell.runs.values()]
@@ -82,20 +82,20 @@ def test_dashes_and_other_papers_rows_need_no_runs(checkout: Path) -> None:
     assert plan.data_root == ""  # not said yet, and planning does not need it
 
 
-def test_generated_pictures_go_below_the_cache(checkout: Path) -> None:
+def test_generated_images_go_below_the_cache(checkout: Path) -> None:
     plan = build.build_plan(Request(("table7",), "smoke"))
     assert plan.generated_data_dir == plan.data_root and plan.data_root.startswith(".cache/")
     assert build.build_plan(Request(("table7",), "smoke", data=str(checkout / "mine"))).generated_data_dir == ""
 
 
-def test_a_folder_with_odd_letters_reaches_the_run_whole(checkout: Path) -> None:
+def test_a_data_folder_with_special_characters_is_quoted(checkout: Path) -> None:
     odd = "my pictures, all=of them's/\\x\\'\\\\" + "\\"
     plan = build.build_plan(Request(("table7",), "smoke", data=odd))
     for run in plan.runs.values():
         assert compose(run.kind, run.overrides).paths.data_root == odd
 
 
-def test_one_run_by_itself_is_the_tables_run(smoke: Plan) -> None:
+def test_a_single_run_is_the_tables_run(smoke: Plan) -> None:
     request = Request((), "smoke")
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
     assert list(build.single_run_plan(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
@@ -141,7 +141,7 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
         assert {run.parent_name for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
 
 
-def test_what_builds_on_a_run_to_do_is_to_do(smoke: Plan, finish: Finish) -> None:
+def test_evaluations_of_a_run_to_do_are_to_do(smoke: Plan, finish: Finish) -> None:
     for run in smoke.runs.values():
         finish(run)
     assert set(run_states(smoke).values()) == {RunState.DONE}
@@ -169,7 +169,7 @@ def test_the_harness_imports_no_torch(checkout: Path, command: str, heavy: set[s
 
 
 @pytest.mark.parametrize("table", ["table10", "claims"])
-def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table: str) -> None:
+def test_a_collapse_is_settled_only_if_the_paper_prints_it(checkout: Path, table: str) -> None:
     plan = build.build_plan(Request((table,), "paper"))
     for name in ("swav_400ep_sinkhorn1", "swav_400ep_sinkhorn30", "swav_400ep_hard"):
         for run in plan.runs.values():
@@ -188,7 +188,7 @@ def test_a_collapse_is_done_only_where_the_paper_prints_it(checkout: Path, table
 
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], ["seed=1", "++seed=2"], []])
-def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
+def test_cached_configs_equal_configs_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
     configs = ConfigCache(Request(("table7",), "smoke"))
     asked: list[tuple[Kind, list[str]]] = [
         ("pretrain", ["experiment=swav_800ep"]),
@@ -202,7 +202,7 @@ def test_runs_that_share_a_config_are_those_that_are_composed_one_by_one(checkou
         assert (run.run_id, run.seed, run.folder) == (run_id(cfg), cfg.seed, str(run_dir(cfg)))
 
 
-def test_a_training_fails_as_printed_only_where_every_number_of_it_is_printed_so(checkout: Path) -> None:
+def test_a_training_is_expected_to_fail_only_if_all_its_cells_are(checkout: Path) -> None:
     plan = build.build_plan(Request(("table10",), "paper"))
     (run,) = [run for run in plan.runs.values() if run.name == "swav_400ep_sinkhorn1"]
     assert plan.expected_to_fail(run)

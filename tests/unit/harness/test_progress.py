@@ -43,7 +43,7 @@ def test_schedule_packs_cores_and_waits_for_parents() -> None:
     assert schedule(runs, dict.fromkeys(seconds, 0.0), 1, set()) == 0
 
 
-def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, finish: Callable[..., None]) -> None:
+def test_seconds_left_start_from_records_and_follow_measured_times(smoke: Plan, finish: Callable[..., None]) -> None:
     expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
     progress = Progress(smoke, 1, expected, run_states(smoke))
     at_first = progress.seconds_left(0.0)
@@ -60,7 +60,7 @@ def test_time_to_go_starts_from_records_and_follows_what_is_seen(smoke: Plan, fi
     assert progress.status(200.0).startswith("1/14 done | about ")
 
 
-def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
+def test_seconds_left_of_a_running_training_follow_its_steps(smoke: Plan) -> None:
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     alone = replace(smoke, runs={swav.run_id: swav})
     progress = Progress(alone, 2, {}, run_states(alone))
@@ -75,7 +75,7 @@ def test_a_running_training_is_judged_by_its_steps(smoke: Plan) -> None:
     assert progress.status(60.0) == "0/1 done | swav_800ep, seed 0 (step 200/400) | about 2 min 00 s to go"
 
 
-def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
+def test_a_failure_prints_its_message_and_its_log(smoke: Plan) -> None:
     progress = Progress(smoke, 2, {}, run_states(smoke))
     swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
     progress.update(event(swav.run_id, "start", 0.0))
@@ -87,7 +87,7 @@ def test_a_failure_says_its_sentence_and_its_log(smoke: Plan) -> None:
     assert "1 failed" in progress.status(9.0)
 
 
-def test_finished_runs_tell_how_long_the_next_will_take(smoke: Plan, finish: Callable[..., None]) -> None:
+def test_expected_seconds_prefer_finished_runs_to_records(smoke: Plan, finish: Callable[..., None]) -> None:
     for each in smoke.runs.values():
         if each.name == "knn":
             finish(each, wall_seconds=7.0)
@@ -102,7 +102,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_one_changing_line() -> None:
+def test_a_terminal_has_one_status_line() -> None:
     screen = StatusPrinter(Terminal())
     screen.status("1/3 done")
     screen.status("2/3 done")

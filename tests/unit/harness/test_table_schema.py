@@ -50,13 +50,13 @@ def test_a_wrong_table_is_refused(checkout: Path, edit: str, says: str) -> None:
     assert "table7.yaml" in str(refused.value)
 
 
-def test_what_is_no_yaml_is_refused(checkout: Path) -> None:
+def test_invalid_yaml_is_refused(checkout: Path) -> None:
     (checkout / "tables" / "smoke" / "table3.yaml").write_text("table: [")
     with pytest.raises(UserError, match=r"table3.yaml is not valid YAML"):
         tables.load("table3", "smoke")
 
 
-def test_unknown_names_come_with_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UserError, match="no table 'tabel3' at scale smoke: did you mean 'table3'"):
         tables.load("tabel3", "smoke")
     with pytest.raises(UserError, match="no table 'table1' at scale smoke: say SCALE=paper"):
@@ -74,7 +74,7 @@ def test_table10_comes_after_table9(checkout: Path) -> None:
     ("printed", "value"),
     [(56.7, 56.7), (None, None), ("4h09", 4.15), ("3min40s", 3 + 2 / 3), ("52min10s", 52 + 1 / 6), ("fail", None)],
 )
-def test_the_value_of_what_is_printed(printed: tables.Printed, value: float | None) -> None:
+def test_parse_printed(printed: tables.Printed, value: float | None) -> None:
     assert tables.parse_printed(printed) == (value if value is None else pytest.approx(value))
 
 
@@ -92,7 +92,7 @@ def test_headings_are_the_papers() -> None:
     assert tables.load("release_notes", "paper").heading == "Release notes"
 
 
-def test_what_is_measured_of_a_network_needs_no_training_of_ours() -> None:
+def test_measurements_of_a_network_need_no_training() -> None:
     made = {
         (row.label, column): experiment
         for row, column, experiment in tables.load("table2", "paper").reproducible_cells()

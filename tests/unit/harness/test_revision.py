@@ -29,7 +29,7 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     revision.run_code_fingerprint.cache_clear()
 
 
-def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str], str]) -> None:
+def test_fingerprint_depends_only_on_code_that_runs_execute(commit: Callable[[str, str], str]) -> None:
     first = commit("models/methods/swav.py", "loss = 1")
     for name in (
         "README.md",
@@ -51,7 +51,7 @@ def test_only_what_runs_execute_tells_commits_apart(commit: Callable[[str, str],
     assert len(seen) == 6
 
 
-def test_a_commit_that_is_not_known_here_is_like_itself_only(commit: Callable[[str, str], str]) -> None:
+def test_fingerprint_of_an_unknown_commit_is_the_commit(commit: Callable[[str, str], str]) -> None:
     commit("models/methods/swav.py", "")
     assert revision.run_code_fingerprint("a" * 40) == "a" * 40
     assert revision.run_code_fingerprint("<b>-x</b>") == "<b>-x</b>"

@@ -27,7 +27,7 @@ class HeldBack:
         pass
 
 
-def test_the_last_lines_of_a_run_that_is_shown_reach_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_echoed_run_logs_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended, wait = threading.Event(), subprocess.Popen.wait
 
     def tell(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
