@@ -21,7 +21,7 @@ HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A report at scale paper with numbers, a failure, curves, and many cells that were not run."""
+    """Write a report at scale paper with numbers, a failure, curves, and many cells that were not run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")

@@ -13,7 +13,7 @@ from reproduce.harness.verdict.claims import ClaimVerdict, PartVerdict
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
 from reproduce.harness.verdict.wording import LEVELS, PUBLIC, status_text
 
-KEYS = {"claim", "statement", "section", "status", "tendency", "level", "seeds", "checked", "parts"}
+CLAIM_KEYS = {"claim", "statement", "section", "status", "tendency", "level", "seeds", "checked", "parts"}
 """What a claim in `claims.json` has; claims that an earlier version wrote lack some of these."""
 
 
@@ -21,7 +21,7 @@ def read_claims(path: Path) -> dict[str, dict[str, Any]]:
     """Return the claims in a `claims.json` by name; none if the file is missing, damaged or an earlier version's."""
     try:
         found = {claim["claim"]: claim for claim in json.loads(path.read_text())["claims"]}
-        return {name: claim for name, claim in found.items() if claim.keys() >= KEYS}
+        return {name: claim for name, claim in found.items() if claim.keys() >= CLAIM_KEYS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

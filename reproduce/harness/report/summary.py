@@ -6,7 +6,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
-from reproduce.harness.report.render_claims import KEYS as CLAIM_KEYS
+from reproduce.harness.report.render_claims import CLAIM_KEYS
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, SYMBOLS, ClaimStatus, Verdict

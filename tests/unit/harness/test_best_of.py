@@ -30,7 +30,7 @@ def swav(plan: Plan) -> dict[str, CellVerdict]:
 
 
 def done(plan: Plan, finish: Callable[..., None], ap: dict[float, float]) -> None:
-    """Runs of these learning rates gave this AP, and another metric that would choose otherwise."""
+    """Finish the runs of these learning rates with this AP, and with a metric that would choose otherwise."""
     for run in plan.runs.values():
         if run.kind == "pretrain":
             finish(run)

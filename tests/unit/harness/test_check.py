@@ -24,7 +24,7 @@ from reproduce.harness.verdict.labels import SYMBOLS, Verdict
 
 
 def printed(run: Run) -> float:
-    """What Table 3 prints for what an evaluation makes; 0 for a pretraining."""
+    """Return the number that Table 3 prints for an evaluation; 0 for a pretraining."""
     table = tables.load("table3", "paper")
     cells = {(row.pretrain, table.columns[key].eval): row.cells[key] for row in table.rows for key in row.cells}
     return tables.parse_printed(cells.get((run.parent_name.partition(",")[0], run.name))) or 0.0
@@ -403,7 +403,7 @@ def test_an_interval_of_all_percentages_is_noted(checkout: Path, finish: Callabl
 
 
 def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:
-    """A table of the ablations, every run done with `value`, those of the experiment `broken` collapsed."""
+    """Return the plan of an ablation table whose runs gave `value`; those of the experiment `broken` collapsed."""
     plan = build.build_plan(Request((name,), "paper", seeds or (0,)))
     plan_file.write(plan)
     for run in plan.runs.values():

@@ -28,7 +28,7 @@ PROTOTYPES = [BASE, *(f"swav_400ep_prototypes{number}" for number in (10000, 300
 
 
 def done(finish: Finish, values: dict[str, float], *seeds: int, table: str = "claims", step: float = 0.1) -> Plan:
-    """The plan of all claims, with results of some experiments: their value, `step` more for each seed."""
+    """Return the plan of all claims, with results of some experiments: their value, `step` more for each seed."""
     plan = build.build_plan(Request((table,), "paper", seeds or (0,)))
     for run in plan.runs.values():
         if (run.parent_name or run.name) in values:

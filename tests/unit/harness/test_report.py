@@ -120,7 +120,7 @@ SAID = {
 
 
 def hostile(value: Any, key: str = "") -> Any:
-    """Checked data with something hostile in all that is words."""
+    """Return a report's data with markup added to every text."""
     if isinstance(value, dict):
         return {name: hostile(item, name) for name, item in value.items()}
     if isinstance(value, list):

@@ -23,7 +23,7 @@ HEAD = "a" * 40
 
 @pytest.fixture
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkout without changes."""
+    """Pretend that the checkout has no changes."""
     monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
 
 
