@@ -1,4 +1,4 @@
-"""Trainings that learn nothing, each provoked for real: the sentinel stops them and says what to try."""
+"""Trainings that learn nothing, each provoked for real: the collapse detector stops them and suggests what to try."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.runs import TINY, call, curve, tiny_pictures
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> str:
-    """What a run says that the sentinel stops; its folder says it too, and that it is no use to try again."""
+    """Return the error of a run that the collapse detector stops; failure.json says "collapsed", so no retry."""
     status, said = call(
         pretrain.main, monkeypatch, *TINY, "collapse.on_collapse=stop", f"paths.results={results}", *overrides
     )
@@ -39,7 +39,7 @@ def test_too_high_a_learning_rate_collapses(data: Path, tmp_path: Path, monkeypa
 def test_identical_images_collapse(black_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("epochs=20", "collapse.patience_epochs=2", f"paths.data_root={black_data}")
     said = stopped(monkeypatch, tmp_path / "results", "experiment=swav_400ep", *few)
-    assert "check that the pictures differ" in said
+    assert "check that the images differ" in said
     assert len(curve(tmp_path / "results")) <= 8
 
 
