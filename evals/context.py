@@ -6,7 +6,7 @@ from reproduce.config.schema import Dataset, Normalize
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
 from reproduce.engine.distributed.collectives import is_main
-from reproduce.engine.distributed.preemption import Preemption
+from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run
 
 

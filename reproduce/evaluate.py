@@ -17,8 +17,8 @@ from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
 from reproduce.engine.distributed.collectives import device
-from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.precision import autocast
+from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.errors import UserError, did_you_mean, run_cli
 

@@ -17,10 +17,10 @@ from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
 from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
-from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard, resume
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.engine.schedule import learning_rate
 from reproduce.errors import run_cli

@@ -10,10 +10,10 @@ from evals.voc_detection.dataset import DatasetDict
 from evals.voc_detection.detector import total_loss
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
-from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.loop import StepLogger, StepOutput, clip_gradients, step_values
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import autocast
+from reproduce.engine.preemption import Preemption
 
 
 class DetectorTrainer(SimpleTrainer):  # type: ignore[misc]

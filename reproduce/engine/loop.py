@@ -18,8 +18,8 @@ from torch import Tensor
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
-from reproduce.engine.distributed.preemption import Preemption
 from reproduce.engine.nan_guard import FiniteGuard
+from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run
 from reproduce.errors import TrainingFailed

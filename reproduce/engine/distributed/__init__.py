@@ -1,1 +1,1 @@
-"""Several processes: launch, collectives, preemption, worker processes."""
+"""Several processes: launch, collectives, worker processes."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from reproduce.engine.distributed.preemption import SIGNALS
+from reproduce.engine.preemption import SIGNALS
 from reproduce.errors import RetryableError
 
 Key = TypeVar("Key")

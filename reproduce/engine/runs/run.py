@@ -19,7 +19,7 @@ from reproduce.data.datasets import catalog
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.distributed.collectives import barrier, is_main, process_group, world_size
-from reproduce.engine.distributed.preemption import Preempted, Preemption
+from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.counts import Counts
