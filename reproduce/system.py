@@ -2,11 +2,14 @@
 
 import platform
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 30
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Sent by a scheduler some time before it kills a run."""
 
 
 def git(*arguments: str) -> str:

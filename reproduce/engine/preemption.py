@@ -7,8 +7,7 @@ from types import FrameType, TracebackType
 
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import any_rank, barrier, world_size
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from reproduce.system import STOP_SIGNALS
 
 
 class Preempted(Exception):
@@ -28,7 +27,7 @@ class Preemption:
         self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Preemption":
-        self._previous_handlers = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._set_flag) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

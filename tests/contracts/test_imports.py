@@ -1,4 +1,4 @@
-"""Every module of the harness can be the first to be imported: a circle through a package's `__init__` shows only there."""
+"""Every module of the harness can be imported first: a circle through a package's `__init__` shows only there."""
 
 import subprocess
 import sys

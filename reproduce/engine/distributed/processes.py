@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from reproduce.engine.preemption import SIGNALS
 from reproduce.errors import RetryableError
+from reproduce.system import STOP_SIGNALS
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ _functions: list[Callable[..., Any]] = []
 def _initialize_worker(function: Callable[..., Any]) -> None:
     _functions[:] = [function]
     threadpool_limits(1)  # BLAS would use all cores in each worker: contention made the SVMs twice as slow
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # die of it; the parent's handler only sets a flag
 
 
