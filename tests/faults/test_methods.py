@@ -47,7 +47,7 @@ def test_identical_images_stop_the_run(
     overrides = (*TINY, f"experiment={experiment}", *EXPERIMENTS[experiment], *few, f"paths.results={tmp_path / 'r'}")
     status, said = call(pretrain.main, monkeypatch, *overrides)
     assert status == EXIT_TRAINING_FAILED, said
-    assert "check that the pictures differ" in said
+    assert "check that the images differ" in said
     (failure,) = (tmp_path / "r").glob("smoke/*/failure.json")
     assert read_json(failure)["status"] == "collapsed"
     assert len(curve(tmp_path / "r")) <= 8

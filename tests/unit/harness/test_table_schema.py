@@ -59,7 +59,7 @@ def test_invalid_yaml_is_refused(checkout: Path) -> None:
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UserError, match="no table 'tabel3' at scale smoke: did you mean 'table3'"):
         tables.load("tabel3", "smoke")
-    with pytest.raises(UserError, match="no table 'table1' at scale smoke: say SCALE=paper"):
+    with pytest.raises(UserError, match="no table 'table1' at scale smoke: try SCALE=paper"):
         tables.load("table1", "smoke")
     with pytest.raises(UserError, match="no scale 'smok': did you mean 'smoke'"):
         tables.load("table3", "smok")
