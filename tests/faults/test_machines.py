@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reproduce import pretrain
+from reproduce.engine.loop import Trainer
 from tests.runs import TINY, Uninterrupted, call, killed_after, losses, run
 
 STILL = ("optimizer.lr=0", "optimizer.warmup_start_lr=0", "optimizer.final_lr=0")
@@ -38,7 +39,7 @@ def test_gpu_out_of_memory_names_the_remedy(data: Path, tmp_path: Path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
 
-    monkeypatch.setattr(pretrain.Trainer, "train_step", full)
+    monkeypatch.setattr(Trainer, "train_step", full)
     status, said = call(pretrain.main, monkeypatch, *TINY, f"paths.data_root={data}", f"paths.results={tmp_path}")
     assert status == 2
     assert "cluster.activation_checkpointing=true" in said
