@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.contiguous_collectives import check_collectives
+
 REPO_ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["reproduce.pretrain", "reproduce.evaluate", "tests.forks"])
@@ -95,6 +97,8 @@ def _run_module(words: Sequence[str]) -> int:
     """As `python -m MODULE ...` would; returns the exit status."""
     sys.argv = list(words)
     sys.modules.pop(words[0], None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        check_collectives()
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         status: Any = 0

@@ -110,19 +110,24 @@ def gather_union(names: set[str]) -> set[str]:
     return set[str]().union(*gathered)
 
 
+def _contiguous_copy(tensor: Tensor) -> Tensor:
+    """Copy a tensor to contiguous memory, which NCCL requires; `clone()` alone keeps the strides of a permuted one."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 class _DifferentiableSum(torch.autograd.Function):
     """Sum over a group of ranks. Its gradient is a sum, too: every rank's output depends on every rank's input."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        total = tensor.clone()
+        total = _contiguous_copy(tensor)
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
+        total = _contiguous_copy(gradient)
         dist.all_reduce(total, group=ctx.group)
         return total, None
 
@@ -136,4 +141,4 @@ class _DifferentiableGather(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return all_reduce_sum(gradient.clone()).chunk(world_size())[rank()]
+        return all_reduce_sum(_contiguous_copy(gradient)).chunk(world_size())[rank()]

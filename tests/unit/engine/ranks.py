@@ -16,6 +16,7 @@ from models.networks.heads import MultiCropNet
 from reproduce.engine.batchnorm import batchnorm_groups, wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_mean, is_main, process_group, rank, world_size
 from reproduce.engine.optimizer import Larc
+from tests.contiguous_collectives import check_collectives
 
 BATCH = 12
 NUM_STEPS = 4
@@ -83,4 +84,5 @@ def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.T
 
 
 if __name__ == "__main__":
+    check_collectives()  # torchrun starts an interpreter of its own; tests/forks.py does the same for our launcher
     main(sys.argv[1])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.contiguous_collectives import require_contiguous
 from tests.runs import run
 
 
@@ -48,3 +49,13 @@ def test_several_processes_equal_one(alone: dict[str, Any], tmp_path: Path, proc
         torch.testing.assert_close(
             together["gradients"][name], value, rtol=1e-5, atol=1e-6 * float(value.norm()) + 1e-9
         )
+
+
+def test_a_collective_on_strided_tensors_would_be_detected() -> None:
+    """As NCCL detects it; each rank of these tests runs under this check."""
+    checked = require_contiguous(lambda *_, **__: "done")
+    rows = torch.zeros(2, 3)
+    assert checked([rows], rows, group=None) == "done"
+    for strided in ((rows.T,), ([rows, rows.T], rows)):
+        with pytest.raises(ValueError, match="Tensors must be contiguous"):
+            checked(*strided)
