@@ -20,6 +20,11 @@ def validate_runtime_options(cfg: DictConfig) -> None:
     """Raise `UserError` if this machine does not support precision, BatchNorm, compiler or checkpointing options."""
     autocast(cfg.precision)
     validate_sync_batchnorm(cfg.cluster.sync_batchnorm)
+    if cfg.cluster.sync_batchnorm == "apex" and cfg.precision == "bf16":
+        raise UserError(
+            "cluster.sync_batchnorm=apex does not work with precision=bf16: apex's kernels have fp32 and fp16; use "
+            "cluster.sync_batchnorm=torch"
+        )
     backend, valid = cfg.cluster.compile_backend, torch.compiler.list_backends(exclude_tags=())
     if backend and backend not in valid:
         raise UserError(f"unknown cluster.compile_backend {backend!r}: {did_you_mean(backend, valid)}")

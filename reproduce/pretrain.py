@@ -67,15 +67,16 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     data = PretrainData(cfg, run)
     net = build_network(cfg, method_config, len(data.images.classes))
     method = build_method(method_config, net, len(data.images), cfg.batch_size)
+    # Before the optimizer is built: apex's conversion replaces the weights of BatchNorm.
+    net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
+    for extra_network in method.extra_networks:
+        convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
     checkpoints, first_step = resume(run, model=net, method=method, optimizer=optimizer, scaler=scaler)
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
 
-    net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
-    for extra_network in method.extra_networks:
-        convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))

@@ -90,7 +90,7 @@ class Cluster:
     max_jobs: int = 100
     """The most jobs that may wait or run in a cluster at once."""
     sync_batchnorm: str = "torch"
-    """Implementation of synchronized BatchNorm: `torch`, or `apex` on GPUs."""
+    """Implementation of synchronized BatchNorm: `torch`, or `apex` on GPUs (no bf16; copies channels-last inputs)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third slower."""
     compile_backend: str = ""

@@ -1,0 +1,102 @@
+"""What a pretraining sets up before its first step."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import HashStore
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.methods.base import PretrainTask
+from models.methods.registry import METHODS
+from reproduce import network, pretrain
+from reproduce.engine import batchnorm
+from reproduce.engine.loop import Trainer
+from tests.runs import TINY, call
+
+EXPERIMENTS = {
+    "swav": ("experiment=swav_800ep", "method.queue_length=0"),
+    "deepcluster_v2": ("experiment=deepcluster_v2_400ep_2x224", "method.num_prototypes=6"),
+    "sela_v2": ("experiment=sela_v2_400ep_2x224", "method.num_prototypes=6"),
+    "simclr": ("experiment=simclr_400ep",),
+    "moco": ("experiment=moco_v2_200ep", "method.queue_length=30"),
+    "supervised": ("experiment=supervised",),
+}
+"""An experiment of each method, with overrides that fit twenty images."""
+CONVERSIONS = {
+    "torch": (),
+    "apex": ("cluster.sync_batchnorm=apex",),
+    "grouped": ("network.batchnorm_group_size=5",),
+}
+"""What becomes of BatchNorm: synchronized by torch or apex, or over groups of a rank's images."""
+
+
+class AtFirstStep(BaseException):
+    """Ends a run where its training would begin; nothing catches it."""
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, so that BatchNorm is converted."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def apex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for apex, whose conversion gives every BatchNorm new parameters."""
+
+    def convert(module: nn.Module, process_group: Any) -> nn.Module:
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                converted = type(child)(child.num_features)
+                converted.load_state_dict(child.state_dict())
+                module.add_module(name, converted)
+            convert(child, process_group)
+        return module
+
+    parallel: Any = ModuleType("apex.parallel")
+    parallel.convert_syncbn_model = convert
+    parallel.create_syncbn_process_group = lambda _: None
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.parallel", parallel)
+    for module in (network, batchnorm):  # it refuses apex on a CPU
+        monkeypatch.setattr(module, "validate_sync_batchnorm", lambda _: None)
+
+
+@pytest.mark.usefixtures("one_rank", "apex")
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_optimizer_has_every_parameter_of_the_network(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, conversion: str
+) -> None:
+    trained: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
+
+    def train(self: Trainer[Any], *_: object) -> None:
+        assert isinstance(self.task, PretrainTask)
+        groups = self.optimizer.param_groups
+        trained.append((list(self.task.net.parameters()), [each for group in groups for each in group["params"]]))
+        raise AtFirstStep
+
+    monkeypatch.setattr(Trainer, "train", train)
+    overrides = (*TINY, *EXPERIMENTS[method], *CONVERSIONS[conversion], f"paths.data_root={data}")
+    with pytest.raises(AtFirstStep):
+        call(pretrain.main, monkeypatch, *overrides, f"paths.results={tmp_path}")
+    ((of_network, of_optimizer),) = trained
+    assert set(map(id, of_network)) == set(map(id, of_optimizer))
+    assert len(of_network) == len(of_optimizer)
+
+
+@pytest.mark.usefixtures("one_rank", "apex")
+def test_apex_with_bf16_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*TINY, *CONVERSIONS["apex"], "precision=bf16", f"paths.data_root={data}", f"paths.results={tmp_path}")
+    status, said = call(pretrain.main, monkeypatch, *overrides)
+    assert status == 2
+    assert "cluster.sync_batchnorm=apex does not work with precision=bf16" in said
+    assert said.count("\n") == 1
