@@ -130,6 +130,11 @@ class PaddedBatch:
     targets: list[Target]
     unreadable: list[str]
 
+    def pin_memory(self) -> "PaddedBatch":
+        """Return the batch in pinned memory, so that copies to a GPU do not block; a DataLoader on CUDA calls this."""
+        targets = [Target(target.labels.pin_memory(), target.boxes.pin_memory()) for target in self.targets]
+        return PaddedBatch(self.pixels.pin_memory(), self.padding.pin_memory(), targets, self.unreadable)
+
 
 def collate(samples: list[tuple[Sample, list[str]]]) -> PaddedBatch:
     """Pad images to the largest, at the lower right; boxes become (cx, cy, w, h) as fractions of their own image."""
@@ -169,7 +174,10 @@ def train_batches(
     for batch in build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate):
         on_unreadable(batch.unreadable)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))
-        targets = [Target(target.labels.to(device), target.boxes.to(device)) for target in batch.targets]
+        targets = [
+            Target(target.labels.to(device, non_blocking=True), target.boxes.to(device, non_blocking=True))
+            for target in batch.targets
+        ]
         yield normalize_and_mask(pixels, padding, normalize), padding, targets
 
 

@@ -59,6 +59,11 @@ class MultiCropBatch:
     labels: Tensor
     unreadable: list[str]
 
+    def pin_memory(self) -> "MultiCropBatch":
+        """Return the batch in pinned memory, so that copies to a GPU do not block; a DataLoader on CUDA calls this."""
+        crops, parameters = ([each.pin_memory() for each in tensors] for tensors in (self.crops, self.parameters))
+        return MultiCropBatch(crops, parameters, self.labels.pin_memory(), self.unreadable)
+
 
 class MultiCropDataset(Dataset[MultiCropSample]):
     """The crops of each image in each epoch, indexed by `(epoch, image index)`."""
