@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from reproduce.config import RunKind
 from reproduce.errors import UserError, did_you_mean
 from reproduce.harness.plan import build, plan_file
-from reproduce.harness.plan.model import Kind, Plan, Request
+from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import tables
 
@@ -100,7 +101,7 @@ def run_single(options: argparse.Namespace) -> int:
     from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
     _check_choice(options.group, options.choice)
-    kind: Kind = "pretrain" if options.group == "experiment" else "evaluate"
+    kind: RunKind = "pretrain" if options.group == "experiment" else "evaluate"
     request = Request((), options.scale, **_request_flags(options))
     checkpoint = getattr(options, "checkpoint", "")
     overrides = (*_normalize_of(checkpoint), *options.overrides)
@@ -242,7 +243,7 @@ def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.verdict.claims import check_claims
     from reproduce.harness.verdict.strict import open_issues
 
-    checked, claims = check.check(plan), check_claims(plan)
+    checked, claims = check.check_tables(plan), check_claims(plan)
     changes = write_verdicts(plan, checked, claims)
     for table in checked:
         print(table_as_text(table))

@@ -5,7 +5,8 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config.compose import CONF_DIR, NO_MULTIRUN, Kind, compose, compose_unresolved, group_options
+from reproduce.config import RunKind
+from reproduce.config.compose import CONF_DIR, NO_MULTIRUN, compose, compose_unresolved, group_options
 from reproduce.errors import UserError, did_you_mean
 
 EXAMPLES = {
@@ -17,7 +18,7 @@ GROUPS_BELOW = {"pretrain": (), "evaluate": ("eval",), "measure": ("measurement"
 """Config groups that only one kind of run has."""
 
 
-def config_from_command_line(kind: Kind, arguments: list[str]) -> DictConfig:
+def config_from_command_line(kind: RunKind, arguments: list[str]) -> DictConfig:
     """Return the checked config that `arguments` ask for.
 
     `--help` and `--cfg job` print instead, and end the process with status 0. `--cfg job` shows where each value comes
@@ -47,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` shows the options")
 
 
-def _parser(kind: Kind) -> argparse.ArgumentParser:
+def _parser(kind: RunKind) -> argparse.ArgumentParser:
     shared = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in ("eval", "measurement")]
     of_pretraining = ("experiment", "crops", "method")
     groups = sorted({*shared, *GROUPS_BELOW[kind]} - set(of_pretraining if kind == "evaluate" else ()))

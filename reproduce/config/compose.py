@@ -6,7 +6,7 @@ Nothing here imports torch: the planner composes all configs of a table in about
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 import yaml
@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from reproduce.config import RunKind
 from reproduce.config.schema import DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
@@ -32,15 +33,13 @@ NO_MULTIRUN = (
     "(python -m reproduce: --seeds 3), for several configs a table, e.g. make reproduce-table8"
 )
 
-Kind = Literal["pretrain", "evaluate", "measure"]
-
 
 def group_options(group: str) -> list[str]:
     """Return the options of a config group, sorted, e.g. `group_options("experiment")`."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-def compose(kind: Kind, overrides: list[str]) -> DictConfig:
+def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
     """Compose and check the config of a run; every interpolation is resolved, and `scale` is only a name.
 
     `data=<file>.yaml` takes a data catalog of your own. Raises `UserError` for an unknown option, key or type.
@@ -62,7 +61,7 @@ def compose(kind: Kind, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def compose_unresolved(kind: Kind, overrides: list[str]) -> DictConfig:
+def compose_unresolved(kind: RunKind, overrides: list[str]) -> DictConfig:
     """Compose a config in which interpolations still say where a value comes from, and values may be missing."""
     own_catalog = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
     rest = [item for item in overrides if item not in own_catalog]
@@ -109,7 +108,7 @@ def _replace_catalog(cfg: DictConfig, path: Path) -> None:
             cfg.data[name.name].name = name.name
 
 
-def _format_error(kind: Kind, overrides: list[str], error: Exception) -> str:
+def _format_error(kind: RunKind, overrides: list[str], error: Exception) -> str:
     """Return one sentence on what is wrong with a request; for an unknown key, it names the closest valid ones."""
     cause = str(error.__cause__ or error)
     if "--multirun" in cause:  # a comma outside quotes and brackets is a sweep
@@ -125,7 +124,7 @@ def _format_error(kind: Kind, overrides: list[str], error: Exception) -> str:
     return f"config of {' '.join(overrides)!r}: {reason.strip().rstrip('.')}{where}"
 
 
-def _keys(kind: Kind) -> list[str]:
+def _keys(kind: RunKind) -> list[str]:
     """Return all keys of a kind's config, dotted."""
     defaults = {"pretrain": [], "evaluate": ["eval=knn", "checkpoint=x"], "measure": ["measurement=cost"]}[kind]
     with _hydra():

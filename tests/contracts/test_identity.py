@@ -9,8 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce import evaluate, measure, pretrain
+from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.compose import Kind, compose
+from reproduce.config.compose import compose
 from reproduce.config.identity import UNHASHED_SECTIONS, config_hash, identity
 from tests.runs import REPO_ROOT, TINY, call, tiny_pictures
 
@@ -29,7 +30,7 @@ READ_OUTSIDE_THE_NAME = {
     "checkpointing.sync_every_steps": "a resumed run computes the same numbers",
 }
 """Keys that runs read and that no name contains, and why they can't change a number (docs/numerics.md)."""
-REQUESTS: list[tuple[Kind, list[str]]] = [
+REQUESTS: list[tuple[RunKind, list[str]]] = [
     ("pretrain", ["experiment=swav_800ep"]),
     ("evaluate", ["eval=semisup_1pct", "checkpoint=x"]),
     ("measure", ["experiment=swav_800ep", "measurement=cost", "name=x"]),
@@ -45,7 +46,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("kind", "overrides"), REQUESTS)
-def test_every_key_that_is_not_listed_as_unhashed_changes_the_name(kind: Kind, overrides: list[str]) -> None:
+def test_every_key_that_is_not_listed_as_unhashed_changes_the_name(kind: RunKind, overrides: list[str]) -> None:
     plain = OmegaConf.to_container(compose(kind, overrides))
     cfg: Any = OmegaConf.create(plain)
     unchanged = config_hash(cfg)
@@ -66,7 +67,7 @@ def test_every_key_that_is_not_listed_as_unhashed_changes_the_name(kind: Kind, o
         ("pretrain", ["experiment=swav_800ep"], "+method.another=1"),
     ],
 )
-def test_values_that_change_numbers_change_the_name(kind: Kind, request_: list[str], changes: str) -> None:
+def test_values_that_change_numbers_change_the_name(kind: RunKind, request_: list[str], changes: str) -> None:
     assert config_hash(compose(kind, request_)) != config_hash(compose(kind, [*request_, changes]))
 
 
@@ -137,9 +138,9 @@ EVALUATIONS = {
 
 
 def run_on_what_is_visible(
-    kind: Kind, overrides: tuple[str, ...], results: Path, monkeypatch: pytest.MonkeyPatch
+    kind: RunKind, overrides: tuple[str, ...], results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hidden(kind: Kind, arguments: list[str]) -> DictConfig:
+    def hidden(kind: RunKind, arguments: list[str]) -> DictConfig:
         return visible(config_from_command_line(kind, arguments))
 
     monkeypatch.setattr("reproduce.engine.runs.run.config_from_command_line", hidden)

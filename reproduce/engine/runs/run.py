@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.compose import Kind
 from reproduce.config.identity import identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
@@ -158,7 +158,7 @@ def run_context(cfg: DictConfig) -> Iterator[Run]:
             raise
 
 
-def run_entry_point(kind: Kind, body: Callable[[DictConfig, Run, Preemption], None]) -> int:
+def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption], None]) -> int:
     """Run `body` with the config of the command line's overrides, and return the exit status.
 
     The status is `REQUEUE` (75) if the run was preempted: the same command resumes it.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
+from reproduce.config import RunKind
 from reproduce.harness.plan.config_cache import ConfigCache
-from reproduce.harness.plan.model import CACHE, Cell, Kind, Plan, Request, Run
+from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Measurement
 from reproduce.harness.spec.tables import Row, Table
@@ -213,7 +214,7 @@ def _as_list(override: str) -> list[str]:
 
 
 def single_run_plan(
-    request: Request, kind: Kind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()
+    request: Request, kind: RunKind, choice: str, checkpoint: str = "", overrides: tuple[str, ...] = ()
 ) -> Plan:
     """Plan one run by itself, with the run_id that a table would give it. `overrides` are Hydra's, and come last."""
     configs = ConfigCache(request)

@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reproduce.config import RunKind
 from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness.plan import workload
-from reproduce.harness.plan.model import CACHE, Kind, Request, Run
+from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
 from reproduce.system import REPO_ROOT
 
@@ -45,7 +46,7 @@ class ConfigCache:
         except (OSError, ValueError, KeyError, TypeError):
             self.summaries = {}
 
-    def run(self, kind: Kind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
+    def run(self, kind: RunKind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
         """Return the run of a list of overrides. `run_overrides` are passed to it too, but are no part of its name."""
         overrides = [*self.request.cluster_overrides(kind), *overrides]
         summary = self._cached(kind, overrides, lambda: self._compose(kind, overrides))
@@ -67,7 +68,7 @@ class ConfigCache:
         where = [f"scale={self.request.scale}", *self.request.cluster_overrides("pretrain")]
         return dict(self._cached("cluster", where, lambda: _cluster(where)))
 
-    def _compose(self, kind: Kind, overrides: list[str]) -> dict[str, Any]:
+    def _compose(self, kind: RunKind, overrides: list[str]) -> dict[str, Any]:
         """Return the summary of a run. Runs that differ only in `PLAIN_KEYS` share one composed config."""
         from reproduce.config.compose import compose
 
@@ -118,7 +119,7 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     return rest, plain
 
 
-def _summary(kind: Kind, cfg: "DictConfig") -> dict[str, Any]:
+def _summary(kind: RunKind, cfg: "DictConfig") -> dict[str, Any]:
     from reproduce.config.identity import run_dir, run_id
 
     return {

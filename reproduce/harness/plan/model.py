@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from reproduce.config import RunKind
 from reproduce.harness import results
 from reproduce.harness.plan.workload import Workload
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim
 from reproduce.harness.spec.tables import Margin, Row, Table
-
-Kind = Literal["pretrain", "evaluate", "measure"]
 
 Source = Literal["scratch", "released"]
 
@@ -50,7 +49,7 @@ class Request:
         overrides += ["on_bad_image=skip"] if self.skip_bad_images else []
         return overrides
 
-    def cluster_overrides(self, kind: Kind) -> list[str]:
+    def cluster_overrides(self, kind: RunKind) -> list[str]:
         """Return the Hydra overrides that say where runs of a kind execute; none for this machine."""
         cluster = [] if self.cluster == "local" else [f"cluster={self.cluster}"]
         options = [
@@ -64,7 +63,7 @@ class Run:
     """One run, and everything needed to start it."""
 
     run_id: str
-    kind: Kind
+    kind: RunKind
     name: str
     seed: int
     folder: str

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.config import RunKind
 from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness.plan import build, config_cache
 from reproduce.harness.plan.config_cache import ConfigCache
-from reproduce.harness.plan.model import Kind, Plan, Request, Source
+from reproduce.harness.plan.model import Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
 
@@ -190,7 +191,7 @@ def test_a_collapse_is_settled_only_if_the_paper_prints_it(checkout: Path, table
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], ["seed=1", "++seed=2"], []])
 def test_cached_configs_equal_configs_composed_one_by_one(checkout: Path, overrides: list[str]) -> None:
     configs = ConfigCache(Request(("table7",), "smoke"))
-    asked: list[tuple[Kind, list[str]]] = [
+    asked: list[tuple[RunKind, list[str]]] = [
         ("pretrain", ["experiment=swav_800ep"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s0-0123456789"]),
         ("evaluate", ["eval=knn", "checkpoint=swav_800ep-s1-0123456789"]),
