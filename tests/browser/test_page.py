@@ -40,7 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             run.result.write_text(json.dumps(done | cost | {"provenance": provenance}))
             lines = [json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.1}) for step in range(200)]
             run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
-        write_verdicts(plan, check.check(plan), check_claims(plan))
+        write_verdicts(plan, check.check_tables(plan), check_claims(plan))
         yield write_page("paper").resolve()
 
 

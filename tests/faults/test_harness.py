@@ -165,7 +165,7 @@ def test_a_failed_run_stops_only_its_children() -> None:
     assert "failed  linear_inat18 of random, seed 0: the process exited with 0 but wrote no result.json" in out
     assert "11 runs done, 3 failed" in out
     assert out.splitlines()[-1] == "report: reports/smoke/index.html"
-    verdicts = {(judged.verdict, row.method, key) for t in check.check(whole) for row, key, judged in t.cells()}
+    verdicts = {(judged.verdict, row.method, key) for t in check.check_tables(whole) for row, key, judged in t.cells()}
     failed = sorted((method, key) for verdict, method, key in verdicts if verdict == "failed")
     assert failed == [("Random trunk", "inat18"), ("Random trunk", "voc07"), ("SwAV", "voc07")]
 

@@ -47,7 +47,7 @@ class TableVerdict:
         return Counter(str(cell.verdict) for _, _, cell in self.cells())
 
 
-def check(plan: Plan) -> list[TableVerdict]:
+def check_tables(plan: Plan) -> list[TableVerdict]:
     """Judge every cell of a plan's tables. Raises `UserError` for a damaged result or one without its metric."""
     inputs = VerdictInputs.load(plan)
     return [_check_table(inputs, table) for table in plan.tables.values()]

@@ -25,7 +25,7 @@ def rate(run: Run) -> float:
 
 
 def swav(plan: Plan) -> dict[str, CellVerdict]:
-    (table,) = check.check(plan)
+    (table,) = check.check_tables(plan)
     return {key: judged for row, key, judged in table.cells() if row.label == "SwAV"}
 
 

@@ -27,7 +27,7 @@ def judged(finish: Finish) -> CellVerdict:
     plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, 73.9 + 0.01 * run.seed)
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     return next(judged for _, _, judged in checked[0].cells())
 
 
@@ -44,7 +44,7 @@ def test_a_canary_that_is_missing_keeps_a_number_from_counting(checkout: Path, f
     assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "missing")
     assert "Its canary is missing, so it does not count as reproduced" in cell.reason
     plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert "✓ within°" in table_as_text(checked[0]) and CANARY_FOOTNOTE in table_as_text(checked[0])
     write_verdicts(plan, checked)
     assert CANARY_FOOTNOTE in Path("reports/paper/table9.md").read_text()

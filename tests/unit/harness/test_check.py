@@ -50,7 +50,7 @@ def test_one_seed_against_the_paper(checkout: Path, finish: Callable[..., None])
     plan = paper()
     for run in plan.runs.values():
         finish(run, printed(run) + {"voc07_svm": 2.0, "linear_inat18": -0.8}.get(run.name, 0.0))
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     verdicts = {key: str(judged.verdict) for key, judged in swav(plan, checked).items()}
     assert verdicts == {
         "places205": "within",
@@ -71,7 +71,7 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
     plan = paper(0, 1, 2)
     for run in plan.runs.values():
         finish(run, printed(run) + (0.15 if run.name == "coco_detr" else 0.05) * (run.seed % 3))
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     places = swav(plan, checked)["places205"]
     assert places.verdict == Verdict.REPRODUCED
     assert places.values == {0: 56.7, 1: pytest.approx(56.75), 2: pytest.approx(56.8)}
@@ -87,7 +87,7 @@ def test_several_seeds_against_the_paper(checkout: Path, finish: Callable[..., N
 
 
 def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
-    checked = check.check(paper())
+    checked = check.check_tables(paper())
     verdicts = {(row.method, key): judged for row, key, judged in checked[0].cells()}
     assert verdicts["RotNet", "voc07"].verdict == Verdict.NOT_RUN
     assert "facebookresearch/vissl" in verdicts["RotNet", "voc07"].reason
@@ -98,10 +98,10 @@ def test_rows_of_others_say_why_nothing_ran(checkout: Path) -> None:
 
 def test_a_missing_run_is_incomplete_and_a_rows_own_not_run_is_not(checkout: Path, finish: Callable[..., None]) -> None:
     plan = paper()
-    assert check.exit_status(check.check(plan)) == check.INCOMPLETE
+    assert check.exit_status(check.check_tables(plan)) == check.INCOMPLETE
     for run in plan.runs.values():
         finish(run, printed(run))
-    assert check.exit_status(check.check(plan)) == check.AGREES
+    assert check.exit_status(check.check_tables(plan)) == check.AGREES
 
 
 def test_one_failed_seed_fails_the_cell(checkout: Path, finish: Callable[..., None]) -> None:
@@ -112,7 +112,7 @@ def test_one_failed_seed_fails_the_cell(checkout: Path, finish: Callable[..., No
             finish(run, printed(run))
     collapsed.failure.parent.mkdir(parents=True)
     collapsed.failure.write_text(json.dumps({"status": "collapsed", "exit_status": 1, "message": "loss stuck at ln K"}))
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     places = swav(plan, checked)["places205"]
     assert places.verdict == Verdict.FAILED
     assert places.reason == "swav_800ep, seed 1 collapsed: loss stuck at ln K."
@@ -122,7 +122,7 @@ def test_one_failed_seed_fails_the_cell(checkout: Path, finish: Callable[..., No
 def test_nothing_recorded_is_no_baseline(smoke: Plan, finish: Callable[..., None]) -> None:
     for run in smoke.runs.values():
         finish(run)
-    checked = check.check(smoke)
+    checked = check.check_tables(smoke)
     assert {judged.verdict for table in checked for _, _, judged in table.cells()} == {Verdict.NO_BASELINE}
     assert check.exit_status(checked) == check.AGREES
 
@@ -133,7 +133,7 @@ def test_compare_with_recorded_numbers(checkout: Path, finish: Callable[..., Non
     plan = build.build_plan(Request(("table7",), "smoke"))
     for run in plan.runs.values():
         finish(run, value)
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     for _, _, judged in checked[0].cells():
         assert (judged.verdict, judged.expected) == (verdict, 50.0)
         assert judged.interval is not None and judged.interval[0] < 50 < judged.interval[1]
@@ -145,18 +145,18 @@ def test_compare_with_recorded_numbers(checkout: Path, finish: Callable[..., Non
 
 def test_recorded_seeds_that_give_the_same_again_are_counted(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    checked = check.check(build.build_plan(Request(("table7",), "smoke", (0, 1))))
+    checked = check.check_tables(build.build_plan(Request(("table7",), "smoke", (0, 1))))
     assert check.recorded_matches(checked) == "4 of 4 cells give their recorded seeds' numbers again, to the digit"
     others = build.build_plan(Request(("table7",), "smoke", (7, 8)))
     for run in others.runs.values():
         finish(run, 50.0)
-    assert check.recorded_matches(check.check(others)) == ""
+    assert check.recorded_matches(check.check_tables(others)) == ""
 
 
 def test_a_table_has_the_same_verdicts_alone_and_with_others(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
-    alone = check.check(build.build_plan(Request(("table7",), "smoke")))[0].rows
-    company = check.check(build.build_plan(Request(("table3", "table7"), "smoke")))[1].rows
+    alone = check.check_tables(build.build_plan(Request(("table7",), "smoke")))[0].rows
+    company = check.check_tables(build.build_plan(Request(("table3", "table7"), "smoke")))[1].rows
     assert alone == company
 
 
@@ -164,7 +164,7 @@ def test_a_config_changed_since_the_recording_is_noted(checkout: Path, finish: C
     record(finish)
     path = baseline.path("smoke")
     path.write_text(path.read_text().replace("run_id: knn-s0-", "run_id: knn-s0-0"))
-    checked = check.check(build.build_plan(Request(("table7",), "smoke")))
+    checked = check.check_tables(build.build_plan(Request(("table7",), "smoke")))
     assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].cells())
 
 
@@ -173,7 +173,7 @@ def test_other_images_have_no_baseline(checkout: Path, finish: Callable[..., Non
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 90.0)
-    assert {judged.verdict for _, _, judged in check.check(plan)[0].cells()} == {Verdict.NO_BASELINE}
+    assert {judged.verdict for _, _, judged in check.check_tables(plan)[0].cells()} == {Verdict.NO_BASELINE}
 
 
 def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Callable[..., None]) -> None:
@@ -181,7 +181,7 @@ def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Ca
     plan = paper()
     for run in plan.runs.values():
         finish(run, printed(run) + 0.1 * (run.seed - 2))
-    judged = swav(plan, check.check(plan))["voc0712_ap50"]
+    judged = swav(plan, check.check_tables(plan))["voc0712_ap50"]
     assert len(judged.values) == 5 and judged.mean == pytest.approx(82.6)
     assert (judged.verdict, judged.p_value) == (Verdict.WITHIN, None)
     assert "One seed, the mean of 5 runs on its network, is inside the margin" in judged.reason
@@ -194,7 +194,7 @@ def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
     plan = paper(0, 1)
     for run in plan.runs.values():
         finish(run, printed(run) + (0.3 if run.seed // 5 else -0.3))
-    judged = swav(plan, check.check(plan))["voc0712_ap50"]
+    judged = swav(plan, check.check_tables(plan))["voc0712_ap50"]
     assert judged.verdict == Verdict.INCONCLUSIVE and "more seeds would tell" in judged.reason
     assert judged.interval == pytest.approx((82.6 - 6.314 * 0.3, 82.6 + 6.314 * 0.3), abs=1e-3)
 
@@ -203,7 +203,7 @@ def test_other_images_are_not_compared_with_the_paper(checkout: Path, finish: Ca
     plan = build.build_plan(Request(("table7",), "paper", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 65.7)
-    made = {judged.reason: judged.verdict for _, _, judged in check.check(plan)[0].cells() if judged.needed}
+    made = {judged.reason: judged.verdict for _, _, judged in check.check_tables(plan)[0].cells() if judged.needed}
     assert set(made.values()) == {Verdict.NO_BASELINE}
     assert any("reads CIFAR-10, but the paper used ILSVRC2012: there is nothing" in reason for reason in made)
 
@@ -215,7 +215,7 @@ def test_a_damaged_result_is_named_and_kept(smoke: Plan, finish: Callable[..., N
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     knn.result.write_text(content)
     with pytest.raises(UserError, match=f"{knn.result}.*delete it and run"):
-        check.check(smoke)
+        check.check_tables(smoke)
     assert knn.result.read_text() == content
 
 
@@ -238,10 +238,10 @@ def test_a_result_that_no_run_writes_is_named(
 ) -> None:
     for run in smoke.runs.values():
         finish(run)
-    write_verdicts(smoke, check.check(smoke))
+    write_verdicts(smoke, check.check_tables(smoke))
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, **damage)
-    for command in (lambda: check.check(smoke), lambda: write_page("smoke"), lambda: plan_file.write(smoke)):
+    for command in (lambda: check.check_tables(smoke), lambda: write_page("smoke"), lambda: plan_file.write(smoke)):
         with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
             command()
 
@@ -252,7 +252,7 @@ def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[...,
     knn = next(run for run in smoke.runs.values() if run.name == "knn")
     finish(knn, metrics={"knn20": 50.0})
     with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200', only knn20. Correct"):
-        check.check(smoke)
+        check.check_tables(smoke)
 
 
 def test_files_hold_the_verdicts(checkout: Path, finish: Callable[..., None]) -> None:
@@ -262,7 +262,7 @@ def test_files_hold_the_verdicts(checkout: Path, finish: Callable[..., None]) ->
             finish(
                 run, printed(run) + (5.0 if (run.parent_name, run.name) == ("swav_800ep", "linear_inat18") else 0.04)
             )
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert write_verdicts(plan, checked).tables == checked  # everything changed
     data = json.loads(Path("reports/paper/table3.json").read_text())
     cell = data["rows"][-1]["cells"]["inat18"]
@@ -286,8 +286,8 @@ def test_files_hold_the_verdicts(checkout: Path, finish: Callable[..., None]) ->
 
 def test_the_same_verdicts_are_no_changes(checkout: Path) -> None:
     plan = paper()
-    assert write_verdicts(plan, check.check(plan)).tables
-    assert write_verdicts(plan, check.check(plan)) == Changes([], [])
+    assert write_verdicts(plan, check.check_tables(plan)).tables
+    assert write_verdicts(plan, check.check_tables(plan)) == Changes([], [])
 
 
 def test_every_verdict_is_shown() -> None:
@@ -303,7 +303,7 @@ def test_tracking_never_fails_a_check(checkout: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tracking, "log_table", fail)
     plan = paper()
-    assert log_changes(plan, Changes(check.check(plan), [])) == "OSError: no network"
+    assert log_changes(plan, Changes(check.check_tables(plan), [])) == "OSError: no network"
 
 
 def test_tracking_gets_a_row_for_each_cell(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_tracking_gets_a_row_for_each_cell(checkout: Path, monkeypatch: pytest.M
     sent = []
     monkeypatch.setattr(tracking, "log_table", lambda *given: sent.append(given))
     plan = paper()
-    assert log_changes(plan, Changes(check.check(plan), [])) is None
+    assert log_changes(plan, Changes(check.check_tables(plan), [])) is None
     ((name, scale, folder, columns, rows),) = sent
     assert (name, scale, folder) == ("table3", "paper", Path("reports/paper"))
     assert all(len(row) == len(columns) for row in rows)
@@ -328,15 +328,15 @@ def test_what_does_not_beat_its_control_is_worse(checkout: Path, finish: Callabl
     record_baseline.record(five)
 
     plan = build.build_plan(Request(("table7",), "smoke"))
-    verdicts = swav(plan, check.check(plan))
+    verdicts = swav(plan, check.check_tables(plan))
     assert {judged.verdict for judged in verdicts.values()} == {Verdict.WORSE}
     assert "+0.0 points from Random trunk" in verdicts["knn20"].reason
     table.write_text(table.read_text().replace("metric: knn20,", "metric: knn20, has_control: false,"))
     uncontrolled = build.build_plan(Request(("table7",), "smoke"))
-    found = {key: judged.verdict for key, judged in swav(uncontrolled, check.check(uncontrolled)).items()}
+    found = {key: judged.verdict for key, judged in swav(uncontrolled, check.check_tables(uncontrolled)).items()}
     assert found == {"knn20": Verdict.WITHIN, "knn200": Verdict.WORSE}
     better = build.build_plan(Request(("table7",), "smoke", (0, 1)))
-    assert {judged.verdict for judged in swav(better, check.check(better)).values()} == {Verdict.WITHIN}
+    assert {judged.verdict for judged in swav(better, check.check_tables(better)).values()} == {Verdict.WITHIN}
 
 
 def controlled(checkout: Path) -> None:
@@ -366,7 +366,7 @@ def test_the_control_decides_if_nothing_is_recorded(
     controlled(checkout)
     plan = build.build_plan(Request(("table7",), "smoke"))
     learned(plan, finish, [value])
-    judged = swav(plan, checked := check.check(plan))["knn20"]
+    judged = swav(plan, checked := check.check_tables(plan))["knn20"]
     assert (judged.verdict, judged.reason.endswith(says)) == (verdict, True), judged.reason
     assert check.exit_status(checked) == (check.DISAGREES if verdict == "worse" else check.AGREES)
 
@@ -379,7 +379,7 @@ def test_on_other_images_the_difference_from_the_control_is_noted(
     controlled(checkout)
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     learned(plan, finish, [value])
-    judged = swav(plan, checked := check.check(plan))["knn20"]
+    judged = swav(plan, checked := check.check_tables(plan))["knn20"]
     assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
     told = f"{value - 20:+.1f} points from Random trunk; the required 5 apply to the scale's own images."
     assert told in judged.reason
@@ -390,16 +390,16 @@ def test_an_interval_of_all_percentages_is_noted(checkout: Path, finish: Callabl
     learned(five, finish, [5.0, 95.0, 50.0, 10.0, 90.0])
     record_baseline.record(five)
     plan = build.build_plan(Request(("table7",), "smoke", (2,)))
-    alone = swav(plan, check.check(plan))["knn20"]
+    alone = swav(plan, check.check_tables(plan))["knn20"]
     assert (alone.verdict, alone.interval) == (Verdict.WITHIN, (0.0, 100.0))
     assert "their interval is [0, 100], which says nothing; no control is set here." in alone.reason
     controlled(checkout)
     plan = build.build_plan(Request(("table7",), "smoke", (2,)))
-    held = swav(plan, check.check(plan))["knn20"]
+    held = swav(plan, check.check_tables(plan))["knn20"]
     assert held.verdict == Verdict.WITHIN
     assert "says nothing; the verdict rests on the control alone, +30.0 points from Random trunk." in held.reason
     finish(plan.runs[held.run_ids[0]], 21.0)
-    assert swav(plan, check.check(plan))["knn20"].verdict == Verdict.WORSE
+    assert swav(plan, check.check_tables(plan))["knn20"].verdict == Verdict.WORSE
 
 
 def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float = 73.9, broken: str = "") -> Plan:
@@ -421,7 +421,7 @@ def collapse(run: Run, status: str = "collapsed") -> None:
 
 
 def cells_of(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].cells()}
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check_tables(plan)[0].cells()}
 
 
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
@@ -429,7 +429,7 @@ def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable
     one = cells_of(plan)["SwAV, 1 iteration/top1"]
     assert (one.verdict, one.printed, one.needed) == (Verdict.EXPECTED_FAILURE, "fail", True)
     assert "loss stuck at ln K" in one.reason
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert check.exit_status(checked) == check.AGREES
     write_verdicts(plan, checked)
     assert "| SwAV, 1 iteration | fail ⊗ expected failure |" in Path("reports/paper/table10.md").read_text()
@@ -443,7 +443,7 @@ def test_a_training_that_converges_where_the_papers_fails_disagrees(
     plan = ablation("table10", finish)
     one = cells_of(plan)["SwAV, 1 iteration/top1"]
     assert (one.verdict, one.mean, one.difference) == (Verdict.BETTER, 73.9, None)
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert check.exit_status(checked) == check.DISAGREES
     assert "fail → **73.9** ▲ better" in table_as_markdown(plan, checked[0])
     assert "In the paper the training fails" in table_as_text(checked[0])
@@ -478,7 +478,7 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     for run in plan.runs.values():
         if run.kind == "evaluate":
             finish(run, centres.get(run.parent_name, 73.9) + 0.1 * (run.seed - 1))
-    judged = [cell for _, _, cell in check.check(plan)[0].cells()]
+    judged = [cell for _, _, cell in check.check_tables(plan)[0].cells()]
     alone = [
         stats.compare_with_printed(list(cell.values.values()), cell.expected, 0.6)
         for cell in judged
@@ -532,7 +532,7 @@ def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], 
     path = Path("results/paper/margins.json")
     path.write_text(content)
     with pytest.raises(UserError, match=f"^{path} is damaged: .* Restore it, or delete it"):
-        check.check(plan)
+        check.check_tables(plan)
 
 
 def test_a_result_without_a_margin_noted_before_says_so(checkout: Path, finish: Callable[..., None]) -> None:
@@ -547,26 +547,26 @@ def test_a_misprint_is_noted_as_the_papers(checkout: Path) -> None:
     swav = cells_of(plan)["SwAV, R50-w2/params_millions"]
     assert (swav.printed, swav.expected) == (188, 93.9)
     assert "Erratum of the paper, which prints 188" in swav.reason
-    text = table_as_markdown(plan, check.check(plan)[0])
+    text = table_as_markdown(plan, check.check_tables(plan)[0])
     assert "| SwAV, R50-w2 | 93.9 (printed 188) ○ not run |" in text
 
 
 def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callable[..., None]) -> None:
     plan = build.build_plan(Request(("figure3",), "paper"))
     assert {run.kind for run in plan.runs.values()} == {"pretrain"} and len(plan.runs) == 2
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert check.exit_status(checked) == check.INCOMPLETE
     assert "swav_400ep_hard, seed 0" in table_as_text(checked[0])
     write_verdicts(plan, checked)
     for run in plan.runs.values():
         finish(run)
-    assert check.exit_status(check.check(plan)) == check.AGREES
+    assert check.exit_status(check.check_tables(plan)) == check.AGREES
 
 
 @pytest.mark.parametrize("name", tables.names("paper"))
 def test_every_table_is_judged_with_nothing_run(checkout: Path, name: str) -> None:
     plan = build.build_plan(Request((name,), "paper"))
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert check.exit_status(checked) == (check.INCOMPLETE if plan.cells else check.AGREES)
     write_verdicts(plan, checked)
     for _, _, judged in checked[0].cells():

@@ -22,7 +22,7 @@ def released(*tables: str) -> Plan:
 
 
 def cells_of(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for table in check.check(plan) for row, key, judged in table.cells()}
+    return {f"{row.label}/{key}": judged for table in check.check_tables(plan) for row, key, judged in table.cells()}
 
 
 def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: Path) -> None:
@@ -51,7 +51,7 @@ def test_an_address_that_is_gone_is_unavailable_and_no_failure(checkout: Path) -
     for run in plan.runs.values():
         gone = {"status": "unavailable", "exit_status": 2, "message": "the publisher has moved or removed the file"}
         write_json(run.failure, gone)
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     judged = cells_of(plan)["SwAV/knn20"]
     assert judged.verdict == Verdict.UNAVAILABLE
     assert "moved or removed" in judged.reason
@@ -64,7 +64,7 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
         finish(run, 59.2)
     swav = cells_of(plan)["SwAV/knn20"]
     assert swav.verdict == Verdict.WITHIN
-    assert table_as_data(plan, check.check(plan)[0])["level"] == "public weights"
+    assert table_as_data(plan, check.check_tables(plan)[0])["level"] == "public weights"
 
 
 def test_public_weights_have_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:

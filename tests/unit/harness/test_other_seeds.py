@@ -24,7 +24,7 @@ def fail(run: Run, status: str = "collapsed") -> None:
 
 
 def cell(plan: Plan, label: str) -> CellVerdict:
-    return next(judged for row, _, judged in check.check(plan)[0].cells() if row.label == label)
+    return next(judged for row, _, judged in check.check_tables(plan)[0].cells() if row.label == label)
 
 
 def done(finish: Finish, table: str) -> tuple[Plan, Plan]:

@@ -34,7 +34,7 @@ def finish_all(plan: Plan, finish: Finish, **more: str) -> None:
 
 
 def knn20(plan: Plan) -> dict[str, CellVerdict]:
-    return {row.label: judged for row, key, judged in check.check(plan)[0].cells() if key == "knn20"}
+    return {row.label: judged for row, key, judged in check.check_tables(plan)[0].cells() if key == "knn20"}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_retrained_checkpoint_outdates_its_evaluations(
     to_do = {name for name, state in run_states(table7).items() if not state.settled}
     unjudged = {
         name
-        for row, _, cell in check.check(table7)[0].cells()
+        for row, _, cell in check.check_tables(table7)[0].cells()
         if cell.verdict == Verdict.NOT_RUN
         for name in cell.run_ids
     }
@@ -126,8 +126,8 @@ def test_claims_strict_and_report_ignore_an_outdated_result(checkout: Path, fini
     (soft,) = [answer for answer in answers if answer.claim.claim == "soft-assignments"]
     assert soft.status == ClaimStatus.NOT_RUN and soft.incomplete
     assert "trained again since" in soft.parts[0].reason
-    assert any("of 5 results" in sentence for sentence in strict.open_issues(plan, check.check(plan), answers))
-    write_verdicts(plan, check.check(plan), answers)
+    assert any("of 5 results" in sentence for sentence in strict.open_issues(plan, check.check_tables(plan), answers))
+    write_verdicts(plan, check.check_tables(plan), answers)
     text = write_page("paper").read_text()
     assert "1 of 6 results are not judged because their checkpoint has since been made again or removed" in text
     assert text.count("not judged: measured on another checkpoint") == 1

@@ -73,7 +73,7 @@ def done(smoke: Plan, finish: Callable[..., None]) -> Plan:
 
 
 def page_of(plan: Plan) -> tuple[str, Page]:
-    write_verdicts(plan, check.check(plan))
+    write_verdicts(plan, check.check_tables(plan))
     text = write_page(plan.request.scale).read_text()
     return text, Page(text)
 
@@ -130,7 +130,7 @@ def hostile(value: Any, key: str = "") -> Any:
 
 def test_hostile_text_is_escaped(checkout: Path) -> None:
     plan = build.build_plan(Request(("table2", "table3", "figure2", "claims"), "paper"))
-    write_verdicts(plan, check.check(plan), check_claims(plan))
+    write_verdicts(plan, check.check_tables(plan), check_claims(plan))
     for path in plan.reports.glob("*.json"):
         if path.name != "plan.json":
             path.write_text(json.dumps(hostile(json.loads(path.read_text()))))
@@ -380,7 +380,7 @@ def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., 
 
 
 def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    write_verdicts(plan, check.check(plan))
+    write_verdicts(plan, check.check_tables(plan))
     checked = [json.loads((plan.reports / f"{name}.json").read_text()) for name in plan.tables]
     return checked, runs.collect(checked, [], plan.request.scale, plan.reports)
 

@@ -28,7 +28,7 @@ def committed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cells(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check(plan)[0].cells()}
+    return {f"{row.label}/{key}": judged for row, key, judged in check.check_tables(plan)[0].cells()}
 
 
 def measured_table1() -> Plan:
@@ -52,7 +52,7 @@ def test_a_relative_column_is_compared_as_shares(checkout: Path, finish: Finish)
     assert found["SwAV, 2x224+6x96/time_100ep"].verdict == Verdict.WORSE  # it took more
     reference = found["SimCLR, 2x224/time_100ep"]
     assert (reference.verdict, reference.difference) == (Verdict.NO_BASELINE, None)
-    table = check.check(plan)[0]
+    table = check.check_tables(plan)[0]
     assert "1.04 of SimCLR, 2x224 (printed 4h09) → **1.04** ✓ within |" in table_as_markdown(plan, table)
     assert not any("no baseline" in sentence for sentence in strict.open_issues(plan, [table], []))
 
@@ -76,7 +76,7 @@ def test_a_mean_of_several_runs_is_noted(checkout: Path, finish: Finish) -> None
     reason = cells(plan)["SwAV/knn20"].reason
     assert "The printed number is a mean of 5 runs, ours of 5." in reason
     assert "mean of" not in cells(plan)["SwAV/knn200"].reason
-    assert "(top-1, %, mean of 5 runs)" in table_as_markdown(plan, check.check(plan)[0])
+    assert "(top-1, %, mean of 5 runs)" in table_as_markdown(plan, check.check_tables(plan)[0])
 
 
 def test_strict_passes_without_open_issues(
@@ -87,7 +87,7 @@ def test_strict_passes_without_open_issues(
     for run in plan.runs.values():
         metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
-    checked = check.check(plan)
+    checked = check.check_tables(plan)
     assert check.exit_status(checked) == check.AGREES
     assert strict.open_issues(plan, checked, []) == []
 
@@ -97,7 +97,7 @@ def test_strict_names_every_open_issue(checkout: Path, finish: Finish, monkeypat
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
-    issues = strict.open_issues(plan, check.check(plan), [])
+    issues = strict.open_issues(plan, check.check_tables(plan), [])
     assert issues == [
         "Table 7: 1 cell inconclusive",
         "Table 7: 2 cells without a canary",
@@ -136,7 +136,7 @@ def test_the_summary_lists_all_checked_tables(checkout: Path, finish: Finish, co
         for run in plan.runs.values():
             if run.name != "linear_inat18" and "swav_800ep" in (run.name, run.parent_name):
                 finish(run, 56.7)
-        write_verdicts(plan, check.check(plan))
+        write_verdicts(plan, check.check_tables(plan))
     text = Path("reports/paper/summary.md").read_text()
     assert "Checked by commit `aaaaaaaaaaaa`." in text
     assert (
