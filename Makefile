@@ -22,13 +22,16 @@ OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "
 FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
 BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
 TORCH_INDEX ?=#      package index of torch's small CPU wheels, for setup and for the CPU image
+APEX_REPOSITORY ?=#  git mirror of apex for the CUDA image (default: docker/versions.env)
+DETECTRON2_REPOSITORY ?=# git mirror of Detectron2 for the CUDA image (default: docker/versions.env)
+SOURCES ?=#          folder with git mirrors apex and detectron2, for docker-test
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 
-export FLAVOUR BASE TORCH_INDEX
+export FLAVOUR BASE TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY
 
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
 ifneq ($(strip $(given)),)
-known := $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' Makefile) UPGRADE SHELL
+known := $(shell sed -n 's/^\([A-Z0-9_]*\) ?=.*/\1/p' Makefile) UPGRADE SHELL
 $(foreach name,$(filter-out $(known),$(given)),$(error there is no variable $(name): make help lists the variables))
 endif
 
@@ -46,7 +49,7 @@ STRICT_FLAG = $(if $(STRICT),--strict)
 help: ## list targets, variables, tables and configs
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "*", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Variables, as in: make reproduce-table3 SEEDS=3 DATA=/images DATA_CONFIG=standard'
-	@awk -F ' [?]=|# *' '/^[A-Z_]+ [?]=.*#/ {printf "  %-17s %s\n", $$1, $$3}' Makefile
+	@awk -F ' [?]=|# *' '/^[A-Z0-9_]+ [?]=.*#/ {printf "  %-22s %s\n", $$1, $$3}' Makefile
 	@echo; for scale in tables/*/; do echo "Tables at scale $$(basename "$$scale"):" \
 		$$(ls "$$scale" | sed -n 's/[.]yaml$$//p' | grep -vx recorded); done
 	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml)))
@@ -129,7 +132,7 @@ docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.m
 	docker/build.sh
 
 docker-test: setup-dev ## build both images and run them with this machine's Docker; not part of CI (docs/docker.md)
-	.venv/bin/python -m pytest --verbose tests/docker
+	.venv/bin/python -m pytest --verbose tests/docker $(call option,--sources,$(SOURCES))
 
 cluster-test: setup-dev ## tests on a real SLURM, if this machine has one; not part of CI (docs/clusters.md)
 	.venv/bin/python -m pytest --verbose tests/cluster

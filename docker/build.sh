@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build an image (FLAVOUR=cpu|cuda) with the pins of versions.env, which BASE and TORCH_INDEX override if set.
+# Build an image (FLAVOUR=cpu|cuda) with the pins of versions.env. Variables of your site override them if set: BASE,
+# TORCH_INDEX, and the mirrors APEX_REPOSITORY and DETECTRON2_REPOSITORY. The commits stay pinned.
 # Further options go to `docker build`, e.g. docker/build.sh --target toolkit --tag mine
 set -eu
 cd "$(dirname "$0")/.."
@@ -25,7 +26,7 @@ while IFS= read -r pin; do
     *) set -- --build-arg "$pin" "$@" ;;
     esac
 done < docker/versions.env
-for name in BASE TORCH_INDEX; do
+for name in BASE TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY; do
     value=$(printenv "$name" || true)
     if [ -n "$value" ]; then set -- "$@" --build-arg "$name=$value"; fi
 done

@@ -1,5 +1,6 @@
 """Two git repositories of the shape of apex and Detectron2, with tiny CUDA extensions, served on the loopback."""
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -59,25 +60,33 @@ def _extension(name: str) -> str:
 
 @contextmanager
 def served(folder: Path) -> Iterator[dict[str, str]]:
-    """Serve both; give the build arguments that name them."""
+    """Make both stand-ins below `folder` and serve them; yield the build arguments that name them."""
     apex = {f"{name}.cu": _extension(name) for name in ("apex_C", "amp_C", "syncbn")}
     apex |= {"setup.py": SETUP_OF_APEX, "apex/__init__.py": "", "apex/parallel.py": ""}
     detectron2 = {"setup.py": SETUP_OF_DETECTRON2, "_C.cu": _extension("_C")}
     detectron2 |= {"detectron2/__init__.py": "", "detectron2/layers.py": ""}
     commits = {name: _repository(folder / name, files) for name, files in (("apex", apex), ("detectron2", detectron2))}
+    with served_mirrors(folder) as repositories:
+        yield repositories | {f"{name.upper()}_COMMIT": commit for name, commit in commits.items()}
+
+
+@contextmanager
+def served_mirrors(folder: Path) -> Iterator[dict[str, str]]:
+    """Serve the git repositories `apex` and `detectron2` in `folder` on the loopback; yield build arguments.
+
+    Each may be a bare mirror (also one named `apex.git`) or a checkout.
+    """
     with socket.create_server(("127.0.0.1", 0)) as any_free:
         port = any_free.getsockname()[1]
     options = ["--export-all", "--verbose", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}"]
-    daemon = ["git", "daemon", *options]
-    with subprocess.Popen(daemon, stderr=subprocess.PIPE, text=True, start_new_session=True) as server:
+    trust = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}  # any owner's
+    with subprocess.Popen(
+        ["git", "daemon", *options], stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | trust
+    ) as server:
         try:
             assert server.stderr is not None
             assert "Ready to rumble" in server.stderr.readline()
             address = f"git://127.0.0.1:{port}"
-            yield {
-                f"{name.upper()}_{what}": value
-                for name, commit in commits.items()
-                for what, value in (("REPOSITORY", f"{address}/{name}"), ("COMMIT", commit))
-            }
+            yield {f"{name.upper()}_REPOSITORY": f"{address}/{name}" for name in ("apex", "detectron2")}
         finally:
             server.terminate()

@@ -1,7 +1,7 @@
 """The images, built and run by a real Docker engine: `make docker-test` (BASE=... where no registry is at hand).
 
-Source hosts are stood in for: apex and Detectron2 are two small repositories of the same shape, served by this machine,
-with extensions for both GPUs that nvcc compiles. So all of the Dockerfile is run, but not those projects' own code.
+With SOURCES=DIR, the CUDA image is built from git mirrors of apex and Detectron2 in DIR, at the pinned commits.
+Without it, two small repositories stand in: all of the Dockerfile runs, but not those projects' own code.
 """
 
 import base64
@@ -192,22 +192,52 @@ def test_table_in_a_container_agrees(cpu: str, cache: str, volume: str) -> None:
     assert "index.html" in run(cpu, "ls", "-R", "reports", options=options).stdout
 
 
-def test_the_whole_cuda_image_on_stand_ins_for_its_sources(engine: None, tmp_path: Path) -> None:
-    with stand_ins.served(tmp_path) as sources:
+@pytest.fixture(scope="session")
+def cuda(engine: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The CUDA image, of the real sources if `--sources` names their mirrors."""
+    mirrors = request.config.getoption("--sources")
+    serve = (
+        stand_ins.served_mirrors(Path(mirrors).resolve())
+        if mirrors
+        else stand_ins.served(tmp_path_factory.mktemp("git"))
+    )
+    with serve as sources:
         options = [word for name, value in sources.items() for word in ("--build-arg", f"{name}={value}")]
-        image = build("swav-reproduction:test-cuda", *options, FLAVOUR="cuda")
-    assert run(image, ".venv/bin/python", "docker/selftest.py", "cuda").stdout.splitlines() == [
+        return build("swav-reproduction:test-cuda", *options, FLAVOUR="cuda")
+
+
+def test_cuda_image_imports_its_libraries(cuda: str) -> None:
+    assert run(cuda, ".venv/bin/python", "docker/selftest.py", "cuda").stdout.splitlines() == [
         f"imported: {', '.join(IMPORTED)}",
         "no GPU found: skipped the GPU checks",
     ]
+
+
+def test_cuda_image_has_no_compiler(cuda: str) -> None:
     for tool in ("cc", "g++", "nvcc", "ld"):
-        assert run(image, "sh", "-c", f"command -v {tool}", check=False).returncode != 0, tool
-    script = (
-        "import base64, importlib.util as u; print(base64.b64encode(open(u.find_spec('syncbn').origin, 'rb').read()))"
-    )
-    code = base64.b64decode(run(image, ".venv/bin/python", "-c", script).stdout[2:-2])
+        assert run(cuda, "sh", "-c", f"command -v {tool}", check=False).returncode != 0, tool
+
+
+@pytest.mark.parametrize("library", ["syncbn", "detectron2._C"])
+def test_cuda_extensions_are_compiled_for_both_gpus_without_symbols(cuda: str, library: str) -> None:
+    read = "base64.b64encode(open(u.find_spec(sys.argv[1]).origin, 'rb').read())"  # torch first: they link to it
+    script = f"import torch, base64, sys, importlib.util as u; print({read})"
+    code = base64.b64decode(run(cuda, ".venv/bin/python", "-c", script, library).stdout[2:-2])
     assert b".text" in elf_sections(code) and b".symtab" not in elf_sections(code)
     assert b"sm_80" in code and b"sm_90" in code
+
+
+def test_cuda_image_trains_a_detector_on_the_cpu(
+    cuda: str, cache: str, volume: str, request: pytest.FixtureRequest
+) -> None:
+    """The image's own Detectron2, not the one of the lock, trains and evaluates Faster R-CNN."""
+    if not request.config.getoption("--sources"):
+        pytest.skip("a stand-in is no detector: SOURCES=DIR names mirrors of apex and Detectron2")
+    options = (*READ_ONLY, "--shm-size", "1g", *volumes(volume, cache))
+    run(cuda, "make", "pretrain-random", options=options)
+    (random,) = results(cuda, volume).values()
+    run(cuda, "make", "evaluate-voc_detection", f"CHECKPOINT={random['run_id']}", options=options)
+    assert results(cuda, volume)["voc_detection"]["metrics"]
 
 
 def elf_sections(code: bytes) -> list[bytes]:
