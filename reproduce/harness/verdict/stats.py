@@ -34,6 +34,10 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low - ROUNDING <= value <= self.high + ROUNDING
 
+    def overlaps(self, other: "Interval") -> bool:
+        """Return whether the intervals share a value. One may lie within the other."""
+        return self.low <= other.high + ROUNDING and self.high >= other.low - ROUNDING
+
 
 @dataclass(frozen=True)
 class PrintedComparison:
@@ -134,11 +138,10 @@ def compare_with_printed(
     same = Interval(printed - margin, printed + margin)
     if len(values) == 1:
         ours = mean_interval(values, known=test_set_error)
-        reaches_inside = ours.low in same or ours.high in same
         verdict = _position(values[0], same)
-        return PrintedComparison(
-            Verdict.INCONCLUSIVE if verdict != Verdict.WITHIN and reaches_inside else verdict, ours
-        )
+        if verdict != Verdict.WITHIN and ours.overlaps(same):
+            verdict = Verdict.INCONCLUSIVE
+        return PrintedComparison(verdict, ours)
     difference = mean(values) - printed
     error, degrees = standard_error(values)
     above, below = (t_tail(sign * difference + margin, error, degrees) for sign in (1, -1))

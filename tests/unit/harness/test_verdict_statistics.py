@@ -138,6 +138,12 @@ def test_one_seed_outside_the_margin_may_be_the_test_sets_doing(value: float, ve
     assert stats.compare_with_printed([value], 56.7, 0.8, test_set_error=0.2).verdict == verdict
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(56.9, "inconclusive"), (56.5, "inconclusive"), (57.2, "better")])
+def test_one_seed_whose_interval_contains_the_whole_margin_is_inconclusive(value: float, verdict: str) -> None:
+    """As for public weights: a margin of .1 or .2 points, and a test set that resolves .3 to .7."""
+    assert stats.compare_with_printed([value], 56.7, 0.1, test_set_error=0.2).verdict == verdict
+
+
 def test_several_seeds_are_held_by_their_own_spread() -> None:
     """Theirs and ours are of the same test pictures: AP50 on VOC07's 4,952 can be reproduced to .5 points."""
     error = stats.binomial_se(82.6, 4952)
