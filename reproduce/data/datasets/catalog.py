@@ -21,10 +21,8 @@ def missing_data(cfg: DictConfig) -> list[str]:
     data = Path(cfg.paths.data_root)
     if not data.is_dir():
         return [f"DATA folder {data} does not exist"]
-    if dataset.layout not in LAYOUTS:
-        return [
-            f"data config {cfg.data.name}: unknown layout {dataset.layout!r}: {did_you_mean(dataset.layout, LAYOUTS)}"
-        ]
+    if error := layout_error(cfg.data.name, dataset.layout):
+        return [error]
     root = data / dataset.root
     if not root.is_dir():
         return [f"folder {root} is missing ({dataset.name} of data config {cfg.data.name!r})"]
@@ -39,6 +37,13 @@ def missing_data(cfg: DictConfig) -> list[str]:
         files = [root / "annotations" / f"instances_{split}.json" for split in (dataset.train, dataset.val)]
         missing += [f"annotation file {path} is missing" for path in files if not path.is_file()]
     return missing
+
+
+def layout_error(data_config: str, layout: str) -> str:
+    """Return a phrase on an unknown layout in a data config; "" if the layout is known."""
+    if layout in LAYOUTS:
+        return ""
+    return f"data config {data_config}: unknown layout {layout!r}: {did_you_mean(layout, LAYOUTS)}"
 
 
 def _missing_lists(root: Path, *splits: str) -> list[str]:

@@ -165,8 +165,10 @@ def _is_difficult(node: ElementTree.Element) -> bool:
 
 
 def _read_list(root: Path, split: str) -> list[str]:
-    """Return the image names in a split's list."""
+    """Return the image names in a split's list. Raises `UserError` if it is missing or empty."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        raise UserError(f"image list {path} is missing: DATA must contain VOC's images, annotations and lists")
     names = path.read_text().split()
     if not names:
         raise UserError(f"image list {path} is empty")

@@ -17,7 +17,7 @@ from reproduce.data.prepare.official import DatasetSpec
 from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
 
-Kind = Literal["missing", "unexpected", "broken"]
+ProblemKind = Literal["missing", "unexpected", "broken"]
 Decode = Literal["sample", "all"]
 """Whether to decode some images of each split, or all of them."""
 SAMPLE_IMAGES = 1000
@@ -37,14 +37,14 @@ class Inspection:
     `files` maps a split to its files: name below the dataset's folder -> bytes.
     """
 
-    problems: list[tuple[Kind, str]] = field(default_factory=list)
+    problems: list[tuple[ProblemKind, str]] = field(default_factory=list)
     files: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def add(self, kind: Kind, what: str) -> None:
+    def add(self, kind: ProblemKind, what: str) -> None:
         """Add a problem."""
         self.problems.append((kind, what))
 
-    def add_names(self, kind: Kind, what: str, names: list[str]) -> None:
+    def add_names(self, kind: ProblemKind, what: str, names: list[str]) -> None:
         """Add a problem that concerns `names`, of which it lists the first few. Without names there is no problem."""
         if names:
             more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
@@ -53,7 +53,7 @@ class Inspection:
     def compare(self, what: str, number: int, expected: int) -> None:
         """Add a problem if a number is not the expected one."""
         if number != expected:
-            kind: Kind = "missing" if number < expected else "unexpected"
+            kind: ProblemKind = "missing" if number < expected else "unexpected"
             difference = "too few" if number < expected else "too many"
             self.add(kind, f"{number:,} {what}, {abs(number - expected):,} {difference}: it should be {expected:,}")
 
@@ -117,7 +117,7 @@ def inspect_voc(root: Path, dataset: Dataset, spec: DatasetSpec | None, log: Log
         found.files[split] = {f"JPEGImages/{n}.jpg": existing[f"{n}.jpg"] for n in names if f"{n}.jpg" in existing}
         absent = [f"{name}.jpg" for name in names if f"{name}.jpg" not in existing]
         found.add_names("missing", f"images in the list {split} that do not exist", absent)
-        if spec:
+        if spec and split in spec.splits:
             found.compare(f"names in the list {split}", len(names), spec.splits[split].num_images)
         broken = []
         for name in with_progress(names, len(names), f"annotations of {split} read", log):
@@ -144,6 +144,7 @@ def inspect_coco(root: Path, dataset: Dataset, spec: DatasetSpec | None, _log: L
         try:
             content = json.loads(annotations.read_text())
             listed = {image["file_name"] for image in content["images"]}
+            num_categories = len(content["categories"])
         except FileNotFoundError:
             found.add("missing", f"annotation file {annotations} is missing")
         except (ValueError, KeyError, TypeError) as error:
@@ -152,7 +153,7 @@ def inspect_coco(root: Path, dataset: Dataset, spec: DatasetSpec | None, _log: L
             found.add_names("missing", f"images in {annotations.name} that do not exist", list(listed - set(images)))
             found.add_names("unexpected", f"images that are not in {annotations.name}", list(set(images) - listed))
             if spec:
-                found.compare(f"categories in {annotations.name}", len(content["categories"]), spec.num_classes)
+                found.compare(f"categories in {annotations.name}", num_categories, spec.num_classes)
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reproduce.config.schema import Dataset
+from reproduce.data.datasets.image_folder import SHARDS
 from reproduce.data.prepare.archives import (
     archive_errors,
     file_members,
@@ -42,8 +43,14 @@ def unpack_dataset(
 ) -> None:
     """Unpack a dataset below `data` from its archives in the folder `archives`, where missing ones are downloaded.
 
-    Raises `UserError` if an archive has to be fetched by hand, is damaged, or has unexpected content.
+    Raises `UserError` if there are no archives of its source or in its layout, and if an archive has to be fetched by
+    hand, is damaged, or has unexpected content.
     """
+    if dataset.source not in UNPACKERS or dataset.layout == SHARDS:
+        raise UserError(
+            f"{dataset.name} ({dataset.source} as {dataset.layout}) can't be unpacked: give a data config with the "
+            f"layout of official archives, such as standard. Archives are known of {', '.join(UNPACKERS)}"
+        )
     spec = spec or DATASET_SPECS[dataset.source]
     paths = {archive.name: _locate(archive, archives, spec, log) for archive in spec.archives}
     root = data / dataset.root

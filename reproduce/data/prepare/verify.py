@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config.schema import DataCatalog, Dataset
 from reproduce.config.validate import to_dataclass
+from reproduce.data.datasets.catalog import layout_error
 from reproduce.data.datasets.image_folder import SHARDS
 from reproduce.data.datasets.manifest import manifest_path, summarize_files
 from reproduce.data.prepare.inspection import (
@@ -63,10 +64,16 @@ def select_datasets(catalog: DictConfig, names: list[str]) -> list[Dataset]:
 
 
 def catalog_datasets(catalog: DictConfig) -> list[Dataset]:
-    """Return the datasets that a catalog defines; a user's own may lack some."""
+    """Return the datasets that a catalog defines; a user's own may lack some.
+
+    Raises `UserError` for an unknown layout.
+    """
     names = [field.name for field in fields(DataCatalog) if field.name not in ("name", *COMBINED_DATASETS)]
     defined = [name for name in names if not OmegaConf.is_missing(catalog[name], "root")]
-    return [to_dataclass(catalog[name], Dataset, f"data.{name}") for name in defined]
+    datasets = [to_dataclass(catalog[name], Dataset, f"data.{name}") for name in defined]
+    if errors := [error for each in datasets if (error := layout_error(catalog.name, each.layout))]:
+        raise UserError(errors[0])
+    return datasets
 
 
 def verify_dataset(data: Path, dataset: Dataset, spec: DatasetSpec | None, decode: Decode, log: LogFn) -> bool:

@@ -104,6 +104,15 @@ def test_missing_archive_without_url_is_a_user_error(tmp_path: Path) -> None:
         run(tmp_path, IMAGENET, {})
 
 
+@pytest.mark.parametrize(
+    "dataset", [replace(IMAGENET, source="generated-1"), replace(IMAGENET, layout="shards")], ids=["source", "layout"]
+)
+def test_dataset_without_official_archives_is_a_user_error(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(UserError, match=r"imagenet .* can't be unpacked"):
+        unpack_dataset(tmp_path, tmp_path / "data", dataset, lambda _: None)
+    assert not (tmp_path / "data").exists()
+
+
 def test_archives_may_be_in_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = packed({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"x"})
     name = "VOCtrainval_06-Nov-2007.tar"

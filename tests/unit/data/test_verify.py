@@ -11,6 +11,7 @@ from reproduce.__main__ import main
 from reproduce.config.schema import Dataset
 from reproduce.data.prepare import inspection, verify
 from reproduce.data.prepare.official import DATASET_SPECS, DatasetSpec, SplitSpec
+from reproduce.errors import UserError
 from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -158,6 +159,21 @@ def test_coco_files_are_compared_with_the_json(data: Path) -> None:
     ]
 
 
+def test_coco_json_without_categories_is_broken(data: Path) -> None:
+    path = data / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    del content["categories"]
+    path.write_text(json.dumps(content))
+    (problem,) = said(data, COCO, TINY_COCO)
+    assert problem.startswith(f"broken: {path} is not COCO's JSON")
+
+
+def test_voc_split_that_its_authors_do_not_count_is_verified_without_a_number(data: Path) -> None:
+    """VOC2012 has no public test annotations, so a catalog of one's own may divide its trainval."""
+    only_trainval = DatasetSpec("tiny", "nowhere", 20, {"trainval": SplitSpec(60)})
+    assert said(data, VOC, only_trainval) == []
+
+
 def test_read_only_data_can_be_verified(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*args: object, **kwargs: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -177,6 +193,14 @@ def test_data_verify_command_reports_and_sets_the_exit_status(data: Path, capsys
     assert "missing: 20 images in train, 1,281,147 too few: it should be 1,281,167" in out
     assert f"missing: folder {data}/VOCdevkit/VOC2012 is missing" in out
     assert "places205" not in out
+
+
+def test_unknown_layout_in_a_data_config_is_a_user_error(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("imagenet: {source: mine, layout: folder, root: images, train: train, val: val}\n")
+    for command in (["data-verify"], ["data-shard", "--shards", str(tmp_path)]):
+        with pytest.raises(UserError, match=r"mine: unknown layout 'folder': did you mean 'folders'"):
+            main([*command, "--data", str(tmp_path), "--data-config", str(own)])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from reproduce.data.datasets.voc import VocBox, VocImage, read_voc_boxes
+from reproduce.errors import UserError
 
 OBJECT = (
     "<object><name>dog</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
@@ -43,3 +44,8 @@ def test_invalid_voc_box_is_reported_and_left_out(tmp_path: Path, corners: tuple
     ((image,), (sentence,)) = read(tmp_path, (0, *corners), (0, 1, 1, 9, 9))
     assert len(image.boxes) == 1
     assert f"object 1 of annotation {tmp_path / 'Annotations' / '000001.xml'} (dog) {wrong}" in sentence
+
+
+def test_missing_image_list_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainval\.txt is missing"):
+        read_voc_boxes(tmp_path, "trainval")
