@@ -9,17 +9,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from reproduce.errors import UserError, did_you_mean
 
-MIN_VALUES: dict[str, float] = {
-    **dict.fromkeys(("seed", "cluster.num_workers", "method.queue_length", "optimizer.lr", "optimizer.momentum"), 0),
-    **dict.fromkeys(
-        ("batch_size", "protocol.epochs", "protocol.batch_size", "protocol.base_batch_size", "method.num_prototypes"), 1
+MIN_VALUES: dict[float, tuple[str, ...]] = {
+    0: (
+        *("seed", "cluster.num_workers", "collapse.patience_epochs", "method.queue_length"),
+        *("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "optimizer.warmup_epochs"),
+        *("protocol.lr", "protocol.lr_trunk", "protocol.lr_head", "protocol.lr_backbone"),
+        *("protocol.momentum", "protocol.weight_decay"),
     ),
-    **dict.fromkeys(
-        ("cluster.num_processes", "cluster.num_threads", "logging.every_steps", "checkpointing.sync_every_steps"), 1
+    1 / 64: ("network.width",),  # one channel
+    1: (
+        *("batch_size", "protocol.epochs", "protocol.batch_size", "protocol.base_batch_size"),
+        *("protocol.center_crop.resize_px", "protocol.center_crop.crop_px", "network.batchnorm_group_size"),
+        *("method.num_prototypes", "method.num_sinkhorn_iterations"),
+        *("measurement.images_per_step", "measurement.num_steps"),
+        *("cluster.num_processes", "cluster.num_threads", "logging.every_steps", "checkpointing.sync_every_steps"),
     ),
-    "network.batchnorm_group_size": 1,
-    "network.width": 1 / 64,  # one channel
+    2: ("protocol.num_folds",),
 }
+"""Keys by the smallest value that they may have."""
+POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature")
+"""Values that cosines are divided by."""
 LENGTHS = {"crops.augment.color_jitter": 4, "crops.augment.blur_sigma_px": 2, "normalize.mean": 3, "normalize.std": 3}
 ON_BAD_IMAGE = ("stop", "skip")
 RUN_NAME = re.compile(r"\w[\w.+-]*")
@@ -34,10 +43,14 @@ def check_values(cfg: DictConfig) -> None:
     """
     if not RUN_NAME.fullmatch(cfg.name):
         raise UserError(f"config name={cfg.name!r}: use letters, digits and any of _ . + - only")
-    for key, minimum in MIN_VALUES.items():
+    for minimum, key in ((minimum, key) for minimum, keys in MIN_VALUES.items() for key in keys):
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value >= minimum:  # NaN neither
             raise UserError(f"config {key}={value}: it must be {minimum:g} or more")
+    for key in POSITIVE:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"config {key}={value}: it must be more than 0")
     if "epochs" in cfg and cfg.epochs < (trains := cfg.method.name != "none"):
         raise UserError(f"config epochs={cfg.epochs}: it must be {trains:d} or more")
     for key, length in LENGTHS.items():

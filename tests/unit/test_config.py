@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, compose_unresolved, group_options
 from reproduce.config.identity import config_hash, run_dir, run_id
@@ -154,3 +155,23 @@ def test_a_wrong_command_line_is_one_sentence(arguments: list[str], sentence: st
 def test_keys_can_be_added_and_deleted() -> None:
     cfg = config_from_command_line("pretrain", ["+method.another=1", "~method.queue_length", "++optimizer.lr=3"])
     assert (cfg.method.another, "queue_length" in cfg.method, cfg.optimizer.lr) == (1, False, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "key"),
+    [
+        ("evaluate", ["eval=knn", "checkpoint=x"], "protocol.temperature=0"),
+        ("evaluate", ["eval=knn", "checkpoint=x"], "protocol.center_crop.crop_px=0"),
+        ("evaluate", ["eval=voc07_svm", "checkpoint=x"], "protocol.num_folds=1"),
+        ("evaluate", ["eval=linear_imagenet", "checkpoint=x"], "protocol.lr=-1"),
+        ("evaluate", ["eval=semisup_1pct", "checkpoint=x"], "protocol.weight_decay=-1"),
+        ("pretrain", [*SWAV], "method.temperature=0"),
+        ("pretrain", [*SWAV], "method.epsilon=-0.05"),
+        ("pretrain", [*SWAV], "method.num_sinkhorn_iterations=0"),
+        ("pretrain", [*SWAV], "optimizer.weight_decay=-1"),
+        ("measure", [*SWAV, "measurement=cost", "name=x"], "measurement.num_steps=0"),
+    ],
+)
+def test_values_that_give_no_number_or_a_wrong_one_are_refused(kind: RunKind, request_: list[str], key: str) -> None:
+    with pytest.raises(UserError, match=rf"config {key.partition('=')[0]}="):
+        compose(kind, [*request_, key])
