@@ -4,9 +4,7 @@ import os
 import sys
 
 from reproduce.cli.parser import build_parser
-from reproduce.errors import run_cli
-
-EXIT_INTERRUPTED = 130
+from reproduce.errors import EXIT_INTERRUPTED, run_cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,8 +13,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = options.command(options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails again
         return EXIT_INTERRUPTED

@@ -13,6 +13,8 @@ EXIT_TRAINING_FAILED = 3
 """Exit status of a training that collapsed or diverged. Retrying cannot help."""
 REQUEUE = 75
 """Exit status of a preempted run that saved its state and should be started again (EX_TEMPFAIL)."""
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 ERROR_PREFIX = "error: "
 """Start of the line on stderr that carries an error's sentence."""
 
@@ -82,9 +84,15 @@ def os_error_hint(error: OSError) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> int:
-    """Run an entry point and return its exit status. Errors that `describe_error` knows go to stderr as one line."""
+    """Run an entry point and return its exit status.
+
+    Errors that `describe_error` knows, and Ctrl-C, go to stderr as one line.
+    """
     try:
         return main() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception as error:
         described = describe_error(error)
         if described is None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import __main__ as command_line
 from reproduce.__main__ import main
-from reproduce.errors import UserError, run_cli
+from reproduce.errors import EXIT_INTERRUPTED, UserError, run_cli
 from reproduce.harness.execute import workflow
 from reproduce.harness.plan.model import Plan
 
@@ -88,21 +87,22 @@ def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "swav_800ep" in out and "voc07_svm" in out
 
 
-def test_stopping_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("reproduce.cli.commands.list_names", stop)
-    assert main(["list"]) == command_line.EXIT_INTERRUPTED
+    assert run_cli(lambda: main(["list"])) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+def test_closed_pipe_is_no_error() -> None:
     command = [sys.executable, "-m", "reproduce", "list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout and child.stderr
         child.stdout.close()  # before anything is written
         said = child.stderr.read()
-    assert (said, child.returncode) == ("", command_line.EXIT_INTERRUPTED)
+    assert (said, child.returncode) == ("", EXIT_INTERRUPTED)
 
 
 @pytest.fixture
