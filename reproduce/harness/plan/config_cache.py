@@ -1,4 +1,7 @@
-"""A cache of what a plan needs from composed configs, because Hydra takes a quarter of a second to compose one."""
+"""A cache of what a plan needs from composed configs, because Hydra takes a quarter of a second to compose one.
+
+Hydra itself is imported only to compose a config: if the cache has all of them, a plan does without it.
+"""
 
 import dataclasses
 import hashlib
@@ -10,18 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from models.zoo import entries
 from reproduce.config import RunKind
+from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
 from reproduce.system import REPO_ROOT
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig  # which the harness imports only where a plan is new
 
 WHOLE_MACHINE = 100_000
 """The cores of a run that measures time, so that nothing runs beside it."""
@@ -33,7 +37,7 @@ class ConfigCache:
 
     request: Request
     summaries: dict[str, Any] = field(default_factory=dict)
-    composed: dict[str, "DictConfig"] = field(default_factory=dict)
+    composed: dict[str, DictConfig] = field(default_factory=dict)
     """Configs composed in this process; their `PLAIN_KEYS` are those of the last requested run."""
     modified: bool = False
 
@@ -119,9 +123,7 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     return rest, plain
 
 
-def _summary(kind: RunKind, cfg: "DictConfig") -> dict[str, Any]:
-    from reproduce.config.identity import run_dir, run_id
-
+def _summary(kind: RunKind, cfg: DictConfig) -> dict[str, Any]:
     return {
         "run_id": run_id(cfg),
         "name": cfg.name,
@@ -152,8 +154,6 @@ def _num_nodes(cluster: Any) -> int:
 
 
 def _cluster(overrides: list[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
     from reproduce.config.compose import compose
 
     section: Any = OmegaConf.to_container(compose("pretrain", overrides).cluster)
@@ -171,7 +171,7 @@ def _fingerprint() -> str:
     """Return a hash of everything that the summaries depend on."""
     package = REPO_ROOT / "reproduce"
     digest = hashlib.sha256(" ".join([sys.version, version("hydra-core"), version("omegaconf")]).encode())
-    for path in (Path(__file__), Path(workload.__file__)):
+    for path in (Path(__file__), Path(workload.__file__), entries.ZOO):
         digest.update(path.read_bytes())
     for path in sorted([*(package / "config").glob("*.py"), *(package / "conf").rglob("*.yaml")]):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())

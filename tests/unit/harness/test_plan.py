@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from models.zoo import entries
 from reproduce.config import RunKind
 from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
@@ -140,6 +141,14 @@ def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
     assert {run.name for run in new} == changed
     if file.startswith("experiment"):
         assert {run.parent_name for run in new} == {"", "swav_800ep"}  # the random trunk's evaluations stand
+
+
+def test_cached_configs_are_composed_again_if_the_zoo_changes(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of evaluating public weights depends on their width."""
+    before = ConfigCache(Request((), "smoke")).fingerprint
+    (checkout / "released.yaml").write_text(entries.ZOO.read_text().replace("width: 1,", "width: 2,"))
+    monkeypatch.setattr(entries, "ZOO", checkout / "released.yaml")
+    assert ConfigCache(Request((), "smoke")).fingerprint != before
 
 
 def test_evaluations_of_a_run_to_do_are_to_do(smoke: Plan, finish: Finish) -> None:
