@@ -36,6 +36,22 @@ NUM_GPUS = {
 }
 """Recipes that differ in memory, with the paper's number of GPUs and smaller ones."""
 
+INTRODUCTION = """# Memory per GPU
+
+`python -m reproduce.memory` writes this page. It counts what one process needs in bf16 or fp16:
+
+- *weights*: 16 bytes each, for the fp32 weight, its gradient, its momentum and its copy in DDP's buckets;
+- *activations*: the tensors that the forward pass saves for the backward pass;
+- *checkpointed*: the sum of both with `cluster.activation_checkpointing=true`, which repeats each block's forward pass.
+
+Convolution workspaces, the allocator's fragmentation and NCCL's buffers are not counted. Table 1 of the paper prints
+8.6, 8.5 and 12.8 GB for the crops 2x224, 2x160+4x96 and 2x224+6x96 on 64 GPUs: 2 to 4 GB more than the sums below.
+
+| experiment | batch | GPUs | images per GPU | weights GB | activations GB | sum GB | checkpointed GB |
+|---|--:|--:|--:|--:|--:|--:|--:|
+"""
+"""The text of docs/memory.md above the rows of its table."""
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -77,20 +93,8 @@ def estimate_memory(cfg: DictConfig, num_processes: int, *, activation_checkpoin
 
 def page() -> str:
     """Return the text of docs/memory.md."""
-    lines = [
-        "# Memory per GPU",
-        "",
-        "`python -m reproduce.memory` computes this page, for bf16 or fp16. *Weights* take 16 bytes each (fp32 weight,",
-        "gradient, momentum, DDP's bucket). *Activations* are what the forward pass saves for the backward pass.",
-        "*Checkpointed* is the sum with `cluster.activation_checkpointing=true`, which costs a second forward pass.",
-        "Convolution workspaces, allocator fragmentation and NCCL's buffers come on top: Table 1 of the paper prints",
-        "8.6, 8.5 and 12.8 GB for 2x224, 2x160+4x96 and 2x224+6x96 on 64 GPUs, 2 to 4 GB above these sums.",
-        "",
-        "| experiment | batch | GPUs | images per GPU | weights GB | activations GB | sum GB | checkpointed GB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    lines += [row(name, num_gpus) for name, counts in NUM_GPUS.items() for num_gpus in counts]
-    return "\n".join(lines) + "\n"
+    rows = [row(name, num_gpus) for name, counts in NUM_GPUS.items() for num_gpus in counts]
+    return INTRODUCTION + "".join(f"{each}\n" for each in rows)
 
 
 def row(experiment: str, num_gpus: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from models.networks.heads import MultiCropNet
 from reproduce.config.compose import compose
 from reproduce.engine import precision
-from reproduce.memory import estimate_memory, row
+from reproduce.memory import INTRODUCTION, estimate_memory, row
 
 
 def test_memory_estimate_matches_a_forward_pass() -> None:
@@ -47,4 +47,5 @@ def test_half_precision_counts_the_same_on_a_machine_with_a_gpu(monkeypatch: pyt
 
 def test_the_page_says_what_is_counted() -> None:
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    assert page.startswith(INTRODUCTION)
     assert row("swav_800ep", 8) in page
