@@ -1,4 +1,7 @@
-"""The commands on tables and runs: plan, render, run, check, report, record-baseline, pretrain, evaluate, list."""
+"""The commands on tables and runs: plan, render, run, check, report, record-baseline, pretrain, evaluate, list.
+
+A command imports what only it needs when it runs, so that `--help` and wrong requests answer at once.
+"""
 
 import argparse
 import shlex
@@ -88,9 +91,7 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
         return INCOMPLETE
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
     if left := [name for name in recordable if name not in options.tables]:
-        print(
-            f"these tables have no expected numbers now, because all of a record come from one code: {', '.join(left)}"
-        )
+        print(f"these tables have no expected numbers now, because a record covers one code version: {', '.join(left)}")
     return 0
 
 
@@ -124,11 +125,11 @@ def run_single(options: argparse.Namespace) -> int:
 
 def _normalize_of(checkpoint: str) -> tuple[str, ...]:
     """Return the override that normalizes images as a released checkpoint was trained with; () for another one."""
-    from models.zoo import entries as released
+    from models.zoo import entries
 
-    if not checkpoint.startswith(released.PREFIX):
+    if not checkpoint.startswith(entries.PREFIX):
         return ()
-    return (f"normalize={released.get_entry(checkpoint.removeprefix(released.PREFIX)).normalize}",)
+    return (f"normalize={entries.get_entry(checkpoint.removeprefix(entries.PREFIX)).normalize}",)
 
 
 def list_names(_options: argparse.Namespace) -> int:

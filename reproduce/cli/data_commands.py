@@ -40,18 +40,17 @@ def shard_datasets(options: argparse.Namespace) -> int:
 
 def fetch_weights(options: argparse.Namespace) -> int:
     """Download public weights, or list them if none is named."""
-    from models.zoo import entries as released
+    from models.zoo import entries
 
-    entries = released.load_entries()
     if not options.names:
-        for item in entries.values():
+        for item in entries.load_entries().values():
             rows = ", ".join(f"{table} {row}" for table, row in item.table_rows.items())
             print(f"{item.name}: {item.status if item.url else 'unavailable'}{f' ({rows})' if rows else ''}")
         return 0
     problems = []
-    for item in [released.get_entry(name.removeprefix(released.PREFIX)) for name in options.names]:
+    for item in [entries.get_entry(name.removeprefix(entries.PREFIX)) for name in options.names]:
         try:
-            print(f"{item.name}: {released.fetch(item)}")
+            print(f"{item.name}: {entries.fetch(item)}")
         except UserError as error:
             problems.append(str(error))
             print(f"{item.name}: {error}", file=sys.stderr)

@@ -83,5 +83,5 @@ def _num_test_images(run: Run, result: dict[str, Any]) -> int:
     except KeyError as error:
         raise UserError(
             f"{run.result} has no number of test images: evals/{run.workload.method}.py has to "
-            "fill setting.counts['num_test_images']"
+            "set context.run.counts['num_test_images']"
         ) from error

@@ -96,14 +96,14 @@ class _Job:
         return sorted(found.get("items", []), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def _get(self, *what: str) -> dict[str, Any] | None:
-        told = self._call("get", *what, "--ignore-not-found", "--output", "json")
-        return dict(json.loads(told)) if told.strip() else None
+        output = self._call("get", *what, "--ignore-not-found", "--output", "json")
+        return dict(json.loads(output)) if output.strip() else None
 
     def _call(self, *words: str, given: str = "") -> str:
         done = subprocess.run([*self._words, *words], input=given, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise UserError(f"kubectl {words[0]} of {self.name}: {said[-1].removeprefix('error: ')}")
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise UserError(f"kubectl {words[0]} of {self.name}: {lines[-1].removeprefix('error: ')}")
         return done.stdout
 
 

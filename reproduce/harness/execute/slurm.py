@@ -127,8 +127,8 @@ def jobs(snakemake_dir: Path, *, ended: bool = False) -> list[Job]:
     output = _slurm_output("squeue", "--me", "--noheader", "--sort=i", "--format=%i|%T|%Z|%k", *which)
     lines = [line.split("|", 3) for line in output.splitlines()]
     return [
-        Job(number, comment.removeprefix(RULE_PREFIX), said)
-        for number, said, folder, comment in lines
+        Job(number, comment.removeprefix(RULE_PREFIX), state)
+        for number, state, folder, comment in lines
         if comment.startswith(RULE_PREFIX) and Path(folder).resolve() == snakemake_dir
     ]
 
@@ -148,8 +148,8 @@ def _status_command() -> str:
 def _slurm_output(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(f"SLURM does not answer ({' '.join(words[:2])}: {said[-1]}); try the same command again later")
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(f"SLURM does not answer ({' '.join(words[:2])}: {lines[-1]}); try the same command again later")
     return done.stdout
 
 

@@ -39,7 +39,7 @@ def _total_gpu_hours(subset: ReleasedSubset | None, gpu: str) -> float:
 
 
 def as_text(plan: Plan, costs: PlanCost) -> str:
-    """Return a line per run, evaluations below tdependant pretraining, then the sums, notes and data."""
+    """Return a line per run, evaluations below their pretraining, then the sums, notes and data."""
     notes: dict[str, int] = {}
     rows = [("run", "state", "cells", "GPUs", "time", "GPU-hours", "disk", "data")]
     incomplete = {requirement.name for requirement in costs.data if requirement.missing}

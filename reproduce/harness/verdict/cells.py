@@ -154,7 +154,7 @@ def _compare_with_printed(
     expected = row.errata[key].value if key in row.errata else tables.parse_printed(row.cells.get(key))
     present = inputs.plan.margin(cell)
     assert expected is not None and present is not None
-    margin, before, told = _margin(inputs.plan, cell, present)
+    margin, before, margin_notes = _margin(inputs.plan, cell, present)
     if column.relative_to:
         compared = _compare_shares(inputs, table, row, key, found, expected, margin, ours)
     else:
@@ -164,7 +164,7 @@ def _compare_with_printed(
     if not compared.margin:
         return compared
     mean_of = (notes.MeanOfRuns(column.num_runs, len(compared.values)),) if column.num_runs > 1 else ()
-    return replace(compared, margin_before=before).with_notes(*told, *mean_of)
+    return replace(compared, margin_before=before).with_notes(*margin_notes, *mean_of)
 
 
 def _compare_shares(

@@ -112,8 +112,8 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
         case notes.Convergence():
             return _convergence(note)
         case notes.CollapsedUnexpectedly(failure, one_seed):
-            told = _run_failure(failure).rstrip(".")
-            return f"One seed per side: {told}, {_tendency('wrong')}; {UNDECIDED}" if one_seed else told
+            text = _run_failure(failure).rstrip(".")
+            return f"One seed per side: {text}, {_tendency('wrong')}; {UNDECIDED}" if one_seed else text
         case notes.PublishedNetworks():
             return "Judged on the published networks, one training per side; the seeds are those of the evaluations"
     raise TypeError(f"no sentence for {type(note).__name__}: add a case to verdict/wording.py")
@@ -125,8 +125,8 @@ def status_text(status: str, tendency: str) -> str:
 
 
 def _run_failure(failure: notes.RunFailure) -> str:
-    told = f"{failure.run} {failure.status}: {failure.message}".rstrip(".")
-    return told if failure.requested else f"{told}. This seed was not requested, but a failure always counts"
+    text = f"{failure.run} {failure.status}: {failure.message}".rstrip(".")
+    return text if failure.requested else f"{text}. This seed was not requested, but a failure always counts"
 
 
 def _margin_test(note: notes.MarginTest) -> str:
