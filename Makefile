@@ -56,7 +56,7 @@ help: ## list targets, variables, tables and configs
 	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml)))
 
 smoke: setup ## every evaluation in minutes, on generated images: plan, run, check, report
-	$(REPRODUCE) reproduce table3 table6 table7 text --scale smoke $(RUN_OPTIONS)
+	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(RUN_OPTIONS)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) \

@@ -1,28 +1,46 @@
 """What every evaluation is given besides the trunk: its run, config and dataset."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import nn
 
 from reproduce.config.schema import Dataset, Normalize
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
+from reproduce.data.pipeline.center_crop import INTERPOLATIONS
 from reproduce.engine.distributed.collectives import is_main
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run
+from reproduce.errors import UserError, did_you_mean
 
 
 @dataclass
 class CenterCropConfig:
-    """The test-time pipeline: resize the shorter side to `resize_px`, cut the central `crop_px`."""
+    """The test-time pipeline: resize the shorter side to `resize_px`, cut the central `crop_px`.
+
+    `interpolation` is a key of `INTERPOLATIONS`. Raises `UserError` for an unknown one.
+    """
 
     resize_px: int
     crop_px: int
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            hint = did_you_mean(self.interpolation, INTERPOLATIONS)
+            raise UserError(f"unknown protocol.center_crop.interpolation {self.interpolation!r}: {hint}")
 
 
 class EvalContext:
-    """The evaluation's run, its resolved config `cfg`, and the config's dataset, located and checked."""
+    """The evaluation's run, its resolved config `cfg`, and the config's dataset, located and checked.
 
-    def __init__(self, run: Run, preemption: Preemption) -> None:
+    `load_projection_head()` returns the checkpoint's head, and raises `UserError` if there is none.
+    """
+
+    def __init__(self, run: Run, preemption: Preemption, load_projection_head: Callable[[], nn.Module]) -> None:
         self.run, self.cfg, self.preemption = run, run.cfg, preemption
+        self.load_projection_head = load_projection_head
         self.dataset = to_dataclass(run.cfg.dataset, Dataset, "dataset")
         self.normalize = to_dataclass(run.cfg.normalize, Normalize, "normalize")
         self.root = run.dataset_root

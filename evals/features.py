@@ -1,4 +1,4 @@
-"""Pooled features of center crops: extracted once per checkpoint, images, pipeline and code, then read from disk."""
+"""Features of center crops: extracted once per checkpoint, images, pipeline and code, then read from disk."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
-from models.networks import resnet
+from models.networks import heads, resnet
 from models.zoo import layouts, load, tensor_bundle
 from reproduce.data.datasets import image_file
 from reproduce.data.datasets.image_folder import ImageList
@@ -33,7 +33,7 @@ from reproduce.files import read_json, write_atomic_with, write_json
 FEATURE_BATCH_SIZE = 128
 """Images per forward pass without gradients; changes speed and memory, not features."""
 FINGERPRINTED_MODULES: tuple[ModuleType, ...] = (
-    *(load, layouts, tensor_bundle, resnet),
+    *(load, layouts, tensor_bundle, heads, resnet),
     *(image_file, center_crop, dataloader, precision, sys.modules[__name__]),
 )
 """The code that determines a feature. After a change to it, features are extracted again."""
@@ -53,10 +53,13 @@ class Features:
     """Files that could not be decoded, each with its error; they have no row."""
 
 
-def extract_features(trunk: nn.Module, images: ImageList, crop: CenterCropConfig, context: EvalContext) -> Features:
-    """Return pooled features of the images' center crops: from disk, or extracted by all ranks and stored.
+def extract_features(
+    net: nn.Module, images: ImageList, crop: CenterCropConfig, context: EvalContext, kind: str = "pooled"
+) -> Features:
+    """Return features of the images' center crops: from disk, or extracted by all ranks and stored.
 
-    Unreadable images have no row (or stop the run).
+    `net` maps images to features. `kind` tells the features of one checkpoint apart: "pooled" ones of the trunk from
+    the output of its "head". Unreadable images have no row (or stop the run).
     """
     run = context.run
     store = FeatureStore(run.folder.parent / ".features", run.run_id)
@@ -65,6 +68,7 @@ def extract_features(trunk: nn.Module, images: ImageList, crop: CenterCropConfig
         "images_sha256": images.sha256(),
         # The former covers no folders: two splits, or two datasets, may have the same names.
         "paths_sha256": hashlib.sha256("\n".join(images.paths).encode()).hexdigest(),
+        "features": kind,
         "center_crop": dataclasses.asdict(crop),
         "normalize": [list(context.normalize.mean), list(context.normalize.std)],
         "precision": context.cfg.precision,
@@ -72,7 +76,7 @@ def extract_features(trunk: nn.Module, images: ImageList, crop: CenterCropConfig
     found = store.find(cache_key)
     if any_rank(found is None) or found is None:  # another run may have stored them since another rank looked
         unreadable: list[str] = []
-        rows = _extract_share(trunk, images, crop, context, unreadable)
+        rows = _extract_share(net, images, crop, context, unreadable)
         found = store.write(cache_key, rows, unreadable)
     run.handle_unreadable_images(found.unreadable)
     return found
@@ -80,13 +84,13 @@ def extract_features(trunk: nn.Module, images: ImageList, crop: CenterCropConfig
 
 @torch.no_grad()
 def _extract_share(
-    trunk: nn.Module, images: ImageList, crop: CenterCropConfig, context: EvalContext, unreadable: list[str]
+    net: nn.Module, images: ImageList, crop: CenterCropConfig, context: EvalContext, unreadable: list[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices among all images, and features, of this rank's share; add its unreadable files to `unreadable`.
 
     Shares are consecutive in reading order, so that the disk reads forward.
     """
-    trunk.eval()
+    net.eval()
     start, end = (len(images) * number // world_size() for number in (rank(), rank() + 1))
 
     def on_unreadable(names: list[str]) -> None:
@@ -97,7 +101,7 @@ def _extract_share(
     batches = center_crops(images.subset(share.tolist()), crop, context, on_unreadable)
     for number, (index, pixels) in enumerate(batches, start=1):
         with autocast(context.cfg.precision):
-            rows = trunk(pixels)
+            rows = net(pixels)
         yield torch.from_numpy(share)[index], rows
         if world_size() == 1:  # ranks have unequal numbers of batches: they agree on a stop afterwards
             context.preemption.stop_if_requested(number, "features will be extracted again")
@@ -112,6 +116,7 @@ def center_crops(
         images,
         crop.resize_px,
         crop.crop_px,
+        crop.interpolation,
         context.normalize,
         batch_size=FEATURE_BATCH_SIZE,
         num_workers=context.cfg.cluster.num_workers,

@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbor classification on frozen features (B.6, Table 7)."""
+"""Weighted nearest-neighbor classification on frozen features: of the head (B.6, Table 7), or pooled ones."""
 
 import warnings
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
 from evals.features import extract_features
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
+from reproduce.errors import UserError, did_you_mean
 
 QUERY_BLOCK = 1024
 """Queries that are compared at a time. For each block, a matrix product repacks the whole block of the bank."""
@@ -20,22 +21,36 @@ BANK_BLOCK_BYTES = 2**29
 """Bytes of the bank in memory at a time: 65,536 rows of 2048 features. Larger blocks need fewer merges."""
 LENGTH_FLOOR = 1e-12
 """Shortest length that a row is divided by, so that a row of zeros stays finite."""
+FEATURES = ("head", "pooled")
+"""What is compared: the output of the projection head, or the trunk's pooled features."""
 
 
 @dataclass
 class ProtocolConfig:
-    """The keys of conf/eval/knn.yaml."""
+    """The keys of conf/eval/knn.yaml and knn_head.yaml. `features` is one of `FEATURES`."""
 
     name: str
+    features: str
     num_neighbors: list[int]
     temperature: float
     center_crop: CenterCropConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """Return top-1 in percent for each number of neighbors, as `knn20`, `knn200`. The ranks share the queries."""
+    """Return top-1 in percent for each number of neighbors, as `knn20`, `knn200`. The ranks share the queries.
+
+    Raises `UserError` if the head's features are wanted of a checkpoint that has no head.
+    """
+    if protocol.features not in FEATURES:
+        hint = did_you_mean(protocol.features, FEATURES)
+        raise UserError(f"unknown protocol.features {protocol.features!r}: {hint}")
+    net: nn.Module = trunk
+    if protocol.features == "head":
+        net = nn.Sequential(trunk, context.load_projection_head().to(device()))
     train, val = context.train_and_val()
-    bank, queries = (extract_features(trunk, images, protocol.center_crop, context) for images in (train, val))
+    bank, queries = (
+        extract_features(net, images, protocol.center_crop, context, protocol.features) for images in (train, val)
+    )
     mine = slice(rank(), None, world_size())
     rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
     labels, bank_labels = (

@@ -1,33 +1,61 @@
-"""Where an evaluation's trunk comes from: `checkpoint=` names a released entry, a file, or a run of the same scale."""
+"""Where an evaluation's network is from: `checkpoint=` names a released entry, a file, or a run of the same scale."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from models.networks.resnet import ResNet
 from models.zoo import entries
-from models.zoo.load import load_trunk
+from models.zoo.entries import ReleasedWeights
+from models.zoo.load import load_projection_head, load_trunk
 from reproduce.config.compose import CONF_DIR
-from reproduce.errors import UserError
+from reproduce.errors import Unavailable, UserError
 
 
 def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
     if _is_released(cfg):
         return _released_trunk(cfg)
-    path = (
-        Path(cfg.checkpoint)
-        if _is_file(cfg)
-        else Path(cfg.paths.results) / cfg.scale / cfg.checkpoint / "checkpoint.pt"
-    )
-    return path, load_trunk(path)
+    return _path(cfg), load_trunk(_path(cfg))
+
+
+def load_checkpoint_head(cfg: DictConfig) -> nn.Sequential:
+    """Return the projection head of the checkpoint, see `load_projection_head`.
+
+    Raises `UserError` if it has none, and `Unavailable` if released weights have none that we can read.
+    """
+    entry = _entry(cfg) if _is_released(cfg) else None
+    path = entries.fetch(entry) if entry else _path(cfg)
+    head = load_projection_head(path, entry.layout if entry else None)
+    if head is None:
+        raise (Unavailable if entry else UserError)(
+            f"checkpoint {path} has no projection head, and protocol.features=head evaluates its output: take "
+            "eval=knn, which evaluates pooled features"
+        )
+    return head
+
+
+def _path(cfg: DictConfig) -> Path:
+    if _is_file(cfg):
+        return Path(cfg.checkpoint)
+    return Path(cfg.paths.results) / cfg.scale / cfg.checkpoint / "checkpoint.pt"
+
+
+def _entry(cfg: DictConfig) -> ReleasedWeights:
+    return entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX))
 
 
 def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
-    """Download and load a released trunk. Raises `UserError` first if `normalize` differs from its training."""
-    entry = entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX))
-    if cfg.normalize != OmegaConf.load(CONF_DIR / "normalize" / f"{entry.normalize}.yaml"):
+    """Download and load a released trunk. Raises `UserError` first if it was trained on images prepared otherwise."""
+    entry = _entry(cfg)
+    accepted = {entry.normalize, "imagenet"} if entry.normalize == "swav" else {entry.normalize}
+    if not any(cfg.normalize == OmegaConf.load(CONF_DIR / "normalize" / f"{name}.yaml") for name in accepted):
         raise UserError(f"{cfg.checkpoint} was trained with another normalization: add normalize={entry.normalize}")
+    center_crop = cfg.protocol.get("center_crop")
+    if entry.interpolation and center_crop and center_crop.get("interpolation") != entry.interpolation:
+        key = f"++protocol.center_crop.interpolation={entry.interpolation}"
+        raise UserError(f"{cfg.checkpoint} was trained on images resized otherwise: add {key}")
     path = entries.fetch(entry)
     trunk = load_trunk(path, entry.layout)
     if trunk.num_features != 2048 * entry.width:

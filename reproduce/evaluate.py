@@ -6,13 +6,14 @@ On several GPUs: `python -m reproduce.engine.distributed.launch --nproc-per-node
 
 import importlib
 import sys
+from functools import partial
 from types import ModuleType
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from evals.context import EvalContext
-from reproduce.checkpoint_source import load_checkpoint_trunk, parent_run_ids
+from reproduce.checkpoint_source import load_checkpoint_head, load_checkpoint_trunk, parent_run_ids
 from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
@@ -28,7 +29,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     autocast(cfg.precision)  # raises on an unknown precision, before any data is read
     protocol = protocol_module(cfg.protocol.name)
     config = to_dataclass(cfg.protocol, protocol.ProtocolConfig, "protocol")
-    context = EvalContext(run, preemption)
+    context = EvalContext(run, preemption, partial(load_checkpoint_head, cfg))
     path, trunk = load_checkpoint_trunk(cfg)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     run.discard_checkpoints_of_other_trunk(sha256_of(path))

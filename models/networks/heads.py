@@ -27,6 +27,20 @@ class MultiPrototypes(nn.Module):
         return F.linear(embeddings, self.weight)
 
 
+def build_projection_head(
+    num_features: int, hidden_dim: int | None, embedding_dim: int, batchnorm: bool = True
+) -> nn.Sequential:
+    """Build a head from features `(N, num_features)` to embeddings `(N, embedding_dim)`, which are not normalized.
+
+    It has one hidden layer, with BatchNorm or without, or none if `hidden_dim` is None.
+    """
+    hidden: list[nn.Module] = []
+    if hidden_dim is not None:
+        norm = nn.BatchNorm1d(hidden_dim) if batchnorm else nn.Identity()
+        hidden = [nn.Linear(num_features, hidden_dim), norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(hidden_dim or num_features, embedding_dim))
+
+
 class MultiCropNet(ResNet):
     """A trunk with a projection head and, if the method has them, prototypes. Tensor names as in the released weights.
 
@@ -49,11 +63,7 @@ class MultiCropNet(ResNet):
         blocks: Sequence[int] = BLOCKS_R50,
     ) -> None:
         super().__init__(width, blocks)
-        hidden: list[nn.Module] = []
-        if head_hidden_dim is not None:
-            norm = nn.BatchNorm1d(head_hidden_dim) if head_batchnorm else nn.Identity()
-            hidden = [nn.Linear(self.num_features, head_hidden_dim), norm, nn.ReLU(inplace=True)]
-        self.projection_head = nn.Sequential(*hidden, nn.Linear(head_hidden_dim or self.num_features, embedding_dim))
+        self.projection_head = build_projection_head(self.num_features, head_hidden_dim, embedding_dim, head_batchnorm)
         self.prototypes: nn.Linear | MultiPrototypes | None = None
         if isinstance(num_prototypes, Sequence):
             self.prototypes = MultiPrototypes(embedding_dim, num_prototypes)

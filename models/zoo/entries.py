@@ -33,6 +33,7 @@ class ReleasedWeights:
     published: dict[str, str]
     layout: str
     normalize: str
+    interpolation: str | None
     width: float
     table_rows: dict[str, str]
     status: str

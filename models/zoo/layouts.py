@@ -1,7 +1,8 @@
 """Layouts: how each publisher names a ResNet-50's tensors, mapped to torchvision's names.
 
-A layout is a function from a checkpoint's content to the trunk's tensors by torchvision name. It ignores heads, queues
-and optimizers. It does not report missing tensors; `models.zoo.load.load_trunk` does.
+A layout is a function from a checkpoint's content to tensors by our names: torchvision's for the trunk, and
+`projection_head.{0,1,3}` for the head, where we read the publisher's. It ignores queues and optimizers. It does not
+report missing tensors; `models.zoo.load` does.
 """
 
 import math
@@ -28,8 +29,16 @@ def torchvision(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def moco(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read MoCo and PCL. The trunk is the query encoder, which the papers evaluate, not the averaged key encoder."""
-    return _strip_prefix(r"module\.encoder_q\.", _unwrap(content, "state_dict"))
+    """Read MoCo and PCL. The trunk is the query encoder, which the papers evaluate, not the averaged key encoder.
+
+    Their `fc` is the projection head: one linear layer, or two with a ReLU between them.
+    """
+    tensors = _strip_prefix(r"module\.encoder_q\.", _unwrap(content, "state_dict"))
+    return {re.sub(r"^fc\.(\d\.)?", _moco_head_layer, name): value for name, value in tensors.items()}
+
+
+def _moco_head_layer(layer: re.Match[str]) -> str:
+    return "projection_head.3." if layer[1] == "2." else "projection_head.0."
 
 
 def vissl(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Load a trunk from a checkpoint, ours or a released one."""
+"""Load a trunk, or the projection head on it, from a checkpoint, ours or a released one."""
 
 import argparse
 import codecs
@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from models.networks.heads import build_projection_head
 from models.networks.resnet import ResNet
 from models.zoo import tensor_bundle
 from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
@@ -30,6 +32,7 @@ SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 """Classes of options and numbers that training scripts save beside the tensors; unpickling them runs no code."""
 
+HEAD = "projection_head."
 TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
@@ -41,16 +44,7 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     Raises `UserError` if a weight or running statistic of the trunk is missing or has another shape (a trunk that loads
     nothing would silently evaluate to 10%), or if the network is deeper than a ResNet-50.
     """
-    content = _read(path)
-    names = [layout] if layout else list(LAYOUTS)
-    found = {name: LAYOUTS[name](content) for name in names}
-    layout = next((name for name in names if "conv1.weight" in found[name]), None)
-    if layout is None:
-        raise UserError(
-            f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no 'conv1.weight' among "
-            f"{_abbreviate(content)}"
-        )
-    weights = found[layout]
+    weights, layout = _read_tensors(path, layout)
     trunk = ResNet(width=weights["conv1.weight"].shape[0] / 64)
     expected = trunk.state_dict()
     fitting = {
@@ -74,6 +68,47 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)
     return trunk.eval()
+
+
+def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential | None:
+    """Load the projection head of a checkpoint in evaluation mode; return None if the checkpoint has none.
+
+    It maps features `(N, num_features)` to embeddings `(N, embedding_dim)`, which are not normalized. Its sizes follow
+    from the tensors. Raises `UserError` if the file has tensors of a head that is built otherwise.
+    """
+    weights, _ = _read_tensors(path, layout)
+    tensors = {name.removeprefix(HEAD): value for name, value in weights.items() if name.startswith(HEAD)}
+    if not tensors:
+        return None
+    try:
+        batchnorm = "1.running_mean" in tensors
+        last = "3" if "3.weight" in tensors else "0"
+        hidden_dim = len(tensors["0.weight"]) if last == "3" else None
+        embedding_dim, num_features = len(tensors[f"{last}.weight"]), tensors["0.weight"].shape[1]
+        head = build_projection_head(num_features, hidden_dim, embedding_dim, batchnorm)
+        if batchnorm:
+            tensors.setdefault("1.num_batches_tracked", torch.tensor(0))  # old checkpoints lack it
+        head.load_state_dict(tensors)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"the projection head of checkpoint {path} is not one or two linear layers with BatchNorm between them: it "
+            f"has {_abbreviate(tensors)}"
+        ) from error
+    return head.eval()
+
+
+def _read_tensors(path: Path, layout: str | None) -> tuple[dict[str, Tensor], str]:
+    """Return a checkpoint's tensors by our names, and its layout. Raises `UserError` if there is no trunk."""
+    content = _read(path)
+    names = [layout] if layout else list(LAYOUTS)
+    found = {name: LAYOUTS[name](content) for name in names}
+    layout = next((name for name in names if "conv1.weight" in found[name]), None)
+    if layout is None:
+        raise UserError(
+            f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no 'conv1.weight' among "
+            f"{_abbreviate(content)}"
+        )
+    return found[layout], layout
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -105,7 +105,7 @@ def run_single(options: argparse.Namespace) -> int:
     kind: RunKind = "pretrain" if options.group == "experiment" else "evaluate"
     request = Request((), options.scale, **_request_flags(options))
     checkpoint = getattr(options, "checkpoint", "")
-    overrides = (*_normalize_of(checkpoint), *options.overrides)
+    overrides = (*_preprocessing_of(checkpoint, options.choice), *options.overrides)
     plan = build.single_run_plan(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()
     if valid_result(plan, run):
@@ -123,13 +123,13 @@ def run_single(options: argparse.Namespace) -> int:
     return status
 
 
-def _normalize_of(checkpoint: str) -> tuple[str, ...]:
-    """Return the override that normalizes images as a released checkpoint was trained with; () for another one."""
+def _preprocessing_of(checkpoint: str, evaluation: str) -> list[str]:
+    """Return the overrides that prepare images as a released checkpoint needs them; [] for another one."""
     from models.zoo import entries
 
     if not checkpoint.startswith(entries.PREFIX):
-        return ()
-    return (f"normalize={entries.get_entry(checkpoint.removeprefix(entries.PREFIX)).normalize}",)
+        return []
+    return build.preprocessing_overrides(entries.get_entry(checkpoint.removeprefix(entries.PREFIX)), evaluation)
 
 
 def list_names(_options: argparse.Namespace) -> int:

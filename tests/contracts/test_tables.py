@@ -25,8 +25,8 @@ METHODS = {"swav": "SwAV", "deepcluster_v2": "DeepCluster-v2", "sela_v2": "SeLa-
 
 
 def of_tables() -> Iterator[tuple[Key, Any]]:
-    """Tables 1 to 7: a row a method, told apart by its crops or its architecture."""
-    for name in (f"table{number}" for number in range(1, 8)):
+    """Tables 1 to 7, and pooled kNN: a row a method, told apart by its crops or its architecture."""
+    for name in (*(f"table{number}" for number in range(1, 8)), "knn_pooled"):
         for row in GOLDEN[name]["rows"]:
             setting = row.get("crops") or row.get("arch")
             label = f"{row['method']}, {setting}" if setting else row["method"]

@@ -151,13 +151,13 @@ def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_failed_run_stops_only_its_children() -> None:
-    modes = "voc07_svm=0:wrong;knn of random=0:crash-once;linear_inat18 of random=0:silent"
+    modes = "voc07_svm=0:wrong;knn_head of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
     assert status == check.INCOMPLETE, out
     whole = build.build_plan(Request(("table3", "table7"), "smoke"))
     times = Counter(starts())
     assert {whole.runs[name].label: count for name, count in times.items() if count > 1} == {
-        "knn of random, seed 0": 2,  # a crash is tried again; a wrong request is not
+        "knn_head of random, seed 0": 2,  # a crash is tried again; a wrong request is not
         "linear_inat18 of random, seed 0": 2,
     }
     assert set(times) == set(whole.runs)
@@ -209,7 +209,7 @@ def test_failed_pretraining_fails_its_evaluations() -> None:
 
 
 def test_killed_harness_resumes() -> None:
-    with started("knn of=60:ok", "run", "table7", "--cores", "2", until="knn") as process:
+    with started("knn_head of=60:ok", "run", "table7", "--cores", "2", until="knn_head") as process:
         wait_for(lambda: len(running()) == 2)  # one that is just being started would count as started again
         process.kill()
         process.wait()
@@ -225,7 +225,7 @@ def test_killed_harness_resumes() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_harness_leaves_no_process(number: signal.Signals) -> None:
-    with started("knn of=60:ok", "reproduce", "table7", "--cores", "2", until="knn") as process:
+    with started("knn_head of=60:ok", "reproduce", "table7", "--cores", "2", until="knn_head") as process:
         process.send_signal(number)
         out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, out
@@ -235,9 +235,9 @@ def test_stopped_harness_leaves_no_process(number: signal.Signals) -> None:
 
 
 def test_preempted_run_is_restarted_not_failed() -> None:
-    status, out = harness("knn of=0:preempted-once", "run", "table7", "--cores", "2")
+    status, out = harness("knn_head of=0:preempted-once", "run", "table7", "--cores", "2")
     assert status == 0, out
-    names = [run.run_id for run in plan().runs.values() if run.label.startswith("knn of")]
+    names = [run.run_id for run in plan().runs.values() if run.label.startswith("knn_head of")]
     assert names and [Counter(starts())[name] for name in names] == [2] * len(names)
     assert out.count("it was preempted, and resumes from its checkpoint") == len(names)
     assert "failed" not in out.replace("0 failed", "")
@@ -248,7 +248,7 @@ def test_preempted_run_is_restarted_not_failed() -> None:
 
 
 def test_stopped_harness_restarts_no_preempted_run() -> None:
-    with started("knn of=60:preempted-when-asked", "run", "table7", "--cores", "2", until="knn") as process:
+    with started("knn_head of=60:preempted-when-asked", "run", "table7", "--cores", "2", until="knn_head") as process:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, out
@@ -268,7 +268,7 @@ def test_second_harness_is_refused() -> None:
 
 def test_truncated_result_is_named_and_kept() -> None:
     assert harness("", "run", "table7", "--cores", "4")[0] == 0
-    cut = next(run for run in plan().runs.values() if run.name == "knn").result
+    cut = next(run for run in plan().runs.values() if run.name == "knn_head").result
     cut.write_text(cut.read_text()[:20])
     for command in ("reproduce", "run", "check", "plan"):
         status, out = harness("", command, "table7")
@@ -366,4 +366,4 @@ def test_checkpoint_hash_not_mtime_decides_what_is_done() -> None:
     status, out = harness("", "run", "table7")
     assert status == 0 and "1 of 4 runs to do" in out
     (again,) = starts()[len(first) :]
-    assert again.startswith("knn-") and plan().runs[again].parent_name == "swav_800ep"
+    assert again.startswith("knn_head-") and plan().runs[again].parent_name == "swav_800ep"

@@ -440,6 +440,7 @@ def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monke
     (made,) = tmp_path.glob("smoke/random-*/checkpoint.pt")
     expected = {
         "knn": {"knn20", "knn200"},
+        "knn_head": {"knn20", "knn200"},
         "voc07_svm": {"map"},
     }
     trained = [f"linear_{data}" for data in ("places205", "inat18", "imagenet")]

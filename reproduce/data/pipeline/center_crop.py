@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
 from reproduce.data.datasets.image_folder import ImageList
 
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+"""Ways to resize an image. PIL's filters grow with the image: they are antialiased."""
+
 
 class CenterCropSample(NamedTuple):
     """One image: its index and pixels `(3, crop_px, crop_px)` uint8, or None and what is wrong with the file."""
@@ -29,10 +32,14 @@ class CenterCropBatch(NamedTuple):
 
 
 class CenterCropDataset(Dataset[CenterCropSample]):
-    """Each image once, resized to `resize_px` on its shorter side and cut to its `crop_px` center."""
+    """Each image once, resized to `resize_px` on its shorter side and cut to its `crop_px` center.
 
-    def __init__(self, images: ImageList, resize_px: int, crop_px: int) -> None:
+    `interpolation` is a key of `INTERPOLATIONS`.
+    """
+
+    def __init__(self, images: ImageList, resize_px: int, crop_px: int, interpolation: str = "bilinear") -> None:
         self.images, self.resize_px, self.crop_px = images, resize_px, crop_px
+        self.resampling = INTERPOLATIONS[interpolation]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,7 +53,7 @@ class CenterCropDataset(Dataset[CenterCropSample]):
         width, height = image.size
         shorter = min(width, height)
         size = int(self.resize_px * width / shorter), int(self.resize_px * height / shorter)
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, self.resampling)
         left, top = round((image.width - self.crop_px) / 2), round((image.height - self.crop_px) / 2)
         box = (left, top, left + self.crop_px, top + self.crop_px)
         return CenterCropSample(index, np.asarray(image.crop(box)).transpose(2, 0, 1), "")

@@ -52,6 +52,7 @@ def center_crop_batches(
     images: ImageList,
     resize_px: int,
     crop_px: int,
+    interpolation: str,
     normalize: Normalize,
     *,
     batch_size: int,
@@ -64,7 +65,7 @@ def center_crop_batches(
     Indices are int64 on the host; pixels are float32 on `device`, channels-last in memory.
     """
     mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
-    dataset = CenterCropDataset(images, resize_px, crop_px)
+    dataset = CenterCropDataset(images, resize_px, crop_px, interpolation)
     loader = build_dataloader(dataset, num_workers, batch_size=batch_size, collate_fn=collate_center_crops)
     for indices, pixels, unreadable in loader:
         on_unreadable(unreadable)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import yaml
+
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from reproduce.config import RunKind
@@ -15,6 +17,7 @@ from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Measurement
 from reproduce.harness.spec.tables import Row, Table
+from reproduce.system import REPO_ROOT
 
 RUN_ENDINGS = ("result.json", "failure.json")
 """The files of which a run that has ended leaves one."""
@@ -145,6 +148,18 @@ def public_weights(table: Table, row: Row) -> ReleasedWeights | None:
     return naming[0] if naming else zoo.get(row.pretrain or "")
 
 
+def preprocessing_overrides(item: ReleasedWeights, evaluation: str) -> list[str]:
+    """Return the Hydra overrides that prepare images for an evaluation as public weights need them.
+
+    Weights with SwAV's normalization (.228) take each protocol's own: theirs or the usual one (.229), as its code did.
+    """
+    overrides = [] if item.normalize == "swav" else [f"normalize={item.normalize}"]
+    path = REPO_ROOT / "reproduce/conf/eval" / f"{evaluation}.yaml"
+    if item.interpolation and "center_crop" in yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["protocol"]:
+        overrides.append(f"++protocol.center_crop.interpolation={item.interpolation}")
+    return overrides
+
+
 @dataclass
 class _RunBuilder:
     """Adds the runs behind a number to `runs`."""
@@ -171,7 +186,7 @@ class _RunBuilder:
         self, item: ReleasedWeights, evaluation: str, num_runs: int = 1, override: str = ""
     ) -> dict[int, str]:
         """Return the run ids of an evaluation of public weights, by seed."""
-        weights = [f"checkpoint='{entries.PREFIX}{item.name}'", f"normalize={item.normalize}"]
+        weights = [f"checkpoint='{entries.PREFIX}{item.name}'", *preprocessing_overrides(item, evaluation)]
         found = {}
         for seed in (seed for asked in self.request.seeds for seed in _own_seeds(asked, num_runs)):
             asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}", *_as_list(override)]

@@ -76,10 +76,38 @@ def test_weights_that_are_gone_leave_unavailable_behind(public: Path, monkeypatc
 
 
 def test_pixels_that_the_network_was_not_trained_on_are_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, said = call(evaluate.main, monkeypatch, *ASKED)
+    status, said = call(evaluate.main, monkeypatch, *ASKED, "normalize=swav")
     assert status == 2
     assert said == "error: released:moco_v1_200ep was trained with another normalization: add normalize=imagenet\n"
     assert not Path("cache").exists()
+
+
+@pytest.mark.parametrize(("normalize", "accepted"), [("swav", True), ("imagenet", True), ("none", False)])
+def test_swavs_weights_take_both_red_deviations(
+    normalize: str, accepted: bool, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = replace(entries.get_entry(""), normalize="swav")
+    monkeypatch.setattr(entries, "get_entry", lambda _: item)
+    status, said = call(evaluate.main, monkeypatch, *ASKED, f"normalize={normalize}")
+    assert (status == 0) == accepted, said
+    assert accepted or said.endswith("was trained with another normalization: add normalize=swav\n")
+
+
+def test_another_resize_than_the_trained_one_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = replace(entries.get_entry(""), interpolation="bicubic")
+    monkeypatch.setattr(entries, "get_entry", lambda _: item)
+    asked = (*ASKED, "eval=knn_head", "normalize=imagenet")
+    status, said = call(evaluate.main, monkeypatch, *asked)
+    assert status == 2
+    assert said.endswith("was trained on images resized otherwise: add ++protocol.center_crop.interpolation=bicubic\n")
+
+
+def test_weights_without_a_head_leave_unavailable_behind(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, said = call(evaluate.main, monkeypatch, *ASKED, "eval=knn_head", "normalize=imagenet")
+    assert status == 2
+    assert "has no projection head" in said and said.count("\n") == 1
+    (path,) = Path("results").glob("*/knn_head-*/failure.json")
+    assert json.loads(path.read_text())["status"] == "unavailable"
 
 
 def test_the_wrong_width_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from reproduce.harness.spec import tables
 AUTHORS = "swav_800ep_pretrain.pth.tar"
 METRICS = {
     "knn": ("knn20", "knn200"),
+    "knn_head": ("knn20", "knn200"),
     "voc07_svm": ("map",),
     "coco_detr": ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l"),
     "voc_detection": ("ap", "ap50", "ap75"),
@@ -71,7 +72,7 @@ def finish() -> Callable[..., None]:
 
 @pytest.fixture
 def sing(finish: Callable[..., None]) -> Callable[..., Run]:
-    """Write what an evaluation of the authors' checkpoint left: `sing("knn", 59.2)`."""
+    """Write what an evaluation of the authors' checkpoint left: `sing("knn_head", 59.2)`."""
 
     def write(evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS) -> Run:
         given = f"/far/away/{checkpoint}"

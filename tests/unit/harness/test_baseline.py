@@ -25,11 +25,11 @@ def test_a_recorded_baseline_is_loaded(five: Plan, finish: Callable[..., None]) 
         finish(run, 50.0 + run.seed, wall_seconds=10.0 + run.seed)
     text = record_baseline.record(five).read_text()
     recorded = baseline.load("smoke")
-    cell = recorded.cells["swav_800ep/knn/knn20"]
+    cell = recorded.cells["swav_800ep/knn_head/knn20"]
     assert cell.values == [50.0, 51.0, 52.0, 53.0, 54.0]
     assert cell.num_test_images == 1000
     assert "mean: 52.0" in text and "sd: 1.5811" in text
-    assert recorded.wall_seconds["evaluate/knn"] == 12.0
+    assert recorded.wall_seconds["evaluate/knn_head"] == 12.0
     assert recorded.header["commit"] == "c" * 40
     assert recorded.header["seeds"] == [0, 1, 2, 3, 4]
     assert recorded.header["packages"] == {"torch": "2"}
@@ -48,7 +48,7 @@ def test_a_run_without_result_is_not_recorded(five: Plan) -> None:
 def test_results_without_num_test_images_are_not_recorded(five: Plan, finish: Callable[..., None]) -> None:
     for run in five.runs.values():
         finish(run)
-    knn = next(run for run in five.runs.values() if run.name == "knn" and run.seed == 0)
+    knn = next(run for run in five.runs.values() if run.name == "knn_head" and run.seed == 0)
     finish(knn, counts={})
     with pytest.raises(UserError, match=rf"{knn.result} .*evals/knn\.py .*context\.run\.counts\['num_test_images'\]"):
         record_baseline.record(five)

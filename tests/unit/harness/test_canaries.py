@@ -70,7 +70,7 @@ def test_only_the_same_evaluation_of_the_authors_checkpoint_counts(
 
 
 def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, finish: Finish) -> None:
-    run = sing("knn", 59.2)  # knn200 is printed with 55.8
+    run = sing("knn_head", 59.2)  # knn200 is printed with 55.8
     assert check_canaries(run).state == "disagreed"
     finish(run, metrics={"knn20": 59.25, "knn200": 55.75})
     assert check_canaries(run).state == "agreed"
@@ -80,7 +80,7 @@ def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, fin
     ("file", "content"), [("result.json", '{"run_id": "another"}'), ("config.yaml", "{"), ("config.yaml", "- a list")]
 )
 def test_a_damaged_canary_is_named(checkout: Path, sing: Sing, file: str, content: str) -> None:
-    run = sing("knn", 59.2)
+    run = sing("knn_head", 59.2)
     path = Path(run.folder) / file
     path.write_text(content)
     with pytest.raises(UserError, match=f"{path} is (not the result of|damaged)"):

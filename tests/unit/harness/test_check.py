@@ -163,7 +163,7 @@ def test_a_table_has_the_same_verdicts_alone_and_with_others(checkout: Path, fin
 def test_a_config_changed_since_the_recording_is_noted(checkout: Path, finish: Callable[..., None]) -> None:
     record(finish)
     path = baseline.path("smoke")
-    path.write_text(path.read_text().replace("run_id: knn-s0-", "run_id: knn-s0-0"))
+    path.write_text(path.read_text().replace("run_id: knn_head-s0-", "run_id: knn_head-s0-0"))
     checked = check.check_tables(build.build_plan(Request(("table7",), "smoke")))
     assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].cells())
 
@@ -208,11 +208,11 @@ def test_other_images_are_not_compared_with_the_paper(checkout: Path, finish: Ca
     assert any("reads CIFAR-10, but the paper used ILSVRC2012: there is nothing" in reason for reason in made)
 
 
-@pytest.mark.parametrize("content", ['{"run_id": "knn-s0', "", "[]", '{"run_id": "another", "metrics": {}}'])
+@pytest.mark.parametrize("content", ['{"run_id": "knn_head-s0', "", "[]", '{"run_id": "another", "metrics": {}}'])
 def test_a_damaged_result_is_named_and_kept(smoke: Plan, finish: Callable[..., None], content: str) -> None:
     for run in smoke.runs.values():
         finish(run)
-    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    knn = next(run for run in smoke.runs.values() if run.name == "knn_head")
     knn.result.write_text(content)
     with pytest.raises(UserError, match=f"{knn.result}.*delete it and run"):
         check.check_tables(smoke)
@@ -239,7 +239,7 @@ def test_a_result_that_no_run_writes_is_named(
     for run in smoke.runs.values():
         finish(run)
     write_verdicts(smoke, check.check_tables(smoke))
-    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    knn = next(run for run in smoke.runs.values() if run.name == "knn_head")
     finish(knn, **damage)
     for command in (lambda: check.check_tables(smoke), lambda: write_page("smoke"), lambda: plan_file.write(smoke)):
         with pytest.raises(UserError, match=f"^{knn.result} is damaged \\({says}.*\\); delete it and run"):
@@ -249,7 +249,7 @@ def test_a_result_that_no_run_writes_is_named(
 def test_a_result_without_its_metric_is_named(smoke: Plan, finish: Callable[..., None]) -> None:
     for run in smoke.runs.values():
         finish(run)
-    knn = next(run for run in smoke.runs.values() if run.name == "knn")
+    knn = next(run for run in smoke.runs.values() if run.name == "knn_head")
     finish(knn, metrics={"knn20": 50.0})
     with pytest.raises(UserError, match=f"{knn.result} has no metric 'knn200', only knn20. Correct"):
         check.check_tables(smoke)
@@ -524,7 +524,7 @@ def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Calla
     assert "The margin was narrowed after the result existed: it was 0.6 points." in judged.reason
 
 
-@pytest.mark.parametrize("content", ["null", "[]", '{"knn-s0": 3}', '{"knn-s0": {"table3/SwAV/voc07": "wide"}}'])
+@pytest.mark.parametrize("content", ["null", "[]", '{"knn_head-s0": 3}', '{"knn_head-s0": {"table3/SwAV/voc07": "wide"}}'])
 def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], content: str) -> None:
     plan = paper()
     for run in plan.runs.values():

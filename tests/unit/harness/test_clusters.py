@@ -52,7 +52,7 @@ def test_cluster_options_are_no_part_of_the_run_id(checkout: Path) -> None:
 
 def test_a_pretraining_spans_machines_and_an_evaluation_takes_one_process(checkout: Path) -> None:
     plan = planned("slurm", *EIGHT_NODES)
-    pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "knn")
+    pretraining, evaluation = named(plan, "swav_800ep"), named(plan, "knn_head")
     assert (pretraining.num_nodes, pretraining.num_processes) == (8, 64)
     assert (evaluation.num_nodes, evaluation.num_processes) == (1, 1)
     launcher = [
@@ -101,7 +101,7 @@ def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch:
     assert any(word.startswith("--export=ALL,MASTER_ADDR=first,MASTER_PORT=") for word in words)
     image = words.index("apptainer")
     assert words[image : image + 6] == ["apptainer", "exec", "--nv", "swav.sif", "/app/.venv/bin/python", "-m"]
-    alone = slurm.command(as_read(plan, "knn"), plan.cluster)
+    alone = slurm.command(as_read(plan, "knn_head"), plan.cluster)
     assert "--ntasks=1" in alone and not any("MASTER_ADDR" in word for word in alone)
 
 
@@ -154,7 +154,7 @@ def golden() -> str:
     plan = build.build_plan(
         Request(("table7",), "paper", data="/data", cluster="kubernetes", cluster_options=KUBERNETES)
     )
-    runs = [as_read(plan, name) for name in ("swav_800ep", "knn")]
+    runs = [as_read(plan, name) for name in ("swav_800ep", "knn_head")]
     return kubernetes_manifests.as_text(
         [one for run in runs for one in kubernetes_manifests.manifests(run, plan.cluster, plan.data_root)]
     )

@@ -69,7 +69,7 @@ def test_measured_cost_comes_first(checkout: Path, finish: Finish) -> None:
     (first, second) = [costs.runs[run.run_id] for run in plan.runs.values() if run.name == "swav_800ep"]
     assert (first.hours, first.num_gpus, first.gpu, first.basis) == (10.0, 16, "A100", "measured")
     assert (second.gpu_hours, second.source) == (160.0, "the same run with other seeds, 8 x NVIDIA A100-SXM4-80GB")
-    evaluations = 2 * (of(plan, "knn").hours or 0)
+    evaluations = 2 * (of(plan, "knn_head").hours or 0)
     assert costs.gpu_hours("A100", costs.runs) == pytest.approx(320 + evaluations / 2)
     assert costs.gpu_hours("V100", costs.to_do) == pytest.approx(320 + evaluations)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from models.zoo import entries
 from reproduce.__main__ import main
+from reproduce.config.compose import compose, group_options
 from reproduce.files import write_json
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
@@ -33,9 +35,28 @@ def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: 
         run for run in plan.runs.values() if run.parent_name == "released:swav_800ep" and run.name == "voc07_svm"
     )
     assert "checkpoint='released:swav_800ep'" in swav.overrides
-    assert "normalize=swav" in swav.overrides
+    assert compose("evaluate", swav.overrides).normalize.std[0] == 0.229  # VISSL's, whatever SwAV was trained with
     moco = next(run for run in plan.runs.values() if run.parent_name.startswith("released:moco_v2"))
     assert "normalize=imagenet" in moco.overrides
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "red"),
+    [("linear_imagenet", 0.228), ("knn_head", 0.228), ("knn", 0.229)]
+    + [(name, 0.229) for name in ("linear_places205", "linear_inat18", "voc07_svm")],
+)
+def test_swavs_weights_get_the_pixels_of_each_protocols_own_code(evaluation: str, red: float) -> None:
+    asked = [f"eval={evaluation}", "checkpoint=x", "scale=paper"]
+    weights = build.preprocessing_overrides(entries.get_entry("swav_800ep"), evaluation)
+    assert compose("evaluate", [*asked, *weights]).normalize.std[0] == red
+
+
+@pytest.mark.parametrize("evaluation", [*group_options("eval")])
+def test_simclrs_weights_get_bicubic_crops_in_the_unit_interval(evaluation: str) -> None:
+    weights = build.preprocessing_overrides(entries.get_entry("simclr_1000ep"), evaluation)
+    cfg = compose("evaluate", [f"eval={evaluation}", "checkpoint=x", "scale=paper", *weights])
+    assert list(cfg.normalize.std) == [1, 1, 1]
+    assert "center_crop" not in cfg.protocol or cfg.protocol.center_crop.interpolation == "bicubic"
 
 
 def test_a_row_without_public_weights_is_unavailable_and_says_why(checkout: Path) -> None:

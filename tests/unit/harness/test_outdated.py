@@ -60,8 +60,8 @@ def test_a_retrained_checkpoint_outdates_its_evaluations(
     judged = knn20(table7)
     assert (judged["SwAV"].verdict, judged["Random trunk"].verdict) == (Verdict.NOT_RUN, Verdict.NO_BASELINE)
     assert judged["SwAV"].reason == (
-        "No result yet: knn of swav_800ep, seed 0 (its result belongs to a checkpoint that was trained again since; "
-        "make reproduce-... (python -m reproduce run) makes it again)."
+        "No result yet: knn_head of swav_800ep, seed 0 (its result belongs to a checkpoint that was trained again "
+        "since; make reproduce-... (python -m reproduce run) makes it again)."
     )
     to_do = {name for name, state in run_states(table7).items() if not state.settled}
     unjudged = {
@@ -148,7 +148,7 @@ def test_a_single_run_repeats_an_outdated_result(
 
     monkeypatch.setattr(process_group, "run_process", run_process)
     monkeypatch.setattr("reproduce.harness.data_check.generate_images", lambda _: None)
-    ask = ["evaluate", "knn", "--checkpoint", run.run_id]
+    ask = ["evaluate", "knn_head", "--checkpoint", run.run_id]
     assert main(ask) == 0 and not started
     again_by_sha(run, finish)
     assert main(ask) == 1 and started

@@ -33,13 +33,13 @@ def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:
         ("evaluate", "voc07_svm"): 2,
         ("evaluate", "linear_inat18"): 2,
         ("evaluate", "voc_detection"): 2,
-        ("evaluate", "knn"): 2,
+        ("evaluate", "knn_head"): 2,
         ("evaluate", "coco_detr"): 2,
     }
     assert len(smoke.cells) == 14
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
     assert smoke.cells_of(swav.run_id) == 7
-    knn = next(run for run in smoke.runs.values() if run.name == "knn" and run.parent_name == "swav_800ep")
+    knn = next(run for run in smoke.runs.values() if run.name == "knn_head" and run.parent_name == "swav_800ep")
     assert smoke.cells_of(knn.run_id) == 2  # both columns of Table 7
     assert knn.parents == [swav.run_id]
 
@@ -101,7 +101,7 @@ def test_a_single_run_is_the_tables_run(smoke: Plan) -> None:
     request = Request((), "smoke")
     swav = next(run for run in smoke.runs.values() if run.name == "swav_800ep")
     assert list(build.single_run_plan(request, "pretrain", "swav_800ep").runs) == [swav.run_id]
-    (alone,) = build.single_run_plan(request, "evaluate", "knn", checkpoint=swav.run_id).runs
+    (alone,) = build.single_run_plan(request, "evaluate", "knn_head", checkpoint=swav.run_id).runs
     assert alone in smoke.runs
 
 
@@ -113,12 +113,12 @@ def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "before", "after", "changed"),
     [
-        ("eval/knn.yaml", "num_neighbors: [20, 200]", "num_neighbors: [20, 199]", {"knn"}),
+        ("eval/knn_head.yaml", "num_neighbors: [20, 200]", "num_neighbors: [20, 199]", {"knn_head"}),
         (
             "experiment/swav_800ep.yaml",
             "name: swav_800ep",
             "name: swav_800ep\nprecision: bf16",
-            {"swav_800ep", "knn", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection", "coco_detr"},
+            {"swav_800ep", "knn_head", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection", "coco_detr"},
         ),
         ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
     ],

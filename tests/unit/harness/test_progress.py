@@ -44,7 +44,7 @@ def test_schedule_packs_cores_and_waits_for_parents() -> None:
 
 
 def test_seconds_left_start_from_records_and_follow_measured_times(smoke: Plan, finish: Callable[..., None]) -> None:
-    expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn": 10.0}
+    expected = {"pretrain/swav_800ep": 100.0, "pretrain/random": 100.0, "evaluate/knn_head": 10.0}
     progress = Progress(smoke, 1, expected, run_states(smoke))
     at_first = progress.seconds_left(0.0)
     assert at_first is not None
@@ -89,10 +89,10 @@ def test_a_failure_prints_its_message_and_its_log(smoke: Plan) -> None:
 
 def test_expected_seconds_prefer_finished_runs_to_records(smoke: Plan, finish: Callable[..., None]) -> None:
     for each in smoke.runs.values():
-        if each.name == "knn":
+        if each.name == "knn_head":
             finish(each, wall_seconds=7.0)
-    assert expected_seconds(smoke, {"evaluate/knn": 99.0, "pretrain/random": 1.0}) == {
-        "evaluate/knn": 7.0,
+    assert expected_seconds(smoke, {"evaluate/knn_head": 99.0, "pretrain/random": 1.0}) == {
+        "evaluate/knn_head": 7.0,
         "pretrain/random": 1.0,
     }
 

@@ -82,7 +82,7 @@ def test_a_mean_of_several_runs_is_noted(checkout: Path, finish: Finish) -> None
 def test_strict_passes_without_open_issues(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
-    finish(sing("knn", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
+    finish(sing("knn_head", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
@@ -115,7 +115,7 @@ def test_strict_changes_the_exit_status(
     assert main(["check", "table7"]) == check.AGREES
     assert main(["check", "table7", "--strict"]) == check.DISAGREES
     assert capsys.readouterr().out.splitlines()[-1] == "strict: Table 7: 4 cells no baseline"
-    next(run for run in smoke.runs.values() if run.name == "knn").result.unlink()
+    next(run for run in smoke.runs.values() if run.name == "knn_head").result.unlink()
     assert main(["check", "table7", "--strict"]) == check.INCOMPLETE
 
 

@@ -1,0 +1,91 @@
+"""Which features nearest neighbors are searched in: the head's output (Table 7), or the pooled ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evals.knn import vote
+from models.zoo.load import load_projection_head, load_trunk
+from reproduce import evaluate, pretrain
+from reproduce.config.compose import compose
+from reproduce.data.datasets.image_folder import read_image_folder
+from reproduce.data.pipeline.center_crop import CenterCropDataset
+from tests.runs import TINY, Uninterrupted, call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(uninterrupted: Uninterrupted) -> Path:
+    (path,) = uninterrupted(pretrain.main, *TINY, "experiment=random").glob("smoke/random-*/checkpoint.pt")
+    return path
+
+
+def result_of(monkeypatch: pytest.MonkeyPatch, results: Path, *asked: str) -> dict[str, float]:
+    common = (
+        "cluster.num_workers=0",
+        "logging.wandb=false",
+        "protocol.num_neighbors=[1,3]",
+        f"paths.results={results}",
+    )
+    status, said = call(evaluate.main, monkeypatch, *asked, *common)
+    assert status == 0, said
+    (path,) = results.glob("smoke/*/result.json")
+    metrics: dict[str, float] = json.loads(path.read_text())["metrics"]
+    return metrics
+
+
+@pytest.mark.parametrize("features", ["head", "pooled"])
+def test_neighbors_are_searched_in_the_configured_features(
+    features: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against an independent calculation from the images on."""
+    name = {"head": "knn_head", "pooled": "knn"}[features]
+    asked = (f"eval={name}", f"checkpoint={checkpoint}", f"paths.data_root={data}")
+    metrics = result_of(monkeypatch, tmp_path, *asked)
+    cfg = compose("evaluate", [*asked])
+    trunk, head = load_trunk(checkpoint), load_projection_head(checkpoint)
+    assert head is not None
+    mean, std = (torch.tensor(list(value)).view(3, 1, 1) for value in (cfg.normalize.mean, cfg.normalize.std))
+    rows, labels = {}, {}
+    for split in ("train", "val"):
+        images = read_image_folder(data / "imagenet" / split)
+        crops = CenterCropDataset(images, 46, 40, "bicubic" if features == "pooled" else "bilinear")
+        pixels = np.stack([crop for _, crop, _ in (crops[index] for index in range(len(images))) if crop is not None])
+        with torch.no_grad():
+            outputs = trunk((torch.from_numpy(pixels).float() / 255 - mean) / std)
+            rows[split] = F.normalize(head(outputs) if features == "head" else outputs, dim=1)
+        labels[split] = torch.tensor(images.labels)
+    assert rows["val"].shape[1] == (8 if features == "head" else trunk.num_features)
+    similarity, nearest = (rows["val"] @ rows["train"].T).sort(dim=1, descending=True)
+    predicted = vote(similarity, labels["train"][nearest], [1, 3], 0.07)
+    expected = (predicted == labels["val"]).float().mean(dim=1) * 100
+    assert [metrics["knn1"], metrics["knn3"]] == pytest.approx(expected.tolist())
+
+
+def test_a_checkpoint_without_head_ends_in_a_sentence(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(load_trunk(checkpoint).state_dict(), tmp_path / "trunk.pt")
+    asked = ("eval=knn_head", f"checkpoint={tmp_path / 'trunk.pt'}", f"paths.data_root={data}", "logging.wandb=false")
+    status, said = call(evaluate.main, monkeypatch, *asked, "cluster.num_workers=0", f"paths.results={tmp_path}")
+    assert status == 2
+    assert said.startswith(f"error: checkpoint {tmp_path / 'trunk.pt'} has no projection head")
+    assert "eval=knn" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("protocol.features=heads", "unknown protocol.features 'heads': did you mean 'head'?"),
+        ("++protocol.center_crop.interpolation=cubic", "unknown protocol.center_crop.interpolation 'cubic'"),
+    ],
+)
+def test_unknown_choices_end_in_a_sentence(
+    override: str, says: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("eval=knn_head", f"checkpoint={checkpoint}", f"paths.data_root={data}", "logging.wandb=false", override)
+    status, said = call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")
+    assert status == 2 and said.startswith(f"error: {says}"), said
