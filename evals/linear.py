@@ -20,7 +20,8 @@ SCHEDULES = ("cosine", "steps")
 class ProtocolConfig:
     """The keys of conf/eval/linear_*.yaml. `milestones` are fractions of the epochs, for schedule `steps`.
 
-    `lr` is for a batch of `base_batch_size`; another `batch_size` scales it in proportion.
+    `lr` is for a batch of `base_batch_size`; another `batch_size` scales it in proportion. `feature_batchnorm` puts a
+    BatchNorm without scale and shift before the classifier.
     """
 
     name: str
@@ -33,12 +34,17 @@ class ProtocolConfig:
     schedule: str
     milestones: list[float]
     center_crop: CenterCropConfig
+    nesterov: bool = False
+    feature_batchnorm: bool = False
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier on a frozen trunk, which stays in eval mode even while the classifier trains."""
+    """A linear classifier on a frozen trunk, which stays in eval mode even while the classifier trains.
 
-    def __init__(self, trunk: ResNet, classifier: nn.Linear) -> None:
+    `classifier` may normalize the features first, see `build_classifier`.
+    """
+
+    def __init__(self, trunk: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
         self.trunk, self.classifier = trunk.requires_grad_(False), classifier
 
@@ -62,12 +68,8 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         raise UserError(f"unknown protocol.schedule {protocol.schedule!r}: {hint}")
     train, val = context.train_and_val()
     torch.manual_seed(context.cfg.seed)
-    classifier = nn.Linear(trunk.num_features, len(train.classes)).to(device())
-    nn.init.normal_(classifier.weight, std=WEIGHT_STD)
-    nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.SGD(
-        classifier.parameters(), protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
-    )
+    classifier = build_classifier(protocol, trunk.num_features, len(train.classes)).to(device())
+    optimizer = build_optimizer(protocol, classifier)
     scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     return train_classifier(
         LinearProbe(trunk, classifier),
@@ -80,6 +82,25 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         batch_size=protocol.batch_size,
         crop=protocol.center_crop,
         context=context,
+    )
+
+
+def build_classifier(protocol: ProtocolConfig, num_features: int, num_classes: int) -> nn.Module:
+    """Build the classifier of features `(N, num_features)`: linear with weights N(0, .01), after a BatchNorm if set."""
+    linear = nn.Linear(num_features, num_classes)
+    nn.init.normal_(linear.weight, std=WEIGHT_STD)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(num_features, affine=False), linear) if protocol.feature_batchnorm else linear
+
+
+def build_optimizer(protocol: ProtocolConfig, classifier: nn.Module) -> torch.optim.SGD:
+    """Build the optimizer of the classifier."""
+    return torch.optim.SGD(
+        classifier.parameters(),
+        protocol.lr,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        nesterov=protocol.nesterov,
     )
 
 
