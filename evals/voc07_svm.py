@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
@@ -133,12 +134,16 @@ def fit_svm(rows: np.ndarray, present: np.ndarray, cost: float) -> LinearSVC:
 
 
 def select_cost(rows: np.ndarray, present: np.ndarray, costs: list[float], num_folds: int) -> float:
-    """Return the cost with the highest mean average precision over the folds; the lowest one if several tie."""
+    """Return the cost with the highest mean average precision over the folds; the lowest one if several tie.
+
+    Folds are scored by scikit-learn's average precision, which interpolates nothing, as VISSL scores them. The test is
+    scored by VOC's own metric (`average_precision`).
+    """
     by_fold = []
     for tr, val in StratifiedKFold(num_folds).split(rows, present):
         fold_rows, held_out = rows[tr], rows[val]
         fits = (fit_svm(fold_rows, present[tr], cost) for cost in costs)
-        by_fold.append([average_precision(present[val], svm.decision_function(held_out)) for svm in fits])
+        by_fold.append([average_precision_score(present[val], svm.decision_function(held_out)) for svm in fits])
     means = [np.mean(of_cost) for of_cost in zip(*by_fold, strict=True)]
     return costs[int(np.argmax(means))]
 

@@ -85,13 +85,42 @@ def test_the_cost_is_scikit_learns_own_choice(seed: int) -> None:
     search = GridSearchCV(
         LinearSVC(class_weight={True: 2, False: 1}, dual=True, max_iter=2000, random_state=0),
         {"C": costs},
-        scoring=lambda svm, x, y: average_precision(y, svm.decision_function(x)),
+        scoring="average_precision",
         cv=StratifiedKFold(3),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(rows, present)
     assert select_cost(rows, present, costs, 3) == search.best_params_["C"]
+
+
+def test_costs_are_compared_by_scikit_learns_average_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two costs whose order the envelope of VOC's metric turns round: .500 and .476 with it, .411 and .476 without."""
+    truth = np.array([1, 0, 1, 0, 0, 1, 0, 0], dtype=bool)
+    scores = {0.1: [2, 1, 3, 6, 0, 5, 4, 7], 1.0: [4, 7, 6, 5, 0, 1, 2, 3]}
+    assert [average_precision(truth, np.array(of)) for of in scores.values()] == pytest.approx([0.5, 0.476], abs=1e-3)
+
+    class Scored:
+        """Stands for a fitted SVM: gives each held-out row the score of its position in the whole set."""
+
+        def __init__(self, cost: float) -> None:
+            self.cost = cost
+
+        def decision_function(self, rows: np.ndarray) -> np.ndarray:
+            return np.array(scores[self.cost])[rows[:, 0].astype(int)]
+
+    class EveryRow:
+        """Stands for the folds: one, of all rows."""
+
+        def __init__(self, _: int) -> None:
+            pass
+
+        def split(self, rows: np.ndarray, _: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+            return [(np.arange(len(rows)), np.arange(len(rows)))]
+
+    monkeypatch.setattr(voc07_svm, "fit_svm", lambda _rows, _present, cost: Scored(cost))
+    monkeypatch.setattr(voc07_svm, "StratifiedKFold", EveryRow)
+    assert select_cost(np.arange(8.0)[:, None], truth, [0.1, 1.0], 1) == 1.0
 
 
 def test_a_class_that_is_only_difficult_is_absent_in_training_and_not_scored_in_the_test() -> None:
