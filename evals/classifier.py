@@ -112,6 +112,7 @@ def train_classifier(
         rank(),
         world_size(),
         order=epoch_order_for(train, batch_size),
+        drop_last=False,
     )
     steps_per_epoch = sampler.steps_per_epoch
     batches = multicrop_batches(

@@ -40,8 +40,12 @@ def epoch_order_for(images: ImageList, batch_size: int) -> EpochOrder:
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Yields this rank's `(epoch, image index)` pairs of each step, from `first_step` to the end of the last epoch.
 
-    A step's global batch is a slice of the epoch's order; ranks take consecutive parts of it. The last, incomplete
-    batch of an epoch is dropped. One sampler covers all epochs, so that workers start once per run.
+    A step's global batch is a slice of the epoch's order; ranks take consecutive parts of it. One sampler covers all
+    epochs, so that workers start once per run.
+
+    With `drop_last`, the last, incomplete batch of an epoch is dropped. Without, the epoch's first images fill it up to
+    equal shares of the ranks, as torch's DistributedSampler does; a single image that is left over is dropped, because
+    BatchNorm needs two.
 
     Raises `UserError` if ranks can't share a batch evenly, or if there are fewer images than one batch holds.
     """
@@ -56,20 +60,22 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         order: EpochOrder = epoch_permutation,
+        drop_last: bool = True,
     ) -> None:
         if batch_size % world_size:
             raise UserError(
                 f"batch_size {batch_size} can't be shared evenly by {world_size} processes: "
                 f"choose a multiple of {world_size}"
             )
-        self.steps_per_epoch = num_images // batch_size
-        if epochs and not self.steps_per_epoch:
+        left_over = num_images % batch_size
+        self.steps_per_epoch = num_images // batch_size + (not drop_last and left_over > 1)
+        if epochs and num_images < batch_size:
             raise UserError(
                 f"the training set has {num_images} images, fewer than one batch of {batch_size}: "
                 "add images or reduce batch_size"
             )
         self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
-        self.first_step, self.rank, self.rank_batch_size = first_step, rank, batch_size // world_size
+        self.first_step, self.rank, self.world_size = first_step, rank, world_size
         self.order = order
 
     def __len__(self) -> int:
@@ -81,7 +87,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in self.indices_at(step)]
 
     def indices_at(self, step: int) -> np.ndarray:
-        """Return the image indices of this rank in any step, `(batch_size / world_size,)` int64."""
+        """Return the image indices of this rank in any step: `(batch_size / world_size,)` int64 or fewer at the end."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size + self.rank * self.rank_batch_size
-        return self.order(self.num_images, self.seed, epoch)[start : start + self.rank_batch_size]
+        order, start = self.order(self.num_images, self.seed, epoch), position * self.batch_size
+        batch = order[start : start + self.batch_size]
+        batch = np.concatenate([batch, order[: -len(batch) % self.world_size]])
+        share = len(batch) // self.world_size
+        return batch[self.rank * share : (self.rank + 1) * share]
