@@ -65,7 +65,8 @@ def count_parameters(cfg: DictConfig) -> dict[str, float]:
 def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     """Measure time and memory of training steps (B.1, Table 1), without reading and cropping images.
 
-    The time in which a method labels all images between epochs is not included.
+    GPUs run in the config's precision, CPUs in fp32. The time in which a method labels all images between epochs is not
+    included.
 
     Return `seconds_per_image` of one device, the median over the steps after the first; `hours` that 100 epochs of
     ImageNet take at that speed on 64 such devices; and `peak_memory_gb`: on a GPU what was allocated at a 64th of the
@@ -74,10 +75,12 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     validate_runtime_options(cfg)
     measurement = to_dataclass(cfg.measurement, CostConfig, "measurement")
     on_gpu = device().type == "cuda"
+    precision = cfg.precision if on_gpu else "fp32"  # CPUs emulate fp16
     images_per_device = cfg.batch_size // NUM_PAPER_GPUS if on_gpu else measurement.images_per_step
     batch_size = images_per_device * world_size()
     run.provenance["measured"] = (
-        f"{images_per_device} images a step on each of {world_size()} {'GPUs' if on_gpu else 'CPU processes'}; "
+        f"{images_per_device} images a step in {precision} on each of {world_size()} "
+        f"{'GPUs' if on_gpu else 'CPU processes'}; "
         f"memory {'measured' if on_gpu else 'counted in bf16, not measured'}"
     )
     seconds_per_image: list[float] = []
@@ -95,10 +98,10 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     sampler = StepSampler(NUM_IMAGENET_IMAGES, batch_size, 1, cfg.seed, FIRST_STEP, rank(), world_size())
     method.on_train_start(net_on_all_ranks, sampler, ())
     trainer = Trainer(
-        task=PretrainTask(net_on_all_ranks, method, cfg.precision),
+        task=PretrainTask(net_on_all_ranks, method, precision),
         optimizer=build_optimizer(net.parameters(), optimizer_config),
         learning_rates=lambda _: [optimizer_config.warmup_start_lr],
-        scaler=loss_scaler(cfg.precision),
+        scaler=loss_scaler(precision),
         guard=build_nan_guard(run, "optimizer.lr"),
         logger=StepLogger(log, log_every=1, batch_size=batch_size),
     )
