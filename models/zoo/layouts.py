@@ -42,8 +42,11 @@ def _moco_head_layer(layer: re.Match[str]) -> str:
 
 
 def vissl(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read VISSL, which keeps trunk and heads apart; trunk names start with `_feature_blocks.`."""
-    for wrapper in ("classy_state_dict", "base_model", "model", "trunk"):
+    """Read VISSL, which keeps trunk and heads apart; trunk names start with `_feature_blocks.`.
+
+    Weights that VISSL converted from others' files have the trunk alone, in `model_state_dict`.
+    """
+    for wrapper in ("model_state_dict", "classy_state_dict", "base_model", "model", "trunk"):
         content = _unwrap(content, wrapper)
     return _strip_prefix(r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\.", content)
 

@@ -75,6 +75,11 @@ def as_vissl(net: ResNet) -> dict[str, Any]:
     }
 
 
+def as_converted_by_vissl(net: ResNet) -> dict[str, Any]:
+    """NPID's weights: the trunk alone."""
+    return {"model_state_dict": below("_feature_blocks.", net)}
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "torch 1.4"])
 @pytest.mark.parametrize("named", [True, False], ids=["entry", "file"])
 @pytest.mark.parametrize(
@@ -84,8 +89,9 @@ def as_vissl(net: ResNet) -> dict[str, Any]:
         ("torchvision", lambda net: {"state_dict": below("module.", net), "epoch": 800}),
         ("moco", as_moco),
         ("vissl", as_vissl),
+        ("vissl", as_converted_by_vissl),
     ],
-    ids=["torchvision", "swav", "moco and pcl", "vissl"],
+    ids=["torchvision", "swav", "moco and pcl", "vissl", "npid"],
 )
 def test_features_equal_the_publishers_network(
     trunk: ResNet, tmp_path: Path, layout: str, laid_out: Any, named: bool, legacy: bool
