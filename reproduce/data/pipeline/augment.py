@@ -1,25 +1,25 @@
 """Multi-crop on the training device: flip, color jitter, grayscale, blur and normalize whole batches (A.2).
 
 Each crop has its own `multicrop.AUGMENT_PARAMETERS`; with equal parameters each operation equals torchvision's on
-floats in [0, 1]. The blur is a true Gaussian; the reference's (PIL) approximates one by three box filters.
+floats in [0, 1]. The blur equals OpenCV's GaussianBlur of 23 x 23, which the authors' runs used (an early README; their
+release has PIL's, which approximates a Gaussian by three box filters).
 
 Operations work in place, on blocks that fit a processor's cache, because memory traffic dominates on a CPU. Parameters
 stay on the host, so that selecting the crops of an operation needs no synchronization with the device.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray value (ITU-R BT.601)."""
-BLUR_TRUNCATE_SIGMAS = 3
-"""The blur's kernel ends at so many standard deviations."""
+BLUR_RADIUS_PX = 11
+"""Radius of the blur's kernel, 23 x 23, for any standard deviation."""
 BLUR_BAND_PX = 112
 """Rows or columns blurred by one matrix product, which skips the pixels out of the kernel's reach."""
 BLOCK_PIXELS = {"cpu": 2**16, "cuda": 2**26}
@@ -80,8 +80,7 @@ def _operations(parameters: Tensor, device: torch.device) -> list[_Operation]:
         for place in range(len(jitter))
         for number, apply in enumerate(jitter)
     ]
-    blur_ = partial(gaussian_blur_, radius_px=math.ceil(BLUR_TRUNCATE_SIGMAS * blur.max()))
-    last = [_Operation(_gray_, gray > 0), _Operation(blur_, blur > 0, factors[10])]
+    last = [_Operation(_gray_, gray > 0), _Operation(gaussian_blur_, blur > 0, factors[10])]
     return [_Operation(_flip_, rows[:, 0] > 0), *jitters, *last]
 
 
@@ -144,16 +143,16 @@ def adjust_hue_(x: Tensor, shift: Tensor) -> None:
     x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(span.unsqueeze(1)).add_(high.sub_(span, alpha=2).unsqueeze(1))
 
 
-def gaussian_blur_(x: Tensor, sigma: Tensor, radius_px: int | None = None) -> None:
+def gaussian_blur_(x: Tensor, sigma: Tensor) -> None:
     """Blur crops `(N, 3, S, S)` in place, each with its own standard deviation `sigma` `(N,)` in pixels.
 
-    Edges are replicated. Uses batched products with S x S matrices, so that crops with different kernels share one
-    call. `radius_px` is the radius of the largest kernel, beyond which pixels need not be multiplied.
+    The image is mirrored at its edges without repeating the edge pixel (OpenCV's REFLECT_101). Uses batched products
+    with S x S matrices, so that crops with different kernels share one call.
     """
     size = x.shape[-1]
     matrix = _blur_matrix(sigma, size)
-    rows = torch.empty_like(x)
-    bands = [_band(start, size, size if radius_px is None else radius_px) for start in range(0, size, BLUR_BAND_PX)]
+    rows = torch.empty_like(x, memory_format=torch.contiguous_format)  # whose views below write to it
+    bands = [_band(start, size) for start in range(0, size, BLUR_BAND_PX)]
     for band, seen in bands:
         weights = matrix[:, band, seen].transpose(1, 2)
         torch.bmm(x.flatten(1, 2)[:, :, seen], weights, out=rows.flatten(1, 2)[:, :, band])
@@ -162,20 +161,21 @@ def gaussian_blur_(x: Tensor, sigma: Tensor, radius_px: int | None = None) -> No
             torch.bmm(matrix[:, band, seen], values[:, seen], out=channel[:, band])
 
 
-def _band(start: int, size: int, radius_px: int) -> tuple[slice, slice]:
+def _band(start: int, size: int) -> tuple[slice, slice]:
     """Return a band of a row's pixels, and the pixels that its blurred values depend on."""
     end = min(start + BLUR_BAND_PX, size)
-    return slice(start, end), slice(max(0, start - radius_px), min(size, end + radius_px))
+    return slice(start, end), slice(max(0, start - BLUR_RADIUS_PX), min(size, end + BLUR_RADIUS_PX))
 
 
 def _blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Return `(N, S, S)`: row i holds the weights of the pixels around i; an edge pixel gets those beyond the edge."""
-    sigma = sigma[:, None]
-    distance = torch.arange(1 - size, size, device=sigma.device).float()
-    kernel = torch.exp((distance / sigma).square_().mul_(-0.5)) * (distance.abs() <= BLUR_TRUNCATE_SIGMAS * sigma)
+    """Return `(N, S, S)`: row i has the weights of the pixels around i; an edge mirrors those beyond it."""
+    radius = min(BLUR_RADIUS_PX, size - 1)  # a crop smaller than the kernel cuts it
+    distance = torch.arange(1 - size, size, device=sigma.device)
+    kernel = torch.exp((distance / sigma[:, None]).square_().mul_(-0.5)) * (distance.abs() <= radius)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     matrix = kernel.unfold(1, size, 1).flip(1)
-    beyond = kernel[:, size:].flip(1).cumsum(1).flip(1)  # for row i: the weights more than i away on one side
-    matrix[:, :-1, 0] += beyond
-    matrix[:, 1:, -1] += beyond.flip(1)
+    # Row i and column j of a corner: the weight at distance i + j, of the pixel that j mirrors.
+    mirrored = F.pad(kernel[:, size : size + radius], (0, radius)).unfold(1, radius, 1)[:, :radius]
+    matrix[:, :radius, 1 : radius + 1] += mirrored
+    matrix[:, -radius:, -radius - 1 : -1] += mirrored.flip(1, 2)
     return matrix

@@ -1,6 +1,5 @@
 """The multi-crop pipeline against torchvision, and its independence of workers and processes."""
 
-import math
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from scipy.ndimage import correlate1d
+from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from reproduce.config.schema import Augment, Crops, Normalize, View
@@ -86,18 +86,31 @@ def test_each_operation_equals_torchvisions(ours, theirs, factor: float) -> None
     assert (x - expected).abs().max() <= BYTE
 
 
-@pytest.mark.parametrize("size", [40, 130])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [12, 40, 130])
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_equals_torchvisions_inside_and_keeps_the_mean_at_the_edges(sigma: float, size: int) -> None:
+def test_blur_is_opencvs_of_23_pixels_with_mirrored_edges(sigma: float, size: int, layout: torch.memory_format) -> None:
+    """By its definition: a Gaussian kernel of radius 11, edges mirrored without the edge pixel (REFLECT_101)."""
     x = torch.stack([as_tensor(make_image(seed, size, size)) for seed in range(2)]).float() / 255
-    reach = math.ceil(3 * sigma)
-    expected = reference.gaussian_blur(x, [2 * reach + 1] * 2, [sigma, sigma])
-    inside = slice(reach, size - reach)
-    augment.gaussian_blur_(x, torch.full((2,), sigma), reach)
-    assert (x - expected)[..., inside, inside].abs().max() <= BYTE
+    kernel = np.exp(-0.5 * (np.arange(-11, 12) / sigma) ** 2)
+    kernel /= kernel.sum()
+    rows = correlate1d(x.numpy().astype(np.float64), kernel, axis=3, mode="mirror")
+    expected = torch.from_numpy(correlate1d(rows, kernel, axis=2, mode="mirror")).float()
+    blurred = x.clone(memory_format=layout)
+    augment.gaussian_blur_(blurred, torch.full((2,), sigma))
+    torch.testing.assert_close(blurred, expected, rtol=0, atol=1e-6)
     flat = torch.ones(1, 3, size, size)
     augment.gaussian_blur_(flat, torch.tensor([sigma]))
     torch.testing.assert_close(flat, torch.ones(1, 3, size, size))
+
+
+def test_blur_equals_opencvs() -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.asarray(make_image(0, 96, 96), dtype=np.float32) / 255
+    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    augment.gaussian_blur_(x, torch.tensor([1.3]))
+    expected = torch.from_numpy(cv2.GaussianBlur(image, (23, 23), 1.3).transpose(2, 0, 1).copy())
+    torch.testing.assert_close(x[0], expected, rtol=0, atol=1e-5)
 
 
 def test_augment_equals_torchvisions_in_each_crops_own_order() -> None:
@@ -182,6 +195,14 @@ def test_center_crops_equal_torchvisions(images: ImageList) -> None:
     _, ours, _ = CenterCropDataset(images, 40, 32)[5]
     image = Image.open(images.paths[5]).convert("RGB")
     expected = as_tensor(reference.center_crop(reference.resize(image, 40), [32, 32]))
+    assert ours is not None
+    assert torch.equal(torch.from_numpy(ours.copy()), expected)
+
+
+def test_center_crops_can_be_resized_bicubically(images: ImageList) -> None:
+    _, ours, _ = CenterCropDataset(images, 40, 32, "bicubic")[5]
+    image = Image.open(images.paths[5]).convert("RGB")
+    expected = as_tensor(reference.center_crop(reference.resize(image, 40, InterpolationMode.BICUBIC), [32, 32]))
     assert ours is not None
     assert torch.equal(torch.from_numpy(ours.copy()), expected)
 
@@ -289,9 +310,33 @@ def test_each_epoch_and_seed_has_its_own_order() -> None:
     assert len(set(map(tuple, orders))) == 6
 
 
-def test_sampler_resumes_in_mid_epoch() -> None:
-    whole = list(StepSampler(20, 4, epochs=3, seed=0))
-    assert list(StepSampler(20, 4, epochs=3, seed=0, first_step=7)) == whole[7:]
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_sampler_resumes_in_mid_epoch(drop_last: bool) -> None:
+    whole = list(StepSampler(22, 4, epochs=3, seed=0, drop_last=drop_last))
+    assert list(StepSampler(22, 4, epochs=3, seed=0, first_step=7, drop_last=drop_last)) == whole[7:]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "steps"), [(12_811, 51), (128_116, 501), (437_513, 1710), (1_281_167, 5005), (512, 2), (513, 2)]
+)
+def test_a_kept_last_batch_gives_the_released_number_of_steps(num_images: int, steps: int) -> None:
+    """1%, 10%, iNaturalist18 and ImageNet. One image alone is dropped: BatchNorm has no statistics of it."""
+    assert StepSampler(num_images, 256, epochs=1, seed=0, drop_last=False).steps_per_epoch == steps
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_an_epoch_with_its_last_batch_has_every_image(world_size: int) -> None:
+    shares = [
+        list(StepSampler(27, 8, epochs=2, seed=3, rank=rank, world_size=world_size, drop_last=False))
+        for rank in range(world_size)
+    ]
+    steps = [[index for share in step for _, index in share] for step in zip(*shares, strict=True)]
+    assert [len(step) for step in steps[:4]] == [8, 8, 8, 3 if world_size == 1 else 4]
+    assert all(len({len(share) for share in step}) == 1 for step in zip(*shares, strict=True))
+    for epoch in (steps[:4], steps[4:]):
+        order = [index for step in epoch for index in step]
+        assert sorted(order[:27]) == list(range(27))
+        assert order[27:] == order[: len(order) - 27]  # as torch's DistributedSampler fills up
 
 
 def test_fewer_images_than_a_batch_is_a_user_error() -> None:
