@@ -524,7 +524,9 @@ def test_a_margin_narrowed_after_the_result_counts(checkout: Path, finish: Calla
     assert "The margin was narrowed after the result existed: it was 0.6 points." in judged.reason
 
 
-@pytest.mark.parametrize("content", ["null", "[]", '{"knn_head-s0": 3}', '{"knn_head-s0": {"table3/SwAV/voc07": "wide"}}'])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '{"knn_head-s0": 3}', '{"knn_head-s0": {"table3/SwAV/voc07": "wide"}}']
+)
 def test_damaged_margins_are_named(checkout: Path, finish: Callable[..., None], content: str) -> None:
     plan = paper()
     for run in plan.runs.values():
