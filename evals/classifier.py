@@ -58,20 +58,21 @@ class ClassifierTask(TrainTask[tuple[list[Tensor], Tensor]]):
         crop: CenterCropConfig,
         accuracies: EpochAccuracies,
         context: EvalContext,
-        steps_per_epoch: int,
+        sampler: StepSampler,
     ) -> None:
         self.net, self.net_on_all_ranks = net, net_on_all_ranks
         self.val, self.crop, self.accuracies, self.context = val, crop, accuracies, context
-        self.validate_every_steps = steps_per_epoch
+        self.sampler, self.validate_every_steps = sampler, sampler.steps_per_epoch
         net_on_all_ranks.train()
 
-    def forward(self, batch: tuple[list[Tensor], Tensor], step: int) -> StepOutput:  # noqa: ARG002
-        """Compute the cross-entropy of this rank's images, one crop of each."""
+    def forward(self, batch: tuple[list[Tensor], Tensor], step: int) -> StepOutput:
+        """Compute this rank's share of the cross-entropy, whose mean over ranks is that of the step's images."""
         (images,), labels = batch
         with autocast(self.context.cfg.precision):
             logits = self.net_on_all_ranks(images)
             loss = F.cross_entropy(logits, labels)
-        return StepOutput(loss, tensors={"logits": logits})
+        share = len(labels) * world_size() / len(self.sampler.batch_at(step))  # 1, but for an epoch's last batch
+        return StepOutput(loss * share, tensors={"logits": logits})
 
     def validate(self, num_steps_done: int) -> dict[str, float]:  # noqa: ARG002
         """Return top-1 and top-5 on the validation set."""
@@ -125,7 +126,7 @@ def train_classifier(
         on_unreadable=run.handle_unreadable_images,
     )
     trainer = Trainer(
-        task=ClassifierTask(net, wrap_for_distributed(net), val, crop, accuracies, context, steps_per_epoch),
+        task=ClassifierTask(net, wrap_for_distributed(net), val, crop, accuracies, context, sampler),
         optimizer=optimizer,
         learning_rates=lambda step: learning_rates(step // steps_per_epoch),
         scaler=scaler,

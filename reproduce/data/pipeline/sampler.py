@@ -43,9 +43,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     A step's global batch is a slice of the epoch's order; ranks take consecutive parts of it. One sampler covers all
     epochs, so that workers start once per run.
 
-    With `drop_last`, the last, incomplete batch of an epoch is dropped. Without, the epoch's first images fill it up to
-    equal shares of the ranks, as torch's DistributedSampler does; a single image that is left over is dropped, because
-    BatchNorm needs two.
+    With `drop_last`, the last, incomplete batch of an epoch is dropped. Without, ranks get shares of it that differ by
+    one image at most (`batch_at` has all of it). The epoch's first images fill it up to one per rank, as torch's
+    DistributedSampler does, and a single image that is left over is dropped, because BatchNorm needs two.
 
     Raises `UserError` if ranks can't share a batch evenly, or if there are fewer images than one batch holds.
     """
@@ -88,9 +88,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def indices_at(self, step: int) -> np.ndarray:
         """Return the image indices of this rank in any step: `(batch_size / world_size,)` int64 or fewer at the end."""
+        return np.array_split(self.batch_at(step), self.world_size)[self.rank]
+
+    def batch_at(self, step: int) -> np.ndarray:
+        """Return the image indices of all ranks in any step, `(batch_size,)` int64, or fewer at an epoch's end."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order, start = self.order(self.num_images, self.seed, epoch), position * self.batch_size
         batch = order[start : start + self.batch_size]
-        batch = np.concatenate([batch, order[: -len(batch) % self.world_size]])
-        share = len(batch) // self.world_size
-        return batch[self.rank * share : (self.rank + 1) * share]
+        return np.concatenate([batch, order[: max(0, self.world_size - len(batch))]])
