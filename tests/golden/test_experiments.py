@@ -73,6 +73,18 @@ def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
     assert round(count / 1e6, 1) == millions
 
 
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_pretraining_at_scale_paper_has_the_precision_of_its_authors_code(experiment: str) -> None:
+    """Every SwAV script has fp16, and Table 1 mixed precision; DeepCluster-v2, MoCo and torchvision train in fp32."""
+    half = experiment.startswith(("swav", "simclr"))
+    assert pretraining(experiment, "paper").precision == ("fp16" if half else "fp32")
+    assert pretraining(experiment, "smoke").precision == "fp32"
+
+
+def test_evaluations_at_scale_paper_are_in_full_precision() -> None:
+    assert {evaluation(name, "paper").precision for name in group_options("eval")} == {"fp32"}
+
+
 if __name__ == "__main__":
     for name in group_options("scale"):
         (GOLDEN / f"experiments-{name}.yaml").write_text(resolved(name))

@@ -175,16 +175,3 @@ def test_keys_can_be_added_and_deleted() -> None:
 def test_values_that_give_no_number_or_a_wrong_one_are_refused(kind: RunKind, request_: list[str], key: str) -> None:
     with pytest.raises(UserError, match=rf"config {key.partition('=')[0]}="):
         compose(kind, [*request_, key])
-
-
-@pytest.mark.parametrize("experiment", group_options("experiment"))
-def test_pretraining_at_scale_paper_has_the_precision_of_its_authors_code(experiment: str) -> None:
-    """Every SwAV script has fp16, and Table 1 mixed precision; DeepCluster-v2, MoCo and torchvision train in fp32."""
-    found = {scale: compose("pretrain", [f"experiment={experiment}", f"scale={scale}"]) for scale in ("paper", "smoke")}
-    half = experiment.startswith(("swav", "simclr"))
-    assert (found["paper"].precision, found["smoke"].precision) == ("fp16" if half else "fp32", "fp32")
-
-
-def test_evaluations_at_scale_paper_are_in_full_precision() -> None:
-    for name in group_options("eval"):
-        assert compose("evaluate", [f"eval={name}", "checkpoint=x", "scale=paper"]).precision == "fp32"
