@@ -1,6 +1,7 @@
 """The command line of a run, as a Hydra user expects it: overrides, `--help`, `--cfg job` with `--resolve`."""
 
 import argparse
+import json
 from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,8 @@ EXAMPLES = {
     "evaluate": "eval=knn checkpoint=RUN_ID_OR_FILE scale=smoke paths.data_root=DIR",
     "measure": "experiment=swav_800ep measurement=cost name=cost scale=paper",
 }
+NOT_THERE = object()
+"""Stands for a key that a config does not have: its value may be null."""
 GROUPS_BELOW = {"pretrain": (), "evaluate": ("eval",), "measure": ("measurement",)}
 """Config groups that only one kind of run has."""
 
@@ -33,12 +36,12 @@ def config_from_command_line(kind: RunKind, arguments: list[str]) -> DictConfig:
             raise UserError("--resolve and --package belong to --cfg job")
         return compose(kind, options.overrides)
     cfg = (compose if options.resolve else compose_unresolved)(kind, options.overrides)
-    section = OmegaConf.select(cfg, options.package) if options.package else cfg
-    if section is None:
+    section = OmegaConf.select(cfg, options.package, default=NOT_THERE) if options.package else cfg
+    if section is NOT_THERE:
         raise UserError(
             f"there is no config section {options.package!r}: {did_you_mean(options.package, map(str, cfg))}"
         )
-    print(OmegaConf.to_yaml(section) if OmegaConf.is_config(section) else section, end="")
+    print(OmegaConf.to_yaml(section).rstrip() if OmegaConf.is_config(section) else json.dumps(section))
     raise SystemExit(0)
 
 

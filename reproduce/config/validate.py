@@ -29,6 +29,8 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
 """Keys by the smallest value that they may have."""
 POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature")
 """Values that cosines are divided by."""
+NAMED_SECTIONS = ("method", "protocol", "measurement")
+"""Sections whose `name` says which code reads them."""
 LENGTHS = {"crops.augment.color_jitter": 4, "crops.augment.blur_sigma_px": 2, "normalize.mean": 3, "normalize.std": 3}
 ON_BAD_IMAGE = ("stop", "skip")
 RUN_NAME = re.compile(r"\w[\w.+-]*")
@@ -43,6 +45,9 @@ def check_values(cfg: DictConfig) -> None:
     """
     if not RUN_NAME.fullmatch(cfg.name):
         raise UserError(f"config name={cfg.name!r}: use letters, digits and any of _ . + - only")
+    for section in (section for section in NAMED_SECTIONS if section in cfg):
+        if not isinstance(name := OmegaConf.select(cfg, f"{section}.name"), str):
+            raise UserError(f"config {section}.name={name}: it must be a name, as the options of {section} have it")
     for minimum, key in ((minimum, key) for minimum, keys in MIN_VALUES.items() for key in keys):
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value >= minimum:  # NaN neither

@@ -127,6 +127,7 @@ def test_cfg_job_says_where_values_come_from_and_what_they_are(capsys: pytest.Ca
         (["--cfg", "job"], "lr: ${scale.large_batch.lr}"),
         (["--cfg", "job", "--resolve", "--package", "optimizer", "optimizer.lr=0.7"], "lr: 0.7"),
         (["--cfg", "job", "-p", "optimizer.lr", "--resolve"], "1.2"),
+        (["--cfg", "job", "-p", "network.batchnorm_group_size", "--resolve"], "null\n"),
         (["--help"], "experiment: deepcluster_v2"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -170,8 +171,12 @@ def test_keys_can_be_added_and_deleted() -> None:
         ("pretrain", [*SWAV], "method.num_sinkhorn_iterations=0"),
         ("pretrain", [*SWAV], "optimizer.weight_decay=-1"),
         ("measure", [*SWAV, "measurement=cost", "name=x"], "measurement.num_steps=0"),
+        ("pretrain", [*SWAV], "~method.name"),
+        ("pretrain", [*SWAV], "method.name=null"),
+        ("evaluate", ["eval=knn", "checkpoint=x"], "~protocol.name"),
+        ("measure", [*SWAV, "measurement=cost", "name=x"], "~measurement.name"),
     ],
 )
 def test_values_that_give_no_number_or_a_wrong_one_are_refused(kind: RunKind, request_: list[str], key: str) -> None:
-    with pytest.raises(UserError, match=rf"config {key.partition('=')[0]}="):
+    with pytest.raises(UserError, match=rf"config {key.strip('~').partition('=')[0]}="):
         compose(kind, [*request_, key])
