@@ -27,7 +27,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     hashed = {str(key): _without_nulls(value) for key, value in plain.items() if key not in UNHASHED_SECTIONS}
     checkpoint = Path(str(hashed.get("checkpoint", "")))
     if checkpoint.is_file():
-        hashed["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        with checkpoint.open("rb") as file:
+            hashed["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashed
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from reproduce.config.identity import config_hash, run_id
 from reproduce.engine.distributed.collectives import rank, world_size
 from reproduce.engine.runs import provenance
 from reproduce.engine.runs.attempts import Attempts
@@ -21,17 +20,22 @@ from reproduce.files import write_json
 
 def build_result(
     cfg: DictConfig,
+    run_id: str,
+    config_hash: str,
     metrics: Mapping[str, float],
     counts: Mapping[str, int],
     parents: list[str],
     attempts: Attempts,
     run_provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of result.json for a run that finishes now (docs/tables.md)."""
+    """Return the content of result.json for a run that finishes now (docs/tables.md).
+
+    `run_id` and `config_hash` are those of the start: a checkpoint file that they count may be gone by now.
+    """
     finished = time.time()
     wall_seconds, device_seconds = attempts.totals(finished)
     return {
-        "run_id": run_id(cfg),
+        "run_id": run_id,
         "kind": cfg.kind,
         "name": cfg.name,
         "seed": cfg.seed,
@@ -49,7 +53,7 @@ def build_result(
         "provenance": {
             **provenance.code_version(),
             "packages": provenance.package_versions(),
-            "config_hash": config_hash(cfg),
+            "config_hash": config_hash,
             "data_root": cfg.paths.data_root,
             "hardware": provenance.hardware_name(),
             "world_size": world_size(),

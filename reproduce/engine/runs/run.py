@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.identity import identity, run_dir, run_id
+from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
@@ -39,7 +39,7 @@ class Run:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.run_id = run_id(cfg)
+        self.run_id, self.config_hash = run_id(cfg), config_hash(cfg)
         self.folder = run_dir(cfg)
         self.attempts = Attempts(self.folder)
         self.counts = Counts()
@@ -126,7 +126,9 @@ class Run:
         counts = self.counts.gather()
         if not is_main():
             return
-        content = result.build_result(self.cfg, metrics, counts, parents or [], self.attempts, self.provenance)
+        content = result.build_result(
+            self.cfg, self.run_id, self.config_hash, metrics, counts, parents or [], self.attempts, self.provenance
+        )
         write_json(self.folder / "result.json", content)
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
