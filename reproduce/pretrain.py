@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -11,6 +12,7 @@ from models.methods.base import PretrainTask
 from reproduce.config.schema import Crops, Dataset, Normalize, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
+from reproduce.data.pipeline import nvjpeg
 from reproduce.data.pipeline.dataloader import multicrop_batches
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
@@ -35,9 +37,21 @@ class PretrainData:
         dataset = to_dataclass(cfg.dataset, Dataset, "dataset")
         self.images = read_image_list(run.dataset_root, dataset, dataset.train)
         self.order = epoch_order_for(self.images, cfg.batch_size)
-        self.crops = to_dataclass(cfg.crops, Crops, "crops")
+        self.crops = self._with_usable_decoder(to_dataclass(cfg.crops, Crops, "crops"))
         self.normalize = to_dataclass(cfg.normalize, Normalize, "normalize")
         run.record_split(dataset.train, self.images)
+
+    def _with_usable_decoder(self, crops: Crops) -> Crops:
+        """Return `crops` with the JPEG decoder that runs here; log it if another one was requested."""
+        nvjpeg.require_known_decoder(crops.jpeg_decoder)
+        if crops.jpeg_decoder is None:
+            return crops
+        reason = nvjpeg.why_unusable(device())
+        self.run.provenance["jpeg_decoder"] = f"CPU: {reason}" if reason else crops.jpeg_decoder
+        if not reason:
+            return crops
+        print(f"crops.jpeg_decoder={crops.jpeg_decoder}: {reason}; JPEG files are decoded on the CPU", file=sys.stderr)
+        return replace(crops, jpeg_decoder=None)
 
     def sampler(self, epochs: int, first_step: int) -> StepSampler:
         """Return the sampler of the steps from `first_step` to the end of the last epoch."""

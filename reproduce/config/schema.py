@@ -199,6 +199,8 @@ class Crops:
     name: str = MISSING
     views: list[View] = MISSING
     augment: Augment = field(default_factory=Augment)
+    jpeg_decoder: str | None = None
+    """`nvjpeg` decodes JPEG files and cuts crops on the GPU; pixels differ by rounding. None decodes on the CPU."""
 
 
 @dataclass

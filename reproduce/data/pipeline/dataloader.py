@@ -1,7 +1,7 @@
 """Batches on the training device: what the training loop and the evaluations iterate over."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from reproduce.config.schema import Crops, Normalize
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.augment import augment
 from reproduce.data.pipeline.center_crop import CenterCropDataset, collate_center_crops
-from reproduce.data.pipeline.multicrop import MultiCropDataset, collate_multicrop
+from reproduce.data.pipeline.multicrop import MultiCropBatch, MultiCropDataset, collate_multicrop
+from reproduce.data.pipeline.nvjpeg import EncodedDataset, collate_encoded, decoded_batches
 from reproduce.data.pipeline.sampler import StepSampler
 
 OnUnreadable = Callable[[list[str]], None]
@@ -38,14 +39,24 @@ def multicrop_batches(
     GPU convolutions are fastest.
     """
     mean, std = _mean_and_std(normalize, device)
-    dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
-    loader = build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_multicrop)
-    for batch in loader:
+    for batch in _cut_batches(images, recipe, sampler, num_workers, device):
         on_unreadable(batch.unreadable)
         crops: list[Tensor] = []
         for pixels, parameters, view in zip(batch.crops, batch.parameters, recipe.views, strict=True):
             crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
         yield crops, batch.labels.to(device, non_blocking=True)
+
+
+def _cut_batches(
+    images: ImageList, recipe: Crops, sampler: StepSampler, num_workers: int, device: torch.device
+) -> Iterable[MultiCropBatch]:
+    """Return each step's crops before they are augmented: cut by the workers, or on the device by nvJPEG."""
+    dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
+    if recipe.jpeg_decoder is None:
+        return build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_multicrop)
+    encoded = EncodedDataset(images, recipe.views, recipe.augment, sampler.seed)
+    loader = build_dataloader(encoded, num_workers, batch_sampler=sampler, collate_fn=collate_encoded)
+    return decoded_batches(loader, dataset, device)
 
 
 def center_crop_batches(

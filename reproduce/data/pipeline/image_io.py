@@ -27,14 +27,14 @@ def decode_image(encoded: bytes, path: str) -> Tensor:
     torchcodec decodes JPEG, bit-identical to PIL and faster; PIL decodes everything else. Raises `UnreadableImage` if
     the content is truncated or is no image.
     """
-    if encoded.startswith(JPEG_MAGIC) and not _has_exif_rotation(encoded):
+    if encoded.startswith(JPEG_MAGIC) and not has_exif_rotation(encoded):
         with contextlib.suppress(RuntimeError):  # PIL describes better what is wrong with a damaged file
             pixels: Tensor = decode_jpeg(encoded, mode="RGB")
             return pixels
     return torch.from_numpy(np.array(read_image(path, encoded))).permute(2, 0, 1)
 
 
-def _has_exif_rotation(encoded: bytes) -> bool:
+def has_exif_rotation(encoded: bytes) -> bool:
     """Return whether EXIF asks for a rotation, which torchcodec applies but PIL (used by the evaluations) ignores."""
     if b"Exif\0\0" not in encoded[:EXIF_SEARCH_BYTES]:
         return False

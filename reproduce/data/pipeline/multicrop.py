@@ -41,6 +41,20 @@ saturation are factors (1 = unchanged); hue is a shift in turns; order0..3 is th
 blur is a standard deviation in pixels (0 = none)."""
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a crop, in pixels."""
+
+
+class CropDraw(NamedTuple):
+    """One view's crops of an image, as drawn: what to cut and how to augment it."""
+
+    boxes: list[Box]
+    parameters: Tensor
+    """`AUGMENT_PARAMETERS` `(num, 11)` float32."""
+    size_px: int
+    """Side of the crops after they are resized."""
+
+
 class MultiCropSample(NamedTuple):
     """One image's crops: per view, crops `(num, 3, S, S)` uint8 and `AUGMENT_PARAMETERS` `(num, 11)` float32."""
 
@@ -99,17 +113,26 @@ def multi_crop(
     Returns, per view, crops `(num, 3, S, S)` uint8 and parameters `(num, len(AUGMENT_PARAMETERS))` float32.
     """
     height, width = image.shape[1:]
+    draws = draw_crops(width, height, views, augment, rng)
+    return [
+        (torch.stack([crop_and_resize(image, box, draw.size_px) for box in draw.boxes]), draw.parameters)
+        for draw in draws
+    ]
+
+
+def draw_crops(
+    width: int, height: int, views: Sequence[View], augment: Augment, rng: np.random.Generator
+) -> list[CropDraw]:
+    """Draw the boxes and augmentation parameters of an image's crops, per view."""
     out = []
     for view in views:
         boxes = [random_crop_box(rng, width, height, view.scale) for _ in range(view.num)]
-        crops = torch.stack([crop_and_resize(image, box, view.size_px) for box in boxes])
-        out.append((crops, torch.from_numpy(np.stack([draw_augment_parameters(rng, augment) for _ in boxes]))))
+        rows = np.stack([draw_augment_parameters(rng, augment) for _ in boxes])
+        out.append(CropDraw(boxes, torch.from_numpy(rows), view.size_px))
     return out
 
 
-def random_crop_box(
-    rng: np.random.Generator, width: int, height: int, scale: Sequence[float]
-) -> tuple[int, int, int, int]:
+def random_crop_box(rng: np.random.Generator, width: int, height: int, scale: Sequence[float]) -> Box:
     """Draw a crop `(left, top, right, bottom)` in pixels that covers a share of the image within `scale`.
 
     Distributed as torchvision's RandomResizedCrop: ten tries, then the largest center crop within the aspect ratios.
@@ -127,7 +150,7 @@ def random_crop_box(
     return left, top, left + w, top + h
 
 
-def crop_and_resize(image: Tensor, box: tuple[int, int, int, int], size_px: int) -> Tensor:
+def crop_and_resize(image: Tensor, box: Box, size_px: int) -> Tensor:
     """Cut `box` out of an image `(3, H, W)` uint8 and resize it: `(3, size_px, size_px)` uint8.
 
     Bilinear with antialiasing; equals torchvision's resize of a PIL image up to rounding (1/255).
