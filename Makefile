@@ -128,6 +128,12 @@ bench: setup-dev ## benchmarks against plain baselines and the last run (DATA: f
 	.venv/bin/python -m pytest tests/benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning \
 		--benchmark-autosave --benchmark-compare $(call option,--pictures,$(DATA))
 
+gpu-test: setup-dev ## test all that a GPU computes: 8 minutes on one CUDA GPU, skipped elsewhere
+	TEST_DEVICE=cuda .venv/bin/python -m pytest tests/gpu tests/golden/test_reference.py tests/golden/test_methods.py
+
+gpu-bench: setup-dev ## measure what a CUDA GPU does: images/s, idle share, kNN, ... (DATA: folder of photographs)
+	.venv/bin/python -m tests.benchmarks.gpu $(call option,--pictures,$(DATA))
+
 docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.md)
 	docker/build.sh
 
@@ -154,5 +160,5 @@ clean: ## remove .venv and caches; keep results/ and reports/
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke data-prepare data-shard data-verify fetch-weights doctor record-baseline setup setup-dev lint format test bench \
-	docker-build docker-test cluster-test sky-test lock clean
+	gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

@@ -5,11 +5,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
+
+if TYPE_CHECKING:
+    import torch
 
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("steady")
@@ -30,6 +33,15 @@ def _no_account_and_no_network() -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
     os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(scope="session")
+def device() -> "torch.device":
+    """What tests/gpu computes on: the GPU that `make gpu-test` demands, or one that is visible; else the CPU."""
+    import torch
+
+    demanded = os.environ.get("TEST_DEVICE") == "cuda"
+    return torch.device("cuda", 0) if demanded or torch.cuda.is_available() else torch.device("cpu")
 
 
 @pytest.fixture(scope="session")

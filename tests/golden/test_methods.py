@@ -1,5 +1,7 @@
 """Ten steps of each method on drawn crops: losses as recorded (fp32, one process, CPU), so that no change goes unseen.
 
+`make gpu-test` takes the steps on a GPU.
+
 To take a change up: `python -m tests.golden.test_methods`, and read the diff. No other implementation's numbers: SwAV's
 are in test_reference.py.
 """
@@ -34,21 +36,21 @@ NUM_CROPS = {"moco": 2, "supervised": 1}
 """Of those that are drawn; else all four."""
 
 
-def ten_losses(name: str) -> list[float]:
+def ten_losses(name: str, device: torch.device) -> list[float]:
     """Five epochs of two steps, each picture's crops drawn anew in each step."""
     rng = np.random.default_rng(0)
 
     def draw() -> list[torch.Tensor]:
         drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
-        return drawn[: NUM_CROPS.get(name)]
+        return [crop.to(device) for crop in drawn[: NUM_CROPS.get(name)]]
 
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
+    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1)).to(device)
     method = build(config, net, 2 * BATCH, BATCH)
     method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))
-    labels = torch.arange(BATCH) % 4
+    labels = (torch.arange(BATCH) % 4).to(device)
     losses = []
     for step in range(NUM_STEPS):
         crops = method.before_step(step, draw(), labels)
@@ -64,13 +66,13 @@ def ten_losses(name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"swav"}))
-def test_ten_losses(name: str) -> None:
+def test_ten_losses(device: torch.device, name: str) -> None:
     recorded = json.loads(RECORDED.read_text())[name]
-    found = ten_losses(name)
+    found = ten_losses(name, device)
     # Training multiplies rounding, which differs between processors.
     np.testing.assert_allclose(found[:5], recorded[:5], rtol=1e-4)
     np.testing.assert_allclose(found[5:], recorded[5:], rtol=1e-2)
 
 
 if __name__ == "__main__":
-    RECORDED.write_text(json.dumps({name: ten_losses(name) for name in CONFIGS}, indent=2) + "\n")
+    RECORDED.write_text(json.dumps({name: ten_losses(name, torch.device("cpu")) for name in CONFIGS}, indent=2) + "\n")

@@ -1,5 +1,7 @@
 """Our numbers against those of the reference implementation (tests/golden/*.npz, *.json: fp32, one process, CPU).
 
+`make gpu-test` computes ours on a GPU.
+
 Tolerances: 1e-5 relative for Sinkhorn, loss, LARC and schedules; 1e-3 for trunks and the first steps of the trajectory,
 whose sums run in another order.
 """
@@ -46,17 +48,17 @@ def swav_config(**changes: Any) -> SwavConfig:
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.03])
 @pytest.mark.parametrize("num_iterations", [1, 3, 10])
-def test_sinkhorn(epsilon: float, num_iterations: int) -> None:
+def test_sinkhorn(device: torch.device, epsilon: float, num_iterations: int) -> None:
     golden = arrays("sinkhorn.npz")
-    assignments = sinkhorn(torch.from_numpy(golden["scores"]), epsilon, num_iterations)
-    np.testing.assert_allclose(assignments.numpy(), golden[f"q_eps{epsilon}_it{num_iterations}"], rtol=1e-5)
+    assignments = sinkhorn(torch.from_numpy(golden["scores"]).to(device), epsilon, num_iterations)
+    np.testing.assert_allclose(assignments.cpu().numpy(), golden[f"q_eps{epsilon}_it{num_iterations}"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_loss_and_its_gradients(queued: bool) -> None:
+def test_loss_and_its_gradients(device: torch.device, queued: bool) -> None:
     golden = arrays("swav_loss.npz")
-    embeddings = torch.from_numpy(golden["embeddings"]).requires_grad_()
-    net = MultiCropNet(0.0625, 8, 16, num_prototypes=30, blocks=(1, 1, 1, 1))
+    embeddings = torch.from_numpy(golden["embeddings"]).to(device).requires_grad_()
+    net = MultiCropNet(0.0625, 8, 16, num_prototypes=30, blocks=(1, 1, 1, 1)).to(device)
     assert net.prototypes is not None
     with torch.no_grad():
         net.prototypes.weight.copy_(torch.from_numpy(golden["prototypes"]))
@@ -72,26 +74,27 @@ def test_loss_and_its_gradients(queued: bool) -> None:
     for gradient, key in ((embeddings.grad, "embeddings"), (net.prototypes.weight.grad, "prototypes")):
         assert gradient is not None
         expected = golden[f"grad_{key}_{name}"]
-        np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(gradient.cpu().numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     if queued:
-        np.testing.assert_array_equal(method.state_dict()["queue"].numpy(), golden["queue_after"])
+        np.testing.assert_array_equal(method.state_dict()["queue"].cpu().numpy(), golden["queue_after"])
 
 
 @pytest.mark.parametrize("weight_decay", ["1e-06", "0.01"])
-def test_larc(weight_decay: str) -> None:
+def test_larc(device: torch.device, weight_decay: str) -> None:
     golden = {
         key.split("_", 1)[1]: value for key, value in arrays("larc.npz").items() if key.startswith(f"wd{weight_decay}_")
     }
     count = sum(key.endswith("_init") for key in golden)
-    parameters = [nn.Parameter(torch.from_numpy(golden[f"p{i}_init"])) for i in range(count)]
+    parameters = [nn.Parameter(torch.from_numpy(golden[f"p{i}_init"]).to(device)) for i in range(count)]
     optimizer = Larc(parameters, lr=0.3, momentum=0.9, weight_decay=float(weight_decay), trust_coefficient=0.001)
     for step, lr in enumerate((0.3, 1.2, 2.4, 4.8, 4.0)):
         optimizer.param_groups[0]["lr"] = lr
         for i, parameter in enumerate(parameters):
-            parameter.grad = torch.from_numpy(golden[f"p{i}_g{step}"]).clone()
+            parameter.grad = torch.from_numpy(golden[f"p{i}_g{step}"]).clone().to(device)
         optimizer.step()
         for i, parameter in enumerate(parameters):
-            np.testing.assert_allclose(parameter.detach().numpy(), golden[f"p{i}_after{step}"], rtol=1e-5, atol=1e-8)
+            found = parameter.detach().cpu().numpy()
+            np.testing.assert_allclose(found, golden[f"p{i}_after{step}"], rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +127,15 @@ def drawn_weights(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("build", [resnet50, resnet50w2, resnet50w4, resnet50w5])
-def test_trunk_features(build: Any) -> None:
+def test_trunk_features(device: torch.device, build: Any) -> None:
     golden = json.loads((GOLDEN / "trunks.json").read_text())[build.__name__]
     with torch.device("meta"):
         trunk = build()
     trunk.load_state_dict(drawn_weights(trunk.state_dict(), 20), strict=False, assign=True)
-    trunk.eval()
+    trunk.to(device).eval()
     images = np.random.default_rng(21).standard_normal(tuple(golden["input_shape"]), np.float32)
     with torch.no_grad():
-        features = trunk(torch.from_numpy(images))
+        features = trunk(torch.from_numpy(images).to(device)).cpu()
     assert features.shape[1] == golden["feature_dim"]
     np.testing.assert_allclose(features.flatten()[:32].numpy(), golden["first"], rtol=1e-3)
 
@@ -146,9 +149,9 @@ def test_parameter_counts(build: Any) -> None:
     assert len(trunk.state_dict()) == golden["keys"]
 
 
-def test_trajectory_of_twelve_steps() -> None:
+def test_trajectory_of_twelve_steps(device: torch.device) -> None:
     golden = json.loads((GOLDEN / "trajectory.json").read_text())
-    net = MultiCropNet(1, 64, 16, num_prototypes=30, blocks=(1, 1, 1, 1))
+    net = MultiCropNet(1, 64, 16, num_prototypes=30, blocks=(1, 1, 1, 1)).to(device)
     net.load_state_dict(drawn_weights(net.state_dict(), golden["seed_weights"]), strict=False)
     assert net.prototypes is not None
     method = Swav(
@@ -162,7 +165,7 @@ def test_trajectory_of_twelve_steps() -> None:
     for step, crops in enumerate(golden_crops(golden)):
         optimizer.param_groups[0]["lr"] = golden["lr"][step]
         method.before_forward()
-        embeddings, scores = net(crops)
+        embeddings, scores = net([crop.to(device) for crop in crops])
         loss, _ = method.loss(embeddings, scores, len(crops), step)
         optimizer.zero_grad()
         loss.backward()

@@ -22,6 +22,7 @@ from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm, wrap_
 from reproduce.engine.distributed.collectives import (
     all_gather,
     all_reduce_mean,
+    device,
     is_main,
     process_group,
     rank,
@@ -51,16 +52,17 @@ def steps(name: str) -> dict[str, Any]:
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
     net = registry.build_network(Network(0.0625, 16, True, 8), config, num_classes=3, blocks=(1, 1, 1, 1)).double()
+    net = net.to(device())
     num_images = 2 * BATCH + 1
     method = build(config, net, num_images, BATCH)
     draw = torch.Generator().manual_seed(1)
     share = BATCH // world_size()
     mine = slice(rank() * share, (rank() + 1) * share)
-    labels = torch.arange(BATCH) % 3
+    labels = (torch.arange(BATCH) % 3).to(device())
 
     def my_crops() -> list[Tensor]:
         sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
-        return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine] for size in sizes]
+        return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine].to(device()) for size in sizes]
 
     trained = wrap_for_distributed(net)
     for own in method.extra_networks:
@@ -94,10 +96,10 @@ def keys_of_halves() -> dict[str, Tensor]:
     The shares are those of the shuffled order, which is drawn from seed and step alike everywhere.
     """
     torch.manual_seed(0)
-    net = MultiCropNet(0.0625, 16, 8, blocks=(1, 1, 1, 1)).double()
+    net = MultiCropNet(0.0625, 16, 8, blocks=(1, 1, 1, 1)).double().to(device())
     method = Moco(MocoConfig("moco", **CONFIGS["moco"]), net, BATCH, BATCH)
     method.on_train_start(net, StepSampler(BATCH, BATCH, 1, SEED, 0, rank(), world_size()), [])
-    crops = torch.randn(BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).double()
+    crops = torch.randn(BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).double().to(device())
     if world_size() == 1:
         order = torch.from_numpy(np.random.default_rng((SEED, STEP)).permutation(BATCH))
         shuffled = torch.cat([method.key_encoder([half])[0] for half in crops[order].chunk(2)])

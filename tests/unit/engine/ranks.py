@@ -14,7 +14,7 @@ from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
 from reproduce.engine.batchnorm import batchnorm_groups, wrap_for_distributed
-from reproduce.engine.distributed.collectives import all_reduce_mean, is_main, process_group, rank, world_size
+from reproduce.engine.distributed.collectives import all_reduce_mean, device, is_main, process_group, rank, world_size
 from reproduce.engine.optimizer import Larc
 from tests.contiguous_collectives import check_collectives
 
@@ -26,11 +26,12 @@ def main(output: str) -> None:
     torch.set_num_threads(1)
     with process_group():
         torch.manual_seed(0)
-        net = MultiCropNet(0.0625, 16, 8, 8, blocks=(1, 1, 1, 1)).double()
+        net = MultiCropNet(0.0625, 16, 8, 8, blocks=(1, 1, 1, 1)).double().to(device())
         method = Swav(SwavConfig("swav", 8, 0.1, 0.05, 3, 0, True, False, 24, 0), net, BATCH, BATCH)
         draw = torch.Generator().manual_seed(1)
-        crops = [torch.randn(BATCH, 3, size, size, generator=draw).double() for size in (40, 40, 24, 24)]
-        queue = torch.randn(2, 2, BATCH, 8, generator=draw)  # per large crop, two batches
+        sizes = (40, 40, 24, 24)
+        crops = [torch.randn(BATCH, 3, size, size, generator=draw).double().to(device()) for size in sizes]
+        queue = torch.randn(2, 2, BATCH, 8, generator=draw).to(device())  # per large crop, two batches
         share = BATCH // world_size()
         mine = slice(rank() * share, (rank() + 1) * share)
         method.load_state_dict({"queue": queue.flatten(1, 2), "num_filled": 2 * BATCH})
@@ -56,7 +57,7 @@ def main(output: str) -> None:
 
         groups = batchnorm_of_halves(draw, mine)
         running = {name: value for name, value in net.state_dict().items() if "running" in name}
-        alone = sinkhorn(torch.randn(BATCH, 8, generator=draw)[mine], 0.05, 3)
+        alone = sinkhorn(torch.randn(BATCH, 8, generator=draw)[mine].to(device()), 0.05, 3)
         if is_main():
             outcome = {
                 "loss": torch.stack(losses),
@@ -69,9 +70,9 @@ def main(output: str) -> None:
 
 def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.Tensor]:
     """BatchNorm over each half of the batch by itself: rank 0's share of output and input gradient."""
-    norm = torch.nn.BatchNorm1d(5).double()
-    images = torch.randn(BATCH, 5, generator=draw).double()
-    weights = torch.randn(BATCH, 5, generator=draw).double()
+    norm = torch.nn.BatchNorm1d(5).double().to(device())
+    images = torch.randn(BATCH, 5, generator=draw).double().to(device())
+    weights = torch.randn(BATCH, 5, generator=draw).double().to(device())
     if world_size() == 1:
         images, weights = images[: BATCH // 2].requires_grad_(), weights[: BATCH // 2]
     else:

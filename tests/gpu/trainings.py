@@ -1,0 +1,156 @@
+"""Small trainings of every method, on any device and in any precision, on crops that are drawn on the CPU."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from models.methods import registry
+from models.methods.base import Method, PretrainTask
+from reproduce.config.schema import Network, Optimizer
+from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm, wrap_for_distributed
+from reproduce.engine.distributed.collectives import world_size
+from reproduce.engine.loop import Trainer
+from reproduce.engine.nan_guard import FiniteGuard
+from reproduce.engine.optimizer import build_optimizer
+from reproduce.engine.precision import autocast, loss_scaler
+from tests.host_sync import NoHostSync
+
+Batch = tuple[list[Tensor], Tensor]
+
+BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 8, 4, 8
+NUM_IMAGES = BATCH * STEPS_PER_EPOCH
+CLUSTERING = {"num_prototypes": 6, "num_heads": 3, "num_banks": 2, "temperature": 0.1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "swav": {
+        "num_prototypes": 12, "temperature": 0.1, "epsilon": 0.05, "num_sinkhorn_iterations": 3,
+        "freeze_prototypes_epochs": 1, "train_prototypes": True, "hard_assignments": False, "queue_length": 2 * BATCH,
+        "queue_start_epochs": 0,
+    },
+    "deepcluster_v2": {**CLUSTERING, "num_kmeans_iterations": 10},
+    "sela_v2": {
+        **CLUSTERING, "epsilon": 0.05, "sinkhorn_tolerance": 1e-3, "max_sinkhorn_iterations": 1000,
+        "freeze_prototypes_epochs": 1,
+    },
+    "simclr": {"temperature": 0.1},
+    "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "supervised": {},
+}  # fmt: skip
+SIZES_PX = {"moco": (40, 40), "supervised": (40,)}
+"""Sizes of a method's crops, unless they are `MULTI_CROP`."""
+MULTI_CROP = (40, 40, 24, 24)
+
+
+@dataclass
+class Training:
+    """A method's network under its trainer, with a batch for each step."""
+
+    net: nn.Module
+    """The network as built; the trained one may be wrapped in DDP."""
+    method: Method
+    trainer: Trainer[Batch]
+    batches: list[Batch]
+
+    def losses(self, first_step: int, num_steps: int) -> list[Tensor]:
+        """Take the steps from `first_step` on, and return their losses, which stay on the device."""
+        steps = range(first_step, first_step + num_steps)
+        return [self.trainer.train_step(self.batches[step], step)[0].loss.detach() for step in steps]
+
+
+def sizes_px(name: str) -> tuple[int, ...]:
+    """The size of each of a method's crops."""
+    return SIZES_PX.get(name, MULTI_CROP)
+
+
+def draw_batches(sizes: Sequence[int], num: int, device: torch.device, dtype: torch.dtype, seed: int) -> list[Batch]:
+    """Crops of noise of the given sides, channels-last, and labels; the same on every device."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(BATCH) % 4).to(device)
+
+    def crop(size: int) -> Tensor:
+        drawn = torch.randn(BATCH, 3, size, size, generator=draw).to(device, dtype)
+        return drawn.contiguous(memory_format=torch.channels_last)
+
+    return [([crop(size) for size in sizes], labels) for _ in range(num)]
+
+
+def build_training(
+    name: str,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+    sizes: Sequence[int] = (),
+    num_batches: int = 4,
+    lr: float = 0.02,
+    groups: BatchNormGroups | None = None,
+    activation_checkpointing: bool = False,
+    **changes: Any,
+) -> Training:
+    """A training before its first step. `dtype` is that of weights and crops; `changes` are of the method's config.
+
+    The learning rate is low: noise has nothing to learn, and every difference in rounding would grow.
+    """
+    sizes = sizes or sizes_px(name)
+    config, build = registry.parse_config({"name": name, **CONFIGS[name], **changes})
+    torch.manual_seed(0)
+    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
+    net = net.to(device, dtype).to(memory_format=torch.channels_last)
+    net.activation_checkpointing = activation_checkpointing
+    method = build(config, net, NUM_IMAGES, BATCH)
+    groups = groups or BatchNormGroups(world_size())
+    trained = wrap_for_distributed(net, groups)  # in DDP, if there is a process group
+    for network in method.extra_networks:
+        convert_batchnorm(network, groups)
+    sampler = StepSampler(NUM_IMAGES, BATCH, NUM_EPOCHS, seed=0)
+    extra_epoch = (crops for crops, _ in draw_batches(sizes, STEPS_PER_EPOCH, device, dtype, seed=2))
+    with autocast(precision, device.type):
+        method.on_train_start(trained, sampler, extra_epoch)
+    trainer: Trainer[Batch] = Trainer(
+        task=PretrainTask(trained, method, precision),
+        optimizer=build_optimizer(net.parameters(), Optimizer(lr=lr)),
+        learning_rates=lambda _: [lr],
+        scaler=loss_scaler(precision),
+        guard=FiniteGuard(lambda _: pytest.fail("a loss is not finite")),
+    )
+    return Training(net, method, trainer, draw_batches(sizes, num_batches, device, dtype, seed=1))
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    """The gradient of each parameter that has one, on the CPU in double precision."""
+    return {name: p.grad.cpu().double() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def assert_close_to(found: Tensor, exact: Tensor, tolerance: float) -> None:
+    """Assert that the difference is at most `tolerance` of the exact value's norm."""
+    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
+    assert found.shape == exact.shape
+    assert float((found - exact).norm()) <= tolerance * float(exact.norm()), f"{found} is not {exact}"
+
+
+@contextmanager
+def no_host_sync(device: torch.device) -> Iterator[None]:
+    """A context in which whatever makes the host wait for the device raises an error."""
+    if device.type != "cuda":
+        check = FiniteGuard.check
+
+        def on_the_host(guard: FiniteGuard) -> None:
+            """On a GPU, the flag that it reads was copied to the host during the step before."""
+            with _disable_current_modes():
+                check(guard)
+
+        with mock.patch.object(FiniteGuard, "check", on_the_host), NoHostSync():  # type: ignore[no-untyped-call]
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
