@@ -1,5 +1,6 @@
 """gpu-bench runs at a tiny size on any device, and its tables say what was measured and what was not."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from tests.benchmarks.gpu import parts, steps
 from tests.benchmarks.gpu.sizes import TINY
 from tests.benchmarks.gpu.table import NOT_MEASURED, page_section, render
 
-ONLY_ON_A_GPU = {"idle_share", "launches"}
-
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -25,23 +24,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_measurement_is_made(device: torch.device, measured: dict[str, Any]) -> None:
-    failed = set(measured["failed"]) - (set() if parts_installed() else {"faster_rcnn"})
-    assert not failed, measured["failed"]
+    assert not measured["failed"]
     assert all(value > 0 for name, value in measured["measured"].items() if not name.endswith("idle_share"))
     text = render([measured])
     missing = [line for line in text.splitlines() if NOT_MEASURED in line]
     allowed = 0 if device.type == "cuda" else 2 * len(TINY.num_images)  # launches and idle share
-    assert len(missing) <= allowed + (not parts_installed()), text
+    assert len(missing) == allowed + (importlib.util.find_spec("detectron2") is None), text
     assert measured["hardware"] in text
-
-
-def parts_installed() -> bool:
-    """Whether Detectron2 is installed, without which there is no Faster R-CNN."""
-    try:
-        import detectron2  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def test_a_measurement_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

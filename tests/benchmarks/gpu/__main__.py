@@ -131,7 +131,7 @@ def run(size_name: str, pictures: str, out: Path, seconds: float = float("inf"))
             else:
                 content["measured"] |= found
                 shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-                print(f"{time.monotonic() - started:.0f} s: {name}: {shown or 'not on this device'}", flush=True)
+                print(f"{time.monotonic() - started:.0f} s: {name}: {shown or 'not possible here'}", flush=True)
             write_json(out, content)
             gc.collect()
             if device().type == "cuda":

@@ -1,5 +1,6 @@
 """What a GPU does beside training steps: optimizer, features, neighbors, checkpoints, detectors."""
 
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -129,5 +130,7 @@ def detr(size: Size) -> dict[str, float]:
 
 
 def faster_rcnn(size: Size) -> dict[str, float]:
-    """Return the speed of Faster R-CNN."""
+    """Return the speed of Faster R-CNN; {} without Detectron2."""
+    if importlib.util.find_spec("detectron2") is None:
+        return {}
     return detector(faster_rcnn_step, "faster_rcnn", size.rcnn_images, size)
