@@ -35,7 +35,7 @@ def test_features_of_center_crops(device: torch.device, data: Path) -> None:
 
     def features(net: ResNet, where: torch.device, dtype: torch.dtype) -> Tensor:
         batches = center_crop_batches(
-            images, 46, 40, Normalize([0.5] * 3, [0.2] * 3),
+            images, 46, 40, "bilinear", Normalize([0.5] * 3, [0.2] * 3),
             batch_size=8, num_workers=0, device=where, on_unreadable=lambda _: None,
         )  # fmt: skip
         with torch.no_grad():
