@@ -1,28 +1,24 @@
 """Estimate the memory that a recipe needs on each GPU: `python -m reproduce.memory > docs/memory.md`, on any machine.
 
-The forward pass runs on fake tensors, which have shapes and dtypes only, and the tensors that it saves for the backward
-pass are counted. Convolution workspaces, the allocator's fragmentation and NCCL's buffers are not included.
+`reproduce.engine.memory` says what is counted.
 """
 
+import importlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to get autocast's dtypes, too
+from torch import nn
 
 from models.methods import registry
 from reproduce.config.compose import compose
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
-from reproduce.engine.precision import autocast
+from reproduce.engine.memory import MemoryEstimate, estimate_step
 from reproduce.errors import run_cli
 
 NUM_IMAGENET_CLASSES = 1000
-
-BYTES_PER_WEIGHT = 16
-"""fp32: the weight, its gradient, its momentum, and its share of DDP's buckets."""
 
 NUM_GPUS = {
     "swav_400ep_2x224": (64, 8),
@@ -35,6 +31,8 @@ NUM_GPUS = {
     "swav_w5_400ep": (128, 32, 16),
 }
 """Recipes that differ in memory, with the paper's number of GPUs and smaller ones."""
+DETECTORS = {"voc_detection": (8, 4, 2, 1), "coco_detr": (16, 8, 4, 1)}
+"""Evaluations that train a detector, with the paper's number of GPUs and smaller ones."""
 
 INTRODUCTION = """# Memory per GPU
 
@@ -52,49 +50,53 @@ Convolution workspaces, the allocator's fragmentation and NCCL's buffers are not
 """
 """The text of docs/memory.md above the rows of its table."""
 
+DETECTOR_INTRODUCTION = """
+## Detectors
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """The memory of one process, in GB (1e9 bytes)."""
+They train in fp32 at scale paper, on as many GPUs as the papers' (the first row of each). The sums are for a batch of
+images of the largest training size, 800 x 1333; a batch of wide and tall images is padded to a square, and needs up to
+1.7 times the activations of the trunk. A run stops before it reads data if its GPU has less memory than the sum.
+`CLUSTER_OPTIONS=detector_processes=N` sets another number of GPUs.
 
-    images_per_gpu: int
-    weights_gb: float
-    activations_gb: float
-
-    @property
-    def sum_gb(self) -> float:
-        """The sum of weights and activations."""
-        return self.weights_gb + self.activations_gb
+| evaluation | batch | GPUs | images per GPU | fp32: sum GB | bf16: sum GB |
+|---|--:|--:|--:|--:|--:|
+"""
+"""The text above the rows of the second table."""
 
 
 def estimate_memory(cfg: DictConfig, num_processes: int, *, activation_checkpointing: bool) -> MemoryEstimate:
     """Estimate the memory of one of `num_processes` processes at the end of the pretraining's forward pass."""
     images_per_gpu = cfg.batch_size // num_processes
-    with FakeTensorMode():
+
+    def build() -> tuple[nn.Module, Callable[[], object]]:
         method, _ = registry.parse_config(cfg.method)
         net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method, NUM_IMAGENET_CLASSES)
         net.activation_checkpointing = activation_checkpointing
         crops = [torch.empty(images_per_gpu, 3, v.size_px, v.size_px) for v in cfg.crops.views for _ in range(v.num)]
-        saved: dict[int, torch.UntypedStorage] = {}
 
-        def save(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            saved[storage._cdata] = storage  # keeps it alive, so that no other gets its address
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), autocast(cfg.precision, "cpu"):
+        def forward() -> object:
             embeddings, scores = net(crops)
-            torch.log_softmax((embeddings if scores is None else scores).float(), dim=1)  # stands for the loss
-        for tensor in net.state_dict(keep_vars=True).values():
-            saved.pop(tensor.untyped_storage()._cdata, None)
-        num_weights = sum(weight.numel() for weight in net.parameters())
-    return MemoryEstimate(images_per_gpu, BYTES_PER_WEIGHT * num_weights / 1e9, sum(map(len, saved.values())) / 1e9)
+            return torch.log_softmax((embeddings if scores is None else scores).float(), dim=1)  # stands for the loss
+
+        return net, forward
+
+    return estimate_step(images_per_gpu, cfg.precision, build)
+
+
+def estimate_detector_memory(evaluation: str, num_processes: int, precision: str) -> MemoryEstimate:
+    """Estimate the memory of one of `num_processes` processes that train a detector from a ResNet-50."""
+    module = importlib.import_module(f"evals.{evaluation}")
+    cfg = compose("evaluate", [f"eval={evaluation}", "scale=paper", "checkpoint=any"])
+    protocol = to_dataclass(cfg.protocol, module.ProtocolConfig, "protocol")
+    estimate: MemoryEstimate = module.estimate_memory(protocol, num_processes, precision)
+    return estimate
 
 
 def page() -> str:
     """Return the text of docs/memory.md."""
     rows = [row(name, num_gpus) for name, counts in NUM_GPUS.items() for num_gpus in counts]
-    return INTRODUCTION + "".join(f"{each}\n" for each in rows)
+    detectors = [detector_row(name, num_gpus) for name, counts in DETECTORS.items() for num_gpus in counts]
+    return "\n".join([INTRODUCTION + "\n".join(rows), DETECTOR_INTRODUCTION + "\n".join(detectors)]) + "\n"
 
 
 def row(experiment: str, num_gpus: int) -> str:
@@ -105,6 +107,15 @@ def row(experiment: str, num_gpus: int) -> str:
     return (
         f"| {experiment} | {cfg.batch_size} | {num_gpus} | {plain.images_per_gpu} | {plain.weights_gb:.1f} | "
         f"{plain.activations_gb:.1f} | {plain.sum_gb:.1f} | {checkpointed.sum_gb:.1f} |"
+    )
+
+
+def detector_row(evaluation: str, num_gpus: int) -> str:
+    """Return the table row of one detector and number of GPUs."""
+    fp32, bf16 = (estimate_detector_memory(evaluation, num_gpus, precision) for precision in ("fp32", "bf16"))
+    batch_size = fp32.images_per_gpu * num_gpus
+    return (
+        f"| {evaluation} | {batch_size} | {num_gpus} | {fp32.images_per_gpu} | {fp32.sum_gb:.1f} | {bf16.sum_gb:.1f} |"
     )
 
 

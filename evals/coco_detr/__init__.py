@@ -1,13 +1,15 @@
 """Finetuning of DETR on COCO from a trunk (B.4, Table 5; Table 3's last column)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evals.coco_detr import memory
 from evals.coco_detr.detector import Detr, TransformerConfig
-from evals.coco_detr.losses import LossWeights, Target, corners, losses
+from evals.coco_detr.losses import LossWeights, Target, class_loss_groups, corners, losses
 from evals.coco_detr.metrics import average_precision, detection_examples
 from evals.coco_detr.transforms import TransformConfig, test_images, train_batches
 from evals.context import EvalContext
@@ -18,6 +20,7 @@ from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, build_nan_guard, resume
+from reproduce.engine.memory import MemoryEstimate, require_gpu_memory
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import write_examples
 from reproduce.errors import UserError
@@ -32,7 +35,8 @@ class ProtocolConfig:
 
     Learning rates (`lr_backbone` is the trunk's) are for a batch of `base_batch_size`; another `batch_size` scales them
     in proportion. After `lr_drop_epoch` epochs they are multiplied by `lr_factor`. Average precision is computed every
-    `validate_every_epochs` and after the last epoch.
+    `validate_every_epochs` and after the last epoch. The class loss is a mean over the queries of
+    `class_loss_group_size` images (None: of the whole batch), averaged over these groups.
     """
 
     name: str
@@ -48,12 +52,19 @@ class ProtocolConfig:
     validate_every_epochs: int
     transformer: TransformerConfig
     loss_weights: LossWeights
+    class_loss_group_size: int | None
     transforms: TransformConfig
 
 
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
-    """Finetune the detector; return COCO's average precision in percent after the last epoch (`metrics.METRICS`)."""
+    """Finetune the detector; return COCO's average precision in percent after the last epoch (`metrics.METRICS`).
+
+    Raises `UserError` before any data is read if the GPU is too small, or if the processes can't form the groups of the
+    class loss.
+    """
     run, cfg = context.run, context.cfg
+    class_loss_groups(protocol.batch_size // world_size(), protocol.class_loss_group_size)
+    require_gpu_memory(partial(estimate_memory, protocol, world_size(), cfg.precision, trunk.num_features / 2048))
     train, val = _read_splits(context)
     torch.manual_seed(cfg.seed)
     net = Detr(trunk, protocol.transformer, train.num_classes).to(device())
@@ -88,6 +99,15 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     trainer.train(batches, first_step, protocol.epochs * steps_per_epoch)
     # A run that was killed between its last checkpoint and its result has trained, but not validated.
     return task.metrics or validate(net, val, protocol.transforms, context)
+
+
+def estimate_memory(
+    protocol: ProtocolConfig, num_processes: int, precision: str, trunk_width: float = 1
+) -> MemoryEstimate:
+    """Estimate the memory of a step in each process, on a batch of images of the largest training size."""
+    height, width = max(protocol.transforms.train_sizes_px), protocol.transforms.max_size_px
+    share = protocol.batch_size // num_processes
+    return memory.estimate_memory(protocol.transformer, share, height, width, precision, trunk_width)
 
 
 def _read_splits(context: EvalContext) -> tuple[CocoSplit, CocoSplit]:
@@ -128,8 +148,9 @@ class DetrTask(TrainTask[Batch]):
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Compute the loss of this rank's images; see `detr_loss`."""
         with autocast(self.context.cfg.precision):
+            seed_and_step, group_size = (self.context.cfg.seed, step), self.protocol.class_loss_group_size
             return StepOutput(
-                detr_loss(self.net_on_all_ranks, batch, self.protocol.loss_weights, (self.context.cfg.seed, step))
+                detr_loss(self.net_on_all_ranks, batch, self.protocol.loss_weights, seed_and_step, group_size)
             )
 
     def validate(self, num_steps_done: int) -> dict[str, float]:
@@ -155,8 +176,14 @@ def learning_rates(protocol: ProtocolConfig, epoch: int) -> list[float]:
     return [lr * factor for lr in (protocol.lr, protocol.lr_backbone)]
 
 
-def detr_loss(net: nn.Module, batch: Batch, weights: LossWeights, seed_and_step: tuple[int, int]) -> Tensor:
-    """Return the sum of all decoder layers' losses on a batch.
+def detr_loss(
+    net: nn.Module,
+    batch: Batch,
+    weights: LossWeights,
+    seed_and_step: tuple[int, int],
+    class_loss_group_size: int | None = None,
+) -> Tensor:
+    """Return the sum of all decoder layers' losses on a batch; `losses` explains `class_loss_group_size`.
 
     Dropout is seeded from seed, step and rank, so that a run that resumes with as many processes draws the same.
     """
@@ -165,7 +192,7 @@ def detr_loss(net: nn.Module, batch: Batch, weights: LossWeights, seed_and_step:
     logits, boxes = net(images, padding)
     with torch.autocast(images.device.type, enabled=False):
         logits, boxes = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (logits, boxes))
-        return losses(logits, boxes, targets, weights).sum()
+        return losses(logits, boxes, targets, weights, class_loss_group_size).sum()
 
 
 @torch.no_grad()

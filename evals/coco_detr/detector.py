@@ -48,11 +48,24 @@ class Backbone(nn.Module):
         return trunk.layer4(trunk.layer3(trunk.layer2(x)))
 
 
+class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]
+    """BatchNorm by its running statistics, none of which ever changes. The output has the input's dtype.
+
+    torchvision's multiplies by fp32 buffers, so under autocast every activation of the trunk would become fp32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `(N, C, H, W)` per channel."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(-1, 1, 1).to(x.dtype) + shift.view(-1, 1, 1).to(x.dtype)
+
+
 def freeze_batchnorm(module: nn.Module) -> None:
     """Replace every BatchNorm below `module` by one that applies its running statistics and never changes."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            frozen = FrozenBatchNorm(child.num_features, child.eps)
             frozen.load_state_dict(child.state_dict())
             setattr(module, name, frozen.to(child.weight))
         else:

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
-from reproduce.engine.distributed.collectives import all_reduce_mean
-from reproduce.errors import TrainingFailed
+from reproduce.engine.distributed.collectives import all_gather, all_reduce_mean, rank, world_size
+from reproduce.errors import TrainingFailed, UserError
 
 
 @dataclass
@@ -30,67 +32,119 @@ class Target:
     boxes: Tensor
 
 
-Match = tuple[Tensor, Tensor]
-"""For one image: indices of queries, and of the objects that they are matched to."""
-
-
 def corners(boxes: Tensor) -> Tensor:
     """Convert boxes `(..., 4)` from center, width and height to left, top, right, bottom."""
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
 @torch.no_grad()
-def match_queries(logits: Tensor, boxes: Tensor, targets: list[Target], weights: LossWeights) -> list[Match]:
-    """Return the cheapest matching of queries to objects for each image; every object gets a query of its own.
+def match_queries(logits: Tensor, boxes: Tensor, targets: list[Target], weights: LossWeights) -> Tensor:
+    """Return the cheapest matching of queries to objects in each decoder layer, `(3, layers, num_matches)` int64.
 
-    `logits (N, Q, classes + 1)`, `boxes (N, Q, 4)`. The cost of a pair is the weighted sum of minus the probability of
-    the object's class, the L1 distance of the boxes, and minus their generalized IoU. Raises `TrainingFailed` if a cost
-    is not finite.
+    The three are the indices of image, query and object; objects count through the batch, image by image. Every object
+    gets a query of its own. `logits (layers, N, Q, classes + 1)`, `boxes (layers, N, Q, 4)`. The cost of a pair is the
+    weighted sum of minus the probability of the object's class, the L1 distance of the boxes, and minus their
+    generalized IoU. The device is read once, for all costs, and written once, with all indices. Raises `TrainingFailed`
+    if a cost is not finite.
     """
-    found = []
-    for probabilities, predicted, target in zip(logits.softmax(-1), boxes, targets, strict=True):
-        cost = (
-            -weights.classes * probabilities[:, target.labels]
-            + weights.l1 * torch.cdist(predicted, target.boxes, p=1)
-            - weights.giou * generalized_box_iou(corners(predicted), corners(target.boxes))
-        ).cpu()
-        if not cost.isfinite().all():
-            raise TrainingFailed("the detector's boxes are not finite: lower protocol.lr")
-        rows, columns = linear_sum_assignment(cost)
-        found.append((torch.as_tensor(rows), torch.as_tensor(columns)))
-    return found
+    labels = pad_sequence([target.labels for target in targets], batch_first=True)
+    objects = pad_sequence([target.boxes for target in targets], batch_first=True, padding_value=1)  # a valid box
+    shape = (*logits.shape[:3], labels.shape[1])
+    cost = (
+        -weights.classes * logits.softmax(-1).gather(-1, labels.unsqueeze(1).expand(shape))
+        + weights.l1 * torch.cdist(boxes, objects, p=1)
+        - weights.giou * generalized_box_iou(corners(boxes), corners(objects))
+    )
+    costs = cost.cpu().numpy()
+    matches: list[list[np.ndarray]] = [[] for _ in costs]
+    num_before = 0
+    for image, target in enumerate(targets):
+        num_objects = len(target.labels)
+        for layer, found in enumerate(matches):
+            pairs = costs[layer, image, :, :num_objects]
+            if not np.isfinite(pairs).all():
+                raise TrainingFailed("the detector's boxes are not finite: lower protocol.lr")
+            rows, columns = linear_sum_assignment(pairs)
+            found.append(np.stack([np.full_like(rows, image), rows, num_before + columns]))
+        num_before += num_objects
+    indices = torch.from_numpy(np.stack([np.concatenate(found, axis=1) for found in matches], axis=1))
+    return (indices.pin_memory() if logits.is_cuda else indices).to(logits.device, non_blocking=True)
 
 
-def losses(logits: Tensor, boxes: Tensor, targets: list[Target], weights: LossWeights) -> Tensor:
+def class_loss_groups(images_per_rank: int, group_size: int | None) -> tuple[int, int]:
+    """Return into how many groups of `group_size` images a rank's images fall, and how many ranks share a group.
+
+    None is one group of all ranks. Raises `UserError` if neither a rank's images nor a group
+    is a multiple of the other.
+    """
+    if group_size is None:
+        return 1, world_size()
+    if images_per_rank % group_size == 0:
+        return images_per_rank // group_size, 1
+    num_ranks = group_size // images_per_rank
+    if group_size % images_per_rank or world_size() % num_ranks:
+        raise UserError(
+            f"protocol.class_loss_group_size {group_size} can't be formed by {world_size()} processes of "
+            f"{images_per_rank} images: take another number of processes, or null for the whole batch"
+        )
+    return 1, num_ranks
+
+
+def _mean_over_group(values: Tensor, num_ranks: int) -> Tensor:
+    """Average over the ranks that share a group: consecutive ones. A collective unless each rank has its own."""
+    if num_ranks == 1:
+        return values
+    if num_ranks == world_size():
+        return all_reduce_mean(values)
+    first = rank() // num_ranks * num_ranks
+    return all_gather(values)[first : first + num_ranks].mean(0)
+
+
+def losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: list[Target],
+    weights: LossWeights,
+    class_loss_group_size: int | None = None,
+) -> Tensor:
     """Return the weighted losses of every decoder layer, each under its own matching: `(layers, 3)` class, L1, GIoU.
 
-    `logits (layers, N, Q, classes + 1)`, `boxes (layers, N, Q, 4)`. The cross-entropy is a weighted mean over all
-    queries; the other two are sums over objects, divided by their number. Both denominators count the batch of all
-    ranks, so that the mean of the ranks' losses is the loss of one process. (The original divides the cross-entropy by
-    each GPU's own weights.)
+    `logits (layers, N, Q, classes + 1)`, `boxes (layers, N, Q, 4)`. The boxes' losses are sums over objects, divided by
+    the number of objects of all ranks. The cross-entropy is a weighted mean over the queries of
+    `class_loss_group_size` images, averaged over such groups; None is one group of all ranks' images. (The original
+    has a group per GPU: 4 images.) The mean of the ranks' losses is the loss that one process would compute.
     """
+    num_layers, num_images = logits.shape[:2]
+    num_groups, num_ranks = class_loss_groups(num_images, class_loss_group_size)
+    labels = torch.cat([target.labels for target in targets])
+    targets = [Target(target.labels, target.boxes.to(boxes.dtype)) for target in targets]
+    num_objects = all_reduce_mean(logits.new_full((), len(labels))).clamp(min=1)
+
+    image, query, matched = match_queries(logits, boxes, targets, weights).unbind()
+    layer = torch.arange(num_layers, device=logits.device).unsqueeze(1)
+    classes = logits.new_full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.long)
+    classes[layer, image, query] = labels[matched]
+    predicted, true = boxes[layer, image, query], torch.cat([target.boxes for target in targets])[matched]
+
     per_class = logits.new_ones(logits.shape[-1])
     per_class[-1] = weights.no_object
-    num_objects = all_reduce_mean(logits.new_tensor(float(sum(len(target.labels) for target in targets)))).clamp(min=1)
-    targets = [Target(target.labels, target.boxes.to(boxes.dtype)) for target in targets]
-    layer_losses = []
-    for layer_logits, layer_boxes in zip(logits, boxes, strict=True):
-        matches = match_queries(layer_logits, layer_boxes, targets, weights)
-        classes = layer_logits.new_full(layer_logits.shape[:2], layer_logits.shape[-1] - 1, dtype=torch.long)
-        for row, target, (queries, objects) in zip(classes, targets, matches, strict=True):
-            row[queries] = target.labels[objects]
-        predicted = torch.cat([each[queries] for each, (queries, _) in zip(layer_boxes, matches, strict=True)])
-        true = torch.cat([target.boxes[objects] for target, (_, objects) in zip(targets, matches, strict=True)])
-        entropy = F.cross_entropy(layer_logits.flatten(0, 1), classes.flatten(), per_class, reduction="sum")
-        layer_losses.append(
-            torch.stack(
-                [
-                    weights.classes * entropy / all_reduce_mean(per_class[classes].sum()),
-                    weights.l1 * F.l1_loss(predicted, true, reduction="sum") / num_objects,
-                    weights.giou
-                    * generalized_box_iou_loss(corners(predicted), corners(true), reduction="sum")
-                    / num_objects,
-                ]
-            )
+    entropies, totals = [], []
+    for group_logits, group_classes in zip(
+        logits.unflatten(1, (num_groups, -1)).flatten(0, 1),
+        classes.unflatten(1, (num_groups, -1)).flatten(0, 1),
+        strict=True,
+    ):
+        entropies.append(
+            F.cross_entropy(group_logits.flatten(0, 1), group_classes.flatten(), per_class, reduction="sum")
         )
-    return torch.stack(layer_losses)
+        totals.append(per_class[group_classes].sum())
+    total = _mean_over_group(torch.stack(totals), num_ranks)
+    entropy = (weights.classes * torch.stack(entropies) / total).unflatten(0, (num_layers, num_groups)).mean(1)
+    l1 = [F.l1_loss(*pair, reduction="sum") for pair in zip(predicted, true, strict=True)]
+    giou = [
+        generalized_box_iou_loss(corners(ours), corners(theirs), reduction="sum")
+        for ours, theirs in zip(predicted, true, strict=True)
+    ]
+    return torch.stack(
+        [entropy, weights.l1 * torch.stack(l1) / num_objects, weights.giou * torch.stack(giou) / num_objects], dim=1
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from evals.context import EvalContext
+from evals.voc_detection import memory
 from evals.voc_detection.compatibility import (
     BUILD,
     CfgNode,
@@ -30,6 +31,7 @@ from reproduce.data.pipeline.dataloader import build_dataloader
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_mean, all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.loop import StepLogger, build_nan_guard, resume
+from reproduce.engine.memory import MemoryEstimate, require_gpu_memory
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox, example_indices, write_examples
 from reproduce.errors import UserError
@@ -37,7 +39,7 @@ from reproduce.errors import UserError
 
 @dataclass
 class ProtocolConfig:
-    """The keys of conf/eval/voc_detection.yaml. `detectron2` overrides Detectron2's default config.
+    """The keys of conf/eval/voc_detection*.yaml. `detectron2` overrides Detectron2's default config.
 
     The learning rate is for a batch of `base_batch_size`; another `batch_size` scales it in proportion.
     """
@@ -51,19 +53,26 @@ class ProtocolConfig:
 def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Return `ap`, `ap50` and `ap75` in percent on the test split, by Detectron2's evaluator; {} on ranks other than 0.
 
-    The whole network trains, with BatchNorm synchronized over ranks. Before the test, BatchNorm's statistics are
-    recomputed (`TEST.PRECISE_BN`). All draws are seeded from seed, step and rank, so that a run that resumes with as
-    many processes equals an uninterrupted one.
+    Unless the protocol freezes it, BatchNorm trains too, synchronized over ranks, and its statistics are recomputed
+    before the test (`TEST.PRECISE_BN`). All draws are seeded from seed, step and rank, so that a run that resumes with
+    as many processes equals an uninterrupted one. Raises `UserError` before any data is read if the GPU is too small.
     """
     cfg = build_config(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
     cfg.SOLVER.BASE_LR *= context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     context.run.provenance["detectron2"] = BUILD
+    require_gpu_memory(lambda: memory.estimate_memory(cfg, protocol.batch_size // world_size(), context.cfg.precision))
     train, test = read_images(context)
     torch.manual_seed(context.cfg.seed)
     detector = build_detector(cfg, trunk)
     fit(detector, train, cfg, context)
     return validate(detector, test, cfg, context)
+
+
+def estimate_memory(protocol: ProtocolConfig, num_processes: int, precision: str) -> MemoryEstimate:
+    """Estimate the memory of a step in each process, from a ResNet-50."""
+    cfg = build_config(protocol.detectron2, ResNet())
+    return memory.estimate_memory(cfg, protocol.batch_size // num_processes, precision)
 
 
 def read_images(context: EvalContext) -> tuple[list[VocImage], list[VocImage]]:

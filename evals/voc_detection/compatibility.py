@@ -51,7 +51,7 @@ with warnings.catch_warnings():
     from detectron2.evaluation import PascalVOCDetectionEvaluator
     from detectron2.evaluation.pascal_voc_evaluation import voc_ap
     from detectron2.layers import get_norm
-    from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+    from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
     from detectron2.modeling.roi_heads import Res5ROIHeads
     from detectron2.solver import build_lr_scheduler, build_optimizer
     from detectron2.structures import Boxes, BoxMode, Instances
@@ -70,6 +70,7 @@ precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
 
 __all__ = [
     "BUILD",
+    "META_ARCH_REGISTRY",
     "ROI_HEADS_REGISTRY",
     "BoxMode",
     "Boxes",

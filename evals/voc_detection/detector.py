@@ -54,7 +54,10 @@ def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
     if type(trunk.maxpool) is not nn.MaxPool2d:
         raise UserError("Detectron2's ResNet can't pad the first pooling as TensorFlow does, and this trunk needs it")
     detector: nn.Module = build_model(cfg)
-    missing, unexpected = detector.load_state_dict(to_detectron2_names(trunk), strict=False)
+    weights = to_detectron2_names(trunk)
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":  # which counts no batches
+        weights = {name: value for name, value in weights.items() if not name.endswith(".num_batches_tracked")}
+    missing, unexpected = detector.load_state_dict(weights, strict=False)
     not_loaded = [name for name in missing if not name.startswith(HEAD_PREFIXES)]
     if not_loaded or unexpected:
         raise UserError(

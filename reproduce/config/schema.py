@@ -77,6 +77,8 @@ class Cluster:
     """What starts runs: `local` (this machine), `slurm` or `kubernetes`."""
     num_processes: int = 1
     """Processes of a run, on all its machines together."""
+    detector_processes: int = 1
+    """Processes of an evaluation that trains a detector; unless set, as many as in the protocol's paper."""
     processes_per_node: int = 0
     """The most processes that one machine takes; 0 sets no limit."""
     gpus_per_process: int = 0

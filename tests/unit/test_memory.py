@@ -1,14 +1,23 @@
 """The arithmetic of memory, against real tensors and against the page that states it."""
 
+import importlib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from evals import coco_detr
+from evals.coco_detr.detector import Detr
 from models.networks.heads import MultiCropNet
+from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
-from reproduce.engine import precision
-from reproduce.memory import INTRODUCTION, estimate_memory, row
+from reproduce.config.validate import to_dataclass
+from reproduce.engine import memory, precision
+from reproduce.errors import UserError
+from reproduce.memory import DETECTOR_INTRODUCTION, INTRODUCTION, detector_row, estimate_memory, row
 
 
 def test_memory_estimate_matches_a_forward_pass() -> None:
@@ -49,3 +58,61 @@ def test_the_page_says_what_is_counted() -> None:
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
     assert page.startswith(INTRODUCTION)
     assert row("swav_800ep", 8) in page
+
+
+@pytest.fixture(scope="module")
+def small_detr() -> coco_detr.ProtocolConfig:
+    asked = ["eval=coco_detr", "scale=smoke", "checkpoint=x", "protocol.transforms.max_size_px=96"]
+    return to_dataclass(compose("evaluate", asked).protocol, coco_detr.ProtocolConfig, "protocol")
+
+
+def test_detr_estimate_matches_a_forward_pass(small_detr: coco_detr.ProtocolConfig) -> None:
+    counted = coco_detr.estimate_memory(small_detr, 2, "fp32", trunk_width=0.0625)
+    net = Detr(ResNet(0.0625), small_detr.transformer, num_classes=91).train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0  # a CPU's kernel with dropout keeps the attention matrices, which no GPU's does
+    own = {value.untyped_storage().data_ptr() for value in net.state_dict(keep_vars=True).values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net(torch.zeros(2, 3, 96, 96), torch.zeros(2, 96, 96, dtype=torch.bool))
+    assert counted.images_per_gpu == 2
+    assert counted.weights_gb == 20 * sum(weight.numel() for weight in net.parameters()) / 1e9
+    assert counted.activations_gb == sum(len(kept[at]) for at in kept.keys() - own) / 1e9
+
+
+@pytest.mark.parametrize("evaluation", ["coco_detr", "voc_detection"])
+def test_a_gpu_that_is_too_small_is_refused_before_data_is_read(
+    monkeypatch: pytest.MonkeyPatch, evaluation: str
+) -> None:
+    """All images of the paper's batch on one GPU; the context has no data that could be read."""
+    module = importlib.import_module(f"evals.{evaluation}")
+    cfg = compose("evaluate", [f"eval={evaluation}", "scale=paper", "checkpoint=x"])
+    context: Any = SimpleNamespace(cfg=cfg, run=SimpleNamespace(provenance={}), lr_scale=lambda *_: 1.0)
+    protocol = to_dataclass(cfg.protocol, module.ProtocolConfig, "protocol")
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: 24.0)
+    says = (
+        rf"{protocol.batch_size} images on each GPU need \d+ GB of its memory .*, and this one has 24 GB: .*detector_p"
+    )
+    with pytest.raises(UserError, match=says):
+        module.evaluate(ResNet(1), protocol, context)
+
+
+@pytest.mark.parametrize(("available_gb", "fits"), [(None, True), (3.1, True), (2.9, False)])
+def test_only_a_gpu_with_less_memory_than_needed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, available_gb: float | None, fits: bool
+) -> None:
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: available_gb)
+    with nullcontext() if fits else pytest.raises(UserError, match="need 3 GB"):
+        memory.require_gpu_memory(lambda: memory.MemoryEstimate(4, 1.0, 2.0))
+
+
+@pytest.mark.parametrize(("evaluation", "num_gpus"), [("coco_detr", 16), ("voc_detection", 8)])
+def test_the_page_says_what_a_detector_needs(evaluation: str, num_gpus: int) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    assert detector_row(evaluation, num_gpus) in page

@@ -131,18 +131,21 @@ def _summary(kind: RunKind, cfg: DictConfig) -> dict[str, Any]:
         "folder": str(run_dir(cfg)),
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
-        "num_nodes": _num_nodes(cfg.cluster),
+        "num_nodes": _num_nodes(cfg.cluster, "detector_processes" if kind == "evaluate" else "num_processes"),
         "data_config": cfg.data.name,
         "workload": dataclasses.asdict(workload.workload_of(cfg)),
     }
 
 
-def _num_nodes(cluster: Any) -> int:
-    """Return the number of machines of a run. Raises `UserError` if the processes cannot be spread evenly."""
+def _num_nodes(cluster: Any, option: str) -> int:
+    """Return the number of machines of a run. Raises `UserError` if the processes cannot be spread evenly.
+
+    `option` is the cluster option that sets the number of processes.
+    """
     nodes = math.ceil(cluster.num_processes / (cluster.processes_per_node or cluster.num_processes))
     if cluster.num_processes % nodes:
         raise UserError(
-            f"cluster.num_processes={cluster.num_processes} can't be spread evenly over machines of "
+            f"cluster.{option}={cluster.num_processes} can't be spread evenly over machines of "
             f"cluster.processes_per_node={cluster.processes_per_node}: make it a multiple of that"
         )
     if nodes > 1 and cluster.executor == "local":

@@ -166,8 +166,11 @@ class _Estimator:
         workload = run.workload
         data = self.facts.data.get(workload.dataset["source"])
         if data and (timed := self.facts.trainings.get(workload.method)):
-            hours = timed.hours * workload.epochs / timed.epochs
-            return RunCost(hours, timed.num_gpus, REFERENCE_GPU, "published", timed.source)
+            gpu_hours, num_gpus = timed.hours * timed.num_gpus * workload.epochs / timed.epochs, run.num_processes
+            if num_gpus == timed.num_gpus:
+                return RunCost(gpu_hours / num_gpus, num_gpus, REFERENCE_GPU, "published", timed.source)
+            source = f"{timed.source}; as many GPU-hours on {num_gpus} GPU{'s' if num_gpus > 1 else ''}"
+            return RunCost(gpu_hours / num_gpus, num_gpus, REFERENCE_GPU, "estimate", source)
         if data is None or workload.method not in self.facts.evaluations:
             return _unknown(f"nobody has published what {run.name} on {workload.dataset['source']} takes")
         parents = (self.plan.runs[name].workload.width for name in run.parents if name in self.plan.runs)

@@ -19,8 +19,9 @@ Source = Literal["scratch", "released"]
 Level = Literal["public weights", "own training"]
 """Whose networks a verdict is about: public checkpoints, or those of our own pretraining."""
 
-PRETRAINING_ONLY_OPTIONS = ("num_processes=", "processes_per_node=", "num_threads=")
-"""Cluster options that evaluations ignore: an evaluation is one process, with the threads that its config sets."""
+PRETRAINING_ONLY_OPTIONS = ("num_processes=", "num_threads=")
+"""Cluster options that evaluations ignore: their configs set the number of processes and threads. An evaluation is one
+process, unless it trains a detector (`detector_processes`)."""
 
 CACHE = Path(".cache")
 REPORTS = Path("reports")

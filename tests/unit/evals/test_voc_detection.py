@@ -28,8 +28,8 @@ from reproduce.errors import TrainingFailed, UserError
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
 
-def protocol(scale: str, *overrides: str) -> ProtocolConfig:
-    asked = ["eval=voc_detection", f"scale={scale}", "checkpoint=x", *overrides]
+def protocol(scale: str, *overrides: str, name: str = "voc_detection") -> ProtocolConfig:
+    asked = [f"eval={name}", f"scale={scale}", "checkpoint=x", *overrides]
     return to_dataclass(compose("evaluate", asked).protocol, ProtocolConfig, "protocol")
 
 
@@ -102,6 +102,58 @@ def test_the_recipe_to_the_letter() -> None:
     for step, lr in expected.items():
         scheduler.last_epoch = step
         assert scheduler.get_lr() == pytest.approx([lr])
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("voc_detection_moco", {"SOLVER.BASE_LR": 0.02, "SOLVER.WARMUP_FACTOR": 0.001, "SOLVER.WARMUP_ITERS": 100}),
+        (
+            "voc_detection_supervised",
+            {"SOLVER.BASE_LR": 0.02, "SOLVER.WARMUP_FACTOR": 0.001, "SOLVER.WARMUP_ITERS": 100},
+        ),
+        (
+            "voc_detection_pirl",
+            {
+                "MODEL.BACKBONE.FREEZE_AT": 2,
+                "MODEL.RESNETS.NORM": "FrozenBN",
+                "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+                "SOLVER.BASE_LR": 0.002,
+                "SOLVER.WARMUP_FACTOR": 0.001,
+                "TEST.PRECISE_BN.ENABLED": False,
+            },
+        ),
+    ],
+)
+def test_what_the_other_papers_protocols_change(name: str, changes: dict[str, Any]) -> None:
+    swav, other = (flat(protocol("paper", name=each).detectron2) for each in ("voc_detection", name))
+    assert {key: value for key, value in other.items() if swav[key] != value} == changes
+    assert swav.keys() == other.keys()
+    assert protocol("paper", name=name).batch_size == 16
+
+
+def test_pirls_detector_has_frozen_batchnorm_and_no_extra_one() -> None:
+    trunk = random_trunk()
+    found: Any = (
+        build_detector(build_config(protocol("smoke", name="voc_detection_pirl").detectron2, trunk), trunk)
+        .train()
+        .double()
+    )
+    assert not [module for module in found.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(found.roi_heads.res5) == 3
+    trained = {name.split(".")[0] for name, value in found.backbone.named_parameters() if value.requires_grad}
+    assert trained == {"res3", "res4"}
+    images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+    seen: dict[str, Tensor] = {}
+    trunk.layer3[-1].register_forward_hook(lambda _m, _i, out: seen.update(res4=out))
+    trunk.double()(images)
+    torch.testing.assert_close(found.backbone(images)["res4"], seen["res4"], rtol=1e-12, atol=1e-12)
 
 
 def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:

@@ -86,6 +86,49 @@ def test_slurm_resources_of_a_pretraining(checkout: Path) -> None:
     assert not asked.keys() & {"gres", "slurm_partition", "slurm_account", "runtime"}
 
 
+def evaluation(name: str, cluster: str, *options: str) -> Plan:
+    request = Request((), "paper", data="/data", cluster=cluster, cluster_options=options)
+    return build.single_run_plan(request, "evaluate", name, "any")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "num_processes", "num_nodes"),
+    [
+        ("voc_detection", (), 8, 1),
+        ("voc_detection_pirl", ("num_processes=64", "processes_per_node=8"), 8, 1),
+        ("coco_detr", ("num_processes=64", "processes_per_node=8"), 16, 2),
+        ("coco_detr", ("processes_per_node=4", "detector_processes=4"), 4, 1),
+        ("knn", ("num_processes=64", "processes_per_node=8", "detector_processes=4"), 1, 1),
+    ],
+)
+def test_detectors_train_on_as_many_processes_as_the_papers(
+    checkout: Path, name: str, options: tuple[str, ...], num_processes: int, num_nodes: int
+) -> None:
+    (run,) = evaluation(name, "slurm", *options).runs.values()
+    assert (run.num_processes, run.num_nodes) == (num_processes, num_nodes)
+    assert run.run_id in evaluation(name, "local").runs
+
+
+def test_a_detector_requests_its_gpus_from_each_scheduler(checkout: Path) -> None:
+    plan = evaluation("coco_detr", "slurm", "processes_per_node=8")
+    read = as_read(plan, "coco_detr")
+    asked = slurm.resources(read, plan.cluster)
+    assert (asked["nodes"], asked["gres"], asked["cpus_per_task"]) == (2, "gpu:8", 8)
+    assert read["command"][3:8] == ["--nproc-per-node", "8", "--nnodes", "2", "reproduce.evaluate"]
+    plan = evaluation(
+        "coco_detr", "kubernetes", "kubernetes.image=x", "kubernetes.results_claim=y", "processes_per_node=8"
+    )
+    service, job = kubernetes_manifests.manifests(as_read(plan, "coco_detr"), plan.cluster, plan.data_root)
+    assert (service["kind"], job["spec"]["completions"]) == ("Service", 2)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+
+
+def test_a_detector_that_cannot_be_spread_evenly_names_its_own_option(checkout: Path) -> None:
+    with pytest.raises(UserError, match=r"cluster\.detector_processes=8 can't be spread evenly"):
+        evaluation("voc_detection", "slurm", "processes_per_node=3")
+
+
 def test_a_measurement_is_exclusive() -> None:
     run = {"kind": "measure", "cores": WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
     cluster = ConfigCache(Request((), "paper", cluster="slurm")).cluster

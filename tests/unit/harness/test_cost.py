@@ -61,6 +61,22 @@ def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     assert runs["swav_w4_400ep"].hours == pytest.approx(100 * 1_331_167 / 1261 / 3600 * 16)
 
 
+@pytest.mark.parametrize(("name", "hours", "num_gpus"), [("coco_detr", 72, 16), ("voc_detection", 3.6, 8)])
+def test_a_detector_costs_its_papers_gpu_hours_on_any_number_of_gpus(
+    checkout: Path, name: str, hours: float, num_gpus: int
+) -> None:
+    def single(*options: str) -> Plan:
+        return build.single_run_plan(Request((), "paper", cluster_options=options), "evaluate", name, "any")
+
+    priced = of(single(), name)
+    assert priced.hours == pytest.approx(hours)
+    assert (priced.num_gpus, priced.basis) == (num_gpus, "published")
+    fewer = of(single("detector_processes=4"), name)
+    assert fewer.gpu_hours == pytest.approx(hours * num_gpus)
+    assert (fewer.num_gpus, fewer.basis) == (4, "estimate")
+    assert fewer.source.endswith("; as many GPU-hours on 4 GPUs")
+
+
 def test_measured_cost_comes_first(checkout: Path, finish: Finish) -> None:
     plan = paper("table7", seeds=(0, 1))
     done = next(run for run in plan.runs.values() if run.name == "swav_800ep")
