@@ -98,7 +98,8 @@ def _tables(data: str | None, data_config: str | None) -> Iterator[Diagnosis]:
     has_gpu = isinstance(found := machine.list_gpus(), list) and bool(found)
     for scale in sorted(tables.scales(), reverse=True):
         chosen = [tables.load(name, scale) for name in tables.names(scale)]
-        evaluations = {column.eval for table in chosen for column in table.columns.values() if column.eval}
+        cells = [(table, row, key) for table in chosen for row in table.rows for key in table.columns]
+        evaluations = {name for table, row, key in cells if (name := table.eval_of(row, key))}
         own = (data, data_config) if scale == GPU_SCALE else (None, None)  # scale smoke makes its own
         here = Availability(scale, scale == GPU_SCALE and not has_gpu, _missing_data(scale, evaluations, *own))
         for table in chosen:
@@ -108,8 +109,8 @@ def _tables(data: str | None, data_config: str | None) -> Iterator[Diagnosis]:
 
 def _table(table: "Table", here: Availability) -> Diagnosis:
     subject = f"{here.scale} {table.table}"
-    columns = [table.columns[key] for _, key, _ in table.reproducible_cells()]
-    lacks = [set() if column.measurement else here.missing(column.eval or "") for column in columns]
+    made = [(row, key) for row, key, _ in table.reproducible_cells()]
+    lacks = [here.missing(name) if (name := table.eval_of(row, key)) else set() for row, key in made]
     lacks += [here.missing("") for _ in table.curve_rows()]
     if not lacks:
         return Diagnosis(subject, "none of it is made by this code so far", "note")

@@ -128,12 +128,12 @@ EVALUATIONS = {
         "protocol.epochs=1", "protocol.batch_size=30", "protocol.transformer.num_layers=1",
         "protocol.transforms.train_sizes_px=[32]", "protocol.transforms.test_size_px=32",
     ),
-    "voc_detection": (
+    **dict.fromkeys(("voc_detection", "voc_detection_moco", "voc_detection_supervised", "voc_detection_pirl"), (
         "protocol.batch_size=4", "protocol.detectron2.INPUT.MIN_SIZE_TRAIN=[32]",
         "protocol.detectron2.SOLVER.MAX_ITER=2",
         "protocol.detectron2.INPUT.MIN_SIZE_TEST=32", "protocol.detectron2.SOLVER.STEPS=[1]",
         "protocol.detectron2.SOLVER.WARMUP_ITERS=1", "protocol.detectron2.TEST.PRECISE_BN.NUM_ITER=1",
-    ),
+    )),
 }  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_a_pretraining_reads_nothing_that_its_name_leaves_out(
 def test_an_evaluation_reads_nothing_that_its_name_leaves_out(
     name: str, data: Path, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "voc_detection":
+    if name.startswith("voc_detection"):
         pytest.importorskip("detectron2")
     asked = (f"eval={name}", f"checkpoint={trunk}", f"paths.data_root={data}", *QUICK, *EVALUATIONS[name])
     run_on_what_is_visible("evaluate", asked, tmp_path, monkeypatch)

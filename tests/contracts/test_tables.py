@@ -96,7 +96,8 @@ def test_a_table_names_what_exists(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     named = {name for row in table.rows for name in (row.pretrain, row.network) if name}
     assert named <= set(group_options("experiment"))
-    assert {column.eval for column in table.columns.values() if column.eval} <= set(group_options("eval"))
+    evaluations = {table.eval_of(row, key) for row in table.rows for key in table.columns}
+    assert evaluations - {None} <= set(group_options("eval"))
     measurements = {column.measurement for column in table.columns.values() if column.measurement}
     assert measurements <= set(group_options("measurement"))
 
@@ -199,3 +200,14 @@ def test_linear_imagenet_uses_the_best_epoch(name: str) -> None:
     for column in tables.load(name, "paper").columns.values():
         if column.eval == "linear_imagenet":
             assert column.metric == "top1_best" and "best epoch" in column.note
+
+
+@pytest.mark.parametrize("name", ["table3", "table4"])
+def test_every_number_of_a_voc_detector_says_whose_it_is(name: str) -> None:
+    """B.4 describes SwAV's detector only; the other rows quote papers with protocols of their own."""
+    table = tables.load(name, "paper")
+    columns = [key for key, column in table.columns.items() if column.eval == "voc_detection"]
+    for row in table.rows:
+        printed = {key for key in columns if table.has_cell(row, key)}
+        assert row.quoted_from.keys() == (set() if row.method == "SwAV" else printed)
+        assert row.evals.keys() == (set() if row.method in ("SwAV", "BoWNet") else printed)

@@ -448,7 +448,8 @@ def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monke
     expected |= {name: {"top1", "top5", "top1_best", "top5_best"} for name in trained}
     from reproduce.config.compose import group_options
 
-    detectors = {"coco_detr", "voc_detection"}  # run by test_trained_evaluations and test_voc_detection
+    # run by test_trained_evaluations, test_voc_detection and, its variants, test_identity
+    detectors = {"coco_detr", "voc_detection", *(f"voc_detection_{each}" for each in ("moco", "pirl", "supervised"))}
     assert set(group_options("eval")) == set(expected) | detectors
     for name, metrics in expected.items():
         few = ["protocol.epochs=1", "protocol.batch_size=8"] if name in trained else []

@@ -85,7 +85,7 @@ def _trained_cells(builder: "_RunBuilder", table: Table) -> Iterator[Cell]:
             measured = builder.measurements_of(experiment, column.measurement)
             yield Cell(table.table, row.label, key, experiment, column.measurement, column.metric, measured)
         else:
-            runs_of = partial(builder.runs_of, experiment, column.eval or "", column.num_runs)
+            runs_of = partial(builder.runs_of, experiment, table.eval_of(row, key) or "", column.num_runs)
             yield _evaluated(table, row, key, experiment, runs_of)
     for row in table.curve_rows():
         assert row.pretrain
@@ -97,8 +97,9 @@ def _released_cells(builder: "_RunBuilder", table: Table) -> Iterator[Cell]:
     for row in table.rows:
         item = public_weights(table, row)
         for key, column in table.columns.items():
-            if item and item.url and column.eval and table.has_cell(row, key):
-                runs_of = partial(builder.released_runs_of, item, column.eval, column.num_runs)
+            evaluation = table.eval_of(row, key)
+            if item and item.url and evaluation and table.has_cell(row, key):
+                runs_of = partial(builder.released_runs_of, item, evaluation, column.num_runs)
                 yield _evaluated(table, row, key, entries.PREFIX + item.name, runs_of)
 
 
@@ -133,7 +134,7 @@ def missing_weights_reason(measurements: Iterable[Measurement]) -> str:
 def _evaluated(table: Table, row: Row, key: str, pretrain: str, runs_of: Callable[..., dict[int, str]]) -> Cell:
     """Return the cell of an evaluation, with the runs of each value that its best is selected from."""
     column = table.columns[key]
-    cell = partial(Cell, table.table, row.label, key, pretrain, column.eval or "", column.metric)
+    cell = partial(Cell, table.table, row.label, key, pretrain, table.eval_of(row, key) or "", column.metric)
     if column.best_of is None:
         return cell(runs_of())
     overrides = [f"{column.best_of.key}={value:g}" for value in column.best_of.values]

@@ -9,7 +9,7 @@ from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import baseline, tables
-from reproduce.harness.spec.tables import Column
+from reproduce.harness.spec.tables import Column, Row, Table
 from reproduce.harness.verdict import notes
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.check import TableVerdict
@@ -62,12 +62,21 @@ def table_as_data(plan: Plan, checked: TableVerdict) -> dict[str, Any]:
                 "pretrain": row.pretrain,
                 "weights": row.weights,
                 "note": row.note,
+                "quotes": quotes(table, row),
                 "rerun_by_authors": row.rerun_by_authors,
                 "cells": {key: cell and _cell_as_data(cell, table.columns[key]) for key, cell in cells.items()},
             }
             for row, cells in zip(table.rows, checked.rows, strict=True)
         ],
     }
+
+
+def quotes(table: Table, row: Row) -> list[str]:
+    """Return a sentence for each other paper that numbers of a row are quoted from, headed by their columns."""
+    columns: dict[str, list[str]] = {}
+    for key, source in row.quoted_from.items():
+        columns.setdefault(source, []).append(table.columns[key].title)
+    return [f"{', '.join(titles)}: {source}" for source, titles in columns.items()]
 
 
 def _cell_as_data(cell: CellVerdict, column: Column) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
         lines.append("† run by the paper's authors.")
     if _lacks_canary(checked):
         lines.append(CANARY_FOOTNOTE)
+    lines += [f"{row.label}, {quote}" for row in table.rows for quote in quotes(table, row)]
     lines += [f"Erratum of the paper: {text}" for text in table.errata]
     return "\n".join(lines) + "\n"
 

@@ -34,10 +34,14 @@ class Comparison:
     printed: float
     eval: str
     metric: str
+    lower_eval: str = ""
+    """The evaluation of `lower`, if the paper compares numbers of two protocols."""
 
     def measurements(self) -> Iterator[Measurement]:
         """Return the measurement of each experiment."""
-        return (Measurement(experiment, self.eval, self.metric) for experiment in (self.higher, self.lower))
+        evaluations = (self.eval, self.lower_eval or self.eval)
+        experiments = zip((self.higher, self.lower), evaluations, strict=True)
+        return (Measurement(experiment, evaluation, self.metric) for experiment, evaluation in experiments)
 
 
 @dataclass(frozen=True)

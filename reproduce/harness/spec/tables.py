@@ -103,6 +103,10 @@ class Row:
     weights: str = ""
     """Where weights trained by others can be found."""
     note: str = ""
+    evals: dict[str, str] = field(default_factory=dict)
+    """Evaluations by column that replace the columns' own: the protocols behind numbers of other papers."""
+    quoted_from: dict[str, str] = field(default_factory=dict)
+    """By column, from whose paper the number is, and what of its protocol is known."""
     rerun_by_authors: list[str] = field(default_factory=list)
     control: str = ""
     """The label of the row to beat: a number at most `min_points_above_control` above it is `worse` in any case."""
@@ -145,10 +149,14 @@ class Table:
         """Return whether a cell holds a number rather than a dash."""
         return self.expected == "recorded" or row.cells[column] is not None
 
+    def eval_of(self, row: Row, column: str) -> str | None:
+        """Return the evaluation of a cell: the row's own or else the column's, None if it has none."""
+        return row.evals.get(column, self.columns[column].eval)
+
     def margin(self, row: Row, column: str, public_weights: bool = False) -> Margin | None:
         """Return the margin of a cell. With `public_weights` it covers the evaluation alone, not our own training."""
         of_cell = row.margins.get(column, self.columns[column].margin)
-        return _public_weights_margins().get(self.columns[column].eval or "", of_cell) if public_weights else of_cell
+        return _public_weights_margins().get(self.eval_of(row, column) or "", of_cell) if public_weights else of_cell
 
     def curve_rows(self) -> Iterator[Row]:
         """Return the rows whose training curve a figure plots."""
@@ -238,9 +246,11 @@ def _check_row(table: Table, row: Row, where: str) -> None:
         raise UserError(f"{where} is trained here; its network is that of its pretrain, leave the other out")
     if row.weights and not row.not_run:
         raise UserError(f"{where} names public weights; it needs a reason under not_run why nothing evaluates them")
-    for key in [*row.cells, *row.rerun_by_authors, *row.margins, *row.errata]:
+    for key in [*row.cells, *row.evals, *row.quoted_from, *row.rerun_by_authors, *row.margins, *row.errata]:
         if key not in table.columns:
             raise UserError(f"{where}: there is no column {key!r}: {did_you_mean(key, table.columns)}")
+    if wrong := [key for key in row.evals if not table.columns[key].eval]:
+        raise UserError(f"{where}: evals.{wrong[0]} replaces nothing, because the column has no eval")
     for key, printed in row.cells.items():
         if isinstance(printed, str) and printed != PRINTED_FAILURE and parse_printed(printed) is None:
             raise UserError(

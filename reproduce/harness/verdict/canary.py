@@ -26,16 +26,20 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Canary:
-    """A printed number that the authors' checkpoint should give, by its place in the paper's tables."""
+    """A printed number that a public checkpoint should give, by its place in the paper's tables.
+
+    `checkpoint` is the file name of other authors' checkpoint, if the number is theirs.
+    """
 
     table: str
     row: str
     column: str
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """The file `tables/canaries.yaml`: the checkpoint's file name, and the numbers that it should give."""
+    """The file `tables/canaries.yaml`: the file name of SwAV's checkpoint, and the numbers that are to come out."""
 
     checkpoint: str
     canaries: list[Canary]
@@ -43,9 +47,11 @@ class Canaries:
 
 @dataclass(frozen=True)
 class CanaryTarget:
-    """A canary looked up: the column that measures it, the printed number, and how close ours must come."""
+    """A canary looked up: what measures it, on which checkpoint, the printed number, and how close ours must come."""
 
+    evaluation: str
     column: Column
+    checkpoint: str
     printed: float
     margin: Margin
 
@@ -66,8 +72,9 @@ def targets(file: Canaries) -> Iterator[CanaryTarget]:
             tables.parse_printed(row.cells[canary.column]),
             table.margin(row, canary.column, public_weights=True),
         )
-        assert printed is not None and margin is not None
-        yield CanaryTarget(column, printed, margin)
+        evaluation = table.eval_of(row, canary.column)
+        assert printed is not None and margin is not None and evaluation
+        yield CanaryTarget(evaluation, column, canary.checkpoint or file.checkpoint, printed, margin)
 
 
 def check_canaries(run: Run) -> CanaryResult:
@@ -75,22 +82,21 @@ def check_canaries(run: Run) -> CanaryResult:
 
     If the authors took the best of several variants of the evaluation, the best variant counts here too.
     """
-    file = load()
-    wanted = [target for target in targets(file) if target.column.eval == run.name]
+    wanted = [target for target in targets(load()) if target.evaluation == run.name]
     if not wanted:
         return CanaryResult("missing", run.name)
     measured, agreed, shas = [], True, set[str]()
     for target in wanted:
-        found = _results(run, file.checkpoint, target.column.best_of)
+        found = _results(run, target.checkpoint, target.column.best_of)
         if not found:
-            return CanaryResult("missing", run.name, file.checkpoint)
+            return CanaryResult("missing", run.name, target.checkpoint)
         metric, margin = target.column.metric, target.margin.points
         value = _mean(found, metric)
         agreed &= abs(value - target.printed) <= margin + stats.ROUNDING
         measured.append(CanaryMeasurement(metric, value, target.printed, margin))
         shas |= {str(result.get("provenance", {}).get("checkpoint_sha256"))[:12] for result in found}
     return CanaryResult(
-        "agreed" if agreed else "disagreed", run.name, file.checkpoint, tuple(sorted(shas)), tuple(measured)
+        "agreed" if agreed else "disagreed", run.name, wanted[0].checkpoint, tuple(sorted(shas)), tuple(measured)
     )
 
 

@@ -102,7 +102,8 @@ def part_label(part: Part) -> str:
     """Return what a part compares, in words."""
     match part:
         case Comparison():
-            return f"{part.higher} over {part.lower}, {part.eval}"
+            against = f" against {part.lower_eval}" if part.lower_eval else ""
+            return f"{part.higher} over {part.lower}, {part.eval}{against}"
         case Spread():
             return f"spread of {len(part.experiments)} experiments, {part.eval}"
         case Convergence():

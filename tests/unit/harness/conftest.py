@@ -15,12 +15,15 @@ from reproduce.harness.plan.model import CACHE, Plan, Request, Run
 from reproduce.harness.spec import tables
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
+DETECTION = ("ap", "ap50", "ap75")
 METRICS = {
     "knn": ("knn20", "knn200"),
     "knn_head": ("knn20", "knn200"),
     "voc07_svm": ("map",),
     "coco_detr": ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l"),
-    "voc_detection": ("ap", "ap50", "ap75"),
+    **dict.fromkeys(
+        ("voc_detection", "voc_detection_moco", "voc_detection_supervised", "voc_detection_pirl"), DETECTION
+    ),
     "evaluate": ("top1", "top5", "top1_best"),
     "measure": ("params_millions", "hours", "peak_memory_gb"),
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.zoo import entries
 from reproduce.errors import UserError
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Request, Run
@@ -98,21 +99,39 @@ def test_the_best_setting_of_the_authors_checkpoint_counts(checkout: Path, finis
 
 
 def test_every_evaluation_of_the_authors_checkpoint_has_a_canary() -> None:
-    """Except low-shot learning, for which the paper prints no number of this checkpoint."""
-    checked = {each.column.eval for each in canary.targets(canary.load())}
+    """Except low-shot learning, for which the paper prints no number of this checkpoint. MoCo's detector has MoCo's."""
+    checked = {each.evaluation for each in canary.targets(canary.load())}
     tables_of_paper = [tables.load(name, "paper") for name in tables.names("paper")]
-    evaluations = {column.eval for table in tables_of_paper for column in table.columns.values() if column.eval}
-    assert evaluations - checked == {"lowshot_13", "lowshot_128"}
+    cells = [(table, row, key) for table in tables_of_paper for row in table.rows for key in table.columns]
+    evaluations = {name for table, row, key in cells if (name := table.eval_of(row, key))}
+    others_weights = {"voc_detection_supervised", "voc_detection_pirl"}  # theirs are not public, or not ours to load
+    assert evaluations - checked == {"lowshot_13", "lowshot_128"} | others_weights
 
 
 def test_every_canary_is_a_printed_number_of_the_published_checkpoint() -> None:
     for each, expected in zip(canary.load().canaries, canary.targets(canary.load()), strict=True):
         table = tables.load(each.table, "paper")
         (row,) = [row for row in table.rows if row.label == each.row]
-        assert row.pretrain == "swav_800ep" and table.columns[each.column].eval
+        assert row.pretrain == ("moco_v2_800ep" if each.checkpoint else "swav_800ep")
+        assert (entries.get_entry(row.pretrain).url or "").endswith(f"/{expected.checkpoint}")
+        assert table.eval_of(row, each.column) == expected.evaluation
         assert isinstance(row.cells[each.column], float)
         own = table.margin(row, each.column)
         assert own is not None
-        finetuned = table.columns[each.column].eval in ("voc_detection", "coco_detr")
+        finetuned = expected.evaluation in ("voc_detection", "voc_detection_moco", "coco_detr")
         narrower = expected.margin.points < own.points  # nothing was trained: it must land closer
         assert narrower or (finetuned and expected.margin == own)
+
+
+def test_mocos_detector_is_checked_on_mocos_checkpoint(checkout: Path, sing: Sing) -> None:
+    """Its protocol is not SwAV's, for which SwAV's checkpoint is the canary."""
+    on_swavs = sing("voc_detection_moco", 57.4)
+    assert check_canaries(on_swavs).state == "missing"
+    run = sing("voc_detection_moco", 57.4, checkpoint="moco_v2_800ep_pretrain.pth.tar")
+    found = check_canaries(run)
+    assert (found.state, found.checkpoint) == ("disagreed", "moco_v2_800ep_pretrain.pth.tar")
+    assert [(each.metric, each.printed) for each in found.measurements] == [
+        ("ap", 57.4),
+        ("ap50", 82.5),
+        ("ap75", 64.0),
+    ]

@@ -221,3 +221,43 @@ def test_a_training_is_expected_to_fail_only_if_all_its_cells_are(checkout: Path
     also = dataclasses.replace(printed, runs=failing.runs)
     assert not dataclasses.replace(plan, cells=[*plan.cells, also]).expected_to_fail(run)
     assert not plan.expected_to_fail(plan.runs[next(iter(printed.runs.values()))])
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "rows"),
+    [
+        (
+            "table3",
+            "voc0712_ap50",
+            {
+                "Supervised": "_supervised",
+                "NPID++": "_pirl",
+                "MoCo": "_moco",
+                "PIRL": "_pirl",
+                "MoCov2": "_moco",
+                "SwAV": "",
+            },
+        ),
+        (
+            "table4",
+            "ap75",
+            {
+                "Supervised": "_supervised",
+                "NPID++": "_pirl",
+                "MoCov1": "_moco",
+                "PIRL": "_pirl",
+                "MoCov2": "_moco",
+                "SwAV": "",
+            },
+        ),
+    ],
+)
+def test_a_row_is_evaluated_by_the_protocol_of_its_number(
+    checkout: Path, table: str, column: str, rows: dict[str, str]
+) -> None:
+    """Only SwAV's detector has a learning rate of .1; the others are quoted from papers with protocols of their own."""
+    plan = build.build_plan(Request((table,), "paper", source="released"))
+    cells = {cell.row: cell for cell in plan.cells if cell.column == column}
+    assert {row: cell.eval for row, cell in cells.items()} == {row: f"voc_detection{end}" for row, end in rows.items()}
+    for cell in cells.values():
+        assert {plan.runs[name].name for name in cell.run_ids} == {cell.eval}

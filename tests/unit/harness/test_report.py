@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
 import math
@@ -108,6 +109,7 @@ SAID = {
         "heading",
         "label",
         "note",
+        "quotes",
         "weights",
         "reason",
         "unit",
@@ -281,6 +283,14 @@ def test_images_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path
         400,
         500,
     ] and detection_examples.example_indices(2) == [0, 1]
+
+
+def test_a_quoted_number_says_whose_it_is(checkout: Path) -> None:
+    plan = build.build_plan(Request(("table4",), "paper"))
+    text, _ = page_of(plan)
+    sentence = "AP, AP50, AP75: MoCo's paper (He et al. 2020): learning rate .02, warm-up over 100 steps."
+    assert f"MoCov1: {sentence}" in html.unescape(text)
+    assert f"\nMoCov1, {sentence}\n" in (plan.reports / "table4.md").read_text()
 
 
 def test_nothing_checked_is_refused(checkout: Path) -> None:

@@ -40,6 +40,12 @@ def change(checkout: Path, edit: str) -> None:
         ("table['rows'][3]['margins'] = {'knn': table['columns']['knn20']['margin']}", "no column 'knn'"),
         ("table['rows'][3]['weights'] = 'somewhere'", "names public weights; it needs a reason under not_run"),
         ("table['rows'][3]['network'] = 'swav_800ep'", "is trained here; its network is that of its pretrain"),
+        ("table['rows'][3]['evals'] = {'knn': 'knn'}", "no column 'knn'"),
+        ("table['rows'][3]['quoted_from'] = {'knn': 'a paper'}", "no column 'knn'"),
+        (
+            "table['columns']['knn20'] |= {'eval': None, 'not_run': '.'}; table['rows'][3]['evals'] = {'knn20': 'a'}",
+            "evals.knn20 replaces nothing",
+        ),
         ("table['columns']['knn20']['relative_to'] = 'SWAV'", "relative_to names no row of the table"),
     ],
 )
