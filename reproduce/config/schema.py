@@ -82,7 +82,8 @@ class Cluster:
     processes_per_node: int = 0
     """The most processes that one machine takes; 0 sets no limit."""
     gpus_per_process: int = 0
-    """GPUs to request from the scheduler for each process: 1 or 0. (A process uses the GPU that it finds.)"""
+    """GPUs to request from the scheduler for each process: 1, or 0. With 1 a run without a GPU is an error, with 0 a
+    process uses the GPU that it finds."""
     num_threads: int = 2
     """Threads of each process."""
     num_workers: int = 1

@@ -1,6 +1,7 @@
 """Ranks, devices and collectives. In a single process, each collective returns what one rank alone would get."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from reproduce.errors import UserError
 
 
 def device() -> torch.device:
@@ -18,19 +21,60 @@ def device() -> torch.device:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the process group of a launcher (ours, or torchrun) and leave it at the end. A no-op for WORLD_SIZE=1."""
+def process_group(gpus_per_process: int = 0) -> Iterator[None]:
+    """Join the process group of a launcher (ours, or torchrun) and leave it at the end. A no-op for WORLD_SIZE=1.
+
+    Raises `UserError` as `validate_gpus` does, and unless all ranks have a GPU or none has.
+    """
+    validate_gpus(gpus_per_process)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    on_gpu = device().type == "cuda"
-    if on_gpu:
+    store, own_rank, num_ranks = next(dist.rendezvous("env://"))
+    kind = device().type
+    require_same_device(store, own_rank, num_ranks, kind)
+    if kind == "cuda":
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=own_rank, world_size=num_ranks)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def validate_gpus(gpus_per_process: int) -> None:
+    """Raise `UserError` if GPUs were requested and there is none, or if there are fewer GPUs than processes.
+
+    `gpus_per_process` is what the config requests: 1, or 0 for a GPU only if there is one.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus_per_process and not num_gpus:
+        raise UserError(
+            f"cluster.gpus_per_process={gpus_per_process}, but CUDA finds no GPU on {socket.gethostname()}: check its "
+            "driver (make doctor) and the job's GPUs, or run on CPUs by cluster.gpus_per_process=0"
+        )
+    if num_gpus and local_rank >= num_gpus:
+        raise UserError(
+            f"process {local_rank + 1} of {socket.gethostname()} has no GPU of its own: CUDA finds {num_gpus} (of "
+            "several MIG instances only one); start one process per GPU, or hide them by CUDA_VISIBLE_DEVICES="
+        )
+
+
+def require_same_device(store: dist.Store, own_rank: int, num_ranks: int, kind: str) -> None:
+    """Raise `UserError` on every rank unless all have the same kind of device, "cuda" or "cpu". A collective."""
+    store.set(f"device_of_rank/{own_rank}", kind)
+    kinds = [store.get(f"device_of_rank/{each}").decode() for each in range(num_ranks)]
+    if store.add("devices_read", 1) == num_ranks:
+        store.set("all_devices_read", "")
+    if own_rank == 0:
+        store.get("all_devices_read")  # rank 0 holds the store, and must not exit before all have read it
+    if len(set(kinds)) > 1:
+        without = [str(each) for each, kind in enumerate(kinds) if kind == "cpu"]
+        raise UserError(
+            f"CUDA finds no GPU for rank {', '.join(without)} of {num_ranks}, but one for each other rank: check the "
+            "machines' drivers (make doctor), or hide all GPUs by CUDA_VISIBLE_DEVICES="
+        )
 
 
 def world_size() -> int:

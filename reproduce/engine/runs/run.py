@@ -167,7 +167,7 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
     """
     cfg = config_from_command_line(kind, sys.argv[1:])
     torch.set_num_threads(cfg.cluster.num_threads)
-    with process_group():
+    with process_group(cfg.cluster.gpus_per_process):
         try:
             with run_context(cfg) as run, Preemption(cfg.checkpointing.sync_every_steps) as preemption:
                 body(cfg, run, preemption)
