@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     file_of = scheduler._split_scope
     scheduler._split_scope = lambda nodeid: nodeid if nodeid.startswith("tests/faults/") else file_of(nodeid)
     return scheduler
+
+
+def only_tests_of_gpus(arguments: Sequence[str], folder: Path) -> bool:
+    """Whether pytest, called in `folder`, runs nothing but tests/gpu."""
+    paths = [(folder / each.split("::")[0]).resolve() for each in arguments]
+    return bool(paths) and all(path.is_relative_to(Path(__file__).parent / "gpu") for path in paths)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide this machine's GPUs from the tests and the processes that they start; tests/gpu, run by itself, has them."""
+    if not only_tests_of_gpus(config.args, config.invocation_params.dir):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")

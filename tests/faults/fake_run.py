@@ -23,7 +23,7 @@ Path("tunables.txt").write_text(os.environ.get("GLIBC_TUNABLES", ""))
 
 
 def tell_device(what: str) -> None:
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
         with open("devices.txt", "a") as devices:
             devices.write(f"{what} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
 
