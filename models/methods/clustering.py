@@ -14,7 +14,14 @@ from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet, MultiPrototypes
 from reproduce.data.pipeline.sampler import StepSampler
-from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_sum, rank, world_size
+from reproduce.engine.distributed.collectives import (
+    all_gather,
+    all_reduce_max,
+    all_reduce_sum,
+    rank,
+    upload,
+    world_size,
+)
 from reproduce.errors import UserError
 
 BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**25}
@@ -174,4 +181,4 @@ class Clustering(Method):
         self.labels = all_reduce_sum(labels) + IGNORE_LABEL  # each image is in at most one rank's bank
 
     def _image_indices(self, step: int) -> Tensor:
-        return torch.from_numpy(self.sampler.indices_at(step)).to(self.labels.device)
+        return upload(self.sampler.indices_at(step), self.labels.device)

@@ -19,7 +19,7 @@ from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import uses_global_stats
-from reproduce.engine.distributed.collectives import all_gather, rank, world_size
+from reproduce.engine.distributed.collectives import all_gather, rank, upload, world_size
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
@@ -121,8 +121,7 @@ class Moco(Method):
     def _compute_keys(self, crops: Tensor, step: int) -> Tensor:
         """Return the keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)` in the batch's order. A collective."""
         everyone = all_gather(crops.contiguous()).flatten(0, 1)
-        order = torch.from_numpy(np.random.default_rng((self.seed, step)).permutation(len(everyone)))
-        order = order.to(crops.device)
+        order = upload(np.random.default_rng((self.seed, step)).permutation(len(everyone)), crops.device)
         mine = everyone[order.chunk(world_size())[rank()]].contiguous(memory_format=torch.channels_last)
         shuffled = all_gather(self.key_encoder([mine])[0].to(self.queue.dtype)).flatten(0, 1)
         return torch.empty_like(shuffled).index_copy_(0, order, shuffled)

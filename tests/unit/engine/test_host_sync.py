@@ -1,13 +1,18 @@
 """A step that only trains never waits for its device: what `.item()`, `bool()` and the like would make it do."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from models.methods.base import PretrainTask
+from models.methods.clustering import Clustering
+from models.methods.moco import Moco
+from models.methods.simclr import contrastive_loss
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
+from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import StepLogger, Trainer
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc
@@ -54,3 +59,26 @@ def test_a_host_sync_would_be_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FiniteGuard, "update", lambda _self, _step, loss, **_made: loss.item())
     with pytest.raises(AssertionError, match="waits for the device"):
         one_step("fp32", 0)
+
+
+def test_a_mask_and_a_blocking_copy_would_be_detected() -> None:
+    rows = torch.zeros(3)
+    for wait in (lambda: rows[rows == 0], lambda: rows.to("meta")):
+        with NoHostSync(), pytest.raises(AssertionError, match="waits for the device"):  # type: ignore[no-untyped-call]
+            wait()
+
+
+def test_the_contrastive_loss_never_syncs_with_the_host() -> None:
+    with NoHostSync():  # type: ignore[no-untyped-call]
+        contrastive_loss(torch.randn(6, 4, requires_grad=True), 3, 0.1).backward()
+
+
+def test_uploads_of_methods_never_sync_with_the_host() -> None:
+    """To another device, which stands for a GPU."""
+    sampler = StepSampler(num_images=8, batch_size=4, epochs=2, seed=0, first_step=0)
+    clustering = SimpleNamespace(sampler=sampler, labels=torch.zeros(1, device="meta"))
+    moco = SimpleNamespace(seed=0, queue=torch.zeros(1), key_encoder=lambda crops: [crops[0].flatten(1)])
+    with NoHostSync():  # type: ignore[no-untyped-call]
+        indices = Clustering._image_indices(clustering, 1)  # type: ignore[arg-type]
+        keys = Moco._compute_keys(moco, torch.zeros(4, 3, 2, 2, device="meta"), 1)  # type: ignore[arg-type]
+    assert indices.device == keys.device == torch.device("meta")
