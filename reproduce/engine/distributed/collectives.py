@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from reproduce.errors import UserError
 
@@ -37,7 +39,7 @@ def process_group(gpus_per_process: int = 0) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    store, own_rank, num_ranks = next(dist.rendezvous("env://"))
+    store, own_rank, num_ranks = next(rendezvous("env://"))
     kind = device().type
     require_same_device(store, own_rank, num_ranks, kind)
     if kind == "cuda":
@@ -68,7 +70,7 @@ def validate_gpus(gpus_per_process: int) -> None:
         )
 
 
-def require_same_device(store: dist.Store, own_rank: int, num_ranks: int, kind: str) -> None:
+def require_same_device(store: Store, own_rank: int, num_ranks: int, kind: str) -> None:
     """Raise `UserError` on every rank unless all have the same kind of device, "cuda" or "cpu". A collective."""
     store.set(f"device_of_rank/{own_rank}", kind)
     kinds = [store.get(f"device_of_rank/{each}").decode() for each in range(num_ranks)]
