@@ -45,7 +45,7 @@ def test_more_processes_than_gpus_end_the_run(tmp_path: Path, monkeypatch: pytes
 
 def test_a_rank_without_its_gpu_ends_every_rank() -> None:
     def outcomes(*kinds: str) -> list[BaseException | None]:
-        store = dist.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]
         with ThreadPoolExecutor(len(kinds)) as ranks:
             asked = [
                 ranks.submit(collectives.require_same_device, store, rank, len(kinds), kind)

@@ -1,6 +1,6 @@
 """A step that only trains never waits for its device: what `.item()`, `bool()` and the like would make it do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +63,8 @@ def test_a_host_sync_would_be_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_mask_and_a_blocking_copy_would_be_detected() -> None:
     rows = torch.zeros(3)
-    for wait in (lambda: rows[rows == 0], lambda: rows.to("meta")):
+    waits: list[Callable[[], torch.Tensor]] = [lambda: rows[rows == 0], lambda: rows.to("meta")]
+    for wait in waits:
         with NoHostSync(), pytest.raises(AssertionError, match="waits for the device"):  # type: ignore[no-untyped-call]
             wait()
 
