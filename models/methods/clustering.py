@@ -14,12 +14,12 @@ from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet, MultiPrototypes
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import (
     all_gather,
     all_reduce_max,
     all_reduce_sum,
     rank,
-    upload,
     world_size,
 )
 from reproduce.errors import UserError

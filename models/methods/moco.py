@@ -18,8 +18,9 @@ from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.data.pipeline.upload import upload
 from reproduce.engine.batchnorm import uses_global_stats
-from reproduce.engine.distributed.collectives import all_gather, rank, upload, world_size
+from reproduce.engine.distributed.collectives import all_gather, rank, world_size
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (

@@ -1,5 +1,6 @@
 """Batches on the training device: what the training loop and the evaluations iterate over."""
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,12 +16,11 @@ from reproduce.data.pipeline.center_crop import CenterCropDataset, collate_cente
 from reproduce.data.pipeline.multicrop import MultiCropBatch, MultiCropDataset, collate_multicrop
 from reproduce.data.pipeline.nvjpeg import EncodedDataset, collate_encoded, decoded_batches
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.data.pipeline.upload import upload_ahead
+from reproduce.system import PREFETCH_BATCHES, SHARED_GPUS, workers_per_gpu
 
 OnUnreadable = Callable[[list[str]], None]
 """Called with the unreadable files of every batch (often none), each with its error: stops the run or counts them."""
-
-PREFETCH_BATCHES = 4
-"""Batches that each worker prepares ahead."""
 
 
 def multicrop_batches(
@@ -29,7 +29,7 @@ def multicrop_batches(
     normalize: Normalize,
     sampler: StepSampler,
     *,
-    num_workers: int,
+    num_workers: int | None,
     device: torch.device,
     on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -39,16 +39,17 @@ def multicrop_batches(
     GPU convolutions are fastest.
     """
     mean, std = _mean_and_std(normalize, device)
-    for batch in _cut_batches(images, recipe, sampler, num_workers, device):
+    cut = _cut_batches(images, recipe, sampler, num_workers, device)
+    for batch, (*views, labels) in upload_ahead(cut, lambda batch: [*batch.crops, batch.labels], device):
         on_unreadable(batch.unreadable)
         crops: list[Tensor] = []
-        for pixels, parameters, view in zip(batch.crops, batch.parameters, recipe.views, strict=True):
-            crops += augment(pixels.to(device, non_blocking=True), parameters, mean, std).chunk(view.num)
-        yield crops, batch.labels.to(device, non_blocking=True)
+        for pixels, parameters, view in zip(views, batch.parameters, recipe.views, strict=True):
+            crops += augment(pixels, parameters, mean, std).chunk(view.num)
+        yield crops, labels
 
 
 def _cut_batches(
-    images: ImageList, recipe: Crops, sampler: StepSampler, num_workers: int, device: torch.device
+    images: ImageList, recipe: Crops, sampler: StepSampler, num_workers: int | None, device: torch.device
 ) -> Iterable[MultiCropBatch]:
     """Return each step's crops before they are augmented: cut by the workers, or on the device by nvJPEG."""
     dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
@@ -67,7 +68,7 @@ def center_crop_batches(
     normalize: Normalize,
     *,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     device: torch.device,
     on_unreadable: OnUnreadable,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -78,11 +79,11 @@ def center_crop_batches(
     mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
     dataset = CenterCropDataset(images, resize_px, crop_px, interpolation)
     loader = build_dataloader(dataset, num_workers, batch_size=batch_size, collate_fn=collate_center_crops)
-    for indices, pixels, unreadable in loader:
-        on_unreadable(unreadable)
-        if len(indices):
-            x = (pixels.to(device, non_blocking=True).float() / 255 - mean) / std
-            yield indices, x.contiguous(memory_format=torch.channels_last)
+    for batch, (pixels,) in upload_ahead(loader, lambda batch: [batch.pixels], device):
+        on_unreadable(batch.unreadable)
+        if len(batch.indices):
+            x = (pixels.float() / 255 - mean) / std
+            yield batch.indices, x.contiguous(memory_format=torch.channels_last)
 
 
 def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
@@ -90,8 +91,12 @@ def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
     return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
 
 
-def build_dataloader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
-    """Return a torch DataLoader whose workers ignore SIGTERM; `options` are torch's own."""
+def build_dataloader(dataset: Dataset[Any], num_workers: int | None, **options: Any) -> DataLoader[Any]:
+    """Return a torch DataLoader whose workers ignore SIGTERM; `options` are torch's own.
+
+    `num_workers` None is `default_num_workers()`.
+    """
+    num_workers = default_num_workers() if num_workers is None else num_workers
     return DataLoader(
         dataset,
         num_workers=num_workers,
@@ -100,6 +105,19 @@ def build_dataloader(dataset: Dataset[Any], num_workers: int, **options: Any) ->
         worker_init_fn=_ignore_sigterm,
         **options,
     )
+
+
+def default_num_workers() -> int:
+    """Return the workers of a process whose config gives none: on a GPU by the cores per GPU, on a CPU 1.
+
+    The GPUs that share this machine's cores are those that this process sees, those of the run's other processes, and
+    those that the harness shares among its runs.
+    """
+    if not torch.cuda.is_available():
+        return 1  # the cores compute
+    of_harness = len(os.environ.get(SHARED_GPUS, "").split(","))
+    of_run = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return workers_per_gpu(max(torch.cuda.device_count(), of_run, of_harness))
 
 
 def _ignore_sigterm(_: int) -> None:

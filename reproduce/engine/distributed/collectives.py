@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,12 +20,6 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def upload(array: np.ndarray, target: torch.device) -> Tensor:
-    """Copy an array to a device; to a GPU from pinned memory, so that the host does not wait for the copy."""
-    tensor = torch.from_numpy(array)
-    return (tensor.pin_memory() if target.type == "cuda" else tensor).to(target, non_blocking=True)
 
 
 @contextmanager
