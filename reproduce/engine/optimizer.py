@@ -1,14 +1,19 @@
 """SGD, with or without layer-wise adaptive rates: LARC as apex had it until 25.05 (A.1; the paper calls it LARS)."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reproduce.config.schema import Optimizer
+from reproduce.data.pipeline.upload import upload
 
 EPSILON = 1e-8
+BLOCK = 1024
+"""Elements that are filled with one copy of a factor; a tensor has a whole number of such blocks."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.SGD:
@@ -23,7 +28,10 @@ class Larc(torch.optim.SGD):
 
     gradient <- trust * |p| / (|g| + weight_decay * |p| + 1e-8) * (g + weight_decay * p), without clipping.
     If |p| or |g| is zero (a bias at initialization), the gradient stays as it is: no scaling, no weight decay.
-    BatchNorm and bias parameters are treated like all others. Multi-tensor: no host sync, no loop over kernels.
+    BatchNorm and bias parameters are treated like all others.
+
+    On a GPU the number of kernels does not grow with that of the parameters, and nothing waits for the device. torch's
+    multi-tensor kernels take no list of 0-dim tensors, so each factor is spread over a tensor of its parameter's shape.
     """
 
     def __init__(
@@ -37,6 +45,7 @@ class Larc(torch.optim.SGD):
         super().__init__(parameters, lr=lr, momentum=momentum)
         self.larc_weight_decay = weight_decay
         self.trust_coefficient = trust_coefficient
+        self._tensor_of_block: dict[tuple[int, ...], Tensor] = {}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Scale the gradients in place, then take an SGD step. With a loss scaler, unscale them first."""
@@ -55,5 +64,21 @@ class Larc(torch.optim.SGD):
         rates = self.trust_coefficient * p_norms / (g_norms + self.larc_weight_decay * p_norms + EPSILON)
         rates = torch.where(adapted, rates, torch.ones_like(rates))
         decays = torch.where(adapted, rates * self.larc_weight_decay, torch.zeros_like(rates))
-        torch._foreach_mul_(gradients, list(rates.unbind()))
-        torch._foreach_add_(gradients, torch._foreach_mul(parameters, list(decays.unbind())))
+        torch._foreach_mul_(gradients, self._partners(rates, gradients))
+        torch._foreach_addcmul_(gradients, parameters, self._partners(decays, gradients))
+
+    def _partners(self, factors: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+        """Return what to multiply each gradient with, given factors `(n,)`: on a CPU the 0-dim factor itself."""
+        return list(factors.unbind()) if factors.device.type == "cpu" else self._spread(factors, gradients)
+
+    def _spread(self, factors: Tensor, like: list[Tensor]) -> list[Tensor]:
+        """Return a tensor of the shape and strides of each of `like`, filled with its factor of `factors` `(n,)`."""
+        blocks = tuple(-(-each.numel() // BLOCK) for each in like)
+        if blocks not in self._tensor_of_block:
+            self._tensor_of_block[blocks] = upload(np.repeat(np.arange(len(blocks)), blocks), factors.device)
+        filled = factors[self._tensor_of_block[blocks]].unsqueeze(1).expand(-1, BLOCK).flatten()
+        starts = itertools.accumulate(blocks, initial=0)
+        return [
+            filled.as_strided(each.shape, each.stride(), start * BLOCK)
+            for each, start in zip(like, starts, strict=False)
+        ]

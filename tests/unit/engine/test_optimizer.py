@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.config.schema import Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.schedule import learning_rate
+from tests.foreach_fast_path import ForeachFastPath
 
 
 def test_no_trust_coefficient_means_plain_sgd() -> None:
@@ -40,3 +42,35 @@ def test_learning_rate_at_epoch_starts_equals_the_recipe(experiment: str, rates:
     steps = 7
     found = {epoch: learning_rate(steps * epoch, steps * cfg.epochs, cfg.epochs, optimizer) for epoch in rates}
     assert found == pytest.approx(rates)
+
+
+def scaled_gradients(*, on_gpu: bool, num_blocks: int = 1) -> tuple[list[torch.Tensor], int]:
+    """LARC's gradients of a channels-last trunk, and how many operations the path of GPUs took, here on the CPU."""
+    torch.manual_seed(0)
+    trunk = ResNet(0.25, (num_blocks,) * 4).to(memory_format=torch.channels_last)
+    trunk(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    trunk.bn1.bias.grad = torch.zeros_like(trunk.bn1.bias)
+    optimizer = Larc(trunk.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, trust_coefficient=0.001)
+    if not on_gpu:
+        optimizer._scale_gradients()
+        return [p.grad for p in trunk.parameters() if p.grad is not None], 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer, "_partners", optimizer._spread)
+        with ForeachFastPath() as path:
+            optimizer._scale_gradients()
+    return [p.grad for p in trunk.parameters() if p.grad is not None], path.num_operations
+
+
+def test_larc_stays_on_the_multi_tensor_kernels_of_gpus() -> None:
+    gradients, num_operations = scaled_gradients(on_gpu=True)
+    expected, _ = scaled_gradients(on_gpu=False)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
+    more, same = scaled_gradients(on_gpu=True, num_blocks=3)
+    assert len(more) > len(gradients) > 40
+    assert num_operations == same < 25
+
+
+def test_0_dim_partners_would_leave_the_multi_tensor_kernels() -> None:
+    weights = [torch.ones(2, 2), torch.ones(3)]
+    with ForeachFastPath(), pytest.raises(AssertionError, match="leaves the fast path"):
+        torch._foreach_mul_(weights, list(torch.ones(2).unbind()))
