@@ -131,6 +131,7 @@ class GroupedBatchNorm(_AnyShape):
 
     The input is `(num_crops * num_groups * images, C, ...)`, crop by crop; a group has the same images of every crop.
     The running statistics are the first group's, as rank 0's would be with one group per rank.
+    Channels-last inputs give channels-last outputs and gradients: another layout would make every convolution convert.
     """
 
     num_groups: int
@@ -144,12 +145,15 @@ class GroupedBatchNorm(_AnyShape):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         running = (self.running_mean, self.running_var)
+        assert len(input) % (self.num_groups * self.images) == 0, f"{len(input)} rows are no whole groups"
+        shares = input.split(self.images)  # crop by crop; unlike `unflatten`, split and cat keep channels-last memory
         normalized = []
-        for group in input.unflatten(0, (-1, self.num_groups, self.images)).unbind(1):
-            rows = F.batch_norm(group.flatten(0, 1), *running, self.weight, self.bias, True, self.momentum, self.eps)
-            normalized.append(rows.unflatten(0, (-1, self.images)))
+        for number in range(self.num_groups):
+            group = torch.cat(shares[number :: self.num_groups])
+            rows = F.batch_norm(group, *running, self.weight, self.bias, True, self.momentum, self.eps)
+            normalized.append(rows.split(self.images))
             running = (None, None)
-        return torch.stack(normalized, dim=1).flatten(0, 2)
+        return torch.cat([share for crop in zip(*normalized, strict=True) for share in crop])
 
 
 class CpuSyncBatchNorm(_AnyShape):

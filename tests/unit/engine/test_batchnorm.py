@@ -70,6 +70,17 @@ def test_grouped_batchnorm_equals_batchnorm_per_group(shape: tuple[int, ...]) ->
     torch.testing.assert_close(ours.eval()(x[0]), alone.eval()(x[0]))
 
 
+@pytest.mark.parametrize("num_crops", [1, 3])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_grouped_batchnorm_keeps_the_memory_format(num_crops: int, layout: torch.memory_format) -> None:
+    norm = batchnorm.convert_batchnorm(nn.BatchNorm2d(5), BatchNormGroups(1, 2, 4))
+    x = torch.randn(num_crops * 8, 5, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    normalized = norm(x)
+    (gradient,) = torch.autograd.grad(normalized, x, torch.randn_like(normalized))
+    assert normalized.is_contiguous(memory_format=layout)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
 @pytest.mark.usefixtures("two_gpus")
 def test_apex_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(net: nn.Module, process_group: Any) -> nn.Module:
