@@ -8,13 +8,17 @@ Operations work in place, on blocks that fit a processor's cache, because memory
 stay on the host, so that selecting the crops of an operation needs no synchronization with the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from reproduce.data.pipeline.upload import upload
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray value (ITU-R BT.601)."""
@@ -26,25 +30,32 @@ BLOCK_PIXELS = {"cpu": 2**16, "cuda": 2**26}
 """Crops are augmented in blocks of so many pixels (at least one crop): 768 KiB on a CPU, a whole batch on a GPU."""
 
 
-@dataclass(frozen=True)
-class _Operation:
-    """One in-place operation on some crops of a batch: `mask` `(N,)` bool on the host, `factor` `(N,)` on device."""
+class _Draw(NamedTuple):
+    """One in-place operation on some crops of a batch, as drawn on the host."""
 
     apply: Callable[..., None]
     mask: np.ndarray
-    factor: Tensor | None = None
+    """Which crops it changes, `(N,)` bool."""
+    factor: np.ndarray | None = None
+    """Its factor for each crop, `(N,)` float32, if it has one."""
 
-    def __call__(self, x: Tensor, first: int) -> None:
-        """Apply it to a block `x` of crops, which starts with crop `first` of the batch."""
-        at = self.mask[first : first + len(x)].nonzero()[0]
-        factors = [] if self.factor is None else [self.factor[first : first + len(x)]]
-        if len(at) == len(x):
-            self.apply(x, *factors)
-        elif len(at):
-            selected = torch.from_numpy(at).to(x.device, non_blocking=True)
-            some = x[selected]
-            self.apply(some, *(factor[selected] for factor in factors))
-            x.index_copy_(0, selected, some)
+
+@dataclass(frozen=True)
+class _Operation:
+    """One in-place operation on the crops `rows` `(n,)` of a block, with a factor `(n,)` for each."""
+
+    apply: Callable[..., None]
+    rows: Tensor
+    factors: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> None:
+        """Apply it to a block `x` of crops."""
+        if len(self.rows) == len(x):
+            self.apply(x, *self.factors)
+        elif len(self.rows):
+            some = x[self.rows]
+            self.apply(some, *self.factors)
+            x.index_copy_(0, self.rows, some)
 
 
 @torch.no_grad()
@@ -56,32 +67,44 @@ def augment(crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Ten
     """
     out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
     scale, shift = (1 / std).view(3, 1, 1), (mean / std).view(3, 1, 1)
-    flip, *float_operations = _operations(parameters, crops.device)
+    draws = _draws(parameters)
     block = max(1, BLOCK_PIXELS[crops.device.type] // crops[0, 0].numel())
     for first in range(0, len(crops), block):
         pixels = crops[first : first + block].clone(memory_format=torch.contiguous_format)
-        flip(pixels, first)
+        flip, *float_operations = _operations(draws, slice(first, first + len(pixels)), crops.device)
+        flip(pixels)
         x = pixels.float().div_(255)
         for operation in float_operations:
-            operation(x, first)
+            operation(x)
         out[first : first + block] = x.mul_(scale).sub_(shift)
     return out
 
 
-def _operations(parameters: Tensor, device: torch.device) -> list[_Operation]:
+def _draws(parameters: Tensor) -> list[_Draw]:
     """Return the operations in the order of A.2: the flip, on bytes, then those on floats."""
     rows = parameters.numpy()
     order, gray, blur = rows[:, 5:9], rows[:, 9], rows[:, 10]
-    factors = parameters.to(device, non_blocking=True).unbind(1)
     jitter = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
     identity = (1, 1, 1, 0)
     jitters = [
-        _Operation(apply, (order[:, place] == number) & (rows[:, 1 + number] != identity[number]), factors[1 + number])
+        _Draw(apply, (order[:, place] == number) & (rows[:, 1 + number] != identity[number]), rows[:, 1 + number])
         for place in range(len(jitter))
         for number, apply in enumerate(jitter)
     ]
-    last = [_Operation(_gray_, gray > 0), _Operation(gaussian_blur_, blur > 0, factors[10])]
-    return [_Operation(_flip_, rows[:, 0] > 0), *jitters, *last]
+    flip, to_gray = _Draw(_flip_, rows[:, 0] > 0), _Draw(_gray_, gray > 0)
+    return [flip, *jitters, to_gray, _Draw(gaussian_blur_, blur > 0, blur)]
+
+
+def _operations(draws: Sequence[_Draw], block: slice, device: torch.device) -> list[_Operation]:
+    """Return the operations on one block of crops; two copies take the indices and factors of all to the device."""
+    rows = [draw.mask[block].nonzero()[0] for draw in draws]
+    factors = [draw.factor[block][at] for draw, at in zip(draws, rows, strict=True) if draw.factor is not None]
+    all_rows, all_factors = (
+        iter(upload(np.concatenate(values), device).split([len(each) for each in values])) for values in (rows, factors)
+    )
+    return [
+        _Operation(draw.apply, next(all_rows), () if draw.factor is None else (next(all_factors),)) for draw in draws
+    ]
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -137,10 +160,15 @@ def adjust_hue_(x: Tensor, shift: Tensor) -> None:
     hue = hue.div_(span.clamp_min(torch.finfo(x.dtype).tiny)).add_(1).copysign_(towards_green)
     hue.add_(shift.view(-1, 1, 1), alpha=6)
     hue.sub_((hue / 6).round_(), alpha=6)
-    own = torch.tensor([0.0, 2.0, -2.0], device=x.device).view(3, 1, 1)
-    torch.sub(hue.unsqueeze(1), own, out=x)
+    torch.sub(hue.unsqueeze(1), _own_hues(x.device), out=x)
     # Up to 5 away, and 5 one way is 1 the other: 2 - |away - 3| within [0, 1] is the share of the span to go down.
     x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(span.unsqueeze(1)).add_(high.sub_(span, alpha=2).unsqueeze(1))
+
+
+@cache
+def _own_hues(device: torch.device) -> Tensor:
+    """Return each channel's own hue in sixths of a turn, `(3, 1, 1)`. Kept, because its upload waits for the device."""
+    return torch.tensor([0.0, 2.0, -2.0], device=device).view(3, 1, 1)
 
 
 def gaussian_blur_(x: Tensor, sigma: Tensor) -> None:
