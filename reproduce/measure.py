@@ -22,6 +22,7 @@ from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
 from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard
+from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
@@ -135,7 +136,7 @@ def _with_bf16(cfg: DictConfig) -> DictConfig:
 def main() -> int:
     """Run the measurement of the command line; it leaves `result.json` in the run's folder."""
     cfg = config_from_command_line("measure", sys.argv[1:])
-    torch.set_num_threads(cfg.cluster.num_threads)
+    configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process), run_context(cfg) as run:
         run.metrics.truncate(0)
         run.finish(count_parameters(cfg) if cfg.measurement.name == "parameters" else measure_cost(cfg, run))

@@ -100,6 +100,10 @@ class Cluster:
     """Backend of torch.compile for the network, e.g. `inductor`; empty does not compile."""
     slurm: Slurm = field(default_factory=Slurm)
     kubernetes: Kubernetes = field(default_factory=Kubernetes)
+    cudnn_benchmark: bool = True
+    """On a GPU, let cuDNN time its algorithms for each new shape. Off where images have many sizes (the detectors)."""
+    deterministic: bool = False
+    """Take only deterministic algorithms: a repeated run is equal to the bit, on a GPU too, and slower."""
 
 
 @dataclass

@@ -1,12 +1,15 @@
-"""Mixed precision: the dtype of matrix products and convolutions."""
+"""The precision of matrix products and convolutions: fp32, TF32, or mixed with half precision."""
 
 import torch
 
 from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError, did_you_mean
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32."""
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32.
+
+On a GPU, products of fp32 tensors are rounded to TF32 with `tf32` and only then (`arithmetic.configure_torch`).
+"""
 
 
 def autocast(precision: str, device_type: str | None = None) -> torch.autocast:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from reproduce.engine.distributed.collectives import rank, world_size
+from reproduce.engine import arithmetic
+from reproduce.engine.distributed.collectives import device, rank, world_size
 from reproduce.engine.runs import provenance
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.errors import RetryableError, TrainingFailed, Unavailable, UserError
@@ -58,6 +59,7 @@ def build_result(
             "hardware": provenance.hardware_name(),
             "world_size": world_size(),
             "precision": cfg.precision,
+            "arithmetic": arithmetic.describe(),
             **run_provenance,
         },
     }
@@ -91,12 +93,17 @@ def failure_status(error: Exception) -> str:
 
 
 def translate_error(error: Exception) -> Exception | None:
-    """Return our own error in place of torch's on full GPU memory or a dead data-loader worker; None for others."""
+    """Return our own error in place of torch's on full GPU memory, determinism or a dead worker; None for others."""
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
             f"a GPU's memory is full ({str(error).splitlines()[0].rstrip('.')}): use more GPUs, precision=bf16, or "
             "cluster.activation_checkpointing=true (docs/memory.md lists what recipes need). Gradient accumulation is "
             "not offered: BatchNorm and Sinkhorn would see the smaller batch"
+        )
+    if "does not have a deterministic implementation" in str(error):
+        return UserError(
+            f"cluster.deterministic=true is not possible here: torch's {str(error).split()[0]} has no deterministic "
+            f"version on {device().type}; leave it out, and repeated runs may differ in the order of sums"
         )
     from_torch = str(error).startswith("DataLoader worker")
     if not from_torch and not isinstance(error, ConnectionError | EOFError):

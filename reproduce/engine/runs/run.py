@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import RunKind
@@ -18,6 +17,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
+from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.distributed.collectives import barrier, is_main, process_group, world_size
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
@@ -166,7 +166,7 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
     The status is `REQUEUE` (75) if the run was preempted: the same command resumes it.
     """
     cfg = config_from_command_line(kind, sys.argv[1:])
-    torch.set_num_threads(cfg.cluster.num_threads)
+    configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process):
         try:
             with run_context(cfg) as run, Preemption(cfg.checkpointing.sync_every_steps) as preemption:
