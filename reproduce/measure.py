@@ -19,10 +19,10 @@ from reproduce.config.command_line import config_from_command_line
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
 from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard
-from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb

@@ -17,7 +17,7 @@ from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.engine import memory, precision
 from reproduce.errors import UserError
-from reproduce.memory import DETECTOR_INTRODUCTION, INTRODUCTION, detector_row, estimate_memory, row
+from reproduce.memory import INTRODUCTION, detector_row, estimate_memory, row
 
 
 def test_memory_estimate_matches_a_forward_pass() -> None:
