@@ -25,7 +25,15 @@ from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline import center_crop, dataloader
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches
 from reproduce.engine import precision
-from reproduce.engine.distributed.collectives import any_rank, barrier, device, is_main, rank, world_size
+from reproduce.engine.distributed.collectives import (
+    any_rank,
+    barrier,
+    device,
+    is_main,
+    others_wait,
+    rank,
+    world_size,
+)
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic_with, write_json
@@ -177,8 +185,9 @@ class FeatureStore:
         )
         barrier()
         if is_main():
-            _merge_shards(unfinished, cache_key)
-            _publish(unfinished, folder)
+            with others_wait("merges the features of all ranks"):
+                _merge_shards(unfinished, cache_key)
+                _publish(unfinished, folder)
         barrier()
         found = self.find(cache_key)
         assert found is not None

@@ -137,7 +137,7 @@ def main() -> int:
     """Run the measurement of the command line; it leaves `result.json` in the run's folder."""
     cfg = config_from_command_line("measure", sys.argv[1:])
     configure_torch(cfg)
-    with process_group(cfg.cluster.gpus_per_process), run_context(cfg) as run:
+    with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes), run_context(cfg) as run:
         run.metrics.truncate(0)
         run.finish(count_parameters(cfg) if cfg.measurement.name == "parameters" else measure_cost(cfg, run))
     return 0

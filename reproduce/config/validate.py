@@ -23,7 +23,7 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
         *("method.num_prototypes", "method.num_sinkhorn_iterations"),
         *("measurement.images_per_step", "measurement.num_steps"),
         *("cluster.num_processes", "cluster.detector_processes", "cluster.num_threads"),
-        *("logging.every_steps", "checkpointing.sync_every_steps"),
+        *("cluster.collective_timeout_minutes", "logging.every_steps", "checkpointing.sync_every_steps"),
     ),
     2: ("protocol.num_folds",),
 }

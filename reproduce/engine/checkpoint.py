@@ -12,7 +12,15 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from reproduce.engine.distributed.collectives import all_reduce_sum, any_rank, barrier, device, is_main, world_size
+from reproduce.engine.distributed.collectives import (
+    all_reduce_sum,
+    any_rank,
+    barrier,
+    device,
+    is_main,
+    others_wait,
+    world_size,
+)
 from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_atomic_with
 
@@ -156,7 +164,8 @@ class CheckpointManager:
         Raises `TrainingFailed` on rank 0 if the final state is not finite.
         """
         self.save(step)
-        self.wait()
+        with others_wait("writes the last checkpoint"):
+            self.wait()
         if is_main():
             if not self._path_at(step).exists():
                 raise TrainingFailed(f"the weights after the last step, {step}, are not finite: lower optimizer.lr")

@@ -24,6 +24,7 @@ READ_OUTSIDE_THE_NAME = {
     "cluster.activation_checkpointing": "recomputes the same activations",
     "cluster.compile_backend": "another implementation of the same network",
     "cluster.gpus_per_process": "a run that lacks a GPU ends",
+    "cluster.collective_timeout_minutes": "a run that waits for longer ends",
     "cluster.cudnn_benchmark": "which of cuDNN's algorithms for the same convolution",
     "cluster.deterministic": "the order of float sums",
     "logging.every_steps": "how often metrics are logged",

@@ -1,7 +1,10 @@
 """Ranks, devices and collectives. In a single process, each collective returns what one rank alone would get."""
 
+import datetime
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +17,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from reproduce.errors import UserError
 
+WAIT_LOG_SECONDS = 60.0
+"""A wait for other ranks is logged once it takes so long."""
+
 
 def device() -> torch.device:
     """Return this process's device: its own GPU (by LOCAL_RANK), or the CPU if there is no GPU."""
@@ -23,8 +29,11 @@ def device() -> torch.device:
 
 
 @contextmanager
-def process_group(gpus_per_process: int = 0) -> Iterator[None]:
+def process_group(gpus_per_process: int = 0, timeout_minutes: float = 120) -> Iterator[None]:
     """Join the process group of a launcher (ours, or torchrun) and leave it at the end. A no-op for WORLD_SIZE=1.
+
+    A rank that waits for longer than the timeout ends the run; NCCL's own ten minutes are too short while rank 0 reads
+    a list of files or another rank fits classifiers.
 
     Raises `UserError` as `validate_gpus` does, and unless all ranks have a GPU or none has.
     """
@@ -37,7 +46,9 @@ def process_group(gpus_per_process: int = 0) -> Iterator[None]:
     require_same_device(store, own_rank, num_ranks, kind)
     if kind == "cuda":
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=own_rank, world_size=num_ranks)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=own_rank, world_size=num_ranks)
     try:
         yield
     finally:
@@ -95,9 +106,33 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait for all ranks. A long wait is logged."""
     if dist.is_initialized():
-        dist.barrier()
+        with _log_long_wait(f"rank {rank()} waits for the other ranks"):
+            dist.barrier()
+
+
+@contextmanager
+def others_wait(task: str) -> Iterator[None]:
+    """Enter work that this rank does alone, `task` ("writes a checkpoint"); log it if the other ranks wait for long."""
+    if world_size() == 1:
+        yield
+        return
+    with _log_long_wait(f"the other {world_size() - 1} ranks wait for rank {rank()}, which {task}"):
+        yield
+
+
+@contextmanager
+def _log_long_wait(message: str) -> Iterator[None]:
+    """Print who waits for whom, if the block takes longer than `WAIT_LOG_SECONDS`."""
+    limit = "the run ends after cluster.collective_timeout_minutes"
+    timer = threading.Timer(WAIT_LOG_SECONDS, print, [f"{message}; {limit}"], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -143,8 +178,11 @@ def all_reduce_sum_differentiable(tensor: Tensor, group: dist.ProcessGroup) -> T
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether `flag` is true on any rank; the same answer on every rank. A collective."""
-    return flag if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(flag), device=device())).item())
+    """Return whether `flag` is true on any rank; the same answer on every rank. A collective; a long wait is logged."""
+    if world_size() == 1:
+        return flag
+    with _log_long_wait(f"rank {rank()} waits for the other ranks"):
+        return bool(all_reduce_max(torch.tensor(float(flag), device=device())).item())
 
 
 def gather_union(names: set[str]) -> set[str]:

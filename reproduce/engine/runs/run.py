@@ -18,7 +18,7 @@ from reproduce.data.datasets import catalog
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
-from reproduce.engine.distributed.collectives import barrier, is_main, process_group, world_size
+from reproduce.engine.distributed.collectives import barrier, is_main, others_wait, process_group, world_size
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
 from reproduce.engine.runs.attempts import Attempts
@@ -78,7 +78,8 @@ class Run:
         if not is_main():
             return
         data, dataset = Path(self.cfg.paths.data_root), to_dataclass(self.cfg.dataset, Dataset, "dataset")
-        found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
+        with others_wait(f"looks up the sizes of the files of {dataset.name}/{split}"):
+            found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
         if "verified" in found:
@@ -167,7 +168,7 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
     """
     cfg = config_from_command_line(kind, sys.argv[1:])
     configure_torch(cfg)
-    with process_group(cfg.cluster.gpus_per_process):
+    with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes):
         try:
             with run_context(cfg) as run, Preemption(cfg.checkpointing.sync_every_steps) as preemption:
                 body(cfg, run, preemption)
