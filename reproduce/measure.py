@@ -3,10 +3,13 @@
 No images are read: the steps train on noise of the recipe's crop sizes.
 """
 
+import itertools
 import statistics
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -22,7 +25,7 @@ from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
-from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard
+from reproduce.engine.loop import Trainer, build_nan_guard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
@@ -31,6 +34,7 @@ from reproduce.errors import run_cli
 from reproduce.memory import NUM_IMAGENET_CLASSES, estimate_memory
 from reproduce.network import build_network, validate_runtime_options
 
+Batch = TypeVar("Batch")
 NUM_PAPER_GPUS = 64
 NUM_EPOCHS = 100
 """Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
@@ -53,6 +57,34 @@ class CostConfig:
     name: str
     images_per_step: int
     num_steps: int
+
+
+class StepTimer:
+    """Times steps without waiting for the device: by CUDA's events on a GPU, by the clock on a CPU."""
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._marks: list[Any] = []
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield `batches`; a step lasts from its batch to the next one."""
+        for batch in batches:
+            self._mark()
+            yield batch
+        self._mark()
+
+    def seconds(self) -> list[float]:
+        """Return the duration of each step; waits for the last one."""
+        pairs = itertools.pairwise(self._marks)
+        if not self._on_gpu:
+            return [end - start for start, end in pairs]
+        self._marks[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairs]
+
+    def _mark(self) -> None:
+        self._marks.append(torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter())
+        if self._on_gpu:
+            self._marks[-1].record()
 
 
 def count_parameters(cfg: DictConfig) -> dict[str, float]:
@@ -84,12 +116,6 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         f"{'GPUs' if on_gpu else 'CPU processes'}; "
         f"memory {'measured' if on_gpu else 'counted in bf16, not measured'}"
     )
-    seconds_per_image: list[float] = []
-
-    def log(step: int, num_steps: int, **values: float) -> None:
-        seconds_per_image.append(world_size() / values["images_per_second"])
-        run.metrics.log(step, num_steps, **values)
-
     optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.parse_config(cfg.method)
     net = build_network(cfg, method_config, NUM_IMAGENET_CLASSES)
@@ -104,11 +130,11 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         learning_rates=lambda _: [optimizer_config.warmup_start_lr],
         scaler=loss_scaler(precision),
         guard=build_nan_guard(run, "optimizer.lr"),
-        logger=StepLogger(log, log_every=1, batch_size=batch_size),
     )
     batches = _noise_batches(to_dataclass(cfg.crops, Crops, "crops"), images_per_device, num_steps)
-    trainer.train(batches, FIRST_STEP, FIRST_STEP + num_steps)
-    seconds = statistics.median(seconds_per_image[1:])
+    timer = StepTimer(on_gpu=on_gpu)
+    trainer.train(timer.timed(batches), FIRST_STEP, FIRST_STEP + num_steps)
+    seconds = statistics.median(timer.seconds()[1:]) / images_per_device
     estimate = estimate_memory(_with_bf16(cfg), NUM_PAPER_GPUS, activation_checkpointing=False)
     return {
         "seconds_per_image": seconds,
@@ -118,10 +144,16 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
 
 
 def _noise_batches(crops: Crops, num_images: int, num_steps: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Yield random crops `(num_images, 3, S, S)` and labels, the same in every step, so that they cost no time."""
+    """Yield random crops `(num_images, 3, S, S)` and labels, the same in every step, so that they cost no time.
+
+    Crops are channels-last in memory, as the input pipeline makes them.
+    """
     torch.manual_seed(rank())
     sizes = [view.size_px for view in crops.views for _ in range(view.num)]
-    batch = [torch.randn(num_images, 3, size, size, device=device()) for size in sizes]
+    batch = [
+        torch.randn(num_images, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
+        for size in sizes
+    ]
     labels = torch.zeros(num_images, dtype=torch.int64, device=device())
     return ((batch, labels) for _ in range(num_steps))
 

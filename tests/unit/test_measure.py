@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from reproduce import measure
+from reproduce.config.schema import Crops, View
 from reproduce.files import read_json
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
@@ -55,3 +57,38 @@ def test_measurements_run_without_data(monkeypatch: pytest.MonkeyPatch, tmp_path
         *("MoCo, R50-w4", "SimCLR, R50-w4", "SwAV, R50-w2", "SwAV, R50-w4", "SwAV, R50-w5"),
     }
     assert all(run.command()[2] == "reproduce.measure" for run in part.runs.values())
+
+
+class Event:
+    """A CUDA event: its time is its number among all events."""
+
+    def __init__(self, record: list[str]) -> None:
+        self.record_, self.number = record, 0
+
+    def record(self) -> None:
+        self.number = sum(each.startswith("event") for each in self.record_)
+        self.record_.append(f"event {self.number}")
+
+    def synchronize(self) -> None:
+        self.record_.append(f"wait for event {self.number}")
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000.0 * (end.number - self.number) * (1 + self.number)
+
+
+def test_steps_on_a_gpu_are_timed_without_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    record: list[str] = []
+    monkeypatch.setattr("torch.cuda.Event", lambda **_: Event(record))
+    timer = measure.StepTimer(on_gpu=True)
+    record.extend(f"step {batch}" for batch in timer.timed("ab"))
+    assert record == ["event 0", "step a", "event 1", "step b", "event 2"]
+    assert timer.seconds() == [1, 2]
+    assert record[-1] == "wait for event 2"
+
+
+def test_noise_has_the_layout_of_crops() -> None:
+    crops = Crops("", [View(2, 32, [0.1, 1]), View(1, 16, [0.1, 1])])
+    (batch, labels), _ = measure._noise_batches(crops, num_images=4, num_steps=2)
+    assert [tuple(crop.shape) for crop in batch] == [(4, 3, 32, 32)] * 2 + [(4, 3, 16, 16)]
+    assert all(crop.is_contiguous(memory_format=torch.channels_last) for crop in batch)
+    assert len(labels) == 4
