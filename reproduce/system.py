@@ -1,5 +1,6 @@
 """Facts about this checkout and this machine. Uses only the standard library, so that it works without .venv."""
 
+import os
 import platform
 import re
 import signal
@@ -10,6 +11,12 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Sent by a scheduler some time before it kills a run."""
+SHARED_GPUS = "REPRODUCE_GPUS"
+"""Environment variable with the GPUs that the harness shares among its runs, separated by commas."""
+MAX_WORKERS = 16
+"""The most data-loader workers that a process starts unless the config says otherwise."""
+PREFETCH_BATCHES = 4
+"""Batches that each data-loader worker prepares ahead, in /dev/shm."""
 
 
 def git(*arguments: str) -> str:
@@ -35,3 +42,38 @@ def cpu_name(root: Path = Path("/")) -> str:
         cpuinfo = ""
     model = re.search(r"^model name\s*:[ \t]*(\S.*)", cpuinfo, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Return the number of cores whose time a container's quota grants this process, at least 1."""
+    quota, period = cpu_quota(root)
+    return int(max(1, min(usable_cores(), quota / period)))
+
+
+def cpu_quota(root: Path) -> tuple[float, int]:
+    """Return a container's CPU quota and its period in microseconds; the quota is infinite without a limit."""
+    group = root / "sys/fs/cgroup"
+    words = read_text(group / "cpu.max").split() or [
+        read_text(group / "cpu/cpu.cfs_quota_us").strip(),
+        read_text(group / "cpu/cpu.cfs_period_us").strip(),
+    ]
+    quota, period = (int(word) if word.isdigit() else 0 for word in words)
+    return (quota, period) if quota and period else (float("inf"), 100_000)
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text, or an empty string if it can't be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def workers_per_gpu(num_gpus: int, root: Path = Path("/")) -> int:
+    """Return how many data-loader workers feed each of this machine's GPUs: its share of the cores, less one."""
+    return max(1, min(MAX_WORKERS, available_cores(root) // num_gpus - 1))

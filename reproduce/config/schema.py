@@ -88,8 +88,8 @@ class Cluster:
     """The longest that a rank waits for others, e.g. while rank 0 lists the images; then the run ends."""
     num_threads: int = 2
     """Threads of each process."""
-    num_workers: int = 1
-    """Data-loader workers of each process."""
+    num_workers: int | None = None
+    """Data-loader workers of each process; None: on a GPU the cores per GPU less one, at most 16, on a CPU one."""
     image_python: str = "/app/.venv/bin/python"
     """The Python inside the container image."""
     max_jobs: int = 100
@@ -100,12 +100,12 @@ class Cluster:
     """Recompute each block's activations in the backward pass: less memory, a third slower."""
     compile_backend: str = ""
     """Backend of torch.compile for the network, e.g. `inductor`; empty does not compile."""
-    slurm: Slurm = field(default_factory=Slurm)
-    kubernetes: Kubernetes = field(default_factory=Kubernetes)
     cudnn_benchmark: bool = True
     """On a GPU, let cuDNN time its algorithms for each new shape. Off where images have many sizes (the detectors)."""
     deterministic: bool = False
     """Take only deterministic algorithms: a repeated run is equal to the bit, on a GPU too, and slower."""
+    slurm: Slurm = field(default_factory=Slurm)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 Uses the standard library only, so that it works without .venv. A command that fails is a diagnosis, not an error.
 """
 
+import math
 import os
 import platform
 import re
@@ -13,13 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from reproduce.system import REPO_ROOT, cpu_name
+from reproduce.system import (
+    PREFETCH_BATCHES,
+    REPO_ROOT,
+    available_cores,
+    cpu_name,
+    cpu_quota,
+    read_text,
+    usable_cores,
+    workers_per_gpu,
+)
 
 TIMEOUT_SECONDS = 10
 MIN_FREE_GB = 2
 """Disk space that the runs of scale smoke take, with their caches."""
 MIN_SHARED_MEMORY_GB = 1
 """Data-loader workers pass batches through /dev/shm; containers have 64 MB there by default."""
+BATCH_GB = 64 * 3 * (2 * 224**2 + 6 * 96**2) / 1e9
+"""Crops of 64 images, 2x224 + 6x96: one GPU's share of a step with the paper's 64 GPUs."""
 
 Level = Literal["ok", "note", "missing"]
 """missing: scale smoke cannot run without it. note: something else cannot, or is slow."""
@@ -79,32 +91,21 @@ def hardware(root: Path = Path("/")) -> Iterator[Diagnosis]:
 
 
 def _processor(root: Path) -> Diagnosis:
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cores = usable_cores()
     words = f"{cpu_name(root)}, {num_cores} cores"
     quota, period = cpu_quota(root)
     if quota < num_cores * period:
-        words += f", of whose time {quota / period:g} are granted (say CORES={max(1, quota // period)})"
+        words += f", of whose time {quota / period:g} are granted (say CORES={available_cores(root)})"
     return Diagnosis("processor", words)
 
 
-def cpu_quota(root: Path) -> tuple[float, int]:
-    """Return a container's CPU quota and its period in microseconds; the quota is infinite without a limit."""
-    group = root / "sys/fs/cgroup"
-    words = _text(group / "cpu.max").split() or [
-        _text(group / "cpu/cpu.cfs_quota_us").strip(),
-        _text(group / "cpu/cpu.cfs_period_us").strip(),
-    ]
-    quota, period = (int(word) if word.isdigit() else 0 for word in words)
-    return (quota, period) if quota and period else (float("inf"), 100_000)
-
-
 def _memory(root: Path) -> Diagnosis:
-    fields = dict(re.findall(r"^(\w+): +(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE))
+    fields = dict(re.findall(r"^(\w+): +(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE))
     if not fields:
         return Diagnosis("memory", "unknown", "note")
     total, free = (int(fields.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
     group = root / "sys/fs/cgroup"
-    limit = (_text(group / "memory.max") or _text(group / "memory/memory.limit_in_bytes")).strip()
+    limit = (read_text(group / "memory.max") or read_text(group / "memory/memory.limit_in_bytes")).strip()
     if limit.isdigit() and int(limit) < total:
         return Diagnosis("memory", f"{int(limit) / 1e9:.1f} GB, the container's limit, of {total / 1e9:.1f} GB")
     return Diagnosis("memory", f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free")
@@ -126,10 +127,17 @@ def _shared_memory(root: Path) -> Diagnosis:
         return Diagnosis("shared memory", "there is no /dev/shm: set the cluster's num_workers to 0", "note")
     size_gb = shutil.disk_usage(folder).total / 1e9
     words = f"{size_gb:.2g} GB in /dev/shm"
+    more = "give a container more, as with --shm-size={:.0f}g or --ipc=host"
     if size_gb < MIN_SHARED_MEMORY_GB:
-        return Diagnosis(
-            "shared memory", f"{words}: give a container more, as with --shm-size=8g or --ipc=host", "note"
-        )
+        return Diagnosis("shared memory", f"{words}: {more.format(8)}", "note")
+    found = list_gpus()
+    if isinstance(found, list) and found:
+        num_workers = workers_per_gpu(len(found), root)
+        needed_gb = len(found) * num_workers * PREFETCH_BATCHES * BATCH_GB
+        if size_gb < needed_gb:
+            use = f"{num_workers} data-loader workers for each of {len(found)} GPUs hold {needed_gb:.1f} GB there"
+            advice = f"{more.format(math.ceil(needed_gb))}, or lower cluster.num_workers"
+            return Diagnosis("shared memory", f"{words}: {use} (batches of 64 images per GPU); {advice}", "note")
     return Diagnosis("shared memory", words)
 
 
@@ -161,10 +169,3 @@ def _gpu_findings() -> Iterator[Diagnosis]:
     if major.isdigit() and int(major) < int(pinned_version("MIN_DRIVER")):
         needs = f"torch {pinned_version('TORCH')} needs driver {pinned_version('MIN_DRIVER')} or newer"
         yield Diagnosis("driver", f"{found[0].driver} is too old, runs use the processor: {needs}", "note")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

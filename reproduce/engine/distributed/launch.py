@@ -194,3 +194,4 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+        environment["LOCAL_WORLD_SIZE"] = str(options.nproc_per_node)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from reproduce.errors import UserError
 from reproduce.harness import machine
+from reproduce.system import SHARED_GPUS
 
-SHARED_GPUS = "REPRODUCE_GPUS"
-"""Environment variable with the GPUs that the harness shares among its runs, as `visible_gpus` returns them."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.5
 

@@ -29,7 +29,7 @@ from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
 from reproduce.harness.plan.run_state import run_states, sync_mtimes
-from reproduce.system import REPO_ROOT
+from reproduce.system import REPO_ROOT, SHARED_GPUS
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 POLL_SECONDS = 0.3
@@ -84,7 +84,7 @@ def execute_plan(
         events.write_bytes(b"")
         environment = os.environ | {
             SUPERVISOR: f"{os.getpid()}:{lock_file.resolve()}",
-            gpus.SHARED_GPUS: ",".join(own_gpus),
+            SHARED_GPUS: ",".join(own_gpus),
             MALLOC: os.environ.get(MALLOC, HUGE_PAGES),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO_ROOT), os.environ.get("PYTHONPATH")])),
         }

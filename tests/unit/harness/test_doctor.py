@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from reproduce import system
 from reproduce.harness import doctor, machine, software
 from reproduce.harness.machine import Diagnosis
 
@@ -91,7 +93,7 @@ def test_the_limits_of_a_container(tmp_path: Path, command: Say, limits: dict[st
 
 @pytest.mark.parametrize("unlimited", ["max 100000\n", ""])
 def test_no_limit_is_no_quota(tmp_path: Path, unlimited: str) -> None:
-    assert machine.cpu_quota(root_of(tmp_path, sys__fs__cgroup__cpu_dot_max=unlimited))[0] == float("inf")
+    assert system.cpu_quota(root_of(tmp_path, sys__fs__cgroup__cpu_dot_max=unlimited))[0] == float("inf")
 
 
 def test_gpus_are_counted_by_name(command: Say) -> None:
@@ -210,3 +212,17 @@ def test_a_wrong_data_folder_is_refused(checkout: Path) -> None:
     done = subprocess.run(command, cwd=REPO_ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: the folder nowhere given as DATA is not there\n"
+
+
+@pytest.mark.parametrize(("size_gb", "level"), [(7.0, "note"), (7.2, "ok")])
+def test_shared_memory_is_enough_for_the_workers_of_all_gpus(
+    tmp_path: Path, command: Say, monkeypatch: pytest.MonkeyPatch, size_gb: float, level: str
+) -> None:
+    command("nvidia-smi", (A100 * 4).strip())
+    (tmp_path / "root/dev/shm").mkdir(parents=True)
+    monkeypatch.setattr("reproduce.system.usable_cores", lambda: 64)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=size_gb * 1e9, free=1e12))
+    told = by_subject(machine.hardware(tmp_path / "root"))["shared memory"]
+    assert told.level == level
+    says = "15 data-loader workers for each of 4 GPUs hold 7.2 GB there (batches of 64 images per GPU)"
+    assert (says in told.text) == (level == "note")

@@ -120,7 +120,7 @@ def test_an_unknown_data_config_is_refused(checkout: Path) -> None:
             "name: swav_800ep\nprecision: bf16",
             {"swav_800ep", "knn_head", "linear_places205", "linear_inat18", "voc07_svm", "voc_detection", "coco_detr"},
         ),
-        ("cluster/local.yaml", "num_workers: 1", "num_workers: 3", set()),
+        ("cluster/local.yaml", "num_processes: 1", "num_processes: 1\nnum_workers: 3", set()),
     ],
 )
 def test_a_changed_config_makes_new_runs_of_what_depends_on_it(
