@@ -24,7 +24,7 @@ from reproduce.data.datasets import image_file
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline import center_crop, dataloader
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches
-from reproduce.engine import precision
+from reproduce.engine import arithmetic, precision
 from reproduce.engine.distributed.collectives import (
     any_rank,
     barrier,
@@ -71,16 +71,7 @@ def extract_features(
     """
     run = context.run
     store = FeatureStore(run.folder.parent / ".features", run.run_id)
-    cache_key = {
-        "checkpoint_sha256": run.provenance["checkpoint_sha256"],
-        "images_sha256": images.sha256(),
-        # The former covers no folders: two splits, or two datasets, may have the same names.
-        "paths_sha256": hashlib.sha256("\n".join(images.paths).encode()).hexdigest(),
-        "features": kind,
-        "center_crop": dataclasses.asdict(crop),
-        "normalize": [list(context.normalize.mean), list(context.normalize.std)],
-        "precision": context.cfg.precision,
-    }
+    cache_key = _cache_key(images, kind, crop, context)
     found = store.find(cache_key)
     if any_rank(found is None) or found is None:  # another run may have stored them since another rank looked
         unreadable: list[str] = []
@@ -88,6 +79,22 @@ def extract_features(
         found = store.write(cache_key, rows, unreadable)
     run.handle_unreadable_images(found.unreadable)
     return found
+
+
+def _cache_key(images: ImageList, kind: str, crop: CenterCropConfig, context: EvalContext) -> dict[str, Any]:
+    """Return what features depend on, besides the code: checkpoint, images, pipeline, device and precision."""
+    return {
+        "checkpoint_sha256": context.run.provenance["checkpoint_sha256"],
+        "images_sha256": images.sha256(),
+        # The former covers no folders: two splits, or two datasets, may have the same names.
+        "paths_sha256": hashlib.sha256("\n".join(images.paths).encode()).hexdigest(),
+        "features": kind,
+        "center_crop": dataclasses.asdict(crop),
+        "normalize": [list(context.normalize.mean), list(context.normalize.std)],
+        "precision": context.cfg.precision,
+        "device": device().type,
+        **arithmetic.products(),
+    }
 
 
 @torch.no_grad()

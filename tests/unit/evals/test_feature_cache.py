@@ -1,0 +1,35 @@
+"""Features are read from disk only if the same device and products would compute them again."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from evals import features
+from evals.context import CenterCropConfig
+
+
+def cache_key() -> dict[str, Any]:
+    context: Any = SimpleNamespace(
+        run=SimpleNamespace(provenance={"checkpoint_sha256": "c"}),
+        normalize=SimpleNamespace(mean=[0.5], std=[0.2]),
+        cfg=SimpleNamespace(precision="fp32"),
+    )
+    images: Any = SimpleNamespace(sha256=lambda: "i", paths=["a.jpg"])
+    return features._cache_key(images, "pooled", CenterCropConfig(256, 224), context)
+
+
+def test_device_and_products_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = cache_key()
+    assert on_cpu["device"] == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    before = torch.backends.cuda.matmul.allow_tf32
+    keys = []
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        keys.append(cache_key())
+    torch.backends.cuda.matmul.allow_tf32 = before
+    assert [key["device"] for key in keys] == ["cuda", "cuda"]
+    assert [key["matmul"] for key in keys] == ["fp32", "tf32"]
+    assert len({repr(key) for key in (on_cpu, *keys)}) == 3
