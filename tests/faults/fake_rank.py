@@ -1,7 +1,7 @@
 """Stands in for a rank: fake_rank FOLDER MODE0 MODE1 ... It notes its start and does as the mode of its rank says.
 
 ok; wrong and failed (a sentence, exit status 2 or 3); bug (a traceback); killed; killed-once; preempted (waits for a
-signal, notes it and ends with 75); waits (for as long as it is let).
+signal, notes it and ends with 75); waits (for as long as it is let); waits-once.
 """
 
 import os
@@ -16,7 +16,8 @@ with open(folder / "starts.txt", "a") as starts:
     starts.write(f"{rank}\n")
 if mode in ("wrong", "failed"):  # says so even if the launcher stops it because another rank was quicker
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if mode not in ("ok", "waits", "preempted"):  # on a busy machine, one that ends early must not stop a late start
+if mode not in ("ok", "waits", "waits-once", "preempted"):
+    # On a busy machine, one that ends early must not stop a late start.
     while (noted := (folder / "starts.txt").read_text().split()).count(str(rank)) > min(
         noted.count(str(other)) for other in range(int(os.environ["WORLD_SIZE"]))
     ):
@@ -37,5 +38,8 @@ if mode == "preempted":
     os.write(1, f"rank {rank} waits\n".encode())  # in one piece; print writes the end of the line by itself
     (folder / f"signal-{rank}").write_text(signal.Signals(signal.sigwait(signals)).name)
     raise SystemExit(75)
+if mode == "waits-once" and (folder / "starts.txt").read_text().split().count(str(rank)) == 1:
+    os.write(1, f"rank {rank} waits\n".encode())
+    signal.pause()
 if mode == "waits":
     signal.pause()

@@ -5,16 +5,18 @@ python -m reproduce.engine.distributed.launch --nproc-per-node 8 reproduce.pretr
 For several machines, start the same command on each, with torchrun's options: `--nnodes 4 --node-rank 0
 --rdzv-endpoint HOST:PORT`, where HOST is the first machine and PORT a free port of it. Under a scheduler the last two
 can be left out: the node rank is read from NODE_RANK, SLURM_PROCID or JOB_COMPLETION_INDEX, and the endpoint from
-MASTER_ADDR and MASTER_PORT.
+MASTER_ADDR and MASTER_PORT. The launchers themselves connect at the port after PORT.
 
-If a process crashes (e.g. by SIGKILL), the others are stopped and all restart from the last checkpoint, up to
-`MAX_RESTARTS` times. A wrong request, a failed training and a preemption end the run at once, with one error message.
+If a process crashes (e.g. by SIGKILL), the others, on all machines, are stopped, and all restart from the last
+checkpoint, up to `MAX_RESTARTS` times. A wrong request, a failed training and a preemption end the run at once, with
+one error message.
 
 torchrun itself does not fit: it turns every exit status into 1 below a long traceback, restarts runs that would only
 fail again, and dies of SIGUSR1.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from reproduce.engine.distributed.peers import Peers
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 
 NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
@@ -79,8 +82,8 @@ class RankProcess:
 class Launcher:
     """The processes of this machine, through all restarts."""
 
-    def __init__(self, start: Callable[[], list[RankProcess]], world_size: int) -> None:
-        self._start, self._world_size = start, world_size
+    def __init__(self, start: Callable[[], list[RankProcess]], world_size: int, peers: Peers) -> None:
+        self._start, self._world_size, self._peers = start, world_size, peers
         self._ranks: list[RankProcess] = []
         self._stop_requested = False
 
@@ -89,10 +92,11 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._forward_signal)
         for restart in range(MAX_RESTARTS + 1):
+            attempt = self._peers.round
             self._ranks = self._start()
             if self._stop_requested:  # during the start, when no process could receive it
                 self._send(signal.SIGTERM)
-            failed = self._wait()
+            failed = self._wait(attempt)
             codes = {rank.process.returncode for rank in self._ranks}
             for status in (EXIT_USAGE, EXIT_TRAINING_FAILED):
                 if status in codes:
@@ -100,28 +104,35 @@ class Launcher:
                     return status
             if codes == {0}:
                 return 0
-            if self._stop_requested or REQUEUE in codes:
+            failed_elsewhere = not failed and self._peers.round != attempt
+            if failed_elsewhere and self._peers.final_status:
+                return self._peers.final_status  # the other machine says why
+            if self._stop_requested or (REQUEUE in codes and not failed_elsewhere):
                 return REQUEUE
-            # A process that was killed comes before one that failed because the other was missing.
-            culprit = min(failed, key=lambda rank: rank.process.returncode > 0)
-            crash = f"rank {culprit.rank} of {self._world_size} {culprit.describe_exit()}"
+            crash, code = self._describe_crash(failed)
             if restart < MAX_RESTARTS:
                 plan = f"restarting all ranks from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
                 print(f"warning: {crash}; {plan}", file=sys.stderr, flush=True)
+                self._peers.meet()
         print(f"{ERROR_PREFIX}{crash}; the same command resumes from the last checkpoint", file=sys.stderr)
-        code = culprit.process.returncode
         return code if code > 0 else 128 - code
 
-    def _wait(self) -> list[RankProcess]:
-        """Wait until all processes have ended and return those that failed first; stops the others after a failure."""
+    def _wait(self, attempt: int) -> list[RankProcess]:
+        """Wait until all processes have ended and return those that failed first; stops the others after a failure.
+
+        A failure on another machine since `attempt`, the round in which the processes started, stops all.
+        """
         while True:
             running = [rank for rank in self._ranks if rank.process.poll() is None]
             failed = [rank for rank in self._ranks if rank.process.returncode]
-            if failed or not running:
+            if failed or not running or self._peers.round != attempt:
                 break
             time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + GRACE_SECONDS
-        if all(rank.process.returncode != REQUEUE for rank in failed):
+        codes = {rank.process.returncode for rank in failed}
+        if REQUEUE not in codes:
+            if failed:
+                self._peers.fail(attempt, next(iter(codes & {EXIT_USAGE, EXIT_TRAINING_FAILED}), 0))
             self._send(signal.SIGTERM)
         for rank in running:
             try:
@@ -132,6 +143,14 @@ class Launcher:
         for rank in self._ranks:
             rank.drain_stderr()
         return failed
+
+    def _describe_crash(self, failed: list[RankProcess]) -> tuple[str, int]:
+        """Return what crashed and its exit code, given the processes of this machine that failed first."""
+        if not failed:
+            return "a rank on another machine crashed", 1
+        # A process that was killed comes before one that failed because the other was missing.
+        culprit = min(failed, key=lambda rank: rank.process.returncode > 0)
+        return f"rank {culprit.rank} of {self._world_size} {culprit.describe_exit()}", culprit.process.returncode
 
     def _error_message(self, status: int) -> str:
         """Return the message of the run's exit status, with its rank unless all ranks have the same message."""
@@ -177,13 +196,16 @@ def main() -> int:
     def start() -> list[RankProcess]:
         host, _, port = (options.rdzv_endpoint or f"127.0.0.1:{_free_port()}").rpartition(":")
         environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
+        environment["LOCAL_WORLD_SIZE"] = str(options.nproc_per_node)
         first_rank = options.node_rank * options.nproc_per_node
         return [
             RankProcess(command, first_rank + local_rank, local_rank, environment)
             for local_rank in range(options.nproc_per_node)
         ]
 
-    return Launcher(start, world_size).run()
+    host, _, port = options.rdzv_endpoint.rpartition(":")
+    with contextlib.closing(Peers(options.node_rank, options.nnodes, host, int(port or 0) + 1)) as peers:
+        return Launcher(start, world_size, peers).run()
 
 
 def _free_port() -> int:
@@ -194,4 +216,3 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-        environment["LOCAL_WORLD_SIZE"] = str(options.nproc_per_node)

@@ -1,0 +1,85 @@
+"""Launchers of several machines, here on one: a crash on one of them stops and restarts the ranks on all."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reproduce.engine.distributed.launch import MAX_RESTARTS
+from tests.faults.test_launch import FAKE, starts
+from tests.runs import REPO_ROOT
+
+
+def free_ports() -> int:
+    """A port that is free, as the one after it."""
+    while True:
+        with socket.socket() as one, socket.socket() as next_one:
+            one.bind(("", 0))
+            port: int = one.getsockname()[1]
+            try:
+                next_one.bind(("", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def launched(folder: Path, *modes: str) -> list["subprocess.Popen[str]"]:
+    """The launchers of two machines, with a process each."""
+    common = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"]
+    endpoint = f"--rdzv-endpoint=127.0.0.1:{free_ports()}"
+    return [
+        subprocess.Popen(
+            [*common, f"--node-rank={node}", endpoint, FAKE, str(folder), *modes],
+            cwd=REPO_ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "modes", [("waits-once", "killed-once"), ("killed-once", "waits-once")], ids=["on the second", "on the first"]
+)
+def test_a_killed_rank_restarts_the_ranks_of_other_machines(tmp_path: Path, modes: tuple[str, str]) -> None:
+    """The other rank waits for ever, as in a collective with the dead one."""
+    launchers = launched(tmp_path, *modes)
+    said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert starts(tmp_path) == {"0": 2, "1": 2}
+    waiting = modes.index("waits-once")
+    assert said[waiting].startswith("warning: a rank on another machine crashed; restarting all ranks")
+    assert f"rank {1 - waiting} of 2 was ended by SIGKILL" in said[1 - waiting]
+    assert said[0].endswith(f"(restart 1 of {MAX_RESTARTS})\n") and said[1].endswith(f"(restart 1 of {MAX_RESTARTS})\n")
+
+
+@pytest.mark.parametrize("modes", [("waits", "wrong"), ("wrong", "waits")])
+def test_a_final_error_on_one_machine_ends_the_run_on_all(tmp_path: Path, modes: tuple[str, str]) -> None:
+    launchers = launched(tmp_path, *modes)
+    said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [2, 2], said
+    wrong = modes.index("wrong")
+    assert said[wrong] == f"error: the pictures of {wrong} are gone\n"
+    assert said[1 - wrong] == ""
+    assert starts(tmp_path) == {"0": 1, "1": 1}
+
+
+def test_a_machine_that_is_lost_stops_the_ranks_of_the_others(tmp_path: Path) -> None:
+    first, second = launched(tmp_path, "waits-once", "preempted")
+    assert second.stdout is not None
+    assert second.stdout.readline() == "rank 1 waits\n"
+    assert first.stdout is not None
+    assert first.stdout.readline() == "rank 0 waits\n"
+    (rank,) = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+    second.send_signal(signal.SIGKILL)
+    os.kill(int(rank), signal.SIGKILL)
+    second.communicate()
+    assert first.stderr is not None
+    assert first.stderr.readline().startswith("warning: a rank on another machine crashed; restarting all ranks")
+    first.communicate(timeout=60)
+    assert first.returncode == 0
