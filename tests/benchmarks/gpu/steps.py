@@ -33,6 +33,7 @@ from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.network import build_network
+from reproduce.system import PREFETCH_BATCHES
 from tests.benchmarks.gpu.sizes import Size
 
 Batch = tuple[list[Tensor], Tensor]
@@ -147,7 +148,7 @@ class Training:
     def images_per_second_of_loader(self, images: ImageList, num_workers: int) -> float:
         """Return how many images the workers decode and crop in a second if nobody trains on them."""
         batches = self.host_batches(images, num_workers)
-        for _ in islice(batches, max(1, num_workers) * dataloader.PREFETCH_BATCHES):
+        for _ in islice(batches, max(1, num_workers) * PREFETCH_BATCHES):
             pass  # what was prepared ahead
         started = time.perf_counter()
         num_batches = len(list(islice(batches, self.size.num_steps * max(1, num_workers))))
