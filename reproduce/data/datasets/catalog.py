@@ -21,8 +21,8 @@ def missing_data(cfg: DictConfig) -> list[str]:
     data = Path(cfg.paths.data_root)
     if not data.is_dir():
         return [f"DATA folder {data} does not exist"]
-    if error := layout_error(cfg.data.name, dataset.layout):
-        return [error]
+    if dataset.layout not in LAYOUTS:
+        return [layout_error(cfg.data.name, dataset.layout)]
     root = data / dataset.root
     if not root.is_dir():
         return [f"folder {root} is missing ({dataset.name} of data config {cfg.data.name!r})"]
