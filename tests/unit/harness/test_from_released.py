@@ -43,7 +43,7 @@ def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: 
 @pytest.mark.parametrize(
     ("evaluation", "red"),
     [("linear_imagenet", 0.228), ("knn_head", 0.228), ("knn", 0.229)]
-    + [(name, 0.229) for name in ("linear_places205", "linear_inat18", "voc07_svm")],
+    + [(name, 0.229) for name in ("linear_places205", "linear_inat18", "voc07_svm", "coco_detr")],
 )
 def test_swavs_weights_get_the_pixels_of_each_protocols_own_code(evaluation: str, red: float) -> None:
     asked = [f"eval={evaluation}", "checkpoint=x", "scale=paper"]
