@@ -14,6 +14,7 @@ from reproduce.config.identity import config_hash, run_dir, run_id
 from reproduce.errors import UserError
 
 SWAV = ("experiment=swav_800ep", "scale=smoke")
+WITH_USUAL_STATISTICS = ("coco_detr", "knn", "linear_inat18", "linear_places205", "voc07_svm")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +113,19 @@ def test_an_experiment_composes_groups_directly_and_says_what_to_expect(path: Pa
     assert all(OmegaConf.is_dict(item) and str(next(iter(item))).startswith("override /") for item in defaults)
 
 
-@pytest.mark.parametrize("group", ["crops", "method", "normalize", "data", "cluster", "eval", "measurement"])
+@pytest.mark.parametrize("group", ["crops", "method", "normalize", "data", "cluster", "measurement"])
 def test_an_option_of_a_group_stands_by_itself(group: str) -> None:
     assert not any("defaults" in OmegaConf.load(CONF_DIR / group / f"{name}.yaml") for name in group_options(group))
+
+
+@pytest.mark.parametrize("name", group_options("eval"))
+def test_an_evaluation_selects_nothing_but_its_normalization_or_another_evaluation(name: str) -> None:
+    """Normalization where its official code has other statistics than SwAV's, .229 for red in place of .228."""
+    config = OmegaConf.load(CONF_DIR / "eval" / f"{name}.yaml")
+    selected = OmegaConf.select(config, "defaults") or []
+    usual = {"override /normalize": "imagenet"}
+    assert (usual in selected) == (name in WITH_USUAL_STATISTICS)
+    assert all(item in (usual, "_self_", *group_options("eval")) for item in selected)
 
 
 def test_normalize_is_a_group_of_every_kind() -> None:
