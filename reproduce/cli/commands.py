@@ -16,6 +16,13 @@ from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import tables
 
+FLAGS = {
+    "scale": "--scale (make: SCALE=)",
+    "data": "--data-config (make: DATA_CONFIG=)",
+    "paths.data_root": "--data (make: DATA=)",
+}
+"""Config keys that decide where a single run finds its images, and so can't be its overrides: they would get others."""
+
 
 def reproduce_tables(options: argparse.Namespace) -> int:
     """Plan, run, check and report; return the check's exit status."""
@@ -105,6 +112,9 @@ def run_single(options: argparse.Namespace) -> int:
     kind: RunKind = "pretrain" if options.group == "experiment" else "evaluate"
     request = Request((), options.scale, **_request_flags(options))
     checkpoint = getattr(options, "checkpoint", "")
+    for item in options.overrides:
+        if flag := FLAGS.get(item.lstrip("+~").partition("=")[0]):
+            raise UserError(f"{item!r} is no override of this command: give it as {flag}")
     overrides = (*_preprocessing_of(checkpoint, options.choice), *options.overrides)
     plan = build.single_run_plan(request, kind, options.choice, checkpoint, overrides)
     (run,) = plan.runs.values()

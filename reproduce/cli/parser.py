@@ -22,10 +22,12 @@ is in no commit.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise `UserError`, naming make's variable for a missing option."""
+        """Raise `UserError`; name make's variable of a missing option, and the place of an override that came too late."""
         missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
         for_make = [f"{name.replace('-', '_').upper()}=" for name in missing]
         hint = f" (for make: {' '.join(for_make)})" if for_make else ""
+        if message.startswith("unrecognized arguments") and "=" in message:
+            hint = " (KEY=VALUE has to follow the name of the experiment or evaluation directly)"
         raise UserError(f"{message}{hint}; `{self.prog} --help` shows the options")
 
 

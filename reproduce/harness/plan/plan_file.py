@@ -14,6 +14,7 @@ from reproduce.files import read_json, write_json
 from reproduce.harness.plan import build, cost, cost_report
 from reproduce.harness.plan.model import REPORTS, Plan, Request
 from reproduce.harness.spec import margins
+from reproduce.harness.spec.typed_yaml import convert
 
 VERSION = 1
 """The version of the file's format."""
@@ -67,16 +68,21 @@ def read(scale: str) -> WrittenPlan | None:
     if version != VERSION:
         raise UserError(f"{path} has version {version}, not {VERSION}. Write it again: make plan-..., or delete it")
     try:
-        request: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content["request"].items()
-        }
-        run_ids: dict[str, set[str]] = {name: set() for name in request["tables"]}
+        request = _read_request(content["request"], path, scale)
+        run_ids: dict[str, set[str]] = {name: set() for name in request.tables}
         for cell in content["cells"]:
             for runs in [cell["runs"], *cell["runs_by_override"].values()]:
                 run_ids[cell["table"]].update(runs.values())
-        return WrittenPlan(path, Request(**request), run_ids)
-    except (KeyError, TypeError, AttributeError) as error:
+        return WrittenPlan(path, request, run_ids)
+    except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}). Write it again: make plan-..., or delete it") from error
+
+
+def _read_request(raw: Any, path: Path, scale: str) -> Request:
+    request: Request = convert(Request, raw, str(path), "request")
+    if request.scale != scale or not request.seeds:
+        raise ValueError(f"its request is for scale {request.scale} and {len(request.seeds)} seeds")
+    return request
 
 
 def plan_to_judge(tables: tuple[str, ...], scale: str, flags: Mapping[str, Any]) -> tuple[Plan, str]:

@@ -18,18 +18,23 @@ def load_yaml(kind: Any, path: Path) -> Any:
         raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return _convert(kind, raw, str(path), "")
+    return convert(kind, raw, str(path), "")
 
 
-def _convert(kind: Any, raw: Any, file: str, key: str) -> Any:
-    """Convert plain YAML data to `kind`: a dataclass, a container, or a plain type. `key` is for errors."""
+def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
+    """Convert plain YAML or JSON data to `kind`: a dataclass, a container, or a plain type.
+
+    Raises `UserError` with `file` and the `key` that does not fit.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if hasattr(kind, "__dataclass_fields__"):
         return _convert_dataclass(kind, raw, file, key)
     if origin is dict and isinstance(raw, Mapping):
-        return {name: _convert(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
+        return {name: convert(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
     if origin is list and isinstance(raw, list):
-        return [_convert(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
+        return [convert(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
+    if origin is tuple and isinstance(raw, list):
+        return tuple(convert(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw))
     if origin is types.UnionType:
         return _convert_union(arguments, raw, file, key)
     if origin is Literal:
@@ -50,7 +55,7 @@ def _convert_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> A
     chosen = [option for option in options if option is not types.NoneType]
     plain = {option: (int, float) if option is float else typing.get_origin(option) or option for option in chosen}
     fitting = [option for option in chosen if isinstance(raw, plain[option])]
-    return _convert((fitting or chosen)[0], raw, file, key)
+    return convert((fitting or chosen)[0], raw, file, key)
 
 
 def _convert_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
@@ -65,4 +70,4 @@ def _convert_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
         if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
     prefix = f"{key}." if key else ""
-    return kind(**{name: _convert(annotations[name], value, file, prefix + name) for name, value in raw.items()})
+    return kind(**{name: convert(annotations[name], value, file, prefix + name) for name, value in raw.items()})

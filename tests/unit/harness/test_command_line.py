@@ -35,8 +35,12 @@ from reproduce.harness.plan.model import Plan
         (["pretrain", "swav_80ep"], "no experiment 'swav_80ep': did you mean 'swav_800ep'"),
         (["evaluate", "knnn", "--checkpoint", "x"], "no evaluation 'knnn': did you mean 'knn'"),
         (["evaluate", "knn"], "required: --checkpoint (for make: CHECKPOINT=); `python -m reproduce evaluate --help`"),
+        (["evaluate", "knn", "--checkpoint", "x", "protocol.temperature=1"], "has to follow the name"),
         (["data-prepare"], "required: --archives, --data (for make: ARCHIVES= DATA=)"),
         (["pretrain", "swav_800ep", "epoch=3"], "no config key 'epoch'"),
+        (["pretrain", "swav_800ep", "scale=paper"], "give it as --scale (make: SCALE=)"),
+        (["evaluate", "--checkpoint", "x", "--", "knn", "data=standard"], "give it as --data-config"),
+        (["pretrain", "swav_800ep", "++paths.data_root=elsewhere"], "give it as --data (make: DATA=)"),
         (["report", "table3"], "was checked yet"),
     ],
 )

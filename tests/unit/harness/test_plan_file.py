@@ -65,3 +65,15 @@ def test_another_version_and_a_damaged_plan_are_refused(written: Path, change: d
     written.write_text(json.dumps(json.loads(written.read_text()) | change))
     with pytest.raises(UserError, match=rf"^{written} .*{says}.*make plan-"):
         plan_file.plan_to_judge(("table7",), "smoke", {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seeds", "0"), ("seeds", [0.5]), ("seeds", []), ("data", 3), ("source", "elsewhere"), ("scale", "paper")],
+)
+def test_wrong_value_in_the_request_of_a_plan_is_refused(written: Path, key: str, value: object) -> None:
+    content = json.loads(written.read_text())
+    content["request"][key] = value
+    written.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"^{written} is damaged \(.*request.*make plan-"):
+        plan_file.plan_to_judge(("table7",), "smoke", {})
