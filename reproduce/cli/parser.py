@@ -22,7 +22,7 @@ is in no commit.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise `UserError`; name make's variable of a missing option, and the place of an override that came too late."""
+        """Raise `UserError`; name make's variable of a missing option, and where an override belongs."""
         missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
         for_make = [f"{name.replace('-', '_').upper()}=" for name in missing]
         hint = f" (for make: {' '.join(for_make)})" if for_make else ""
