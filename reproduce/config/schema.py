@@ -84,6 +84,8 @@ class Cluster:
     gpus_per_process: int = 0
     """GPUs to request from the scheduler for each process: 1, or 0. With 1 a run without a GPU is an error, with 0 a
     process uses the GPU that it finds."""
+    cores_per_gpu: int = 8
+    """Cores to request from the scheduler with each GPU, whose data-loader workers need them."""
     collective_timeout_minutes: float = 120.0
     """The longest that a rank waits for others, e.g. while rank 0 lists the images; then the run ends."""
     num_threads: int = 2

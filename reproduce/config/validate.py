@@ -22,7 +22,7 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
         *("protocol.center_crop.resize_px", "protocol.center_crop.crop_px", "network.batchnorm_group_size"),
         *("method.num_prototypes", "method.num_sinkhorn_iterations"),
         *("measurement.images_per_step", "measurement.num_steps"),
-        *("cluster.num_processes", "cluster.detector_processes", "cluster.num_threads"),
+        *("cluster.num_processes", "cluster.detector_processes", "cluster.num_threads", "cluster.cores_per_gpu"),
         *("cluster.collective_timeout_minutes", "logging.every_steps", "checkpointing.sync_every_steps"),
     ),
     2: ("protocol.num_folds",),

@@ -118,8 +118,9 @@ def _container(run: Mapping[str, Any], cluster: Mapping[str, Any], data_root: st
 
 
 def cpus_per_pod(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> int:
-    """Return the number of cores of each pod."""
-    return int(cluster["num_threads"]) * max(1, run["num_processes"] // run["num_nodes"])
+    """Return the number of cores of each pod: one per thread, or more for the loaders of its GPUs."""
+    of_process = max(cluster["num_threads"], cluster["cores_per_gpu"] * cluster["gpus_per_process"])
+    return int(of_process * max(1, run["num_processes"] // run["num_nodes"]))
 
 
 def _volumes(site: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

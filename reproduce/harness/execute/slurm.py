@@ -71,7 +71,7 @@ def resources(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, A
         # If this is set, the executor puts no srun around `job`; it is false, so that it requests no MPI either.
         "mpi": 0,
     }
-    gpus = run["num_processes"] // run["num_nodes"] * cluster["gpus_per_process"]
+    gpus = gpus_per_node(run, cluster)
     asked |= {"gres": f"{site['gres']}:{gpus}"} if gpus else {"tasks": run["num_nodes"]}
     asked |= {"runtime": max(1, round(60 * site["time_limit_hours"]))} if site["time_limit_hours"] else {}
     names = {"partition": "slurm_partition", "account": "slurm_account", "qos": "qos", "constraint": "constraint"}
@@ -79,9 +79,14 @@ def resources(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, A
 
 
 def cpus_per_node(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> int:
-    """Return the number of cores on each machine of a run."""
+    """Return the number of cores on each machine of a run: one per thread, or more for the loaders of its GPUs."""
     threads = cluster["num_threads"] * run["num_processes"] if run["kind"] == "measure" else run["cores"]
-    return max(1, threads // run["num_nodes"])
+    return max(1, threads // run["num_nodes"], gpus_per_node(run, cluster) * cluster["cores_per_gpu"])
+
+
+def gpus_per_node(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> int:
+    """Return the number of GPUs on each machine of a run."""
+    return int(run["num_processes"] // run["num_nodes"] * cluster["gpus_per_process"])
 
 
 def command(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:

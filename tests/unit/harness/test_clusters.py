@@ -71,7 +71,7 @@ def test_slurm_resources_of_a_pretraining(checkout: Path) -> None:
     plan = planned("slurm", *EIGHT_NODES, *SITE, "slurm.extra_args='--reservation=june'")
     assert slurm.resources(as_read(plan, "swav_800ep"), plan.cluster) == {
         "nodes": 8,
-        "cpus_per_task": 32,
+        "cpus_per_task": 64,
         "gres": "gpu:a100:8",
         "mem_mb": 500_000,
         "runtime": 1440,
@@ -83,6 +83,9 @@ def test_slurm_resources_of_a_pretraining(checkout: Path) -> None:
     without_gpus = planned("slurm", "num_processes=2", "processes_per_node=1", "gpus_per_process=0")
     asked = slurm.resources(as_read(without_gpus, "swav_800ep"), without_gpus.cluster)
     assert (asked["nodes"], asked["tasks"], asked["mem_mb"]) == (2, 2, 0)
+    assert asked["cpus_per_task"] == 2
+    more_threads = planned("slurm", *EIGHT_NODES, "cores_per_gpu=2")
+    assert slurm.resources(as_read(more_threads, "swav_800ep"), more_threads.cluster)["cpus_per_task"] == 32
     assert not asked.keys() & {"gres", "slurm_partition", "slurm_account", "runtime"}
 
 
@@ -113,7 +116,7 @@ def test_a_detector_requests_its_gpus_from_each_scheduler(checkout: Path) -> Non
     plan = evaluation("coco_detr", "slurm", "processes_per_node=8")
     read = as_read(plan, "coco_detr")
     asked = slurm.resources(read, plan.cluster)
-    assert (asked["nodes"], asked["gres"], asked["cpus_per_task"]) == (2, "gpu:8", 8)
+    assert (asked["nodes"], asked["gres"], asked["cpus_per_task"]) == (2, "gpu:8", 64)
     assert read["command"][3:8] == ["--nproc-per-node", "8", "--nnodes", "2", "reproduce.evaluate"]
     plan = evaluation(
         "coco_detr", "kubernetes", "kubernetes.image=x", "kubernetes.results_claim=y", "processes_per_node=8"
@@ -133,14 +136,14 @@ def test_a_measurement_is_exclusive() -> None:
     run = {"kind": "measure", "cores": WHOLE_MACHINE, "num_nodes": 1, "num_processes": 1}
     cluster = ConfigCache(Request((), "paper", cluster="slurm")).cluster
     asked = slurm.resources(run, cluster)
-    assert asked["slurm_extra"].endswith("--exclusive") and asked["cpus_per_task"] == 2
+    assert asked["slurm_extra"].endswith("--exclusive") and asked["cpus_per_task"] == 8
 
 
 def test_a_run_is_a_step_on_all_machines_of_its_job(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "first")
     plan = planned("slurm", *EIGHT_NODES, "slurm.container_command='apptainer exec --nv swav.sif'")
     words = slurm.command(as_read(plan, "swav_800ep"), plan.cluster)
-    assert words[:4] == ["srun", "--nodes=8", "--ntasks=8", "--cpus-per-task=32"]
+    assert words[:4] == ["srun", "--nodes=8", "--ntasks=8", "--cpus-per-task=64"]
     assert any(word.startswith("--export=ALL,MASTER_ADDR=first,MASTER_PORT=") for word in words)
     image = words.index("apptainer")
     assert words[image : image + 6] == ["apptainer", "exec", "--nv", "swav.sif", "/app/.venv/bin/python", "-m"]
