@@ -13,21 +13,15 @@ import torch
 @pytest.fixture(autouse=True)
 def _full_fp32(device: torch.device) -> Iterator[None]:
     """Matrix products and convolutions in fp32 without TF32, by the kernels that cuDNN prefers."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch finds no CUDA GPU (see `make doctor`)")
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends], torch.backends.cudnn.benchmark
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    torch.backends.cudnn.benchmark = False
-    num_threads = torch.get_num_threads()
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.get_num_threads()
+    cuda.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
     torch.set_num_threads(1)
     yield
+    # A run in this process may have set them, too (reproduce/engine/arithmetic.py).
+    cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, num_threads = before
     torch.set_num_threads(num_threads)
-    for backend, precision in zip(backends, before[0], strict=True):
-        backend.fp32_precision = precision
-    torch.backends.cudnn.benchmark = before[1]
-    torch.use_deterministic_algorithms(False)  # a run in this process may have set it
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

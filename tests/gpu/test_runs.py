@@ -12,22 +12,31 @@ from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.errors import EXIT_TRAINING_FAILED, EXIT_USAGE
 from reproduce.files import read_json
 from tests.gpu.trainings import BATCH, Training, assert_close_to, build_training
-from tests.runs import TINY, Uninterrupted, call, killed_after, losses
+from tests.runs import TINY, Uninterrupted, assert_same_training, call, killed_after, losses, run
 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_a_killed_run_resumes_as_if_uninterrupted(
-    gpu: torch.device, data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: torch.device,
+    data: Path,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deterministic: bool,
 ) -> None:
-    """Up to kernels that add atomically. Runs on the CPU are equal to the bit: tests/faults."""
-    common = (*TINY, "experiment=swav_800ep", "method.queue_length=20", f"paths.data_root={data}")
+    """To the bit if deterministic, else up to kernels that add atomically. tests/faults does the same on the CPU."""
+    options = ("method.queue_length=20", f"cluster.deterministic={deterministic}", f"paths.data_root={data}")
+    common = (*TINY, "experiment=swav_800ep", *options)
     whole = uninterrupted(pretrain.main, *common)
     with killed_after(4):
         call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
     status, said = call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
     assert status == 0, said
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-3)
+    if deterministic:
+        assert_same_training(tmp_path, whole, num_steps=6)
     (result,) = tmp_path.glob("smoke/*/result.json")
     assert torch.cuda.get_device_name(gpu) in read_json(result)["provenance"]["hardware"]
 
@@ -105,6 +114,25 @@ def test_full_gpu_memory_ends_in_a_sentence(
         torch.cuda.empty_cache()
     assert status == EXIT_USAGE
     assert said.startswith("error: a GPU's memory is full (CUDA out of memory") and said.count("\n") == 1
+
+
+def test_more_processes_than_gpus_are_refused(gpu: torch.device, data: Path, tmp_path: Path) -> None:
+    """Before any data is read, in one sentence, and without a restart; NCCL would say `invalid device ordinal`."""
+    processes = torch.cuda.device_count() + 1
+    overrides = (*TINY, f"batch_size={10 * processes}", f"paths.data_root={data}", f"paths.results={tmp_path}")
+    done = run("reproduce.pretrain", *overrides, processes=processes)
+    assert done.returncode == EXIT_USAGE
+    assert f"has no GPU of its own: CUDA finds {processes - 1} " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_gpu_is_refused(gpu: torch.device, data: Path, tmp_path: Path) -> None:
+    """What was to run on a GPU does not run on the CPU."""
+    overrides = (*TINY, "cluster.gpus_per_process=1", f"paths.data_root={data}", f"paths.results={tmp_path}")
+    done = run("reproduce.pretrain", *overrides, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == EXIT_USAGE
+    assert "cluster.gpus_per_process=1, but CUDA finds no GPU" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_swav_of_scale_smoke_beats_its_random_trunk(

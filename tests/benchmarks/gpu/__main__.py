@@ -21,6 +21,7 @@ import torch
 
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.nvjpeg import NVJPEG
+from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.runs.provenance import code_version, hardware_name
 from reproduce.files import read_json, write_json
@@ -117,7 +118,8 @@ def run(size_name: str, pictures: str, out: Path, seconds: float = float("inf"))
         "measured": {},
         "failed": {},
     }
-    with tempfile.TemporaryDirectory() as folder, steps.full_speed():
+    configure_torch(steps.pretraining_config(size))
+    with tempfile.TemporaryDirectory() as folder:
         images = photographs(pictures, size, Path(folder))
         for name, measure in measurements(size, images):
             if time.monotonic() - started > seconds:

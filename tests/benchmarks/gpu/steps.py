@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -205,14 +204,3 @@ def _refuse_unreadable(names: list[str]) -> None:
     """Stop at a file that can't be decoded."""
     if names:
         raise RuntimeError(f"can't decode {names[0]}")
-
-
-@contextmanager
-def full_speed() -> Iterator[None]:
-    """Let cuDNN choose its kernels by measuring them, as runs do."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
