@@ -158,7 +158,8 @@ def _compare_with_printed(
     if column.relative_to:
         compared = _compare_shares(inputs, table, row, key, found, expected, margin, ours)
     else:
-        compared = _compare_with_margin(found, expected, margin, ours)
+        unit = "points" if column.unit.endswith("%") else column.unit
+        compared = _compare_with_margin(found, expected, margin, unit, ours)
     if column.lower_is_better:
         compared = replace(compared, verdict=FLIPPED.get(compared.verdict, compared.verdict))
     if not compared.margin:
@@ -189,12 +190,16 @@ def _compare_shares(
     mean = stats.mean(list(reference.values()))
     values = {seed: value / reference.get(seed, mean) for seed, value in found.values.items()}
     shares = SeedResults(values, pretrainings=found.pretrainings)
-    compared = _compare_with_margin(shares, expected / whole, margin, replace(_measured(shares, ours), share_of=name))
+    compared = _compare_with_margin(
+        shares, expected / whole, margin, "", replace(_measured(shares, ours), share_of=name)
+    )
     assert ours.mean is not None
     return compared.with_notes(notes.ComparedAsShare(name, table.columns[key].unit, ours.mean, mean))
 
 
-def _compare_with_margin(found: SeedResults, expected: float, margin: Margin, ours: CellVerdict) -> CellVerdict:
+def _compare_with_margin(
+    found: SeedResults, expected: float, margin: Margin, unit: str, ours: CellVerdict
+) -> CellVerdict:
     seeds = found.independent
     compared = stats.compare_with_printed(seeds, expected, margin.points, found.test_set_error)
     several = len(seeds) > 1
@@ -205,7 +210,7 @@ def _compare_with_margin(found: SeedResults, expected: float, margin: Margin, ou
         pretrained=bool(found.pretrainings),
         margin=margin.points,
         expected=expected,
-        unit="" if ours.share_of else "points",
+        unit=unit,
     )
     interval = compared.interval if several or found.test_set_error else None
     assert ours.mean is not None

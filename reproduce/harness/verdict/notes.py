@@ -134,7 +134,8 @@ class MarginTest(Note):
     pretrained: bool
     margin: float
     expected: float
-    unit: Literal["points", ""]
+    unit: str
+    """Of the margin: points for percentages, the column's own unit for other numbers, "" for shares."""
 
 
 @dataclass(frozen=True)

@@ -555,6 +555,13 @@ def test_a_misprint_is_noted_as_the_papers(checkout: Path) -> None:
     assert "| SwAV, R50-w2 | 93.9 (printed 188) ○ not run |" in text
 
 
+def test_margin_is_in_the_columns_unit(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = build.build_plan(Request(("table2",), "paper"))
+    (run,) = [run for run in plan.runs.values() if run.name == "parameters_swav_w4_400ep"]
+    finish(run, 375.4)
+    assert "margin of 0.5 millions around 375" in cells_of(plan)["SwAV, R50-w4/params_millions"].reason
+
+
 def test_a_figure_that_is_not_drawn_is_incomplete(checkout: Path, finish: Callable[..., None]) -> None:
     plan = build.build_plan(Request(("figure3",), "paper"))
     assert {run.kind for run in plan.runs.values()} == {"pretrain"} and len(plan.runs) == 2
