@@ -4,6 +4,7 @@ None of it but `precision=tf32` is in a run's name: the rest changes at most the
 """
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 def configure_torch(cfg: DictConfig) -> None:
     """Set threads and arithmetic of this process as the config says. Call it before anything runs on a GPU."""
     torch.set_num_threads(cfg.cluster.num_threads)
-    # Not by the newer `fp32_precision`: torch 2.14's cudnn.flags() and inductor raise once that is set.
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
+    with warnings.catch_warnings():
+        # Not by the newer `fp32_precision`: torch 2.14's cudnn.flags() and inductor raise once that is set.
+        warnings.filterwarnings("ignore", "Please use the new API", UserWarning)  # torch 2.9 to 2.11
+        torch.backends.cuda.matmul.allow_tf32 = cfg.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
     if cfg.cluster.deterministic:
         os.environ[CUBLAS_WORKSPACE] = ":4096:8"
     torch.use_deterministic_algorithms(cfg.cluster.deterministic)
@@ -29,8 +32,11 @@ def products() -> dict[str, str]:
     """Return the precision of fp32 products on this process's GPU, "fp32" or "tf32"; {} on a CPU, which has no TF32."""
     if not torch.cuda.is_available():
         return {}
-    allowed = {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
-    return {name: "tf32" if tf32 else "fp32" for name, tf32 in allowed.items()}
+    found = {
+        "matmul": torch.backends.cuda.matmul.fp32_precision,
+        "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    }
+    return {name: "tf32" if precision == "tf32" else "fp32" for name, precision in found.items()}
 
 
 def describe() -> dict[str, Any]:

@@ -94,3 +94,13 @@ def test_nothing_else_sets_how_torch_computes() -> None:
     sources = [path for room in ("reproduce", "models", "evals") for path in (REPO_ROOT / room).rglob("*.py")]
     setting = {path.name for path in sources if switch.search(path.read_text())}
     assert setting == {"arithmetic.py"}
+
+
+def test_products_are_read_after_either_of_torchs_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of GPUs use the newer one, after which torch's older getters raise."""
+    configured(monkeypatch)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    for precision, found in (("ieee", "fp32"), ("tf32", "tf32")):
+        conv.fp32_precision = precision
+        assert arithmetic.products() == {"matmul": "fp32", "convolutions": found}
