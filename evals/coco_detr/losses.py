@@ -8,10 +8,14 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_area, box_convert, generalized_box_iou
 
+from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_mean, rank, world_size
 from reproduce.errors import TrainingFailed, UserError
+
+EPSILON = 1e-7
+"""Keeps the division by a box' area finite, as in torchvision."""
 
 
 @dataclass
@@ -35,6 +39,20 @@ class Target:
 def corners(boxes: Tensor) -> Tensor:
     """Convert boxes `(..., 4)` from center, width and height to left, top, right, bottom."""
     return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def giou_loss(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the sum of 1 - generalized IoU over pairs of boxes `(n, 4)`, given by their corners.
+
+    torchvision's picks the boxes that overlap by a mask, for which the host waits for the device.
+    """
+    shared = torch.minimum(ours[:, 2:], theirs[:, 2:]) - torch.maximum(ours[:, :2], theirs[:, :2])
+    hull = torch.maximum(ours[:, 2:], theirs[:, 2:]) - torch.minimum(ours[:, :2], theirs[:, :2])
+    overlap = torch.where((shared > 0).all(dim=1), shared[:, 0] * shared[:, 1], 0)
+    union = box_area(ours) + box_area(theirs) - overlap
+    hull_area = hull[:, 0] * hull[:, 1]
+    giou = overlap / (union + EPSILON) - (hull_area - union) / (hull_area + EPSILON)
+    return (1 - giou).sum()
 
 
 @torch.no_grad()
@@ -67,8 +85,7 @@ def match_queries(logits: Tensor, boxes: Tensor, targets: list[Target], weights:
             rows, columns = linear_sum_assignment(pairs)
             found.append(np.stack([np.full_like(rows, image), rows, num_before + columns]))
         num_before += num_objects
-    indices = torch.from_numpy(np.stack([np.concatenate(found, axis=1) for found in matches], axis=1))
-    return (indices.pin_memory() if logits.is_cuda else indices).to(logits.device, non_blocking=True)
+    return upload(np.stack([np.concatenate(found, axis=1) for found in matches], axis=1), logits.device)
 
 
 def class_loss_groups(images_per_rank: int, group_size: int | None) -> tuple[int, int]:
@@ -141,10 +158,7 @@ def losses(
     total = _mean_over_group(torch.stack(totals), num_ranks)
     entropy = (weights.classes * torch.stack(entropies) / total).unflatten(0, (num_layers, num_groups)).mean(1)
     l1 = [F.l1_loss(*pair, reduction="sum") for pair in zip(predicted, true, strict=True)]
-    giou = [
-        generalized_box_iou_loss(corners(ours), corners(theirs), reduction="sum")
-        for ours, theirs in zip(predicted, true, strict=True)
-    ]
+    giou = [giou_loss(corners(ours), corners(theirs)) for ours, theirs in zip(predicted, true, strict=True)]
     return torch.stack(
         [entropy, weights.l1 * torch.stack(l1) / num_objects, weights.giou * torch.stack(giou) / num_objects], dim=1
     )

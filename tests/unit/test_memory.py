@@ -17,7 +17,7 @@ from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.engine import memory, precision
 from reproduce.errors import UserError
-from reproduce.memory import INTRODUCTION, detector_row, estimate_memory, row
+from reproduce.memory import DETECTOR_INTRODUCTION, INTRODUCTION, detector_row, estimate_memory, row
 
 
 def test_memory_estimate_matches_a_forward_pass() -> None:
@@ -115,4 +115,5 @@ def test_only_a_gpu_with_less_memory_than_needed_is_refused(
 @pytest.mark.parametrize(("evaluation", "num_gpus"), [("coco_detr", 16), ("voc_detection", 8)])
 def test_the_page_says_what_a_detector_needs(evaluation: str, num_gpus: int) -> None:
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    assert DETECTOR_INTRODUCTION in page
     assert detector_row(evaluation, num_gpus) in page

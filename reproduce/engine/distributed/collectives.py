@@ -70,7 +70,8 @@ def validate_gpus(gpus_per_process: int) -> None:
     if num_gpus and local_rank >= num_gpus:
         raise UserError(
             f"process {local_rank + 1} of {socket.gethostname()} has no GPU of its own: CUDA finds {num_gpus} (of "
-            "several MIG instances only one); start one process per GPU, or hide them by CUDA_VISIBLE_DEVICES="
+            "several MIG instances only one); start one process per GPU (of a detector by "
+            "CLUSTER_OPTIONS=detector_processes=N), or hide them by CUDA_VISIBLE_DEVICES="
         )
 
 
