@@ -1,10 +1,13 @@
 """Launchers of several machines, here on one: a crash on one of them stops and restarts the ranks on all."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +30,17 @@ def free_ports() -> int:
             return port
 
 
-def launched(folder: Path, *modes: str) -> list["subprocess.Popen[str]"]:
+def wait_until_connected(port: int) -> None:
+    """Wait until one launcher has connected to the other; on a busy machine the ranks may start first."""
+    established = re.compile(rf":{port:04X} [0-9A-F]+:[0-9A-F]+ 01 ")
+    while not established.search(Path("/proc/net/tcp").read_text()):
+        time.sleep(0.01)
+
+
+def launched(folder: Path, *modes: str, port: int | None = None) -> list["subprocess.Popen[str]"]:
     """The launchers of two machines, with a process each."""
     common = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"]
-    endpoint = f"--rdzv-endpoint=127.0.0.1:{free_ports()}"
+    endpoint = f"--rdzv-endpoint=127.0.0.1:{port or free_ports()}"
     return [
         subprocess.Popen(
             [*common, f"--node-rank={node}", endpoint, FAKE, str(folder), *modes],
@@ -70,7 +80,9 @@ def test_a_final_error_on_one_machine_ends_the_run_on_all(tmp_path: Path, modes:
 
 
 def test_a_machine_that_is_lost_stops_the_ranks_of_the_others(tmp_path: Path) -> None:
-    first, second = launched(tmp_path, "waits-once", "preempted")
+    port = free_ports()
+    first, second = launched(tmp_path, "waits-once", "preempted", port=port)
+    wait_until_connected(port + 1)
     assert second.stdout is not None
     assert second.stdout.readline() == "rank 1 waits\n"
     assert first.stdout is not None
@@ -80,6 +92,9 @@ def test_a_machine_that_is_lost_stops_the_ranks_of_the_others(tmp_path: Path) ->
     os.kill(int(rank), signal.SIGKILL)
     second.communicate()
     assert first.stderr is not None
+    watchdog = threading.Timer(60, first.kill)
+    watchdog.start()
     assert first.stderr.readline().startswith("warning: a rank on another machine crashed; restarting all ranks")
     first.communicate(timeout=60)
+    watchdog.cancel()
     assert first.returncode == 0
