@@ -113,7 +113,7 @@ class Launcher:
             if restart < MAX_RESTARTS:
                 plan = f"restarting all ranks from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
                 print(f"warning: {crash}; {plan}", file=sys.stderr, flush=True)
-                self._peers.meet()
+                self._peers.meet(attempt)
         print(f"{ERROR_PREFIX}{crash}; the same command resumes from the last checkpoint", file=sys.stderr)
         return code if code > 0 else 128 - code
 

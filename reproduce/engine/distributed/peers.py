@@ -29,7 +29,8 @@ class Peers:
         self._changed = threading.Condition()
         self._links: dict[int, socket.socket] = {}
         self._ready = {0}
-        self._met = False
+        self._round_to_start = -1
+        """The last round that all machines were ready for."""
         self._closed = threading.Event()
         if num_nodes > 1:
             task, arguments = (self._listen, (port,)) if node_rank == 0 else (self._connect, (host, port))
@@ -48,15 +49,14 @@ class Peers:
             else:
                 self._send(0, "failed", round_, status)
 
-    def meet(self) -> None:
-        """Wait until all connected launchers are ready to restart, for at most `MEET_SECONDS`."""
+    def meet(self, round_: int) -> None:
+        """Wait until all connected launchers are ready for a round after `round_`, for at most `MEET_SECONDS`."""
         with self._changed:
-            self._met = False
             if self._node_rank == 0:
                 self._note_ready(0)
             else:
                 self._send(0, "ready", self._node_rank, 0)
-            self._changed.wait_for(lambda: self._met or not self._links, MEET_SECONDS)
+            self._changed.wait_for(lambda: self._round_to_start > round_ or not self._links, MEET_SECONDS)
 
     def close(self) -> None:
         """Leave: the end of this launcher is no failure."""
@@ -108,7 +108,8 @@ class Peers:
                     with self._changed:
                         if event in ("failed", "round"):
                             self.round, self.final_status = number, status
-                        self._met = self._met or event == "go"
+                        if event == "go":
+                            self._round_to_start = number
                         self._changed.notify_all()
             with self._changed:
                 self._links.clear()
@@ -125,7 +126,7 @@ class Peers:
     def _note_ready(self, node: int) -> None:
         self._ready.add(node)
         if len(self._ready) == self._num_nodes:
-            self._met = True
+            self._round_to_start = self.round
             self._broadcast("go", self.round, 0)
         self._changed.notify_all()
 

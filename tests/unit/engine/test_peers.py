@@ -1,0 +1,28 @@
+"""The connection of several machines' launchers, message by message."""
+
+import json
+import socket
+import threading
+
+from reproduce.engine.distributed.peers import Peers
+
+
+def test_a_restart_waits_for_its_own_round_not_for_the_late_answer_to_the_first_hello() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peers = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=server.getsockname()[1])
+        link, _ = server.accept()
+        with link, link.makefile() as messages:
+            assert json.loads(messages.readline()) == ["hello", 1, 0]
+            restart = threading.Thread(target=peers.meet, args=(0,))
+            restart.start()
+            assert json.loads(messages.readline()) == ["ready", 1, 0]
+            link.sendall(b'["round", 0, 0]\n["go", 0, 0]\n["failed", 1, 0]\n')
+            with peers._changed:
+                assert peers._changed.wait_for(lambda: peers.round == 1, 60)
+            restart.join(0.2)
+            assert restart.is_alive()
+            link.sendall(b'["go", 1, 0]\n')
+            restart.join(60)
+            assert not restart.is_alive()
+            peers.close()
+            assert json.loads(messages.readline()) == ["done", 0, 0]
