@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from reproduce.engine.distributed.launch import MAX_RESTARTS
 from tests.faults.test_launch import FAKE, starts
 from tests.runs import REPO_ROOT
+
+STARTED: list["subprocess.Popen[str]"] = []
 
 
 def free_ports() -> int:
@@ -41,7 +44,7 @@ def launched(folder: Path, *modes: str, port: int | None = None) -> list["subpro
     """The launchers of two machines, with a process each."""
     common = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"]
     endpoint = f"--rdzv-endpoint=127.0.0.1:{port or free_ports()}"
-    return [
+    launchers = [
         subprocess.Popen(
             [*common, f"--node-rank={node}", endpoint, FAKE, str(folder), *modes],
             cwd=REPO_ROOT,
@@ -51,6 +54,16 @@ def launched(folder: Path, *modes: str, port: int | None = None) -> list["subpro
         )
         for node in range(2)
     ]
+    STARTED.extend(launchers)
+    return launchers
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher_outlives_its_test() -> Iterator[None]:
+    yield
+    while STARTED:
+        with STARTED.pop() as launcher:
+            launcher.kill()  # does nothing if it has ended
 
 
 @pytest.mark.parametrize(

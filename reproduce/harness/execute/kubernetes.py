@@ -21,6 +21,8 @@ from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, Use
 from reproduce.harness.execute.kubernetes_manifests import JOB_NAME_LABEL, as_text, check_complete, job_name, manifests
 
 POLL_SECONDS = 5.0
+DRAIN_SECONDS = 120.0
+"""How long the log of a pod that has ended may take to arrive."""
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -81,7 +83,7 @@ class _Job:
         while self.follow():
             assert self._log is not None
             try:
-                self._log.wait(timeout=30)
+                self._log.wait(timeout=DRAIN_SECONDS)
             except subprocess.TimeoutExpired:
                 self._log.kill()
 
