@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import settings
@@ -110,7 +110,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planner's cache of the configs that the tests request most, composed once."""
     from reproduce.harness.plan import build
-    from reproduce.harness.plan.model import CACHE, Request
+    from reproduce.harness.plan.model import CACHE, Request, Source
     from reproduce.harness.spec import tables
     from tests.runs import made_once
 
@@ -119,7 +119,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.chdir(folder)
             build.build_plan(Request(("table3", "table7"), "smoke"))
             build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-            build.build_plan(Request(("table3", "table9"), "paper", (0, 1, 2)))
-            build.build_plan(Request((*tables.names("paper"), "claims"), "paper"))
+            for source in get_args(Source):
+                build.build_plan(Request((*tables.names("paper"), "claims"), "paper", (0, 1, 2), source=source))
 
     return made_once(tmp_path_factory, "composed-configs", make) / CACHE
