@@ -8,6 +8,7 @@ each machine acts alone.
 import contextlib
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -68,7 +69,12 @@ class Peers:
     def _listen(self, port: int) -> None:
         try:
             server = socket.create_server(("", port))
-        except OSError:
+        except OSError as error:
+            print(
+                f"warning: can't listen at port {port} for the other machines ({error.strerror}): if one of them fails, the "
+                "others notice it at the next collective's timeout",
+                file=sys.stderr,
+            )
             return
         while not self._closed.is_set():
             link, _ = server.accept()
@@ -92,6 +98,7 @@ class Peers:
         with self._changed:
             if self._links.get(node) is link:
                 del self._links[node]
+                self._changed.notify_all()
                 if not is_done and not self._closed.is_set():
                     self._note_failure(self.round, 0)
 
