@@ -10,14 +10,14 @@ from evals import features
 from evals.context import CenterCropConfig
 
 
-def cache_key() -> dict[str, Any]:
+def cache_key(kind: str = "pooled") -> dict[str, Any]:
     context: Any = SimpleNamespace(
         run=SimpleNamespace(provenance={"checkpoint_sha256": "c"}),
         normalize=SimpleNamespace(mean=[0.5], std=[0.2]),
         cfg=SimpleNamespace(precision="fp32"),
     )
     images: Any = SimpleNamespace(sha256=lambda: "i", paths=["a.jpg"])
-    return features._cache_key(images, "pooled", CenterCropConfig(256, 224), context)
+    return features._cache_key(images, kind, CenterCropConfig(256, 224), context)
 
 
 def test_device_and_products_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +33,7 @@ def test_device_and_products_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> 
     assert [key["device"] for key in keys] == ["cuda", "cuda"]
     assert [key["matmul"] for key in keys] == ["fp32", "tf32"]
     assert len({repr(key) for key in (on_cpu, *keys)}) == 3
+
+
+def test_pooled_features_are_not_read_as_the_heads() -> None:
+    assert cache_key("pooled") != cache_key("head")
