@@ -14,6 +14,7 @@ SHARDS ?=#           folder that data-shard writes to
 DATASETS ?=#         datasets for data-*, e.g. "imagenet voc07" (default all)
 DECODE ?=#           images that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: evaluate public weights
+PRECISION ?=#        preflight in bf16 or fp16 instead of fp32
 CORES ?=#            number of cores to use (default all)
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
@@ -102,6 +103,12 @@ doctor: ## describe this machine, which tables can run here (DATA=...), and what
 
 record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
+
+preflight: setup ## compare the first steps of every recipe with the recorded ones (SCALE=smoke or paper); needs no data
+	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(call option,--precision,$(PRECISION)) $(call option,--cores,$(CORES))
+
+record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
+	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--precision,$(PRECISION)) $(call option,--cores,$(CORES))
 
 setup: ## install what runs need into .venv
 	@$(PYTHON) requirements/install.py run

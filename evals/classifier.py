@@ -125,12 +125,14 @@ def train_classifier(
         device=device(),
         on_unreadable=run.handle_unreadable_images,
     )
+    run.first_steps.watch(net, sampler.batch_at)
     trainer = Trainer(
         task=ClassifierTask(net, wrap_for_distributed(net), val, crop, accuracies, context, sampler),
         optimizer=optimizer,
         learning_rates=lambda step: learning_rates(step // steps_per_epoch),
         scaler=scaler,
         guard=build_nan_guard(run, "protocol.lr"),
+        recorder=run.first_steps,
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,

@@ -34,6 +34,7 @@ from reproduce.engine.distributed.collectives import (
     rank,
     world_size,
 )
+from reproduce.engine.first_steps import describe_rows
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic_with, write_json
@@ -45,6 +46,8 @@ FINGERPRINTED_MODULES: tuple[ModuleType, ...] = (
     *(image_file, center_crop, dataloader, precision, sys.modules[__name__]),
 )
 """The code that determines a feature. After a change to it, features are extracted again."""
+NUM_DESCRIBED = 16
+"""How many of the images' features a result describes."""
 CACHE_KEY_FILE = "cache_key.json"
 """Written last: a folder without it is incomplete."""
 
@@ -78,6 +81,7 @@ def extract_features(
         rows = _extract_share(net, images, crop, context, unreadable)
         found = store.write(cache_key, rows, unreadable)
     run.handle_unreadable_images(found.unreadable)
+    run.first_steps.note(describe_rows("features", found.rows[np.argsort(found.indices)[:NUM_DESCRIBED]]))
     return found
 
 

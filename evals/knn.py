@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
-from evals.features import extract_features
+from evals.features import NUM_DESCRIBED, extract_features
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 from reproduce.errors import UserError, did_you_mean
@@ -60,6 +60,9 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     with context.preemption.rank_local_work("the features are kept") as leave_if_requested:
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
+    for k in protocol.num_neighbors:
+        of_first = votes(similarity[:NUM_DESCRIBED], bank_labels[nearest[:NUM_DESCRIBED]], k, protocol.temperature)
+        context.run.first_steps.note({f"winning share, {k} neighbors": (of_first.amax(1) / of_first.sum(1)).mean()})
     num_correct = all_reduce_sum((predicted == labels).float().sum(dim=1))
     context.run.counts["num_test_images"] = len(queries.rows)
     accuracies = (num_correct / len(queries.rows) * 100).tolist()
@@ -114,16 +117,14 @@ def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperat
     `similarity (q, n)` and `classes (q, n)` belong to the neighbors, nearest first. A neighbor's vote has the weight
     exp(cosine / temperature).
     """
-    weights = torch.exp(similarity / temperature)
-    num_classes = int(classes.max()) + 1
+    blocks = list(zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True))
     return torch.stack(
-        [
-            torch.cat(
-                [
-                    torch.zeros(len(w), num_classes, device=w.device).scatter_add_(1, c[:, :k], w[:, :k]).argmax(dim=1)
-                    for w, c in zip(weights.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True)
-                ]
-            )
-            for k in num_neighbors
-        ]
+        [torch.cat([votes(s, c, k, temperature).argmax(dim=1) for s, c in blocks]) for k in num_neighbors]
     )
+
+
+def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:
+    """Return the weight of each class for each query, `(q, num_classes)`; see `vote`."""
+    weights = torch.exp(similarity[:, :num_neighbors] / temperature)
+    empty = torch.zeros(len(weights), int(classes.max()) + 1, device=weights.device)
+    return empty.scatter_add_(1, classes[:, :num_neighbors], weights)

@@ -84,6 +84,8 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
             cache.put(number, *result)
             record(number, *result)
     all_reduce_sum(precisions)
+    for number in scored:
+        run.first_steps.note({"average precision": precisions[number]})
     run.counts["num_classes_scored"] = len(scored)
     return {"map": float(np.mean(precisions[scored].tolist()))}
 

@@ -94,6 +94,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
+    run.first_steps.watch(net, sampler.batch_at, method.extra_networks, method.state_dict)
     if method.note:
         run.provenance["note"] = method.note
 
@@ -107,6 +108,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
         scaler=scaler,
         guard=build_nan_guard(run, "optimizer.lr"),
+        recorder=run.first_steps,
         logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,

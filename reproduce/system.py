@@ -44,6 +44,15 @@ def cpu_name(root: Path = Path("/")) -> str:
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
+def cpu_flags() -> set[str]:
+    """Return the features of this machine's processor by Linux's names (avx2, avx512f, ...); empty elsewhere."""
+    try:
+        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(found[1].split()) if found else set()
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -46,14 +46,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def tiny_pictures(root: Path, num_train: int = 2, num_voc: dict[str, int] | None = None) -> None:
+def tiny_pictures(root: Path, num_train: int = 2, num_voc: tuple[int, int] = (60, 30)) -> None:
     """The generated sets with few pictures of each class. (The fixture `data` has them already.)"""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            synthetic, "CLASS_SETS", tuple(replace(s, num_train=num_train, num_val=2) for s in synthetic.CLASS_SETS)
+        patch.setitem(
+            synthetic.SIZES, "full", synthetic.Sizes((num_train, 2), 64, voc=num_voc, voc0712=num_voc, coco=(60, 30))
         )
-        patch.setattr(synthetic, "VOC_SPLITS", num_voc or {"trainval": 60, "test": 30})
-        patch.setattr(synthetic, "COCO_SPLITS", {"train2017": 60, "val2017": 30})
         patch.setattr(synthetic, "COCO_SCENES", replace(synthetic.COCO_SCENES, size_px=(128, 128)))
         synthetic.generate(root)
 

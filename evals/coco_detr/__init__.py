@@ -85,6 +85,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         on_unreadable=run.handle_unreadable_images,
     )
     task = DetrTask(net, wrap_for_distributed(net), val, protocol, context, steps_per_epoch)
+    run.first_steps.watch(net, sampler.batch_at)
     trainer = Trainer(
         task=task,
         optimizer=optimizer,
@@ -92,6 +93,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         scaler=scaler,
         clip_norm=protocol.clip_norm,
         guard=build_nan_guard(run, "protocol.lr"),
+        recorder=run.first_steps,
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, protocol.batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,

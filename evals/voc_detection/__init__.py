@@ -22,7 +22,7 @@ from evals.voc_detection.compatibility import (
 )
 from evals.voc_detection.dataset import AspectRatioGroupedSampler, DatasetDict, TestDataset, TrainDataset, collate
 from evals.voc_detection.detector import build_config, build_detector
-from evals.voc_detection.trainer import CheckpointHook, DetectorTrainer, GuardHook, LogHook, proposal_seed
+from evals.voc_detection.trainer import CheckpointHook, DetectorTrainer, GuardHook, LogHook, RecordHook, proposal_seed
 from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import ResNet
 from reproduce.data.datasets.image_folder import ImageList
@@ -104,9 +104,11 @@ def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalC
     steps = logger.timed(batches(train, cfg, context, context.cfg.seed, first_step, num_steps), first_step)
     trainer = DetectorTrainer(net_on_all_ranks, steps, optimizer, scaler, context.cfg.precision, context.cfg.seed)
     guard = build_nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
+    run.first_steps.watch(detector)
     trainer.register_hooks(
         [
             GuardHook(guard),
+            RecordHook(run.first_steps),
             LogHook(logger, guard),
             LRScheduler(optimizer, scheduler),
             CheckpointHook(checkpoints, context.preemption),

@@ -10,6 +10,7 @@ from evals.voc_detection.dataset import DatasetDict
 from evals.voc_detection.detector import total_loss
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
+from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.loop import StepLogger, StepOutput, clip_gradients, step_values
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import autocast
@@ -28,6 +29,8 @@ class DetectorTrainer(SimpleTrainer):  # type: ignore[misc]
     """The last step's losses by name, of this rank's images."""
     loss: Tensor
     """Their sum."""
+    inputs: list[DatasetDict]
+    """The last step's images and boxes."""
 
     def __init__(
         self,
@@ -43,10 +46,10 @@ class DetectorTrainer(SimpleTrainer):  # type: ignore[misc]
 
     def run_step(self) -> None:
         """Take one optimizer step on the next batch."""
-        inputs = next(self._data_loader_iter)
+        self.inputs = next(self._data_loader_iter)
         torch.manual_seed(proposal_seed(self.seed, self.iter))  # the model samples proposals
         with autocast(self.precision):
-            self.losses = self.model(inputs)
+            self.losses = self.model(self.inputs)
         self.loss = total_loss(self.losses)
         self.optimizer.zero_grad()
         self.scaler.scale(self.loss).backward()
@@ -64,6 +67,25 @@ class GuardHook(HookBase):  # type: ignore[misc]
     def after_step(self) -> None:
         """Check the previous step's loss, and queue this one's."""
         self.guard.update(self.trainer.iter + 1, self.trainer.loss, **self.trainer.losses)
+
+
+class RecordHook(HookBase):  # type: ignore[misc]
+    """Records the first steps, as `Trainer` of the engine does."""
+
+    def __init__(self, recorder: FirstSteps) -> None:
+        self.recorder = recorder
+
+    def after_step(self) -> None:
+        """Record the step if it is one of the first."""
+        trainer = self.trainer
+        if not self.recorder.wants(trainer.iter):
+            return
+        images = [each["image"].float() for each in trainer.inputs]
+        boxes = [(each["instances"].gt_classes, each["instances"].gt_boxes.tensor) for each in trainer.inputs]
+        losses = {name: all_reduce_mean(each.detach().clone()) for name, each in trainer.losses.items()}
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        gradient_norm = clip_gradients(trainer.optimizer)
+        self.recorder.record(trainer.iter, (images, boxes), trainer.loss, losses, gradient_norm, rates)
 
 
 class LogHook(HookBase):  # type: ignore[misc]

@@ -102,6 +102,34 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     return 0
 
 
+def preflight_recipes(options: argparse.Namespace) -> int:
+    """Compare the first steps of every recipe with the recorded ones; return 1 if one differs."""
+    from reproduce.harness.preflight.preflight import preflight
+    from reproduce.harness.verdict.check import AGREES, DISAGREES
+
+    equal = preflight(options.scale, options.cores, _preflight_overrides(options), _say)
+    print(f"preflight: {'every recipe takes its recorded first steps' if equal else 'NOT ALL RECIPES ARE RIGHT HERE'}")
+    return AGREES if equal else DISAGREES
+
+
+def record_golden_steps(options: argparse.Namespace) -> int:
+    """Record the first steps of every recipe, with tolerances measured on this machine."""
+    from reproduce.harness import record_baseline
+    from reproduce.harness.preflight.record import record
+
+    record_baseline.refuse_dirty(options.allow_dirty)
+    print(f"recorded: {record(options.scale, options.cores, _preflight_overrides(options), _say)}")
+    return 0
+
+
+def _preflight_overrides(options: argparse.Namespace) -> list[str]:
+    return [f"precision={options.precision}"] if options.precision else []
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def run_single(options: argparse.Namespace) -> int:
     """Do one pretraining or evaluation, with the run_id that a table would give it; return its exit status."""
     from reproduce.harness import data_check

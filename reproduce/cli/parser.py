@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = _shared_options()
     _add_table_commands(subparsers, shared)
+    _add_preflight_commands(subparsers)
     _add_run_commands(subparsers, shared)
     _add_data_commands(subparsers)
     text = "list tables, claims, experiments and evaluations"
@@ -92,6 +93,20 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
     record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"number of seeds (default: {RECORD_SEEDS})")
     record.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark the record")
     record.set_defaults(command=commands.record_baseline_numbers)
+
+
+def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    for name, command, text in (
+        ("preflight", commands.preflight_recipes, "compare every recipe's first steps with the recorded ones; no data"),
+        ("record-golden", commands.record_golden_steps, "record every recipe's first steps, and measure tolerances"),
+    ):
+        sub = subparsers.add_parser(name, help=text, description=text)
+        sub.add_argument("--scale", choices=("smoke", "paper"), default="smoke", help="smoke (default) or paper")
+        sub.add_argument("--precision", choices=("bf16", "fp16"), help="instead of fp32, with tolerances of its own")
+        sub.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
+        if name == "record-golden":
+            sub.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark it")
+        sub.set_defaults(command=command)
 
 
 def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared: argparse.ArgumentParser) -> None:

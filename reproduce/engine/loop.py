@@ -18,6 +18,7 @@ from torch import Tensor
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
+from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.provenance import peak_memory_gb
@@ -106,7 +107,8 @@ class StepLogger:
 class Trainer(Generic[Batch]):
     """Trains a task: set the rate, take a step, guard against NaN, log, stop if preempted, checkpoint.
 
-    Logger, checkpoints and preemption are optional. A step that neither logs nor validates never waits for the device.
+    Recorder, logger, checkpoints and preemption are optional. A step that neither logs nor validates never waits for
+    the device.
     """
 
     task: TrainTask[Batch]
@@ -118,6 +120,7 @@ class Trainer(Generic[Batch]):
     guard: FiniteGuard
     clip_norm: float = math.inf
     """Gradients whose total norm is larger are scaled down to it."""
+    recorder: FirstSteps | None = None
     logger: StepLogger | None = None
     checkpoints: CheckpointManager | None = None
     preemption: Preemption | None = None
@@ -134,7 +137,11 @@ class Trainer(Generic[Batch]):
             log_due = validation_due or (self.logger is not None and self.logger.is_due(done, num_steps))
 
             self._set_learning_rates(step)
-            output, gradient_norm = self.train_step(batch, step, measure_gradients=log_due)
+            recording = self.recorder is not None and self.recorder.wants(step)
+            output, gradient_norm = self.train_step(batch, step, measure_gradients=log_due or recording)
+            if self.recorder and recording:
+                rates = [group["lr"] for group in self.optimizer.param_groups]
+                self.recorder.record(step, batch, output.loss, output.metrics, gradient_norm, rates)
             self.guard.update(done, output.loss, **output.tensors)
             validated = False
             if log_due:
@@ -189,7 +196,7 @@ def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
     """Load the run's last checkpoint into `state`; return the checkpoint manager and the number of steps done."""
     checkpoints = CheckpointManager(
         run.checkpoint,
-        {**state, "counts": run.counts},
+        {**state, "counts": run.counts, "first_steps": run.first_steps},
         run.cfg.checkpointing.save_every_seconds,
         run.cfg.checkpointing.sync_every_steps,
     )

@@ -47,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # All of one size: a process that holds fewer of them pads them no less.
             scenes = replace(synthetic.VOC0712_SCENES, size_px=(96, 96))
             patch.setitem(synthetic.VOC_SETS, "VOC0712", (scenes, "voc0712"))
-            tiny_pictures(root, num_voc={"trainval": 10, "test": 6})
+            tiny_pictures(root, num_voc=(10, 6))
 
     return made_once(tmp_path_factory, "voc-of-one-size", make)
 

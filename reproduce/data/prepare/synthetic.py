@@ -52,8 +52,29 @@ class ClassSet:
     textures: dict[str, Texture]
     num_train: int
     num_val: int
-    size_px: int = 64
 
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images the datasets have. `num_per_class` replaces training and validation images of every class set."""
+
+    num_per_class: tuple[int, int] | None
+    size_px: int
+    """Side of the square images of the class sets."""
+    voc: tuple[int, int]
+    """Images of VOC2007's trainval and test."""
+    voc0712: tuple[int, int]
+    coco: tuple[int, int]
+    """Images of COCO's train2017 and val2017."""
+
+
+SIZES = {
+    "full": Sizes(None, 64, voc=(300, 300), voc0712=(300, 300), coco=(400, 200)),
+    # For the first steps of each recipe, of trunks of any size (tables/golden/): a dozen steps at the scale's batch.
+    "rehearsal_smoke": Sizes((10, 4), 64, voc=(60, 30), voc0712=(16, 6), coco=(24, 8)),
+    "rehearsal_paper": Sizes((1, 1), 256, voc=(60, 30), voc0712=(8, 2), coco=(4, 2)),
+}
+"""By the value of --size."""
 
 CLASS_SETS = (
     ClassSet(
@@ -95,14 +116,14 @@ VOC_TEXTURES = list(
     ).values()
 )
 """One texture per VOC class, in the order of `VOC_CLASSES`."""
-VOC_SPLITS = {"trainval": 300, "test": 300}
+VOC_SPLITS = ("trainval", "test")
 
 COCO_CATEGORIES = {
     1: ("stripe", Texture("stripes", "sine", DIRECTIONS["upright"])),
     3: ("net", Texture("grid", "thin", DIRECTIONS["slanted"])),
 }
 """Name and texture by category id. Ids have gaps, as in COCO; a detector has only a minute to learn two categories."""
-COCO_SPLITS = {"train2017": 400, "val2017": 200}
+COCO_SPLITS = ("train2017", "val2017")
 
 VOC_SCENES = Scenes((96, 128), VOC_TEXTURES, voc_object_sides)
 VOC0712_SCENES = Scenes((96, 128), [VOC_TEXTURES[0], VOC_TEXTURES[13]], voc_object_sides)
@@ -111,22 +132,28 @@ VOC_SETS = {"VOC2007": (VOC_SCENES, "voc"), "VOC0712": (VOC0712_SCENES, "voc0712
 COCO_SCENES = Scenes((128, 160), [texture for _, texture in COCO_CATEGORIES.values()], coco_object_sides)
 
 
-def generate(root: Path, seed: int = 0) -> None:
+def generate(root: Path, seed: int = 0, size: str = "full") -> None:
     """Write all datasets below `root`, on all cores, unless its manifest says that they exist in this version."""
     manifest = root / "manifest.json"
     wanted = {"version": VERSION, "coco": COCO_VERSION, "voc0712": VOC0712_VERSION, "seed": seed}
     with file_lock(root / ".lock", "the image generator"):
-        if manifest.exists() and read_json(manifest).items() >= wanted.items():
+        found = read_json(manifest) if manifest.exists() else {}
+        if {"size": "full", **found}.items() >= {**wanted, "size": size}.items():
             return
         root.mkdir(parents=True, exist_ok=True)
-        jobs = [(root, seed, item, split) for item in CLASS_SETS for split in ("train", "val")]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            class_sets = pool.map(_write_class_split, jobs)
-            voc = pool.map(_write_voc_split, [(root, seed, each, split) for each in VOC_SETS for split in VOC_SPLITS])
-            coco = pool.map(_write_coco_split, [(root, seed, split) for split in COCO_SPLITS])
-            hashes = dict([*class_sets, *voc, *coco])
-        write_json(manifest, {**wanted, "sha256": hashes})
+        hashes = _write_datasets(root, seed, SIZES[size])
+        write_json(manifest, {**wanted, "size": size, "sha256": hashes})
         print(f"generated images in {root}")
+
+
+def _write_datasets(root: Path, seed: int, sizes: Sizes) -> dict[str, str]:
+    """Write all datasets; return a hash of each split's images."""
+    jobs = [(root, seed, item, split, sizes) for item in CLASS_SETS for split in ("train", "val")]
+    voc_jobs = [(root, seed, each, split, sizes) for each in VOC_SETS for split in VOC_SPLITS]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        class_sets, voc = pool.map(_write_class_split, jobs), pool.map(_write_voc_split, voc_jobs)
+        coco = pool.map(_write_coco_split, [(root, seed, split, sizes) for split in COCO_SPLITS])
+        return dict([*class_sets, *voc, *coco])
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -141,30 +168,32 @@ def _save(path: Path, gray: np.ndarray) -> bytes:
     return path.read_bytes()
 
 
-def _write_class_split(job: tuple[Path, int, ClassSet, str]) -> tuple[str, str]:
-    root, seed, item, split = job
+def _write_class_split(job: tuple[Path, int, ClassSet, str, Sizes]) -> tuple[str, str]:
+    root, seed, item, split, sizes = job
     digest = hashlib.sha256()
+    num = (sizes.num_per_class or (item.num_train, item.num_val))[("train", "val").index(split)]
     for name, texture in item.textures.items():
         folder = root / item.name / split / name
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(item.num_train if split == "train" else item.num_val):
+        for number in range(num):
             rng = _rng(seed, item.name, split, name, number)
-            digest.update(_save(folder / f"{number:04d}.jpg", draw_image(rng, texture, item.size_px, item.size_px)))
+            digest.update(_save(folder / f"{number:04d}.jpg", draw_image(rng, texture, sizes.size_px, sizes.size_px)))
     return f"{item.name}/{split}", digest.hexdigest()
 
 
-def _write_voc_split(job: tuple[Path, int, str, str]) -> tuple[str, str]:
-    root, seed, name_of_set, split = job
+def _write_voc_split(job: tuple[Path, int, str, str, Sizes]) -> tuple[str, str]:
+    root, seed, name_of_set, split, sizes = job
+    num_trainval, num_test = sizes.voc if name_of_set == "VOC2007" else sizes.voc0712
     scenes, key = VOC_SETS[name_of_set]
     voc = root / "VOCdevkit" / name_of_set
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     names = []
-    for number in range(VOC_SPLITS[split]):
+    for number in range(num_trainval if split == "trainval" else num_test):
         gray, objects = draw_scene(_rng(seed, key, split, number), scenes)
         height, width = gray.shape
-        name = f"{number + (0 if split == 'trainval' else VOC_SPLITS['trainval']):06d}"
+        name = f"{number + (0 if split == 'trainval' else num_trainval):06d}"
         digest.update(_save(voc / "JPEGImages" / f"{name}.jpg", gray))
         (voc / "Annotations" / f"{name}.xml").write_bytes(_voc_xml(name, width, height, objects))
         names.append(name)
@@ -172,15 +201,15 @@ def _write_voc_split(job: tuple[Path, int, str, str]) -> tuple[str, str]:
     return f"{name_of_set}/{split}", digest.hexdigest()
 
 
-def _write_coco_split(job: tuple[Path, int, str]) -> tuple[str, str]:
-    root, seed, split = job
+def _write_coco_split(job: tuple[Path, int, str, Sizes]) -> tuple[str, str]:
+    root, seed, split, sizes = job
     folder = root / "coco" / split
     if folder.is_dir():  # images of another version
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     digest = hashlib.sha256()
     images, annotations = [], []
-    for number in range(COCO_SPLITS[split]):
+    for number in range(sizes.coco[COCO_SPLITS.index(split)]):
         gray, objects = draw_scene(_rng(seed, "coco", split, number), COCO_SCENES)
         height, width = gray.shape
         name = f"{number:012d}.jpg"
@@ -230,8 +259,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the generated datasets.")
     parser.add_argument("--root", type=Path, required=True, help="folder to write them to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images (default: 0)")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="number of images (default: full)")
     arguments = parser.parse_args()
-    generate(arguments.root, arguments.seed)
+    generate(arguments.root, arguments.seed, arguments.size)
     return 0
 
 

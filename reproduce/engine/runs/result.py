@@ -27,6 +27,7 @@ def build_result(
     counts: Mapping[str, int],
     parents: list[str],
     attempts: Attempts,
+    first_steps: Mapping[str, list[float]],
     run_provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the content of result.json for a run that finishes now (docs/tables.md).
@@ -43,6 +44,7 @@ def build_result(
         "scale": cfg.scale,
         "metrics": dict(metrics),
         "counts": dict(counts),
+        "first_steps": dict(first_steps),
         "parents": parents,
         "status": "done",
         "started": _iso(attempts.first_started),

@@ -19,6 +19,7 @@ from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.distributed.collectives import barrier, is_main, others_wait, process_group, world_size
+from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
 from reproduce.engine.runs.attempts import Attempts
@@ -43,6 +44,7 @@ class Run:
         self.folder = run_dir(cfg)
         self.attempts = Attempts(self.folder)
         self.counts = Counts()
+        self.first_steps = FirstSteps()
         self.provenance: dict[str, Any] = {}
         """What this run adds to the provenance of its result."""
         self._tracker: Tracker | NoTracker = NoTracker()
@@ -128,7 +130,15 @@ class Run:
         if not is_main():
             return
         content = result.build_result(
-            self.cfg, self.run_id, self.config_hash, metrics, counts, parents or [], self.attempts, self.provenance
+            self.cfg,
+            self.run_id,
+            self.config_hash,
+            metrics,
+            counts,
+            parents or [],
+            self.attempts,
+            self.first_steps.values(),
+            self.provenance,
         )
         write_json(self.folder / "result.json", content)
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})

@@ -1,7 +1,6 @@
 """The generated datasets: complete, deterministic, in the layouts of the real ones."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,9 @@ VOC = Dataset("voc07", "generated", "voc", "VOCdevkit/VOC2007", "trainval", "tes
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate a few images per class instead of hundreds."""
-    sets = tuple(replace(item, num_train=2, num_val=1) for item in synthetic.CLASS_SETS)
-    monkeypatch.setattr(synthetic, "CLASS_SETS", sets)
-    monkeypatch.setattr(synthetic, "VOC_SPLITS", {"trainval": 12, "test": 6})
-    monkeypatch.setattr(synthetic, "COCO_SPLITS", {"train2017": 30, "val2017": 10})
+    monkeypatch.setitem(
+        synthetic.SIZES, "full", synthetic.Sizes((2, 1), 64, voc=(12, 6), voc0712=(12, 6), coco=(30, 10))
+    )
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def test_class_folders(root: Path) -> None:
         train, val = (read_image_folder(root / item.name / split) for split in ("train", "val"))
         assert train.classes == val.classes == sorted(item.textures)
         assert (len(train), len(val)) == (2 * len(item.textures), len(item.textures))
-        assert read_image(train.paths[0]).size == (item.size_px, item.size_px)
+        assert read_image(train.paths[0]).size == (64, 64)
 
 
 def test_voc_images_have_annotations(root: Path) -> None:

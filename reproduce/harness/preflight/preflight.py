@@ -1,0 +1,86 @@
+"""Preflight: rehearse every recipe on this machine and compare its first steps with the recorded ones."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reproduce.files import write_json
+from reproduce.harness.preflight.rehearsals import Rehearsal, rehearsals
+from reproduce.harness.preflight.run import generate_images, run_rehearsals
+from reproduce.harness.spec import golden
+from reproduce.harness.spec.golden import Comparison, Golden
+from reproduce.harness.spec.preflight_file import preflight_path
+
+NUM_SHOWN = 3
+"""Differences that a line quotes."""
+
+
+def preflight(scale: str, num_processes: int, overrides: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal."""
+    recorded = golden.load(scale)
+    started = time.monotonic()
+    planned = rehearsals(scale, generate_images(scale), overrides)
+    entries: list[dict[str, Any]] = []
+
+    def judge(rehearsal: Rehearsal, content: Mapping[str, Any]) -> None:
+        entries.append(entry := _entry(rehearsal, content, recorded.rehearsals.get(rehearsal.name)))
+        if rehearsal.kind != "schedule" or not entry["equal"]:
+            say(f"{entry['name']:28} {entry['line']}")
+
+    found = run_rehearsals(planned, Path(".cache", "rehearsals", f"preflight-{scale}"), num_processes, {}, judge)
+    schedules = [entry for entry in entries if entry["kind"] == "schedule"]
+    num_equal = sum(entry["equal"] for entry in schedules)
+    say(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")
+    if not_rehearsed := sorted(recorded.rehearsals.keys() - found.keys()):
+        say(f"recorded, but of no recipe now: {', '.join(not_rehearsed)}")
+    one = next(iter(found.values()))
+    write_json(
+        preflight_path(scale),
+        {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "scale": scale,
+            "overrides": list(overrides),
+            "recorded": recorded.recorded,
+            **{key: one[key] for key in ("hardware", "packages", "arithmetic", "world_size")},
+            "rehearsals": sorted(entries, key=lambda entry: entry["name"]),
+        },
+    )
+    return all(entry["equal"] for entry in entries) and not not_rehearsed
+
+
+def _entry(rehearsal: Rehearsal, content: Mapping[str, Any], recorded: Golden | None) -> dict[str, Any]:
+    """Return what the result keeps of one rehearsal."""
+    entry = {"name": rehearsal.name, "kind": rehearsal.kind, "recipes": rehearsal.recipes}
+    if "error" in content:
+        return {**entry, "equal": False, "line": f"FAILED: {content['error']}", "differences": []}
+    if recorded is None:
+        return {**entry, "equal": False, "line": "NOT RECORDED: see make record-golden", "differences": []}
+    comparison = golden.compare(content["values"], recorded)
+    return {
+        **entry,
+        "equal": not comparison.differences,
+        "line": _line(comparison),
+        "seconds": round(content["seconds"], 2),
+        "num_compared": comparison.num_compared,
+        "worst": comparison.worst,
+        "differences": [asdict(each) | {"text": str(each)} for each in comparison.differences[:20]],
+        "num_differences": len(comparison.differences),
+    }
+
+
+def _line(comparison: Comparison) -> str:
+    if comparison.differences:
+        shown = "; ".join(str(each) for each in comparison.differences[:NUM_SHOWN])
+        more = len(comparison.differences) - NUM_SHOWN
+        return f"DIFFERENT: {shown}{f'; and {more} more' if more > 0 else ''}"
+    if comparison.worst is None:
+        return f"equal ({comparison.num_compared} numbers, all exact)"
+    quantity, step, relative, share = comparison.worst
+    return (
+        f"equal ({comparison.num_compared} numbers; the closest to its tolerance: {quantity} at step {step}, "
+        f"{relative:.1g} apart, {share:.0%} of it)"
+    )

@@ -1,0 +1,117 @@
+"""Tolerances of first steps, measured: how far the same steps differ under other arithmetic on one machine.
+
+A tolerance is `MULTIPLE` times the largest of three: the spread of this quantity so far, the spread that most
+quantities of its kind have at this step (a few settings can agree by chance), and the resolution of fp32.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from reproduce.harness.spec.golden import Values, kind_of
+
+MULTIPLE = 5.0
+POOLED_PERCENTILE = 75
+FP32_RESOLUTION = 2.0**-23
+STORED_DIGITS = 10
+USELESS = 0.3
+"""A tolerance that is a larger share of the number says nothing: the number is not compared."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One arithmetic: environment variables that choose other kernels, and threads, which split sums."""
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    num_threads: int = 1
+    needs: str = ""
+    """A flag of the processor without which the setting is impossible."""
+
+
+def _kernels(aten: str, onednn: str) -> dict[str, str]:
+    return {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn}
+
+
+SETTINGS = (
+    Setting("native"),
+    Setting("native, 2 threads", num_threads=2),
+    Setting("SSE4.1", _kernels("default", "SSE41")),
+    Setting("AVX2", _kernels("avx2", "AVX2"), needs="avx2"),
+    Setting("AVX-512", _kernels("avx512", "AVX512_CORE"), needs="avx512f"),
+)
+"""What tolerances are measured under."""
+HELD_OUT = (
+    Setting("AVX, 2 threads", _kernels("default", "AVX"), num_threads=2),
+    Setting("AVX2 kernels with SSE4.1 products", _kernels("avx2", "SSE41") | {"MKL_CBWR": "COMPATIBLE"}, needs="avx2"),
+    Setting("AVX-512 kernels with AVX2 products, 2 threads", _kernels("avx512", "AVX2"), 2, needs="avx512f"),
+)
+"""What recorded tolerances are tried under: no number may be outside."""
+
+
+Series = dict[str, list[float]]
+Tolerances = dict[str, list[float | None]]
+
+
+def measured(observed: Mapping[str, Sequence[Values]]) -> dict[str, tuple[Series, Tolerances]]:
+    """Return the median numbers of each rehearsal and their tolerances, given its numbers under each setting."""
+    medians = {name: {key: _median(runs, key) for key in runs[0]} for name, runs in observed.items()}
+    spreads: dict[tuple[str, str], np.ndarray] = {}
+    pool: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for name, runs in observed.items():
+        for key, median in medians[name].items():
+            largest = np.max([np.abs(np.array(run[key]) - median) for run in runs], axis=0)
+            spreads[name, key] = np.maximum.accumulate(largest)
+            scale = _scale(medians[name], key)
+            for step, (spread, unit) in enumerate(zip(spreads[name, key], scale, strict=True)):
+                pool[kind_of(key), step].append(spread / unit if unit else 0.0)
+    usual = {at: float(np.percentile(shares, POOLED_PERCENTILE)) for at, shares in pool.items()}
+    found = {}
+    for name, values in medians.items():
+        tolerances: Tolerances = {
+            key: [
+                _tolerance(spread, usual[kind_of(key), step], unit, is_float=not _is_exact(key))
+                for step, (spread, unit) in enumerate(zip(spreads[name, key], _scale(values, key), strict=True))
+            ]
+            for key in values
+        }
+        found[name] = ({key: [_rounded(each) for each in series] for key, series in values.items()}, tolerances)
+    return found
+
+
+def _tolerance(spread: float, usual: float, unit: float, *, is_float: bool) -> float | None:
+    stored = 10.0 ** (1 - STORED_DIGITS) * unit
+    if not is_float:
+        return max(MULTIPLE * spread, stored) or stored
+    tolerance = max(MULTIPLE * max(spread, usual * unit, FP32_RESOLUTION * unit), stored)
+    return None if not math.isfinite(tolerance) or tolerance > USELESS * unit else float(f"{tolerance:.2g}")
+
+
+def _is_exact(quantity: str) -> bool:
+    """Return whether a quantity is counted, or computed in double precision, so that rounding can't change it."""
+    return quantity.startswith(("indices", "learning rate", "mean learning rate", "number of steps"))
+
+
+def _median(runs: Sequence[Values], key: str) -> list[float]:
+    return [float(value) for value in np.median([run[key] for run in runs], axis=0)]
+
+
+def _scale(values: Values, key: str) -> list[float]:
+    """Return what a spread is compared with, per step: the number, or for a movement the norm of what moves.
+
+    A projection may be near zero by chance; it is compared with the largest of its series.
+    """
+    series = [abs(value) for value in values[key]]
+    if key.startswith("movement of"):
+        norms = values[key.replace("movement of", "norm of")]
+        return [max(value, FP32_RESOLUTION * norm) for value, norm in zip(series, norms, strict=True)]
+    if "projection" in key:
+        return [max(series)] * len(series)
+    return series
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{STORED_DIGITS}g}")

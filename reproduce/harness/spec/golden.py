@@ -1,0 +1,166 @@
+"""The recorded first steps of each recipe, `tables/golden/<scale>.json`, and the comparison with them.
+
+`preflight.record` writes the file, with tolerances that it measures. A quantity that rounding alone changes by so much
+that it says nothing has no tolerance from that step on.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.harness.spec.tables import TABLES_DIR
+
+Values = Mapping[str, Sequence[float]]
+"""By quantity: one number for each step, or one alone."""
+
+CAUSES = (
+    ("initial", "the initial weights: seed, initialization, layers, width"),
+    ("number of steps", "batch size, epochs, or the size of the training set"),
+    ("indices", "which images a step reads: seed, shuffling per epoch, batch size"),
+    ("learning rate", "the schedule: rate, warm-up, milestones, cosine, rates per group"),
+    ("mean learning rate", "the schedule: rate, warm-up, milestones, cosine"),
+    ("labels and boxes", "labels or boxes: classes' order, subset, matching with images, crops of boxes"),
+    ("pixels", "the input: crops, their scale, resizing, color, blur, flips, normalization"),
+    ("squared pixels", "the input: crops, their scale, resizing, color, blur, flips, normalization"),
+    ("projection of view", "the input: flips, the order of images or jitter, crops, interpolation"),
+    ("mean of features", "features: weights, center crop, normalization, BatchNorm's mode"),
+    ("mean square of features", "features: weights, center crop, normalization, BatchNorm's mode"),
+    ("projection of features", "features: weights, center crop, normalization, BatchNorm's mode"),
+    ("assignment_entropy", "assignments: epsilon, Sinkhorn's iterations, the queue, the prototypes' normalization"),
+    ("prototypes_used", "assignments: epsilon, Sinkhorn's iterations, the queue, the prototypes' normalization"),
+    ("loss", "the loss: temperature, pairs of crops, assignments, labels, queue, momentum encoder, BatchNorm's group"),
+    ("gradient norm", "gradients: what is frozen, terms of the loss, loss scaling"),
+    ("movement of", "the optimizer: rates, momentum, weight decay, LARC, what is frozen, when it runs"),
+    ("norm of", "the optimizer: rates, momentum, weight decay, LARC, what is frozen; prototypes' normalization"),
+    ("state of", "what the method keeps: queue, memory, cluster assignments"),
+    ("winning share", "the vote: temperature, neighbors, cosine"),
+    ("average precision", "the SVMs: costs, folds, weights of classes, normalization of features"),
+    ("metric", "the protocol's last step: see the differences above it"),
+)
+"""What usually moves a quantity, by the beginning of its name: causes before effects."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The recorded first steps of one rehearsal."""
+
+    recipes: list[str]
+    overrides: list[str]
+    values: dict[str, list[float]]
+    tolerances: dict[str, list[float | None]]
+    """None: rounding alone moves the number by too much."""
+
+
+@dataclass(frozen=True)
+class GoldenFile:
+    """The first steps of a scale's recipes, by rehearsal, and how they were recorded."""
+
+    recorded: dict[str, Any]
+    rehearsals: dict[str, Golden]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number outside its tolerance."""
+
+    quantity: str
+    step: int | None
+    """From 0; None if the quantity is no series, or its length is wrong."""
+    found: float
+    expected: float
+    tolerance: float
+
+    @property
+    def cause(self) -> str:
+        """What usually moves this quantity."""
+        return next((cause for start, cause in CAUSES if self.quantity.startswith(start)), "a term of the loss")
+
+    def __str__(self) -> str:
+        where = "" if self.step is None else f" at step {self.step}"
+        return (
+            f"{self.quantity}{where} is {self.found:.7g}, not {self.expected:.7g} (tolerance {self.tolerance:.2g}); "
+            f"usually {self.cause}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A rehearsal's numbers against the recorded ones."""
+
+    differences: list[Difference]
+    """Causes before effects, earlier steps first."""
+    worst: tuple[str, int, float, float] | None
+    """Of the numbers within their tolerances, the one that comes closest: quantity, step, relative difference, share of
+    its tolerance."""
+    num_compared: int
+
+
+def path(scale: str) -> Path:
+    """Return the file of a scale's first steps."""
+    return TABLES_DIR / "golden" / f"{scale}.json"
+
+
+def load(scale: str) -> GoldenFile:
+    """Load a scale's first steps. Raises `UserError` if there are none, or if the file is damaged."""
+    file = path(scale)
+    if not file.exists():
+        recorded = ", ".join(sorted(each.stem for each in file.parent.glob("*.json"))) or "none"
+        raise UserError(f"no first steps are recorded at scale {scale} (recorded: {recorded}); see make record-golden")
+    try:
+        content = json.loads(file.read_text())
+        return GoldenFile(content["recorded"], {name: Golden(**each) for name, each in content["rehearsals"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it from git, or record it again") from error
+
+
+def compare(values: Values, golden: Golden) -> Comparison:
+    """Compare the first steps of a rehearsal with the recorded ones, number by number."""
+    differences: list[Difference] = []
+    worst: tuple[str, int, float, float] | None = None
+    num_compared = 0
+    for quantity in sorted({*values, *golden.values}, key=lambda name: (_rank(name), name)):
+        found, expected = values.get(quantity, ()), golden.values.get(quantity, ())
+        if len(found) != len(expected):
+            differences.append(Difference(f"number of values of {quantity}", None, len(found), len(expected), 0))
+            continue
+        for step, value, wanted, tolerance in _compared(found, expected, golden.tolerances[quantity]):
+            num_compared += 1
+            error = abs(value - wanted)
+            if not error <= tolerance:
+                place = step if len(expected) > 1 else None
+                differences.append(Difference(quantity, place, value, wanted, tolerance))
+            elif tolerance and (worst is None or error / tolerance > worst[3]):
+                worst = (quantity, step, error / abs(wanted) if wanted else error, error / tolerance)
+    differences.sort(key=lambda each: (-1 if each.step is None else each.step, _rank(each.quantity)))
+    return Comparison(differences, worst, num_compared)
+
+
+def kind_of(quantity: str) -> str:
+    """Return a quantity's name without numbers and parts: those of one kind have like tolerances."""
+    return re.sub(
+        r"\d+", "", re.sub(r"^(initial )?(norm|movement|projection|state) of .*?(statistics)?$", r"\1\2 \3", quantity)
+    )
+
+
+def _compared(
+    found: Sequence[float], expected: Sequence[float], tolerances: Sequence[float | None]
+) -> Iterator[tuple[int, float, float, float]]:
+    for step, (value, wanted, tolerance) in enumerate(zip(found, expected, tolerances, strict=True)):
+        if tolerance is not None:
+            yield step, value, wanted, tolerance
+
+
+def _rank(quantity: str) -> int:
+    """Return the place of a quantity among causes and effects; a term of a loss counts as the loss."""
+    found = [number for number, (start, _) in enumerate(CAUSES) if quantity.startswith(start)]
+    return found[0] if found else [start for start, _ in CAUSES].index("loss")
+
+
+def is_finite(values: Values) -> bool:
+    """Return whether every number is finite."""
+    return all(math.isfinite(value) for series in values.values() for value in series)
