@@ -35,8 +35,19 @@ def _schema_errors(result: dict[str, Any]) -> Iterator[str]:
         elif section != "provenance":
             numbers |= {f"{section}.{name}": value for name, value in whole[section].items()}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             yield f"{key} is {json.dumps(value)}, not a number"
+    first_steps = result.get("first_steps", {})
+    if not isinstance(first_steps, dict):
+        yield "first_steps has no keys"
+    else:
+        for quantity, series in first_steps.items():
+            if not isinstance(series, list) or not all(map(_is_number, series)):
+                yield f"first_steps.{quantity} is no list of numbers"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load_failure(path: Path) -> dict[str, Any] | None:

@@ -198,6 +198,10 @@ class Plan:
         serving = last | {parent for name in last for parent in self.runs[name].parents}
         return [run for run in self.runs.values() if run.run_id in serving]
 
+    def behind(self, run_id: str) -> tuple[str, ...]:
+        """Return a run and those that it builds on: its parents, and theirs."""
+        return (run_id, *(name for parent in self.runs[run_id].parents for name in self.behind(parent)))
+
     def cells_of(self, run_id: str) -> int:
         """Count the cells that need a run, directly or through an evaluation of it."""
         dependants = {run.run_id for run in self.runs.values() if run_id in (run.run_id, *run.parents)}
@@ -206,18 +210,15 @@ class Plan:
     def restricted_to(self, possible: Callable[[Run], bool]) -> "Plan":
         """Return the plan of the cells whose runs are all `possible`, with only the runs that these need."""
         can = {run_id for run_id, run in self.runs.items() if possible(run)}
-        cells = [cell for cell in self.cells if all(can.issuperset(self._behind(name)) for name in cell.run_ids)]
-        needed = {name for cell in cells for run_id in cell.run_ids for name in self._behind(run_id)}
+        cells = [cell for cell in self.cells if all(can.issuperset(self.behind(name)) for name in cell.run_ids)]
+        needed = {name for cell in cells for run_id in cell.run_ids for name in self.behind(run_id)}
         runs = {run_id: run for run_id, run in self.runs.items() if run_id in needed}
         return dataclasses.replace(self, runs=runs, cells=cells)
 
     def expected_to_fail(self, run: Run) -> bool:
         """Return whether the paper prints a failure for every cell that needs a run."""
-        served = [cell for cell in self.cells if any(run.run_id in self._behind(name) for name in cell.run_ids)]
+        served = [cell for cell in self.cells if any(run.run_id in self.behind(name) for name in cell.run_ids)]
         return bool(served) and all(map(self._prints_failure, served))
-
-    def _behind(self, run_id: str) -> tuple[str, ...]:
-        return (run_id, *self.runs[run_id].parents)
 
     def _prints_failure(self, cell: Cell) -> bool:
         if cell.table == claims.TARGET:

@@ -1,6 +1,7 @@
-"""The recorded first steps of each recipe, `tables/golden/<scale>.json`, and the comparison with them.
+"""The recorded first steps of recipes and of tables' runs, `tables/golden/`, and the comparison with them.
 
-`preflight.record` writes the file, with tolerances that it measures. A quantity that rounding alone changes by so much
+`<scale>.json` has each recipe's rehearsals, `<scale>_runs.json` has runs of the scale's tables by run_id.
+`preflight.record` writes the files, with tolerances that it measures. A quantity that rounding alone changes by so much
 that it says nothing has no tolerance from that step on.
 """
 
@@ -19,6 +20,7 @@ Values = Mapping[str, Sequence[float]]
 """By quantity: one number for each step, or one alone."""
 
 CAUSES = (
+    ("number of values of", "the number of steps, or code that records other quantities"),
     ("initial", "the initial weights: seed, initialization, layers, width"),
     ("number of steps", "batch size, epochs, or the size of the training set"),
     ("indices", "which images a step reads: seed, shuffling per epoch, batch size"),
@@ -47,7 +49,7 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class Golden:
-    """The recorded first steps of one rehearsal."""
+    """The recorded first steps of one rehearsal, or of one run of a table."""
 
     recipes: list[str]
     overrides: list[str]
@@ -105,17 +107,36 @@ def path(scale: str) -> Path:
     return TABLES_DIR / "golden" / f"{scale}.json"
 
 
+def runs_path(scale: str) -> Path:
+    """Return the file with the first steps of the runs of a scale's tables, by run_id."""
+    return TABLES_DIR / "golden" / f"{scale}_runs.json"
+
+
 def load(scale: str) -> GoldenFile:
     """Load a scale's first steps. Raises `UserError` if there are none, or if the file is damaged."""
     file = path(scale)
     if not file.exists():
-        recorded = ", ".join(sorted(each.stem for each in file.parent.glob("*.json"))) or "none"
+        scales = sorted(each.stem for each in file.parent.glob("*.json") if not each.stem.endswith("_runs"))
+        recorded = ", ".join(scales) or "none"
         raise UserError(f"no first steps are recorded at scale {scale} (recorded: {recorded}); see make record-golden")
-    try:
-        content = json.loads(file.read_text())
-        return GoldenFile(content["recorded"], {name: Golden(**each) for name, each in content["rehearsals"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}); restore it from git, or record it again") from error
+    return _read(file)
+
+
+def load_runs(scale: str) -> dict[str, Golden]:
+    """Load the first steps of the runs of a scale's tables, by run_id; none without a file.
+
+    Raises `UserError` if the file is damaged.
+    """
+    file = runs_path(scale)
+    return _read(file).rehearsals if file.exists() else {}
+
+
+def compare_recorded(values: Values, golden: Golden) -> Comparison:
+    """Compare only the quantities that are recorded. One that is recorded and missing is a difference.
+
+    Of an evaluation, only what does not depend on its trunk may be recorded.
+    """
+    return compare({name: series for name, series in values.items() if name in golden.values}, golden)
 
 
 def compare(values: Values, golden: Golden) -> Comparison:
@@ -145,6 +166,28 @@ def kind_of(quantity: str) -> str:
     return re.sub(
         r"\d+", "", re.sub(r"^(initial )?(norm|movement|projection|state) of .*?(statistics)?$", r"\1\2 \3", quantity)
     )
+
+
+def _read(file: Path) -> GoldenFile:
+    try:
+        content = json.loads(file.read_text())
+        return GoldenFile(content["recorded"], {name: _golden(each) for name, each in content["rehearsals"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it from git, or record it again") from error
+
+
+def _golden(content: Mapping[str, Any]) -> Golden:
+    """Return one entry of a file. Raises an error if a value has no tolerance, or is no number."""
+    found = Golden(**content)
+    if found.values.keys() != found.tolerances.keys():
+        raise ValueError("values and tolerances are of different quantities")
+    for quantity, series in found.values.items():
+        tolerances = found.tolerances[quantity]
+        if len(series) != len(tolerances):
+            raise ValueError(f"{quantity} has {len(series)} values and {len(tolerances)} tolerances")
+        for number in (*series, *(each for each in tolerances if each is not None)):
+            math.isnan(number)  # a TypeError if it is no number
+    return found
 
 
 def _compared(
