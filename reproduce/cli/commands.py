@@ -280,6 +280,7 @@ def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
     from reproduce.harness.verdict.claims import check_claims
+    from reproduce.harness.verdict.first_steps import FirstStepsCheck
     from reproduce.harness.verdict.strict import open_issues
 
     checked, claims = check.check_tables(plan), check_claims(plan)
@@ -292,6 +293,8 @@ def _check(plan: Plan, strict: bool) -> int:
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
     if matches := check.recorded_matches(checked):
         print(matches)
+    if first_steps := FirstStepsCheck.of_plan(plan).in_words():
+        print(first_steps)
     status = check.exit_status(checked, claims, claims_requested=bool(plan.claims))
     print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
     issues = open_issues(plan, checked, claims) if strict else []

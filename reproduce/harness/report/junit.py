@@ -45,6 +45,6 @@ def _add_claims(root: Element, verdicts: Sequence[ClaimVerdict], requested: bool
         if verdict.status == ClaimStatus.HOLDS:
             continue
         kind = "error" if requested and verdict.incomplete else "skipped"
-        kind = "failure" if verdict.status == ClaimStatus.CONTRADICTED else kind
+        kind = "failure" if verdict.status in (ClaimStatus.CONTRADICTED, ClaimStatus.CHANGED) else kind
         reasons = " ".join(part.reason for part in verdict.parts if part.status == verdict.status)
         ElementTree.SubElement(case, kind, message=f"{verdict.status}: {reasons}")

@@ -32,6 +32,7 @@ VERDICT_MEANINGS = {
     Verdict.BETTER: "above the margin or interval",
     Verdict.WORSE: "below the margin or interval",
     Verdict.INCONCLUSIVE: "the interval straddles an edge of the margin",
+    Verdict.CHANGED: "a run behind it took other first steps than recorded: another recipe, whatever its accuracy",
     Verdict.NO_BASELINE: "measured, but there is nothing to compare with",
     Verdict.NOT_RUN: "no run of ours has made this number",
     Verdict.FAILED: "a run behind it failed or collapsed",
@@ -44,6 +45,7 @@ STATUS_MEANINGS = {
     ClaimStatus.HOLDS: "several seeds; the whole 90% interval of each part lies on the paper's side",
     ClaimStatus.CONTRADICTED: "the whole interval of a part lies on the other side",
     ClaimStatus.INCONCLUSIVE: "an interval includes both sides, or there is one seed per side, which decides nothing",
+    ClaimStatus.CHANGED: "a run behind it took other first steps than recorded, so it decides nothing",
     ClaimStatus.NOT_RUN: "a run that the claim needs has no result",
 }
 
@@ -52,9 +54,11 @@ TONES: dict[Verdict | ClaimStatus, str] = {
     Verdict.BETTER: "better",
     Verdict.WORSE: "bad",
     Verdict.INCONCLUSIVE: "unsure",
+    Verdict.CHANGED: "bad",
     Verdict.FAILED: "bad",
     ClaimStatus.HOLDS: "good",
     ClaimStatus.CONTRADICTED: "bad",
+    ClaimStatus.CHANGED: "bad",
     ClaimStatus.INCONCLUSIVE: "unsure",
 }
 """Colour of a verdict or status; all others are quiet. The symbol says the same without colour."""

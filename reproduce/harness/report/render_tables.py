@@ -14,7 +14,7 @@ from reproduce.harness.verdict import notes
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
-from reproduce.harness.verdict.wording import INTERVALS
+from reproduce.harness.verdict.wording import INTERVALS, sentence
 
 CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
 
@@ -41,6 +41,7 @@ def table_as_data(plan: Plan, checked: TableVerdict) -> dict[str, Any]:
         "score": dict(checked.score()),
         "plots": table.plots,
         "undrawn": list(checked.undrawn),
+        "changed_curves": [sentence(note) for note in checked.changed_curves],
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
@@ -105,6 +106,7 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
         shown = [_cell_as_text(cell, table.columns[key], key in row.rerun_by_authors) for key, cell in cells.items()]
         lines.append("| " + " | ".join([row.label, *shown]) + " |")
     lines += [f"\nNot drawn yet, no result: {'; '.join(checked.undrawn)}."] if checked.undrawn else []
+    lines += [f"\n{SYMBOLS[Verdict.CHANGED]} {Verdict.CHANGED}: {sentence(note)}" for note in checked.changed_curves]
     if not table.columns:
         return "\n".join(lines) + "\n"
     lines += ["", "Expected, then ours. " + "; ".join(f"{SYMBOLS[v]} {v}" for v in Verdict if checked.score()[v]) + "."]
@@ -153,6 +155,7 @@ def table_as_text(checked: TableVerdict) -> str:
     table = checked.table
     lines = [f"\n{table.heading}: {table.title}"]
     lines += [f"  {SYMBOLS[Verdict.NOT_RUN]} not drawn    {label}: no result yet" for label in checked.undrawn]
+    lines += [f"  {SYMBOLS[Verdict.CHANGED]} {Verdict.CHANGED:<12} {sentence(note)}" for note in checked.changed_curves]
     ours = [(row, key, cell) for row, key, cell in checked.cells() if cell.needed]
     names = [f"{row.label}, {table.columns[key].title}" for row, key, _ in ours]
     for name, (_, key, cell) in zip(names, ours, strict=True):
@@ -165,6 +168,8 @@ def table_as_text(checked: TableVerdict) -> str:
         if cell.interval:
             line += f"  [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]"
         lines.append(line if cell.difference is not None else f"{line}  {cell.reason}")
+        if cell.verdict == Verdict.CHANGED and cell.difference is not None:
+            lines += [f"      {sentence(note)}" for note in cell.notes if isinstance(note, notes.OtherFirstSteps)]
     if _lacks_canary(checked):
         lines.append(f"  {CANARY_FOOTNOTE}")
     others = Counter(str(cell.verdict) for _, _, cell in checked.cells() if not cell.needed)

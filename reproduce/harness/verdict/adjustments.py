@@ -1,4 +1,4 @@
-"""Adjustments of a table's verdicts that need more than one cell: errata, controls, Holm's correction, canaries.
+"""Adjustments of a table's verdicts that need more than a cell's numbers: errata, controls, Holm, canaries, steps.
 
 Each is a pure function from rows of verdicts to new rows.
 """
@@ -10,7 +10,7 @@ from reproduce.harness.spec.tables import Row, Table
 from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import Verdict
-from reproduce.harness.verdict.notes import CanaryResult
+from reproduce.harness.verdict.notes import CanaryResult, Note
 
 VerdictRow = Mapping[str, CellVerdict | None]
 """A row's verdicts by column; None for a dash in the paper."""
@@ -95,6 +95,22 @@ def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVer
         elif canary.state == "disagreed":
             verdict = Verdict.INCONCLUSIVE
         return replace(cell, verdict=verdict, canary=canary.state).with_notes(canary)
+
+    return _each_cell(table, rows, adjust)
+
+
+def apply_first_steps(table: Table, rows: VerdictRows, notes_of: Callable[[Row, str], tuple[Note, ...]]) -> VerdictRows:
+    """Call a number `changed` if a run behind it took other first steps than recorded, whatever the number is.
+
+    `notes_of` returns what is known of the first steps of a cell's runs. A cell without a number keeps its verdict.
+    """
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        found = notes_of(row, key)
+        changed = tuple(note for note in found if isinstance(note, notes.OtherFirstSteps))
+        if cell.mean is None or cell.verdict == Verdict.NOT_RUN:
+            return cell.with_notes(*changed)
+        return (replace(cell, verdict=Verdict.CHANGED) if changed else cell).with_notes(*found)
 
     return _each_cell(table, rows, adjust)
 

@@ -13,7 +13,7 @@ from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict, verdict_for
 from reproduce.harness.verdict.claims import ClaimVerdict
 from reproduce.harness.verdict.labels import DISAGREEING, ClaimStatus, Verdict
-from reproduce.harness.verdict.notes import CanaryResult
+from reproduce.harness.verdict.notes import CanaryResult, Note
 from reproduce.harness.verdict.seed_results import VerdictInputs
 
 AGREES, DISAGREES, INCOMPLETE = 0, 1, 3
@@ -21,7 +21,7 @@ AGREES, DISAGREES, INCOMPLETE = 0, 1, 3
 
 STATUS_MEANINGS = {
     AGREES: "every cell that ran agrees",
-    DISAGREES: "some cells disagree, or claims are contradicted",
+    DISAGREES: "some cells disagree or are changed, or claims are contradicted",
     INCOMPLETE: "a needed run failed or is missing",
 }
 
@@ -34,6 +34,8 @@ class TableVerdict:
     rows: VerdictRows
     undrawn: tuple[str, ...] = ()
     """Runs whose curves a figure needs and that have no result."""
+    changed_curves: tuple[Note, ...] = ()
+    """That runs whose curves a figure needs took other first steps than recorded."""
 
     def cells(self) -> Iterator[tuple[Row, str, CellVerdict]]:
         """Yield every cell that is not a dash as row, column key and verdict."""
@@ -63,6 +65,10 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
             canaries[run.name] = check_canaries(run)
         return canaries[run.name]
 
+    def notes_of(row: Row, key: str) -> tuple[Note, ...]:
+        cell = inputs.cell(table, row.label, key)
+        return inputs.first_steps.notes(cell.run_ids) if cell else ()
+
     rows: VerdictRows = [
         {key: verdict_for(inputs, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
         for row in table.rows
@@ -71,13 +77,10 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     rows = adjustments.apply_controls(table, rows)
     rows = adjustments.apply_holm(table, rows)
     rows = adjustments.apply_canaries(table, rows, canary_of)
-    return TableVerdict(table, rows, _undrawn(plan, table))
-
-
-def _undrawn(plan: Plan, table: Table) -> tuple[str, ...]:
-    curves = [cell for cell in plan.cells if cell.table == table.table and not cell.column]
-    runs = [plan.runs[name] for cell in curves for name in cell.runs.values()]
-    return tuple(run.label for run in runs if valid_result(plan, run) is None)
+    rows = adjustments.apply_first_steps(table, rows, notes_of)
+    curves = [name for cell in plan.cells if cell.table == table.table and not cell.column for name in cell.run_ids]
+    undrawn = tuple(plan.runs[name].label for name in curves if valid_result(plan, plan.runs[name]) is None)
+    return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves))
 
 
 def recorded_matches(checked: Sequence[TableVerdict]) -> str:
@@ -93,7 +96,9 @@ def recorded_matches(checked: Sequence[TableVerdict]) -> str:
 def exit_status(
     checked: Sequence[TableVerdict], claims: Sequence[ClaimVerdict] = (), claims_requested: bool = False
 ) -> int:
-    """Return 0 if every cell that ran agrees, 1 if one disagrees or a claim is contradicted, 3 if a run is missing.
+    """Return 0 if every cell that ran agrees, 1 if one disagrees or is changed, 3 if a run is missing.
+
+    1 stands also for a claim that is contradicted or changed, and for a figure's curve that is changed.
 
     Runs that only a claim needs count as missing only if the claims were requested.
     """
@@ -102,6 +107,8 @@ def exit_status(
     missing = missing or (claims_requested and any(claim.incomplete for claim in claims))
     if missing or any(table.undrawn for table in checked):
         return INCOMPLETE
-    if any(claim.status == ClaimStatus.CONTRADICTED for claim in claims):
+    if any(claim.status in (ClaimStatus.CONTRADICTED, ClaimStatus.CHANGED) for claim in claims):
+        return DISAGREES
+    if any(table.changed_curves for table in checked):
         return DISAGREES
     return DISAGREES if any(cell.verdict in DISAGREEING for cell in cells) else AGREES

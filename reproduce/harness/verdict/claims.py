@@ -29,7 +29,9 @@ TENDENCIES: dict[ClaimStatus, Tendency] = {
 }
 """Which way one seed per side points, by the status that it would have if its known error were all."""
 
-WORST_FIRST = (ClaimStatus.CONTRADICTED, ClaimStatus.NOT_RUN, ClaimStatus.INCONCLUSIVE, ClaimStatus.HOLDS)
+WORST_FIRST = (
+    *(ClaimStatus.CONTRADICTED, ClaimStatus.CHANGED, ClaimStatus.NOT_RUN, ClaimStatus.INCONCLUSIVE, ClaimStatus.HOLDS),
+)
 """A claim has the first of these statuses that one of its parts has: all parts must hold."""
 
 
@@ -123,10 +125,19 @@ class _PartJudge:
         public = self.inputs.plan.request.source == "released"
         if public and (why := build.missing_weights_reason(part.measurements())):
             return PartVerdict(part_label(part), ClaimStatus.NOT_RUN, (notes.StatedReason(why),))
-        found = self._verdict_for(part)
+        found = self._with_first_steps(part, self._verdict_for(part))
         if found.difference is None or not public:
             return found
         return replace(found, notes=(*found.notes, notes.PublishedNetworks()))
+
+    def _with_first_steps(self, part: Part, found: PartVerdict) -> PartVerdict:
+        """Call a part `changed` if a run behind it took other first steps than recorded: it then decides nothing."""
+        run_ids = [name for each in part.measurements() for name in self.cells[each].run_ids]
+        differences = self.inputs.first_steps.differences(run_ids)
+        if not differences:
+            return found
+        status = found.status if found.status == ClaimStatus.NOT_RUN else ClaimStatus.CHANGED
+        return replace(found, status=status, tendency="", notes=(*found.notes, *differences))
 
     def _verdict_for(self, part: Part) -> PartVerdict:
         blank = PartVerdict(part_label(part), ClaimStatus.NOT_RUN, run_ids=self._run_ids(part.measurements()))

@@ -12,6 +12,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     INCONCLUSIVE = "inconclusive"
+    CHANGED = "changed"
     NO_BASELINE = "no baseline"
     NOT_RUN = "not run"
     FAILED = "failed"
@@ -26,6 +27,7 @@ class ClaimStatus(StrEnum):
     HOLDS = "holds"
     CONTRADICTED = "contradicted"
     INCONCLUSIVE = "inconclusive"
+    CHANGED = "changed"
     NOT_RUN = "not run"
 
 
@@ -36,7 +38,7 @@ IntervalKind = Literal["seeds", "test set", "new seeds"]
 """What an interval is of: the mean of our seeds, one seed's test set, or new seeds of unchanged code."""
 
 AGREEING = frozenset({Verdict.REPRODUCED, Verdict.WITHIN, Verdict.EXPECTED_FAILURE})
-DISAGREEING = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.INCONCLUSIVE})
+DISAGREEING = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.INCONCLUSIVE, Verdict.CHANGED})
 
 SYMBOLS: dict[Verdict, str] = {
     Verdict.REPRODUCED: "●",
@@ -44,6 +46,7 @@ SYMBOLS: dict[Verdict, str] = {
     Verdict.BETTER: "▲",
     Verdict.WORSE: "▼",
     Verdict.INCONCLUSIVE: "◆",
+    Verdict.CHANGED: "≠",
     Verdict.NO_BASELINE: "◌",
     Verdict.NOT_RUN: "○",
     Verdict.FAILED: "✕",
@@ -56,5 +59,6 @@ CLAIM_SYMBOLS: dict[ClaimStatus, str] = {
     ClaimStatus.HOLDS: "●",
     ClaimStatus.CONTRADICTED: "▼",
     ClaimStatus.INCONCLUSIVE: "◆",
+    ClaimStatus.CHANGED: "≠",
     ClaimStatus.NOT_RUN: "○",
 }

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from reproduce.harness.spec.golden import Difference
 from reproduce.harness.verdict.labels import ClaimStatus, Tendency, Verdict
 
 
@@ -316,6 +317,42 @@ class CollapsedUnexpectedly(Note):
 @dataclass(frozen=True)
 class PublishedNetworks(Note):
     """A claim was judged on the published networks: one training per side."""
+
+
+@dataclass(frozen=True)
+class SameFirstSteps(Note):
+    """All runs behind a number took their recorded first steps: `num_numbers` numbers are equal."""
+
+    num_runs: int
+    num_numbers: int
+
+
+@dataclass(frozen=True)
+class OtherFirstSteps(Note):
+    """A run took other first steps than recorded, and its first difference of `num_differences`."""
+
+    run: str
+    difference: Difference
+    num_differences: int
+    other_runs: tuple[str, ...] = ()
+    """More runs behind the number that took other first steps."""
+
+
+@dataclass(frozen=True)
+class FirstStepsNotCompared(Note):
+    """Runs behind a number whose first steps are not recorded, or not kept in their results."""
+
+    not_recorded: tuple[str, ...]
+    not_kept: tuple[str, ...]
+    num_equal: int
+    """Runs behind the number that took their recorded first steps."""
+
+
+@dataclass(frozen=True)
+class NoRecordedFirstSteps(Note):
+    """No first steps of runs are recorded at this scale."""
+
+    scale: str
 
 
 def as_data(note: Note) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import Table
 from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.notes import BestVariant, RunFailure
 
 
@@ -62,16 +63,18 @@ class SeedResults:
 
 @dataclass(frozen=True)
 class VerdictInputs:
-    """What a check judges by: a plan, the plan of other seeds that left results, and the recorded numbers."""
+    """What a check judges by: a plan, the plan of other seeds that left results, recorded numbers and first steps."""
 
     plan: Plan
     recorded: RecordedNumbers
     other_seeds: Plan | None
+    first_steps: FirstStepsCheck
 
     @classmethod
     def load(cls, plan: Plan) -> "VerdictInputs":
-        """Read the recorded numbers, and find the seeds that the plan leaves out."""
-        return cls(plan, baseline.load(plan.request.scale), plan_for_other_seeds(plan))
+        """Read what is recorded, and find the seeds that the plan leaves out."""
+        first_steps = FirstStepsCheck.of_plan(plan)
+        return cls(plan, baseline.load(plan.request.scale), plan_for_other_seeds(plan), first_steps)
 
     def cell(self, table: Table, row: str, column: str) -> Cell | None:
         """Return how a number is made, or None if no run of ours makes it."""

@@ -8,12 +8,13 @@ from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.claims import ClaimVerdict
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 
 def open_issues(plan: Plan, checked: Sequence[TableVerdict], claims: Sequence[ClaimVerdict]) -> list[str]:
     """Return a sentence for each kind of doubt that the verdicts leave."""
-    return [*_of_cells(checked), *_of_claims(claims), *_of_code(plan)]
+    return [*_of_cells(checked), *_of_claims(claims), *_of_first_steps(plan), *_of_code(plan)]
 
 
 def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
@@ -33,8 +34,14 @@ def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
 
 def _of_claims(claims: Sequence[ClaimVerdict]) -> Iterator[str]:
     for claim in claims:
-        if claim.status in (ClaimStatus.CONTRADICTED, ClaimStatus.INCONCLUSIVE) or claim.incomplete:
+        if claim.status not in (ClaimStatus.HOLDS, ClaimStatus.NOT_RUN) or claim.incomplete:
             yield f"claim {claim.claim.claim}: {claim.status}"
+
+
+def _of_first_steps(plan: Plan) -> Iterator[str]:
+    runs = FirstStepsCheck.of_plan(plan).runs.values()
+    if not_kept := sum(run.not_kept for run in runs):
+        yield f"{not_kept} of {len(runs)} results have no first steps to compare with the recorded ones"
 
 
 def _of_code(plan: Plan) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The sentences of a check: the only place where notes become words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from reproduce.harness.plan.model import Level
 from reproduce.harness.verdict import notes
@@ -21,6 +21,9 @@ LEVELS: dict[Level, str] = {
     PUBLIC: "the authors' public checkpoints through our evaluations",
     "own training": "our pretraining through our evaluation",
 }
+
+NUM_SHOWN_RUNS = 3
+"""Runs that a sentence names."""
 
 RECORDED_PLACES = {Verdict.WITHIN: "Inside", Verdict.BETTER: "Above", Verdict.WORSE: "Below"}
 
@@ -116,6 +119,15 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return f"One seed per side: {text}, {_tendency('wrong')}; {UNDECIDED}" if one_seed else text
         case notes.PublishedNetworks():
             return "Judged on the published networks, one training per side; the seeds are those of the evaluations"
+        case notes.SameFirstSteps(num_runs, num_numbers):
+            of_runs = "run" if num_runs == 1 else f"{num_runs} runs"
+            return f"Same recipe: {num_numbers} numbers of the first steps of its {of_runs} equal the recorded ones"
+        case notes.OtherFirstSteps():
+            return _other_first_steps(note)
+        case notes.FirstStepsNotCompared():
+            return _first_steps_not_compared(note)
+        case notes.NoRecordedFirstSteps(scale):
+            return f"The recipe is not compared: no first steps of runs are recorded at scale {scale}"
     raise TypeError(f"no sentence for {type(note).__name__}: add a case to verdict/wording.py")
 
 
@@ -210,6 +222,31 @@ def _convergence(note: notes.Convergence) -> str:
     else:
         found = f"{note.fails} did not collapse"
     return f"One seed per side: {found}, {_tendency(note.tendency)}; {UNDECIDED}" if note.tendency else found
+
+
+def _other_first_steps(note: notes.OtherFirstSteps) -> str:
+    count = f" (the first of {note.num_differences} differences)" if note.num_differences > 1 else ""
+    others = f". So did {_some(note.other_runs)}" if note.other_runs else ""
+    return f"{note.run} took other first steps than recorded: {note.difference}{count}{others}"
+
+
+def _first_steps_not_compared(note: notes.FirstStepsNotCompared) -> str:
+    reasons = []
+    if note.not_recorded:
+        reasons.append(
+            f"no first steps are recorded for {_some(note.not_recorded)} (other images, overrides, or a seed that was "
+            "not recorded)"
+        )
+    if note.not_kept:
+        reasons.append(f"results from before first steps were kept have none ({_some(note.not_kept)})")
+    equal = "; those of the other runs equal the recorded ones" if note.num_equal else ""
+    return f"The recipe is not compared: {'; '.join(reasons)}{equal}"
+
+
+def _some(runs: Sequence[str]) -> str:
+    """Return the first runs of a list, and how many more there are."""
+    more = len(runs) - NUM_SHOWN_RUNS
+    return "; ".join(runs[:NUM_SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tendency(tendency: Tendency) -> str:
