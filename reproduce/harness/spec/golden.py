@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
-from reproduce.harness.spec.tables import TABLES_DIR
+from reproduce.harness.spec import tables
 
 Values = Mapping[str, Sequence[float]]
 """By quantity: one number for each step, or one alone."""
@@ -104,12 +104,12 @@ class Comparison:
 
 def path(scale: str) -> Path:
     """Return the file of a scale's first steps."""
-    return TABLES_DIR / "golden" / f"{scale}.json"
+    return tables.TABLES_DIR / "golden" / f"{scale}.json"
 
 
 def runs_path(scale: str) -> Path:
     """Return the file with the first steps of the runs of a scale's tables, by run_id."""
-    return TABLES_DIR / "golden" / f"{scale}_runs.json"
+    return tables.TABLES_DIR / "golden" / f"{scale}_runs.json"
 
 
 def load(scale: str) -> GoldenFile:

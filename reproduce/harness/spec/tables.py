@@ -172,8 +172,8 @@ class Table:
 
 
 def scales() -> list[str]:
-    """Return the scales that have tables."""
-    return sorted(folder.name for folder in TABLES_DIR.iterdir() if folder.is_dir())
+    """Return the scales that have tables. (`tables/golden/` is a folder without.)"""
+    return sorted({path.parent.name for path in TABLES_DIR.glob("*/*.yaml")})
 
 
 def names(scale: str) -> list[str]:

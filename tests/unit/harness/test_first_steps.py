@@ -17,7 +17,7 @@ from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_claims import claims_as_text
 from reproduce.harness.report.render_tables import table_as_markdown, table_as_text
-from reproduce.harness.spec import golden
+from reproduce.harness.spec import golden, tables
 from reproduce.harness.verdict import check, notes, strict
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
@@ -276,9 +276,7 @@ def test_a_scale_without_recorded_runs_says_so(done: Plan) -> None:
         ({"values": {"indices": [7, 8, None], "loss": LOSS}}, "must be real number"),
     ],
 )
-def test_a_damaged_recording_is_one_sentence(
-    done: Plan, damage: str | Mapping[str, Any], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_recording_is_one_sentence(done: Plan, damage: str | Mapping[str, Any], says: str) -> None:
     if isinstance(damage, str):
         golden.runs_path("smoke").write_text(damage)
     else:
@@ -298,7 +296,8 @@ def test_damaged_first_steps_of_a_result_are_named(done: Plan, finish: Finish, s
         check.check_tables(done)
 
 
-def test_a_scale_is_not_named_after_its_runs(done: Plan) -> None:
+def test_recorded_first_steps_are_no_scale(done: Plan) -> None:
+    assert tables.scales() == ["lite", "paper", "smoke"]
     with pytest.raises(UserError, match=r"no first steps are recorded at scale mine \(recorded: ((?!_runs).)*\)"):
         golden.load("mine")
 
