@@ -20,6 +20,9 @@ NUM_FIRST_STEPS = 12
 SIGNS_PERIOD = 8191
 """Prime, so that the signs of a projection don't repeat with an image's rows or a weight's channels."""
 
+NOT_FINITE = 1e300
+"""Kept for NaN, which equals nothing, and infinity, which JSON does not have: fp16's first gradients may overflow."""
+
 
 class FirstSteps:
     """Records the first steps of one training. Part of the run's checkpoints, and of its result.
@@ -131,8 +134,7 @@ class FirstSteps:
         self._pending.clear()
 
     def _append(self, name: str, value: float) -> None:
-        """Append a number. NaN, which equals nothing, is kept as infinity."""
-        self._values.setdefault(name, []).append(value if math.isfinite(value) else math.inf)
+        self._values.setdefault(name, []).append(value if math.isfinite(value) else NOT_FINITE)
 
 
 class FirstStepsDone(BaseException):
