@@ -81,8 +81,8 @@ def neighbors(
     chunks = queries.split(QUERY_BLOCK)
     num_rows = min(max(1, BANK_BLOCK_BYTES // (4 * queries.shape[1])), len(bank))
     # Allocated once and reused: fresh memory costs page faults.
-    block_memory = torch.empty(num_rows, queries.shape[1], device=queries.device)
-    product_memory = torch.empty(len(chunks[0]) * num_rows, device=queries.device)
+    block_memory = queries.new_empty(num_rows, queries.shape[1])
+    product_memory = queries.new_empty(len(chunks[0]) * num_rows)
     best: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(bank), num_rows):
         part = bank[start : start + num_rows]
@@ -126,5 +126,5 @@ def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperat
 def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:
     """Return the weight of each class for each query, `(q, num_classes)`; see `vote`."""
     weights = torch.exp(similarity[:, :num_neighbors] / temperature)
-    empty = torch.zeros(len(weights), int(classes.max()) + 1, device=weights.device)
+    empty = weights.new_zeros(len(weights), int(classes.max()) + 1)
     return empty.scatter_add_(1, classes[:, :num_neighbors], weights)

@@ -19,6 +19,7 @@ from reproduce.config.schema import Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.engine import arithmetic
 from reproduce.engine.distributed.collectives import is_main, process_group, world_size
+from reproduce.engine.first_steps import NUM_FIRST_STEPS, FirstStepsDone
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs import provenance
 from reproduce.engine.runs.run import run_context
@@ -46,6 +47,10 @@ class Rehearsal:
     config: dict[str, Any]
     num_images: int = 0
     """Of a schedule's training set."""
+    num_steps: int = NUM_FIRST_STEPS
+    """Steps to record."""
+    ends_early: bool = False
+    """Whether a training ends after its last recorded step: a whole run of a table would take too long."""
 
 
 def rehearse(rehearsal: Rehearsal, results: Path) -> dict[str, list[float]]:
@@ -57,7 +62,11 @@ def rehearse(rehearsal: Rehearsal, results: Path) -> dict[str, list[float]]:
     arithmetic.configure_torch(cfg)
     body = run_pretraining if rehearsal.kind == "pretrain" else run_evaluation
     with run_context(cfg) as run, Preemption(cfg.checkpointing.sync_every_steps) as preemption:
-        body(cfg, run, preemption)
+        run.first_steps.num_steps, run.first_steps.stop_after_last = rehearsal.num_steps, rehearsal.ends_early
+        try:
+            body(cfg, run, preemption)
+        except FirstStepsDone:
+            return run.first_steps.values()
     values = run.first_steps.values()
     if rehearsal.kind == "evaluate" and is_main():
         metrics = read_json(run.folder / "result.json")["metrics"]

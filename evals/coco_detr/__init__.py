@@ -21,7 +21,7 @@ from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, build_nan_guard, resume
 from reproduce.engine.memory import MemoryEstimate, require_gpu_memory
-from reproduce.engine.precision import autocast, loss_scaler
+from reproduce.engine.precision import at_least_fp32, autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import write_examples
 from reproduce.errors import UserError
 
@@ -193,7 +193,7 @@ def detr_loss(
     images, padding, targets = batch
     logits, boxes = net(images, padding)
     with torch.autocast(images.device.type, enabled=False):
-        logits, boxes = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (logits, boxes))
+        logits, boxes = map(at_least_fp32, (logits, boxes))
         return losses(logits, boxes, targets, weights, class_loss_group_size).sum()
 
 

@@ -154,8 +154,8 @@ def collate(samples: list[tuple[Sample, list[str]]]) -> PaddedBatch:
 
 def normalize_and_mask(pixels: Tensor, padding: Tensor, normalize: Normalize) -> Tensor:
     """Return normalized pixels `(B, 3, H, W)` float32, channels-last in memory, with zeros in the padding."""
-    mean, std = (pixels.new_tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalize.mean, normalize.std))
-    x = ((pixels.float() / 255 - mean) / std).masked_fill(padding.unsqueeze(1), 0)
+    mean, std = (torch.tensor(list(v), device=pixels.device).view(3, 1, 1) for v in (normalize.mean, normalize.std))
+    x = ((pixels.to(mean.dtype) / 255 - mean) / std).masked_fill(padding.unsqueeze(1), 0)
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -57,6 +57,8 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     before the test (`TEST.PRECISE_BN`). All draws are seeded from seed, step and rank, so that a run that resumes with
     as many processes equals an uninterrupted one. Raises `UserError` before any data is read if the GPU is too small.
     """
+    if context.cfg.precision == "fp64":
+        raise UserError("precision=fp64 is not possible here: Detectron2's boxes are fp32; use precision=fp32")
     cfg = build_config(protocol.detectron2, trunk)
     cfg.SOLVER.IMS_PER_BATCH = protocol.batch_size
     cfg.SOLVER.BASE_LR *= context.lr_scale(protocol.batch_size, protocol.base_batch_size)

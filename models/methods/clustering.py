@@ -22,6 +22,7 @@ from reproduce.engine.distributed.collectives import (
     rank,
     world_size,
 )
+from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError
 
 BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**25}
@@ -57,7 +58,9 @@ class MemoryBank:
         """
         rows = slice(position * self.share, (position + 1) * self.share)
         num_crops = len(self.embeddings)
-        self.embeddings[:, rows] = embeddings.detach()[: num_crops * self.share].unflatten(0, (num_crops, -1)).float()
+        self.embeddings[:, rows] = at_least_fp32(
+            embeddings.detach()[: num_crops * self.share].unflatten(0, (num_crops, -1))
+        )
         self.image_indices[rows] = image_indices
 
     def rows(self, crop: int, numbers: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ class Clustering(Method):
         image_indices = self._image_indices(step)
         self.bank.store(step % self.steps_per_epoch, image_indices, embeddings)
         labels = self.labels[:, image_indices].long()  # head, image
-        logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
+        logits = at_least_fp32(scores) / self.temperature
         logits = logits.unflatten(1, (len(self.heads), -1)).transpose(1, 2)  # crop and image, prototype, head
         total = F.cross_entropy(logits, labels.T.repeat(num_crops, 1), ignore_index=IGNORE_LABEL, reduction="sum")
         num_labelled = all_reduce_sum((labels != IGNORE_LABEL).sum()).clamp_min(1)

@@ -21,6 +21,7 @@ from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.batchnorm import uses_global_stats
 from reproduce.engine.distributed.collectives import all_gather, rank, world_size
+from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
@@ -31,7 +32,7 @@ NOT_SHUFFLED = (
 
 def info_nce_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Return the InfoNCE loss of unit queries `(B, D)` with positives `keys (B, D)`, negatives `queue (L, D)`."""
-    queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
+    queries = at_least_fp32(queries)
     positives = (queries * keys).sum(dim=1, keepdim=True)
     logits = torch.cat([positives, F.linear(queries, queue)], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))

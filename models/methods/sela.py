@@ -10,6 +10,7 @@ from torch import Tensor
 from models.methods.clustering import Clustering, ClusteringConfig, iter_blocks
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_reduce_sum, is_main
+from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import TrainingFailed
 
 ACCEPTED_ERROR = 10
@@ -83,7 +84,7 @@ class Sela(Clustering):
 
     def assign_labels(self, head: int, rows: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
         """Distribute a bank evenly over the head's prototypes."""
-        config, prototypes = self.config, F.normalize(self.heads[head].float(), dim=1)
+        config, prototypes = self.config, F.normalize(at_least_fp32(self.heads[head]), dim=1)
         limits = config.epsilon, config.sinkhorn_tolerance, config.max_sinkhorn_iterations
         return balanced_labels(rows, prototypes, self.bank.num_global_rows, *limits)
 

@@ -10,6 +10,7 @@ from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather_differentiable, rank
+from reproduce.engine.precision import at_least_fp32
 
 
 def contrastive_loss(embeddings: Tensor, num_crops: int, temperature: float) -> Tensor:
@@ -20,7 +21,7 @@ def contrastive_loss(embeddings: Tensor, num_crops: int, temperature: float) -> 
     -log(p / (p + sum of n)), with p and n = exp(cosine / temperature) of the positive and the negatives: other
     positives are not in the denominator. A collective, with gradient.
     """
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    embeddings = at_least_fp32(embeddings)
     own = embeddings.unflatten(0, (num_crops, -1))  # crop, image, D
     everyone = all_gather_differentiable(own.transpose(0, 1).contiguous())  # image of any rank, crop, D
     num_own = own.shape[1]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from reproduce.engine.distributed.collectives import all_reduce_max, all_reduce_sum
+from reproduce.engine.precision import at_least_fp32
 
 MAX_EXPONENT = 75
 """exp(-75), divided by a column sum of some thousands, is about the smallest normal number of fp32."""
@@ -23,11 +24,11 @@ def sinkhorn(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
     is still negligible. For hard assignments, the caller takes the argmax of the result.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        scores = scores.float()
+        scores = at_least_fp32(scores)
         row_max = scores.amax(dim=1, keepdim=True)
         offset = torch.minimum(all_reduce_max(row_max.max()), row_max + MAX_EXPONENT * epsilon)
         assignments = torch.exp((scores - offset) / epsilon)
         for _ in range(num_iterations):
-            assignments /= all_reduce_sum(assignments.sum(dim=0)).clamp_min(torch.finfo(torch.float32).tiny)
+            assignments /= all_reduce_sum(assignments.sum(dim=0)).clamp_min(torch.finfo(scores.dtype).tiny)
             assignments /= assignments.sum(dim=1, keepdim=True)
         return assignments

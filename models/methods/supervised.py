@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread
 from models.networks.resnet import BLOCKS_R50, ResNet
+from reproduce.engine.precision import at_least_fp32
 
 
 class ClassifierNet(ResNet):
@@ -50,7 +51,7 @@ class Supervised(Method):
 
     def loss(self, features: Tensor, logits: Tensor, num_crops: int, _step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy over this rank's crops, and metrics."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_fp32(logits)
         return F.cross_entropy(logits, self.labels.repeat(num_crops)), {
             "embedding_spread": embedding_spread(F.normalize(features.detach(), dim=1))
         }

@@ -13,6 +13,7 @@ from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.sinkhorn import sinkhorn
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
+from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
@@ -24,9 +25,9 @@ def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops
 
     This is equation 2 for several crops (section 3.2). `scores` are `(num_crops * B, K)`, crop by crop; `assignments`
     are one `(B, K)` per large crop. The scalar is the mean over pairs (large crop, other crop) and over this rank's
-    share of the batch, in fp32.
+    share of the batch, in fp32 or fp64.
     """
-    log_predictions = F.log_softmax(scores.float() / temperature, dim=1).chunk(num_crops)
+    log_predictions = F.log_softmax(at_least_fp32(scores) / temperature, dim=1).chunk(num_crops)
     pairs = [(large, other) for large in range(len(assignments)) for other in range(num_crops) if other != large]
     losses = [-(assignments[large] * log_predictions[other]).sum(dim=1).mean() for large, other in pairs]
     return torch.stack(losses).mean()

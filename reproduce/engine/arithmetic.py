@@ -1,6 +1,6 @@
-"""How torch computes: threads, TF32, cuDNN's choice of algorithms, determinism. Set here and nowhere else.
+"""How torch computes: threads, TF32, fp64, cuDNN's choice of algorithms, determinism. Set here and nowhere else.
 
-None of it but `precision=tf32` is in a run's name: the rest changes at most the order of float sums (docs/numerics.md).
+Of these only the precision is in a run's name: the rest changes at most the order of float sums (docs/numerics.md).
 """
 
 import os
@@ -17,6 +17,7 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 def configure_torch(cfg: DictConfig) -> None:
     """Set threads and arithmetic of this process as the config says. Call it before anything runs on a GPU."""
     torch.set_num_threads(cfg.cluster.num_threads)
+    torch.set_default_dtype(torch.float64 if cfg.precision == "fp64" else torch.float32)
     with warnings.catch_warnings():
         # Not by the newer `fp32_precision`: torch 2.14's cudnn.flags() and inductor raise once that is set.
         warnings.filterwarnings("ignore", "Please use the new API", UserWarning)  # torch 2.9 to 2.11

@@ -1,14 +1,16 @@
-"""The precision of matrix products and convolutions: fp32, TF32, or mixed with half precision."""
+"""The precision of matrix products and convolutions: fp32, TF32, mixed with half precision, or double."""
 
 import torch
+from torch import Tensor
 
 from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError, did_you_mean
 
-AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32.
+AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32, but for `fp64`.
 
-On a GPU, products of fp32 tensors are rounded to TF32 with `tf32` and only then (`arithmetic.configure_torch`).
+fp64 is for checks: rounding, which a step of training magnifies to a percent in fp32, stays invisible for a dozen. On a
+GPU, products of fp32 tensors are rounded to TF32 with `tf32` and only then (`arithmetic.configure_torch`).
 """
 
 
@@ -21,6 +23,11 @@ def autocast(precision: str, device_type: str | None = None) -> torch.autocast:
         raise UserError(f"unknown precision {precision!r}: {did_you_mean(precision, AUTOCAST)}")
     dtype = AUTOCAST[precision]
     return torch.autocast(device_type or device().type, dtype=dtype, enabled=dtype is not None)
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp32, for sums and exponentials that half precision can't hold; fp64 stays as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def loss_scaler(precision: str) -> torch.amp.GradScaler:

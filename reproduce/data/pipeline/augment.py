@@ -62,7 +62,7 @@ class _Operation:
 def augment(crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Augment and normalize crops `(N, 3, S, S)` uint8, given their parameters `(N, 11)` float32 on the host.
 
-    `mean` and `std` are `(3,)`, for pixels in [0, 1]. Returns float32 of the crops' shape on their device,
+    `mean` and `std` are `(3,)`, for pixels in [0, 1]. Returns the default dtype in the crops' shape on their device,
     channels-last in memory, the layout in which CPU and GPU convolutions are fastest.
     """
     out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
@@ -71,9 +71,9 @@ def augment(crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Ten
     block = max(1, BLOCK_PIXELS[crops.device.type] // crops[0, 0].numel())
     for first in range(0, len(crops), block):
         pixels = crops[first : first + block].clone(memory_format=torch.contiguous_format)
-        flip, *float_operations = _operations(draws, slice(first, first + len(pixels)), crops.device)
+        flip, *float_operations = _operations(draws, slice(first, first + len(pixels)), crops.device, out.dtype)
         flip(pixels)
-        x = pixels.float().div_(255)
+        x = pixels.to(out.dtype).div_(255)
         for operation in float_operations:
             operation(x)
         out[first : first + block] = x.mul_(scale).sub_(shift)
@@ -95,7 +95,7 @@ def _draws(parameters: Tensor) -> list[_Draw]:
     return [flip, *jitters, to_gray, _Draw(gaussian_blur_, blur > 0, blur)]
 
 
-def _operations(draws: Sequence[_Draw], block: slice, device: torch.device) -> list[_Operation]:
+def _operations(draws: Sequence[_Draw], block: slice, device: torch.device, dtype: torch.dtype) -> list[_Operation]:
     """Return the operations on one block of crops; two copies take the indices and factors of all to the device."""
     rows = [draw.mask[block].nonzero()[0] for draw in draws]
     factors = [draw.factor[block][at] for draw, at in zip(draws, rows, strict=True) if draw.factor is not None]
@@ -103,7 +103,8 @@ def _operations(draws: Sequence[_Draw], block: slice, device: torch.device) -> l
         iter(upload(np.concatenate(values), device).split([len(each) for each in values])) for values in (rows, factors)
     )
     return [
-        _Operation(draw.apply, next(all_rows), () if draw.factor is None else (next(all_factors),)) for draw in draws
+        _Operation(draw.apply, next(all_rows), () if draw.factor is None else (next(all_factors).to(dtype),))
+        for draw in draws
     ]
 
 
@@ -160,15 +161,15 @@ def adjust_hue_(x: Tensor, shift: Tensor) -> None:
     hue = hue.div_(span.clamp_min(torch.finfo(x.dtype).tiny)).add_(1).copysign_(towards_green)
     hue.add_(shift.view(-1, 1, 1), alpha=6)
     hue.sub_((hue / 6).round_(), alpha=6)
-    torch.sub(hue.unsqueeze(1), _own_hues(x.device), out=x)
+    torch.sub(hue.unsqueeze(1), _own_hues(x.device, x.dtype), out=x)
     # Up to 5 away, and 5 one way is 1 the other: 2 - |away - 3| within [0, 1] is the share of the span to go down.
     x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(span.unsqueeze(1)).add_(high.sub_(span, alpha=2).unsqueeze(1))
 
 
 @cache
-def _own_hues(device: torch.device) -> Tensor:
+def _own_hues(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return each channel's own hue in sixths of a turn, `(3, 1, 1)`. Kept, because its upload waits for the device."""
-    return torch.tensor([0.0, 2.0, -2.0], device=device).view(3, 1, 1)
+    return torch.tensor([0.0, 2.0, -2.0], device=device, dtype=dtype).view(3, 1, 1)
 
 
 def gaussian_blur_(x: Tensor, sigma: Tensor) -> None:

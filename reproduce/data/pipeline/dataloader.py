@@ -82,7 +82,7 @@ def center_crop_batches(
     for batch, (pixels,) in upload_ahead(loader, lambda batch: [batch.pixels], device):
         on_unreadable(batch.unreadable)
         if len(batch.indices):
-            x = (pixels.float() / 255 - mean) / std
+            x = (pixels.to(mean.dtype) / 255 - mean) / std
             yield batch.indices, x.contiguous(memory_format=torch.channels_last)
 
 

@@ -71,8 +71,8 @@ class Peers:
             server = socket.create_server(("", port))
         except OSError as error:
             print(
-                f"warning: can't listen at port {port} for the other machines ({error.strerror}): if one of them fails, the "
-                "others notice it at the next collective's timeout",
+                f"warning: can't listen at port {port} for the other machines ({error.strerror}): if one fails, "
+                "the others notice it at the next collective's timeout",
                 file=sys.stderr,
             )
             return

@@ -30,7 +30,7 @@ def preflight(scale: str, num_processes: int, overrides: Sequence[str], say: Cal
         if rehearsal.kind != "schedule" or not entry["equal"]:
             say(f"{entry['name']:28} {entry['line']}")
 
-    found = run_rehearsals(planned, Path(".cache", "rehearsals", f"preflight-{scale}"), num_processes, {}, judge)
+    found = run_rehearsals(planned, Path(".cache", "rehearsals", f"preflight-{scale}"), num_processes, on_result=judge)
     schedules = [entry for entry in entries if entry["kind"] == "schedule"]
     num_equal = sum(entry["equal"] for entry in schedules)
     say(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")

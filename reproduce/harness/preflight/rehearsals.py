@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
 from reproduce.harness.plan import cost_facts
+from reproduce.harness.plan.build import build_plan
+from reproduce.harness.plan.model import Request
+from reproduce.harness.spec import tables
 
 TRUNK = "random"
 """The experiment whose trunk the evaluations' rehearsals evaluate."""
@@ -24,12 +27,16 @@ NUM_IMAGES = 96
 """Images of smoke's rehearsals that fill batches: of 100, four are left over."""
 MICRO_BATCH = 8
 """Images of a step at scale paper."""
-BIG_TRUNKS = {"swav_w5_400ep": 4}
-"""Experiments whose steps need a smaller micro-batch to fit 24 GB."""
+W5_MICRO_BATCH = 4
+"""Images of a step of w5 at scale paper, so that it fits 24 GB."""
+BIG_TRUNKS = {"swav_w2_400ep": 8, "swav_w4_400ep": 6, "swav_w5_400ep": 5}
+"""How many steps of the wide trunks are taken at scale smoke, after the last of their transitions."""
 IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 NUM_GENERATED = 2000
 """Training images of the generated ImageNet."""
+NOT_REQUESTED = ("recipes", "overrides", "trained_trunk")
+"""Fields of a rehearsal that concern the harness only."""
 RUNTIME = ("logging.wandb=false", "cluster.num_workers=0", "cluster.detector_processes=1")
 """Overrides of every rehearsal."""
 
@@ -44,26 +51,65 @@ class Rehearsal:
     recipes: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     num_images: int = 0
+    num_steps: int = 12
+    ends_early: bool = False
+    trained_trunk: bool = False
+    """Whether it evaluates a trunk that a table's run trains, for which the random one stands here."""
 
     def request(self) -> dict[str, Any]:
         """Return what `reproduce.rehearse` reads."""
-        return {key: value for key, value in asdict(self).items() if key not in ("recipes", "overrides")}
+        return {key: value for key, value in asdict(self).items() if key not in NOT_REQUESTED}
 
 
-def rehearsals(scale: str, data_root: str, overrides: Iterable[str] = ()) -> list[Rehearsal]:
-    """Return the rehearsals of a scale, the random trunk's first. Equal ones are one; `overrides` are added to all."""
+def rehearsals(
+    scale: str, data_root: str, overrides: Iterable[str] = (), only: Collection[str] = ()
+) -> list[Rehearsal]:
+    """Return the rehearsals of a scale, the random trunk's first. Equal ones are one; `overrides` are added to all.
+
+    `only` names the recipes to rehearse, if not all.
+    """
     shared = [f"scale={scale}", "data=generated", f"paths.data_root={data_root}", *RUNTIME, *overrides]
     found: dict[str, Rehearsal] = {}
     schedules = []
     for name in (TRUNK, *(name for name in group_options("experiment") if name != TRUNK)):
+        if only and name not in {TRUNK, *only}:
+            continue
         cfg = compose("pretrain", [f"experiment={name}", *shared])
         if name != TRUNK:
             schedules.append(_schedule(name, cfg))
         _add(found, name, "pretrain", cfg, [] if name == TRUNK else pretraining_changes(cfg, scale, name))
     for name in group_options("eval"):
+        if only and name not in only:
+            continue
         cfg = compose("evaluate", [f"eval={name}", f"checkpoint='{RANDOM_TRUNK}'", *shared])
+        if cfg.protocol.name == "voc_detection" and cfg.precision == "fp64":
+            cfg.precision = "fp32"  # Detectron2's boxes are
         _add(found, name, "evaluate", cfg, evaluation_changes(cfg, scale))
     return [*found.values(), *schedules]
+
+
+def same_for_any_number_of_processes(planned: Iterable[Rehearsal]) -> list[Rehearsal]:
+    """Return the rehearsals whose numbers do not depend on the number of processes: detectors draw on each rank."""
+    detectors = ("coco_detr", "voc_detection")
+    return [each for each in planned if each.config.get("protocol", {}).get("name") not in detectors]
+
+
+def runs_of_tables(scale: str) -> list[Rehearsal]:
+    """Return the runs of a scale's tables, seed 0, as rehearsals that end after the first steps; names are run_ids.
+
+    An evaluation evaluates the random trunk in place of a trained one, whose weights differ from machine to machine.
+    """
+    found = []
+    for run in build_plan(Request(tuple(tables.names(scale)), scale)).runs.values():
+        cfg = compose(run.kind, [*run.overrides, *RUNTIME])
+        is_evaluation = run.kind == "evaluate"
+        if is_evaluation:
+            cfg.checkpoint = RANDOM_TRUNK
+        if run.kind != "measure" and run.name != TRUNK:
+            trained = is_evaluation and run.parent_name != TRUNK
+            label = [run.label]
+            found.append(Rehearsal(run.run_id, run.kind, _plain(cfg), label, ends_early=True, trained_trunk=trained))
+    return found
 
 
 def pretraining_changes(cfg: DictConfig, scale: str, name: str) -> list[str]:
@@ -71,7 +117,7 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str) -> list[str]:
     batch, method, optimizer = cfg.batch_size, cfg.method, cfg.optimizer
     changes = ["collapse.on_collapse=warn"]
     if scale == "paper":
-        batch = BIG_TRUNKS.get(name, MICRO_BATCH)
+        batch = W5_MICRO_BATCH if name == "swav_w5_400ep" else MICRO_BATCH
         changes += [f"batch_size={batch}", f"epochs={NUM_STEPS[scale]}"]
         changes += [f"network.batchnorm_group_size={batch // 2}"] * bool(cfg.network.batchnorm_group_size)
         changes += [f"method.queue_length={batch}"] * bool(method.name == "swav" and method.queue_length)
@@ -119,7 +165,9 @@ def _add(found: dict[str, Rehearsal], name: str, kind: str, cfg: DictConfig, cha
     same = f"{kind} {json.dumps(identity(cfg), sort_keys=True)}"
     cfg.name = name
     if same not in found:
-        found[same] = Rehearsal(name, kind, _plain(cfg), overrides=changes)
+        num_steps = BIG_TRUNKS.get(name, 12) if cfg.scale == "smoke" else 3
+        early = num_steps == BIG_TRUNKS.get(name)
+        found[same] = Rehearsal(name, kind, _plain(cfg), overrides=changes, num_steps=num_steps, ends_early=early)
     found[same].recipes.append(name)
 
 

@@ -31,11 +31,14 @@ def run_rehearsals(
     folder: Path,
     num_processes: int,
     environment: Mapping[str, str] | None = None,
+    num_ranks: int = 1,
+    prefix: Sequence[str] = (),
     on_result: Callable[[Rehearsal, dict[str, Any]], None] = lambda *_: None,
 ) -> dict[str, dict[str, Any]]:
     """Do rehearsals in `folder`, which is emptied first; return the content of each one's file, by name.
 
-    `on_result` is called with each as soon as it ends. Raises `UserError` if a process ends before its work.
+    Each of the processes is one, or `num_ranks` that train together; `prefix` comes before their commands. `on_result`
+    is called with each as soon as it ends. Raises `UserError` if a process ends before its work.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -43,6 +46,7 @@ def run_rehearsals(
     # The first makes the trunk that others evaluate, in each process, and has no result.
     waiting = {each.name: each for each in rehearsals[1:]}
     found: dict[str, dict[str, Any]] = {}
+    launcher = ["reproduce.engine.distributed.launch", f"--nproc-per-node={num_ranks}"] if num_ranks > 1 else []
 
     def collect() -> None:
         for name in [name for name in waiting if (folder / f"{name}.json").exists()]:
@@ -54,7 +58,7 @@ def run_rehearsals(
         for number in range(min(num_processes, len(waiting))):
             log = stack.enter_context(open(folder / f"log-{number}.txt", "wb"))
             process = subprocess.Popen(
-                [sys.executable, "-m", "reproduce.rehearse", str(folder)],
+                [*prefix, sys.executable, "-m", *launcher, "reproduce.rehearse", str(folder)],
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -112,6 +112,11 @@ def runs_path(scale: str) -> Path:
     return tables.TABLES_DIR / "golden" / f"{scale}_runs.json"
 
 
+def runs_path(scale: str) -> Path:
+    """Return the file with the first steps of the runs of a scale's tables, by run_id."""
+    return TABLES_DIR / "golden" / f"{scale}_runs.json"
+
+
 def load(scale: str) -> GoldenFile:
     """Load a scale's first steps. Raises `UserError` if there are none, or if the file is damaged."""
     file = path(scale)
