@@ -14,7 +14,7 @@ SHARDS ?=#           folder that data-shard writes to
 DATASETS ?=#         datasets for data-*, e.g. "imagenet voc07" (default all)
 DECODE ?=#           images that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: evaluate public weights
-PRECISION ?=#        preflight in bf16 or fp16 instead of fp32
+PRECISION ?=#        precisions of preflight: fp64, fp32 or bf16 (default "fp64 fp32")
 CORES ?=#            number of cores to use (default all)
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
@@ -105,10 +105,10 @@ record-baseline: setup ## run a scale's tables over several seeds and record the
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
 
 preflight: setup ## compare the first steps of every recipe with the recorded ones (SCALE=smoke or paper); needs no data
-	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(call option,--precision,$(PRECISION)) $(call option,--cores,$(CORES))
+	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(PRECISION)) $(call option,--cores,$(CORES))
 
 record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
-	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--precision,$(PRECISION)) $(call option,--cores,$(CORES))
+	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))
 
 setup: ## install what runs need into .venv
 	@$(PYTHON) requirements/install.py run

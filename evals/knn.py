@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
-from evals.features import NUM_DESCRIBED, extract_features
+from evals.features import extract_features
 from models.networks.resnet import ResNet
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 from reproduce.errors import UserError, did_you_mean
@@ -61,8 +61,9 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
     for k in protocol.num_neighbors:
-        of_first = votes(similarity[:NUM_DESCRIBED], bank_labels[nearest[:NUM_DESCRIBED]], k, protocol.temperature)
-        context.run.first_steps.note({f"winning share, {k} neighbors": (of_first.amax(1) / of_first.sum(1)).mean()})
+        found = votes(similarity, bank_labels[nearest], k, protocol.temperature)
+        share = all_reduce_sum((found.amax(1) / found.sum(1)).sum()) / len(queries.rows)
+        context.run.first_steps.note({f"winning share, {k} neighbors": share})
     num_correct = all_reduce_sum((predicted == labels).float().sum(dim=1))
     context.run.counts["num_test_images"] = len(queries.rows)
     accuracies = (num_correct / len(queries.rows) * 100).tolist()

@@ -107,7 +107,7 @@ def preflight_recipes(options: argparse.Namespace) -> int:
     from reproduce.harness.preflight.preflight import preflight
     from reproduce.harness.verdict.check import AGREES, DISAGREES
 
-    equal = preflight(options.scale, options.cores, _preflight_overrides(options), _say)
+    equal = preflight(options.scale, options.cores, options.precision, [], _say)
     print(f"preflight: {'every recipe takes its recorded first steps' if equal else 'NOT ALL RECIPES ARE RIGHT HERE'}")
     return AGREES if equal else DISAGREES
 
@@ -118,12 +118,8 @@ def record_golden_steps(options: argparse.Namespace) -> int:
     from reproduce.harness.preflight.record import record
 
     record_baseline.refuse_dirty(options.allow_dirty)
-    print(f"recorded: {record(options.scale, options.cores, _preflight_overrides(options), _say)}")
+    print(f"recorded: {record(options.scale, options.cores, _say)}")
     return 0
-
-
-def _preflight_overrides(options: argparse.Namespace) -> list[str]:
-    return [f"precision={options.precision}"] if options.precision else []
 
 
 def _say(line: str) -> None:

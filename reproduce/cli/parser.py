@@ -102,9 +102,16 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
     ):
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.add_argument("--scale", choices=("smoke", "paper"), default="smoke", help="smoke (default) or paper")
-        sub.add_argument("--precision", choices=("bf16", "fp16"), help="instead of fp32, with tolerances of its own")
         sub.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
-        if name == "record-golden":
+        if name == "preflight":
+            sub.add_argument(
+                "--precision",
+                nargs="+",
+                choices=("fp64", "fp32", "bf16"),
+                default=(),
+                help="precisions to rehearse in (default: fp64 and fp32; at scale paper fp32)",
+            )
+        else:
             sub.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark it")
         sub.set_defaults(command=command)
 

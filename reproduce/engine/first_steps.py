@@ -235,6 +235,8 @@ def _leaves(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nested batch, in order."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, int | float):
+        yield torch.tensor(value)
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)
@@ -261,7 +263,6 @@ def _weighted_sum(values: Tensor, first: int = 0) -> Tensor:
 
 def _projections(rows: Tensor) -> Tensor:
     """Return the sum of each row `(n, d)` with fixed random signs: `(n,)` float64. It shows any change of the row."""
-    rows = rows.float()
     whole = rows.shape[1] // SIGNS_PERIOD * SIGNS_PERIOD
     signs = _signs(rows.device)
     folded = rows[:, :whole].unflatten(1, (-1, SIGNS_PERIOD)).sum(1, dtype=torch.float64) @ signs if whole else 0

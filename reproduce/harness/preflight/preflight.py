@@ -18,11 +18,13 @@ NUM_SHOWN = 3
 """Differences that a line quotes."""
 
 
-def preflight(scale: str, num_processes: int, overrides: Sequence[str], say: Callable[[str], None]) -> bool:
+def preflight(
+    scale: str, num_processes: int, precisions: Sequence[str], overrides: Sequence[str], say: Callable[[str], None]
+) -> bool:
     """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal."""
     recorded = golden.load(scale)
     started = time.monotonic()
-    planned = rehearsals(scale, generate_images(scale), overrides)
+    planned = rehearsals(scale, generate_images(scale), precisions, overrides)
     entries: list[dict[str, Any]] = []
 
     def judge(rehearsal: Rehearsal, content: Mapping[str, Any]) -> None:
@@ -34,7 +36,9 @@ def preflight(scale: str, num_processes: int, overrides: Sequence[str], say: Cal
     schedules = [entry for entry in entries if entry["kind"] == "schedule"]
     num_equal = sum(entry["equal"] for entry in schedules)
     say(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")
-    if not_rehearsed := sorted(recorded.rehearsals.keys() - found.keys()):
+    rehearsed = {name.rpartition(".")[2] for name in found if "." in name}
+    expected = {name for name in recorded.rehearsals if "." not in name or name.rpartition(".")[2] in rehearsed}
+    if not_rehearsed := sorted(expected - found.keys()):
         say(f"recorded, but of no recipe now: {', '.join(not_rehearsed)}")
     one = next(iter(found.values()))
     write_json(

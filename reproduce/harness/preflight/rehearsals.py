@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
+from reproduce.harness import data_check
 from reproduce.harness.plan import cost_facts
 from reproduce.harness.plan.build import build_plan
 from reproduce.harness.plan.model import Request
@@ -23,6 +24,11 @@ RANDOM_TRUNK = "random trunk"
 """The checkpoint of an evaluation's rehearsal, which `reproduce.rehearse` replaces."""
 NUM_STEPS = {"smoke": 12, "paper": 3}
 """Steps of a rehearsal by scale."""
+NUM_ROUNDED_STEPS = 4
+"""Steps of a rehearsal at scale smoke in fp32 or less: rounding has changed a percent by then."""
+PRECISIONS = {"smoke": ("fp64", "fp32"), "paper": ("fp32",)}
+"""Precisions of the rehearsals by scale. In fp64, a dozen steps show any change of a recipe; in fp32, the first ones
+show what is wrong with a machine's kernels. Trunks of full size are too slow in fp64."""
 NUM_IMAGES = 96
 """Images of smoke's rehearsals that fill batches: of 100, four are left over."""
 MICRO_BATCH = 8
@@ -62,13 +68,18 @@ class Rehearsal:
 
 
 def rehearsals(
-    scale: str, data_root: str, overrides: Iterable[str] = (), only: Collection[str] = ()
+    scale: str,
+    data_root: str,
+    precisions: Sequence[str] = (),
+    overrides: Iterable[str] = (),
+    only: Collection[str] = (),
 ) -> list[Rehearsal]:
     """Return the rehearsals of a scale, the random trunk's first. Equal ones are one; `overrides` are added to all.
 
-    `only` names the recipes to rehearse, if not all.
+    `precisions` default to those of the scale. `only` names the recipes to rehearse, if not all.
     """
     shared = [f"scale={scale}", "data=generated", f"paths.data_root={data_root}", *RUNTIME, *overrides]
+    precisions = precisions or PRECISIONS[scale]
     found: dict[str, Rehearsal] = {}
     schedules = []
     for name in (TRUNK, *(name for name in group_options("experiment") if name != TRUNK)):
@@ -77,14 +88,21 @@ def rehearsals(
         cfg = compose("pretrain", [f"experiment={name}", *shared])
         if name != TRUNK:
             schedules.append(_schedule(name, cfg))
-        _add(found, name, "pretrain", cfg, [] if name == TRUNK else pretraining_changes(cfg, scale, name))
+        if name == TRUNK:
+            _add(found, name, "pretrain", cfg, "", [])
+        else:
+            changes = pretraining_changes(cfg, scale, name)
+            for precision in precisions:
+                _add(found, name, "pretrain", cfg, precision, changes)
     for name in group_options("eval"):
         if only and name not in only:
             continue
         cfg = compose("evaluate", [f"eval={name}", f"checkpoint='{RANDOM_TRUNK}'", *shared])
-        if cfg.protocol.name == "voc_detection" and cfg.precision == "fp64":
-            cfg.precision = "fp32"  # Detectron2's boxes are
-        _add(found, name, "evaluate", cfg, evaluation_changes(cfg, scale))
+        changes = evaluation_changes(cfg, scale)
+        for precision in precisions:
+            if precision == "fp64" and cfg.protocol.name == "voc_detection":
+                continue  # Detectron2's boxes are fp32
+            _add(found, name, "evaluate", cfg, precision, changes)
     return [*found.values(), *schedules]
 
 
@@ -100,7 +118,9 @@ def runs_of_tables(scale: str) -> list[Rehearsal]:
     An evaluation evaluates the random trunk in place of a trained one, whose weights differ from machine to machine.
     """
     found = []
-    for run in build_plan(Request(tuple(tables.names(scale)), scale)).runs.values():
+    plan = build_plan(Request(tuple(tables.names(scale)), scale))
+    data_check.generate_images(plan)
+    for run in plan.runs.values():
         cfg = compose(run.kind, [*run.overrides, *RUNTIME])
         is_evaluation = run.kind == "evaluate"
         if is_evaluation:
@@ -108,7 +128,17 @@ def runs_of_tables(scale: str) -> list[Rehearsal]:
         if run.kind != "measure" and run.name != TRUNK:
             trained = is_evaluation and run.parent_name != TRUNK
             label = [run.label]
-            found.append(Rehearsal(run.run_id, run.kind, _plain(cfg), label, ends_early=True, trained_trunk=trained))
+            found.append(
+                Rehearsal(
+                    run.run_id,
+                    run.kind,
+                    _plain(cfg),
+                    label,
+                    ends_early=True,
+                    trained_trunk=trained,
+                    num_steps=NUM_ROUNDED_STEPS,
+                )
+            )
     return found
 
 
@@ -156,8 +186,12 @@ def evaluation_changes(cfg: DictConfig, scale: str) -> list[str]:
     return []
 
 
-def _add(found: dict[str, Rehearsal], name: str, kind: str, cfg: DictConfig, changes: list[str]) -> None:
+def _add(
+    found: dict[str, Rehearsal], name: str, kind: str, base: DictConfig, precision: str, changes: list[str]
+) -> None:
     """Add a rehearsal, or its recipe to the rehearsal that computes the same."""
+    cfg = base.copy()
+    cfg.precision = precision or cfg.precision
     for change in changes:
         key, _, value = change.partition("=")
         OmegaConf.update(cfg, key, yaml.safe_load(value))
@@ -165,9 +199,13 @@ def _add(found: dict[str, Rehearsal], name: str, kind: str, cfg: DictConfig, cha
     same = f"{kind} {json.dumps(identity(cfg), sort_keys=True)}"
     cfg.name = name
     if same not in found:
-        num_steps = BIG_TRUNKS.get(name, 12) if cfg.scale == "smoke" else 3
-        early = num_steps == BIG_TRUNKS.get(name)
-        found[same] = Rehearsal(name, kind, _plain(cfg), overrides=changes, num_steps=num_steps, ends_early=early)
+        num_steps = NUM_STEPS[cfg.scale]
+        if cfg.scale == "smoke":
+            num_steps = BIG_TRUNKS.get(name, num_steps) if precision == "fp64" else NUM_ROUNDED_STEPS
+        whole_name = f"{name}.{precision}" if precision else name
+        found[same] = Rehearsal(
+            whole_name, kind, _plain(cfg), overrides=changes, num_steps=num_steps, ends_early=bool(precision)
+        )
     found[same].recipes.append(name)
 
 

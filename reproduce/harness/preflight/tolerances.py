@@ -1,7 +1,7 @@
 """Tolerances of first steps, measured: how far the same steps differ under other arithmetic on one machine.
 
 A tolerance is `MULTIPLE` times the largest of three: the spread of this quantity so far, the spread that most
-quantities of its kind have at this step (a few settings can agree by chance), and the resolution of fp32.
+quantities of its kind have at this step (a few settings can agree by chance), and the precision's resolution.
 """
 
 import math
@@ -15,7 +15,7 @@ from reproduce.harness.spec.golden import Values, kind_of
 
 MULTIPLE = 5.0
 POOLED_PERCENTILE = 75
-FP32_RESOLUTION = 2.0**-23
+RESOLUTIONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-8, "fp16": 2.0**-11}
 STORED_DIGITS = 10
 USELESS = 0.3
 """A tolerance that is a larger share of the number says nothing: the number is not compared."""
@@ -61,25 +61,34 @@ Series = dict[str, list[float]]
 Tolerances = dict[str, list[float | None]]
 
 
-def measured(observed: Mapping[str, Sequence[Values]]) -> dict[str, tuple[Series, Tolerances]]:
+def measured(
+    observed: Mapping[str, Sequence[Values]], precisions: Mapping[str, str]
+) -> dict[str, tuple[Series, Tolerances]]:
     """Return the median numbers of each rehearsal and their tolerances, given its numbers under each setting."""
     medians = {name: {key: _median(runs, key) for key in runs[0]} for name, runs in observed.items()}
     spreads: dict[tuple[str, str], np.ndarray] = {}
-    pool: dict[tuple[str, int], list[float]] = defaultdict(list)
+    pool: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for name, runs in observed.items():
         for key, median in medians[name].items():
             largest = np.max([np.abs(np.array(run[key]) - median) for run in runs], axis=0)
             spreads[name, key] = np.maximum.accumulate(largest)
-            scale = _scale(medians[name], key)
+            scale = _scale(medians[name], key, precisions[name])
             for step, (spread, unit) in enumerate(zip(spreads[name, key], scale, strict=True)):
-                pool[kind_of(key), step].append(spread / unit if unit else 0.0)
+                pool[precisions[name], kind_of(key), step].append(spread / unit if unit else 0.0)
     usual = {at: float(np.percentile(shares, POOLED_PERCENTILE)) for at, shares in pool.items()}
     found = {}
     for name, values in medians.items():
         tolerances: Tolerances = {
             key: [
-                _tolerance(spread, usual[kind_of(key), step], unit, is_float=not _is_exact(key))
-                for step, (spread, unit) in enumerate(zip(spreads[name, key], _scale(values, key), strict=True))
+                _tolerance(
+                    spread,
+                    max(usual[precisions[name], kind_of(key), step], RESOLUTIONS[precisions[name]]),
+                    unit,
+                    is_exact=_is_exact(key),
+                )
+                for step, (spread, unit) in enumerate(
+                    zip(spreads[name, key], _scale(values, key, precisions[name]), strict=True)
+                )
             ]
             for key in values
         }
@@ -87,11 +96,11 @@ def measured(observed: Mapping[str, Sequence[Values]]) -> dict[str, tuple[Series
     return found
 
 
-def _tolerance(spread: float, usual: float, unit: float, *, is_float: bool) -> float | None:
+def _tolerance(spread: float, usual: float, unit: float, *, is_exact: bool) -> float | None:
     stored = 10.0 ** (1 - STORED_DIGITS) * unit
-    if not is_float:
-        return max(MULTIPLE * spread, stored) or stored
-    tolerance = max(MULTIPLE * max(spread, usual * unit, FP32_RESOLUTION * unit), stored)
+    if is_exact:
+        return float(f"{max(MULTIPLE * spread, stored):.2g}")
+    tolerance = max(MULTIPLE * max(spread, usual * unit), stored)
     return None if not math.isfinite(tolerance) or tolerance > USELESS * unit else float(f"{tolerance:.2g}")
 
 
@@ -104,7 +113,7 @@ def _median(runs: Sequence[Values], key: str) -> list[float]:
     return [float(value) for value in np.median([run[key] for run in runs], axis=0)]
 
 
-def _scale(values: Values, key: str) -> list[float]:
+def _scale(values: Values, key: str, precision: str) -> list[float]:
     """Return what a spread is compared with, per step: the number, or for a movement the norm of what moves.
 
     A projection may be near zero by chance; it is compared with the largest of its series.
@@ -112,7 +121,7 @@ def _scale(values: Values, key: str) -> list[float]:
     series = [abs(value) for value in values[key]]
     if key.startswith("movement of"):
         norms = values[key.replace("movement of", "norm of")]
-        return [max(value, FP32_RESOLUTION * norm) for value, norm in zip(series, norms, strict=True)]
+        return [max(value, RESOLUTIONS[precision] * norm) for value, norm in zip(series, norms, strict=True)]
     if "projection" in key:
         return [max(series)] * len(series)
     return series

@@ -112,11 +112,6 @@ def runs_path(scale: str) -> Path:
     return tables.TABLES_DIR / "golden" / f"{scale}_runs.json"
 
 
-def runs_path(scale: str) -> Path:
-    """Return the file with the first steps of the runs of a scale's tables, by run_id."""
-    return TABLES_DIR / "golden" / f"{scale}_runs.json"
-
-
 def load(scale: str) -> GoldenFile:
     """Load a scale's first steps. Raises `UserError` if there are none, or if the file is damaged."""
     file = path(scale)
@@ -137,11 +132,11 @@ def load_runs(scale: str) -> dict[str, Golden]:
 
 
 def compare_recorded(values: Values, golden: Golden) -> Comparison:
-    """Compare only the quantities that are recorded. One that is recorded and missing is a difference.
+    """Compare only what is recorded: these quantities, and of a series these steps. A missing one is a difference.
 
     Of an evaluation, only what does not depend on its trunk may be recorded.
     """
-    return compare({name: series for name, series in values.items() if name in golden.values}, golden)
+    return compare({name: values[name][: len(each)] for name, each in golden.values.items() if name in values}, golden)
 
 
 def compare(values: Values, golden: Golden) -> Comparison:
