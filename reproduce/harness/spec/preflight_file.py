@@ -53,15 +53,16 @@ def summary(result: Mapping[str, Any]) -> str:
     """Return in a clause how many rehearsals are equal, which are not, and what came closest to its tolerance."""
     rehearsals = result["rehearsals"]
     others = [each["name"] for each in rehearsals if not each["equal"]]
-    text = f"{len(rehearsals) - len(others)} of {len(rehearsals)} rehearsals take their recorded first steps"
+    notes = []
     if others:
         more = f", and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
-        text += f"; these do not: {', '.join(others[:NUM_NAMED])}{more}"
-    elif closest := max((each["worst"][3] for each in rehearsals if each.get("worst")), default=0):
-        text += f"; no number is further from its recorded one than {closest:.0%} of its tolerance"
+        notes.append(f"not {', '.join(others[:NUM_NAMED])}{more}")
+    elif closest := max((each["worst"][3] for each in rehearsals if each["worst"]), default=0):
+        notes.append(f"no number is further from its recorded one than {closest:.0%} of its tolerance")
     if result["not_rehearsed"]:
-        text += f"; recorded, but of no recipe now: {', '.join(result['not_rehearsed'])}"
-    return text
+        notes.append(f"recorded, but of no recipe now: {', '.join(result['not_rehearsed'])}")
+    text = f"{len(rehearsals) - len(others)} of {len(rehearsals)} rehearsals take their recorded first steps"
+    return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 def origin(result: Mapping[str, Any]) -> str:
