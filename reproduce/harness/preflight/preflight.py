@@ -24,7 +24,7 @@ NUM_KEPT = 20
 
 def preflight(scale: str, num_processes: int, overrides: Sequence[str], say: Callable[[str], None]) -> bool:
     """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal."""
-    recorded = golden.load(scale)
+    recorded = golden.load(scale, overrides)
     started = time.monotonic()
     planned = rehearsals(scale, generate_images(scale), overrides)
     entries: list[dict[str, Any]] = []

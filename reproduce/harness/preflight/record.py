@@ -69,7 +69,7 @@ def record(scale: str, num_processes: int, overrides: Sequence[str], say: Callab
     )
     if runs:
         write(golden.runs_path(scale), GoldenFile(recorded, of_runs))
-    target = golden.path(scale)
+    target = golden.path(scale, overrides)
     write(target, GoldenFile(recorded, of_recipes))
     return target
 

@@ -1,6 +1,7 @@
 """The recorded first steps of recipes and of tables' runs, `tables/golden/`, and the comparison with them.
 
-`<scale>.json` has each recipe's rehearsals, `<scale>_runs.json` has runs of the scale's tables by run_id.
+`<scale>.json` has each recipe's rehearsals (`<scale>_<precision>.json` those in another precision), `<scale>_runs.json`
+has runs of the scale's tables by run_id.
 `preflight.record` writes the files, with tolerances that it measures. A quantity that rounding alone changes by so much
 that it says nothing has no tolerance from that step on.
 """
@@ -46,6 +47,8 @@ CAUSES = (
     ("metric", "the protocol's last step: see the differences above it"),
 )
 """What usually moves a quantity, by the beginning of its name: causes before effects."""
+PRECISION = "precision="
+"""Starts the override that changes every number."""
 BEFORE_STEPS = ("initial", "number of")
 """Beginnings of the quantities that are settled before the first step; others without steps come after the last."""
 
@@ -105,9 +108,10 @@ class Comparison:
     num_compared: int
 
 
-def path(scale: str) -> Path:
-    """Return the file of a scale's first steps."""
-    return tables.TABLES_DIR / "golden" / f"{scale}.json"
+def path(scale: str, overrides: Sequence[str] = ()) -> Path:
+    """Return the file of a scale's first steps; another precision, which overrides may set, has a file of its own."""
+    precisions = [each.removeprefix(PRECISION) for each in overrides if each.startswith(PRECISION)]
+    return tables.TABLES_DIR / "golden" / f"{'_'.join([scale, *precisions])}.json"
 
 
 def runs_path(scale: str) -> Path:
@@ -115,13 +119,14 @@ def runs_path(scale: str) -> Path:
     return tables.TABLES_DIR / "golden" / f"{scale}_runs.json"
 
 
-def load(scale: str) -> GoldenFile:
+def load(scale: str, overrides: Sequence[str] = ()) -> GoldenFile:
     """Load a scale's first steps. Raises `UserError` if there are none, or if the file is damaged."""
-    file = path(scale)
+    file = path(scale, overrides)
     if not file.exists():
         scales = sorted(each.stem for each in file.parent.glob("*.json") if not each.stem.endswith("_runs"))
         recorded = ", ".join(scales) or "none"
-        raise UserError(f"no first steps are recorded at scale {scale} (recorded: {recorded}); see make record-golden")
+        where = " with ".join([f"at scale {scale}", *overrides])
+        raise UserError(f"no first steps are recorded {where} (recorded: {recorded}); see make record-golden")
     return _read(file)
 
 

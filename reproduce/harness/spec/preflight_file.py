@@ -81,6 +81,6 @@ def doubts(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"The preflight was done by another commit ({theirs[:12]}) than the checkout's ({ours[:12]})."
     if result["dirty"]:
         yield "The preflight was done by uncommitted code."
-    file = golden.path(result["scale"])
-    if file.exists() and golden.load(result["scale"]).recorded != result["recorded"]:
+    recorded_as = result["scale"], result["overrides"]
+    if golden.path(*recorded_as).exists() and golden.load(*recorded_as).recorded != result["recorded"]:
         yield "The first steps have been recorded again since the preflight."

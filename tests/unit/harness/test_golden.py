@@ -105,6 +105,17 @@ def test_damaged_and_absent_files_are_one_sentence(tmp_path: Path, monkeypatch: 
             golden.load("smoke")
 
 
+def test_another_precision_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "TABLES_DIR", tmp_path)
+    assert golden.path("smoke", ["precision=bf16"]) == tmp_path / "golden" / "smoke_bf16.json"
+    golden.path("smoke").parent.mkdir()
+    golden.path("smoke").write_text('{"recorded": {}, "rehearsals": {}}')
+    assert golden.load("smoke").rehearsals == {}
+    error = r"no first steps are recorded at scale smoke with precision=bf16 \(recorded: smoke\)"
+    with pytest.raises(UserError, match=error):
+        golden.load("smoke", ["precision=bf16"])
+
+
 def test_every_recorded_file_can_be_read() -> None:
     for file in (tables.TABLES_DIR / "golden").glob("*.json"):
         for name, each in golden.load(file.stem).rehearsals.items():

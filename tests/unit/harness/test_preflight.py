@@ -242,7 +242,7 @@ def test_the_page_shows_every_rehearsal_and_where_the_steps_were_recorded(rehear
     row = text.partition('data-sort="swav_400ep"')[2].partition("</tr>")[0]
     assert "equal</span>" in row and "50% <small>loss, step 1, 0.002 apart" in row and "<td>1.2</td>" in row
     assert "<code>dddddddddddd</code>" in text and "Abacus 2, Linux x86_64" in text and "native; SSE4.1" in text
-    assert "tried under AVX, 2 threads</dt><dd>0 of 3 rehearsals had a number outside" in text
+    assert "tried under</dt><dd>AVX, 2 threads: 0 of 3 rehearsals had a number outside" in text
     assert 'id="differences"' not in text and "index.html" not in text
     assert not [word for word in ("https://", "http://", "@import") if word in text]
 
