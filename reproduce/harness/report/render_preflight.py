@@ -19,7 +19,7 @@ MEANINGS = {
     "failed": "the rehearsal ended with an error",
     "not recorded": "nothing is recorded for this recipe, so nothing is known of it",
 }
-KINDS = {"pretrain": "pretraining", "evaluate": "evaluation", "schedule": "learning rates of all steps"}
+KINDS = {"pretrain": "pretraining", "evaluate": "evaluation", "schedule": "learning rates"}
 
 
 def in_short(scale: str) -> dict[str, Any] | None:
