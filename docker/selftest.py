@@ -1,12 +1,20 @@
 """Test an image: import its libraries, and run them if there is a GPU: .venv/bin/python docker/selftest.py cpu|cuda
 
-Part of each build, where there is no GPU; run it once on each new machine. Exit status 1 if a test fails.
+Part of each build, where there is no GPU. Run it with --preflight once on each new machine: it then also compares the
+first steps of every recipe with the recorded ones, which takes minutes. Exit status 1 if a test fails.
 """
 
+import argparse
 import importlib
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+
+APP = Path(__file__).parents[1]
+"""The code in the image, which is not there yet when a build runs the tests."""
 
 MODULES = {
     "cpu": ["torchvision.ops", "sklearn", "wandb", "snakemake"],
@@ -53,8 +61,8 @@ def check_detectron2() -> None:
     check_close("detectron2", layer(features.cuda(), offsets.cuda()).detach(), expected)
 
 
-def main(flavour: str) -> None:
-    """Test the image `flavour`, cpu or cuda."""
+def check_libraries(flavour: str) -> None:
+    """Import the libraries of the image `flavour`, cpu or cuda, and run them on the GPU if there is one."""
     names = MODULES["cpu"] + (MODULES["cuda"] if flavour == "cuda" else [])
     for name in names:
         importlib.import_module(name)
@@ -69,7 +77,22 @@ def main(flavour: str) -> None:
             check_detectron2()
 
 
+def check_recipes() -> None:
+    """Compare the first steps of every recipe with the recorded ones (docs/preflight.md). Exits if one differs."""
+    if subprocess.run([sys.executable, "-m", "reproduce", "preflight"], cwd=APP, check=False).returncode:
+        sys.exit("error: the preflight failed: see the lines above, and docs/preflight.md")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do the tests that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="docker/selftest.py", description="Test an image.")
+    parser.add_argument("flavour", choices=list(MODULES))
+    parser.add_argument("--preflight", action="store_true", help="also compare every recipe's first steps; minutes")
+    options = parser.parse_args(arguments)
+    check_libraries(options.flavour)
+    if options.preflight:
+        check_recipes()
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["cpu"], ["cuda"]):
-        sys.exit("error: usage: docker/selftest.py cpu|cuda")
-    main(sys.argv[1])
+    main()

@@ -11,6 +11,9 @@ from typing import Any, BinaryIO
 
 from reproduce.errors import UserError, os_error_hint
 
+NOT_FINITE = 1e300
+"""Stands for infinity, which JSON lacks, and for NaN, which equals nothing, in numbers that may be either."""
+
 
 def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.

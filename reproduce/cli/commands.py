@@ -105,10 +105,15 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
 def preflight_recipes(options: argparse.Namespace) -> int:
     """Compare the first steps of every recipe with the recorded ones; return 1 if one differs."""
     from reproduce.harness.preflight.preflight import preflight
+    from reproduce.harness.report.render_preflight import write_preflight_page
+    from reproduce.harness.report.tracking import log_preflight
     from reproduce.harness.verdict.check import AGREES, DISAGREES
 
-    equal = preflight(options.scale, options.cores, options.precision, [], _say)
+    equal = preflight(options.scale, options.cores, options.precision, _say)
+    if problem := log_preflight(options.scale):
+        print(f"W&B has no table of this preflight ({problem})", file=sys.stderr)
     print(f"preflight: {'every recipe takes its recorded first steps' if equal else 'NOT ALL RECIPES ARE RIGHT HERE'}")
+    print(f"report: {write_preflight_page(options.scale)}")
     return AGREES if equal else DISAGREES
 
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from reproduce.cli import commands, data_commands
 from reproduce.errors import UserError
+from reproduce.harness.spec.preflight_file import SCALES
 
 RECORD_SEEDS = 8
 DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale smoke
@@ -101,7 +102,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
         ("record-golden", commands.record_golden_steps, "record every recipe's first steps, and measure tolerances"),
     ):
         sub = subparsers.add_parser(name, help=text, description=text)
-        sub.add_argument("--scale", choices=("smoke", "paper"), default="smoke", help="smoke (default) or paper")
+        sub.add_argument("--scale", choices=SCALES, default=SCALES[0], help="smoke (default) or paper")
         sub.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
         if name == "preflight":
             sub.add_argument(

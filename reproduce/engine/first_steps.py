@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.engine.distributed.collectives import all_reduce_sum, rank, world_size
+from reproduce.files import NOT_FINITE
 
 NUM_FIRST_STEPS = 12
 SIGNS_PERIOD = 8191
 """Prime, so that the signs of a projection don't repeat with an image's rows or a weight's channels."""
-
-NOT_FINITE = 1e300
-"""Kept for NaN, which equals nothing, and infinity, which JSON does not have: fp16's first gradients may overflow."""
 
 
 class FirstSteps:
@@ -134,6 +132,7 @@ class FirstSteps:
         self._pending.clear()
 
     def _append(self, name: str, value: float) -> None:
+        """Append a number. One that is not finite, as gradients in fp16 can be, becomes `NOT_FINITE`."""
         self._values.setdefault(name, []).append(value if math.isfinite(value) else NOT_FINITE)
 
 

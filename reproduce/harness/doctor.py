@@ -1,4 +1,4 @@
-"""Describe this machine, which tables can run on it, and what is missing: python -m reproduce.harness.doctor
+"""Describe this machine, its preflights, and which tables can run on it: python -m reproduce.harness.doctor
 
 It takes seconds, needs no torch, and works without .venv as far as possible. It says whether keys are set, never their
 values. Exit status: 0 scale smoke can run here, 1 it cannot, 2 the request is wrong.
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.short:
         found += print_diagnoses("around it", [*software.services(), *_keys(), *software.network(_urls())])
         if not any(diagnosis.level == "missing" for diagnosis in found):
+            found += print_diagnoses("are the recipes' first steps right here", _preflights())
             found += print_diagnoses("what can run here", _tables(options.data, options.data_config))
         print("A line with ✗ keeps scale smoke from running; one with - keeps something else, or slows it down.")
     return int(any(diagnosis.level == "missing" for diagnosis in found))
@@ -75,6 +76,26 @@ def _urls() -> dict[str, str]:
         return found
     hosts = {urlsplit(item.url).netloc for item in entries.load_entries().values() if item.url}
     return found | {f"public weights ({host})": f"https://{host}" for host in sorted(hosts)}
+
+
+def _preflights() -> Iterator[Diagnosis]:
+    """Diagnose the last preflight of each scale: what it found, when and where, and whether that still holds."""
+    from reproduce.harness.spec import golden, preflight_file
+
+    for scale in preflight_file.SCALES:
+        subject = f"{scale} preflight"
+        try:
+            result = preflight_file.last_preflight(scale)
+            if result is not None:
+                doubts = list(preflight_file.doubts(result))
+                found = f"{preflight_file.summary(result)}, {preflight_file.origin(result)}."
+                yield Diagnosis(subject, " ".join([found, *doubts]), "ok" if result["equal"] and not doubts else "note")
+            elif golden.path(scale).exists():
+                yield Diagnosis(subject, f"none was run: {preflight_file.command(scale)}")
+            else:
+                yield Diagnosis(subject, "none is possible: no first steps are recorded at this scale")
+        except UserError as error:
+            yield Diagnosis(subject, str(error), "note")
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,16 @@ def list_gpus() -> list[GpuInfo] | str:
     ]
 
 
+def hardware_name() -> str:
+    """Return what a result's provenance calls this machine: its GPUs, or its processor and the number of cores."""
+    gpus = list_gpus()
+    return (
+        f"{cpu_name()}, {os.cpu_count()} cores"
+        if isinstance(gpus, str) or not gpus
+        else f"{len(gpus)} x {gpus[0].name}"
+    )
+
+
 def _gpu_findings() -> Iterator[Diagnosis]:
     found = list_gpus()
     if isinstance(found, str) or not found:

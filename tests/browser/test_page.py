@@ -10,6 +10,8 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
+from reproduce.harness.report.render_preflight import write_preflight_page
+from reproduce.harness.spec.preflight_file import preflight_path
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.claims import check_claims
 from tests.browser.chromium import PROGRAM, Browser, browser
@@ -42,6 +44,60 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
         write_verdicts(plan, check.check_tables(plan), check_claims(plan))
         yield write_page("paper").resolve()
+
+
+@pytest.fixture(scope="module")
+def preflight_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write the page of a preflight with long names, differences, and HTML in an error."""
+    number = {"quantity": "initial projection of projection_head matrices", "found": 1e300, "expected": -0.1234567}
+    cause = "the optimizer: rates, momentum, weight decay, LARC, what is frozen, when it runs"
+    entry = {
+        "kind": "pretrain",
+        "equal": False,
+        "num_compared": 1234,
+        "worst": ["squared pixels of view 1", 11, 1e-7, 0.93],
+        "seconds": 12.3,
+        "line": f"FAILED: {HOSTILE}",
+        "differences": [],
+        "num_differences": 0,
+    }
+    differences = [{**number, "step": step, "tolerance": 1.2e-7, "cause": cause} for step in (None, *range(12))]
+    recipes = [f"swav_400ep_prototypes{number}" for number in range(9)]
+    result = {
+        "finished": "2026-01-02T03:04:05+00:00",
+        "seconds": 321.0,
+        "scale": "smoke",
+        "overrides": [],
+        "equal": False,
+        "commit": "c" * 40,
+        "dirty": False,
+        "hardware": "8 x NVIDIA A100-SXM4-80GB",
+        "world_size": 1,
+        "packages": {"torch": "2.14.1"},
+        "arithmetic": {"deterministic": False},
+        "not_rehearsed": ["moco_v3_100ep"],
+        "recorded": {
+            "commit": "d" * 40,
+            "dirty": False,
+            "date": "2026-01-01",
+            "hardware": "Abacus",
+            "system": "Linux x86_64",
+            "packages": {"torch": "2.14.1"},
+            "settings": ["native", "native, 2 threads", "AVX-512"],
+            "held_out": {"AVX-512 kernels with AVX2 products, 2 threads": {"rehearsals": 40, "flagged": 0}},
+        },
+        "rehearsals": [
+            {**entry, "name": "deepcluster_v2_400ep_2x160_4x96", "recipes": recipes, "status": "different"}
+            | {"differences": differences, "num_differences": 99},
+            {**entry, "name": "knn_head", "recipes": ["knn_head"], "status": "failed", "worst": None},
+            {**entry, "name": "linear_inat18", "recipes": ["linear_inat18"], "status": "equal", "equal": True},
+        ],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("preflight"))
+        preflight_path("smoke").parent.mkdir(parents=True)
+        preflight_path("smoke").write_text(json.dumps(result))
+        yield write_preflight_page("smoke").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +186,26 @@ def test_nothing_is_wider_than_the_window(window: Browser, page: Path, width: in
     window.open(page, width=width, scheme=scheme)
     window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
     assert window.run("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("width", [390, 320, 1100])
+def test_nothing_on_the_preflights_page_is_wider_than_the_window(
+    window: Browser, preflight_page: Path, width: int
+) -> None:
+    window.open(preflight_page, width=width)
+    window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert window.run("document.documentElement.scrollWidth") == width
+    assert window.run("document.querySelectorAll('img').length") == 0
+    assert HOSTILE in window.run("document.querySelector('#knn_head').innerText")
+
+
+def test_a_rehearsals_result_unfolds_its_differences(window: Browser, preflight_page: Path) -> None:
+    window.open(preflight_page)
+    seen = "document.querySelector('#knn_head p').checkVisibility()"
+    assert window.run(seen) is False
+    click = "document.querySelector('#rehearsals a[href=\"#knn_head\"]').click()"
+    window.run(f"new Promise(done => {{ addEventListener('hashchange', () => done()); {click} }})")
+    assert window.run(seen) is True
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

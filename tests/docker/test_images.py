@@ -112,6 +112,12 @@ def test_image_prints_the_machine_then_the_command(cpu: str) -> None:
         assert words in done.stderr
 
 
+def test_image_takes_the_recorded_first_steps_of_every_recipe(cpu: str, cache: str) -> None:
+    options = (*READ_ONLY, "--shm-size", "1g", "--tmpfs", "/app/reports:mode=1777", "-v", f"{cache}:/app/.cache")
+    done = run(cpu, ".venv/bin/python", "docker/selftest.py", "cpu", "--preflight", options=options)
+    assert "preflight: every recipe takes its recorded first steps" in done.stdout
+
+
 def test_image_has_no_root_user_and_no_compiler(cpu: str) -> None:
     assert run(cpu, "id", "-u").stdout == "1000\n"
     for tool in ("cc", "g++", "nvcc", "ld"):

@@ -1,13 +1,17 @@
 """docker/: every pin stands in docker/versions.env, and Dockerfile, locks and docs say the same."""
 
+import importlib.util
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
+from reproduce.cli.parser import build_parser
 from reproduce.harness import machine
 from tests.unit.test_tooling import ROOT, pins
 
@@ -130,3 +134,47 @@ def test_the_workflows_call_targets_that_there_are() -> None:
             for step in job["steps"]:
                 for target in re.findall(r"\bmake ([a-z][\w-]*)", step.get("run", "")):
                     assert target in targets or re.sub(r"-.*", "-%", target) in targets, (workflow.name, target)
+
+
+@pytest.fixture
+def selftest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docker/selftest.py, of an image with one library."""
+    spec = importlib.util.spec_from_file_location("selftest", ROOT / "docker/selftest.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "MODULES", {"cpu": ["json"], "cuda": ["csv"]})
+    return module
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_the_selftest_rehearses_recipes_only_if_asked_and_fails_if_one_differs(
+    selftest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    started: list[tuple[list[str], Path]] = []
+
+    def run(command: list[str], cwd: Path, check: bool) -> "subprocess.CompletedProcess[str]":
+        started.append((command, cwd))
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(selftest.subprocess, "run", run)
+    selftest.main(["cuda"])
+    assert started == [] and "imported: json, csv" in capsys.readouterr().out
+    if status:
+        with pytest.raises(SystemExit, match=r"^error: the preflight failed: see the lines above"):
+            selftest.main(["cpu", "--preflight"])
+    else:
+        selftest.main(["cpu", "--preflight"])
+    assert started == [([sys.executable, "-m", "reproduce", "preflight"], ROOT)]
+    build_parser().parse_args(started[0][0][3:])
+
+
+def test_a_build_does_not_rehearse_recipes() -> None:
+    (line,) = re.findall(r"docker/selftest.py .*", DOCKERFILE.partition("COPY docker/selftest.py docker/")[2])
+    assert "--preflight" not in line
+
+
+def test_the_selftest_refuses_an_unknown_image(selftest: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        selftest.main(["gpu"])
+    assert "invalid choice: 'gpu' (choose from 'cpu', 'cuda')" in capsys.readouterr().err

@@ -90,13 +90,20 @@ class NoTracker:
         """Do nothing."""
 
 
-def log_table(name: str, scale: str, folder: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Log the verdicts of one check as a run of its own, in the group of its table and scale."""
+def log_table(
+    name: str,
+    scale: str,
+    folder: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Log the verdicts of one check, or a preflight, as a run of its own, in the group of its table and scale."""
     if is_disabled():
         return
     tracker = Tracker(folder, f"check-{name}-{scale}", f"{name}-{scale}", "check", {"table": name, "scale": scale})
     tracker.log_table(name, columns, rows)
-    tracker.finish({})
+    tracker.finish(summary or {})
 
 
 def is_disabled() -> bool:

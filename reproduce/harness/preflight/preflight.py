@@ -1,5 +1,6 @@
 """Preflight: rehearse every recipe on this machine and compare its first steps with the recorded ones."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.files import write_json
+from reproduce.harness import revision
 from reproduce.harness.preflight.rehearsals import Rehearsal, rehearsals
 from reproduce.harness.preflight.run import generate_images, run_rehearsals
 from reproduce.harness.spec import golden
@@ -16,15 +18,18 @@ from reproduce.harness.spec.preflight_file import preflight_path
 
 NUM_SHOWN = 3
 """Differences that a line quotes."""
+NUM_KEPT = 20
+"""Differences of one rehearsal that the result keeps."""
 
 
-def preflight(
-    scale: str, num_processes: int, precisions: Sequence[str], overrides: Sequence[str], say: Callable[[str], None]
-) -> bool:
-    """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal."""
+def preflight(scale: str, num_processes: int, precisions: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal.
+
+    `precisions` default to those of the scale; what is recorded for others is not compared.
+    """
     recorded = golden.load(scale)
     started = time.monotonic()
-    planned = rehearsals(scale, generate_images(scale), precisions, overrides)
+    planned = rehearsals(scale, generate_images(scale), precisions)
     entries: list[dict[str, Any]] = []
 
     def judge(rehearsal: Rehearsal, content: Mapping[str, Any]) -> None:
@@ -41,37 +46,54 @@ def preflight(
     if not_rehearsed := sorted(expected - found.keys()):
         say(f"recorded, but of no recipe now: {', '.join(not_rehearsed)}")
     one = next(iter(found.values()))
+    equal = all(entry["equal"] for entry in entries) and not not_rehearsed
     write_json(
         preflight_path(scale),
         {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
             "scale": scale,
-            "overrides": list(overrides),
+            "precisions": sorted(rehearsed),
+            "equal": equal,
+            "commit": revision.commit() or os.environ.get("REPRODUCE_GIT_COMMIT", ""),
+            "dirty": revision.dirty(),
             "recorded": recorded.recorded,
             **{key: one[key] for key in ("hardware", "packages", "arithmetic", "world_size")},
             "rehearsals": sorted(entries, key=lambda entry: entry["name"]),
+            "not_rehearsed": not_rehearsed,
         },
     )
-    return all(entry["equal"] for entry in entries) and not not_rehearsed
+    return equal
 
 
 def _entry(rehearsal: Rehearsal, content: Mapping[str, Any], recorded: Golden | None) -> dict[str, Any]:
     """Return what the result keeps of one rehearsal."""
-    entry = {"name": rehearsal.name, "kind": rehearsal.kind, "recipes": rehearsal.recipes}
+    entry = {
+        "name": rehearsal.name,
+        "kind": rehearsal.kind,
+        "recipes": rehearsal.recipes,
+        "equal": False,
+        "seconds": round(content["seconds"], 2),
+        "num_compared": 0,
+        "worst": None,
+        "differences": [],
+        "num_differences": 0,
+    }
     if "error" in content:
-        return {**entry, "equal": False, "line": f"FAILED: {content['error']}", "differences": []}
+        return {**entry, "status": "failed", "line": f"FAILED: {content['error']}"}
     if recorded is None:
-        return {**entry, "equal": False, "line": "NOT RECORDED: see make record-golden", "differences": []}
+        return {**entry, "status": "not recorded", "line": "NOT RECORDED: see make record-golden"}
     comparison = golden.compare(content["values"], recorded)
     return {
         **entry,
         "equal": not comparison.differences,
+        "status": "different" if comparison.differences else "equal",
         "line": _line(comparison),
-        "seconds": round(content["seconds"], 2),
         "num_compared": comparison.num_compared,
         "worst": comparison.worst,
-        "differences": [asdict(each) | {"text": str(each)} for each in comparison.differences[:20]],
+        "differences": [
+            asdict(each) | {"cause": each.cause, "text": str(each)} for each in comparison.differences[:NUM_KEPT]
+        ],
         "num_differences": len(comparison.differences),
     }
 

@@ -16,7 +16,7 @@ from reproduce.harness.spec.golden import Values, kind_of
 MULTIPLE = 5.0
 POOLED_PERCENTILE = 75
 RESOLUTIONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-8, "fp16": 2.0**-11}
-STORED_DIGITS = 10
+STORED_DIGITS = 8
 USELESS = 0.3
 """A tolerance that is a larger share of the number says nothing: the number is not compared."""
 

@@ -1,11 +1,8 @@
 """One HTML page for a person: each table as the paper prints it, ours beside it, and every run behind it.
 
-The page is one file that needs no network: charts are SVG, style and script are inline, and its content security
-policy forbids everything else.
+Charts are SVG. The page of the last preflight is beside it.
 """
 
-import base64
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +13,13 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import revision
-from reproduce.harness.plan.durations import format_duration
 from reproduce.harness.plan.model import REPORTS
-from reproduce.harness.report import benchmarks, figures, runs, summary, svg
-from reproduce.harness.spec import tables
+from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
+from reproduce.harness.report.rendering import render_template
+from reproduce.harness.spec import preflight_file, tables
 from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import LEVELS
 from reproduce.system import cpu_name
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 VERDICT_MEANINGS = {
     Verdict.REPRODUCED: "several seeds; the 90% interval of their mean lies inside the margin",
@@ -65,7 +60,8 @@ TONES: dict[Verdict | ClaimStatus, str] = {
 
 
 def write_page(scale: str) -> Path:
-    """Write `reports/<scale>/index.html` from all that was checked at the scale; return its path.
+    """Write `reports/<scale>/index.html` from all that was checked at the scale, and `preflight.html` if there was a
+    preflight; return the first one's path.
 
     Raises `UserError` if nothing was checked yet.
     """
@@ -74,32 +70,22 @@ def write_page(scale: str) -> Path:
     if not checked and not claims:
         raise UserError(f"Nothing at scale {scale} was checked yet. Run a check first, for example make check-table3.")
     write_atomic(folder / "index.html", render(scale, checked, claims, folder))
+    if preflight_file.last_preflight(scale):
+        render_preflight.write_preflight_page(scale)
     return folder / "index.html"
 
 
 def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any]], folder: Path) -> str:
     """Return the page; its links are relative to `folder`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    script = (TEMPLATES / "page.js").read_text()
-    environment.filters |= {"duration": format_duration, "signed": _signed, "hours": _hours}
-    environment.globals |= {
-        "symbols": {str(label): symbol for known in (SYMBOLS, CLAIM_SYMBOLS) for label, symbol in known.items()},
-        "tones": {str(label): TONES.get(label, "quiet") for label in (*ClaimStatus, *Verdict)},
-        "claim_strip": svg.claim_strip,
-        "reach": f"{svg.REACH:g}",
-    }
     all_runs = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
     score = sum((Counter(table["score"]) for table in checked), Counter[str]())
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
+        symbols={str(label): symbol for known in (SYMBOLS, CLAIM_SYMBOLS) for label, symbol in known.items()},
+        tones={str(label): TONES.get(label, "quiet") for label in (*ClaimStatus, *Verdict)},
+        claim_strip=svg.claim_strip,
+        reach=f"{svg.REACH:g}",
         scale=scale,
         tables=checked,
         cells=[cell for table in checked for cell in _cells(table)],
@@ -116,14 +102,12 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         status_meanings={str(status): STATUS_MEANINGS[status] for status in ClaimStatus},
         levels={level: LEVELS[level] for level in LEVELS if any(table["level"] == level for table in checked)},
         warnings=_warnings(checked, all_runs),
+        preflight=render_preflight.in_short(scale),
         recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
         commit=revision.commit()[:12],
         dirty=revision.dirty(),
         machine=f"{cpu_name()}, {os.cpu_count()} cores",
-        style=(TEMPLATES / "style.css").read_text(),
-        script=script,
-        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -214,15 +198,6 @@ def _warnings(checked: list[dict[str, Any]], all_runs: dict[str, dict[str, Any]]
     if len({tuple(table["seeds"]) for table in checked}) > 1:
         warnings.append("The tables were checked with different seeds.")
     return warnings
-
-
-def _hours(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _signed(value: float, decimals: int) -> str:
-    text = f"{value:+.{decimals}f}".replace("-", "−")
-    return text if text.strip("+−0.") else text[1:]
 
 
 def _slug(text: str) -> str:

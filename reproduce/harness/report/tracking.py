@@ -1,17 +1,26 @@
-"""Verdicts in W&B: a run for each table that changed and one for the claims, with a row for each cell or part."""
+"""Verdicts in W&B: a run for each table that changed and one for the claims, with a row for each cell or part.
 
-from collections.abc import Sequence
+A preflight is a run, too, with a row for each rehearsal.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.report.files import Changes
-from reproduce.harness.spec import claims, tables
+from reproduce.harness.spec import claims, preflight_file, tables
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.claims import ClaimVerdict
 
 CELL_COLUMNS = ["row", "column", "expected", "ours", "sd", "difference", "verdict", "reason", "runs"]
 PART_COLUMNS = ["claim", "part", "status", "printed", "difference", "low", "high", "effect size", "reason", "runs"]
+
+
+REHEARSAL_COLUMNS = [
+    *("rehearsal", "recipes", "kind", "status", "compared", "closest to its tolerance", "share of its tolerance"),
+    *("seconds", "result"),
+]
 
 
 def log_changes(plan: Plan, changes: Changes) -> str | None:
@@ -28,6 +37,31 @@ def log_changes(plan: Plan, changes: Changes) -> str | None:
     except Exception as error:  # noqa: BLE001  # whatever the service or its client raises
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def log_preflight(scale: str) -> str | None:
+    """Log the last preflight of a scale to W&B; return the reason if that fails, which must not affect its status."""
+    from reproduce.engine.runs import tracking
+
+    try:
+        if result := preflight_file.last_preflight(scale):
+            rows = [_rehearsal_row(each) for each in result["rehearsals"]]
+            keys = ("equal", "hardware", "commit", "dirty", "precisions", "seconds", "world_size", "not_rehearsed")
+            facts = {key: result[key] for key in keys}
+            folder = preflight_file.preflight_path(scale).parent
+            tracking.log_table("preflight", scale, folder, REHEARSAL_COLUMNS, rows, facts)
+    except Exception as error:  # noqa: BLE001  # whatever the service or its client raises
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _rehearsal_row(each: Mapping[str, Any]) -> list[Any]:
+    quantity, step, _, share = each["worst"] or (None, None, None, None)
+    closest = None if quantity is None else f"{quantity} at step {step}"
+    return [
+        *(each["name"], " ".join(each["recipes"]), each["kind"], each["status"], each["num_compared"]),
+        *(closest, share, each["seconds"], each["line"]),
+    ]
 
 
 def _cell_rows(checked: TableVerdict) -> list[list[Any]]:

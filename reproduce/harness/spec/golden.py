@@ -1,6 +1,7 @@
 """The recorded first steps of recipes and of tables' runs, `tables/golden/`, and the comparison with them.
 
-`<scale>.json` has each recipe's rehearsals, `<scale>_runs.json` has runs of the scale's tables by run_id.
+`<scale>.json` has each recipe's rehearsals (`<scale>_<precision>.json` those in another precision), `<scale>_runs.json`
+has runs of the scale's tables by run_id.
 `preflight.record` writes the files, with tolerances that it measures. A quantity that rounding alone changes by so much
 that it says nothing has no tolerance from that step on.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
+from reproduce.files import NOT_FINITE
 from reproduce.harness.spec import tables
 
 Values = Mapping[str, Sequence[float]]
@@ -45,6 +47,8 @@ CAUSES = (
     ("metric", "the protocol's last step: see the differences above it"),
 )
 """What usually moves a quantity, by the beginning of its name: causes before effects."""
+BEFORE_STEPS = ("initial", "number of")
+"""Beginnings of the quantities that are settled before the first step; others without steps come after the last."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Difference:
     def __str__(self) -> str:
         where = "" if self.step is None else f" at step {self.step}"
         return (
-            f"{self.quantity}{where} is {self.found:.7g}, not {self.expected:.7g} (tolerance {self.tolerance:.2g}); "
-            f"usually {self.cause}"
+            f"{self.quantity}{where} is {number_text(self.found)}, not {number_text(self.expected)} "
+            f"(tolerance {self.tolerance:.2g}); usually {self.cause}"
         )
 
 
@@ -95,7 +99,7 @@ class Comparison:
     """A rehearsal's numbers against the recorded ones."""
 
     differences: list[Difference]
-    """Causes before effects, earlier steps first."""
+    """Earlier steps first, and at one step causes before effects; what has no steps before or after all of them."""
     worst: tuple[str, int, float, float] | None
     """Of the numbers within their tolerances, the one that comes closest: quantity, step, relative difference, share of
     its tolerance."""
@@ -149,7 +153,7 @@ def compare(values: Values, golden: Golden) -> Comparison:
         if len(found) != len(expected):
             differences.append(Difference(f"number of values of {quantity}", None, len(found), len(expected), 0))
             continue
-        for step, value, wanted, tolerance in _compared(found, expected, golden.tolerances[quantity]):
+        for step, value, wanted, tolerance in _compared(found, expected, golden.tolerances.get(quantity, ())):
             num_compared += 1
             error = abs(value - wanted)
             if not error <= tolerance:
@@ -157,8 +161,13 @@ def compare(values: Values, golden: Golden) -> Comparison:
                 differences.append(Difference(quantity, place, value, wanted, tolerance))
             elif tolerance and (worst is None or error / tolerance > worst[3]):
                 worst = (quantity, step, error / abs(wanted) if wanted else error, error / tolerance)
-    differences.sort(key=lambda each: (-1 if each.step is None else each.step, _rank(each.quantity)))
+    differences.sort(key=_order)
     return Comparison(differences, worst, num_compared)
+
+
+def number_text(value: float) -> str:
+    """Return a number of a first step in seven digits, or "infinite" for one that is not finite."""
+    return f"{value:.7g}" if abs(value) < NOT_FINITE else "infinite"
 
 
 def kind_of(quantity: str) -> str:
@@ -202,6 +211,15 @@ def _rank(quantity: str) -> int:
     """Return the place of a quantity among causes and effects; a term of a loss counts as the loss."""
     found = [number for number, (start, _) in enumerate(CAUSES) if quantity.startswith(start)]
     return found[0] if found else [start for start, _ in CAUSES].index("loss")
+
+
+def _order(difference: Difference) -> tuple[float, int]:
+    """Return what differences are sorted by: their step, then their place among causes and effects."""
+    if difference.step is not None:
+        step: float = difference.step
+    else:
+        step = -1 if difference.quantity.startswith(BEFORE_STEPS) else math.inf
+    return step, _rank(difference.quantity)
 
 
 def is_finite(values: Values) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reproduce.engine.first_steps import NOT_FINITE, FirstSteps
-from reproduce.files import read_json, write_json
+from reproduce.engine.first_steps import FirstSteps
+from reproduce.files import NOT_FINITE, read_json, write_json
 from reproduce.harness.spec.golden import Golden, compare
 
 

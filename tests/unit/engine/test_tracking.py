@@ -73,10 +73,12 @@ def test_offline_run_stores_config_metrics_and_summary(tmp_path: Path) -> None:
     assert summary["knn20"] == 41.5
 
 
-def test_log_table_writes_the_rows(tmp_path: Path) -> None:
-    tracking.log_table("table7", "smoke", tmp_path, ["row", "verdict"], [["SwAV", "within"]])
+def test_log_table_writes_the_rows_and_the_summary(tmp_path: Path) -> None:
+    tracking.log_table("table7", "smoke", tmp_path, ["row", "verdict"], [["SwAV", "within"]], {"hardware": "Abacus 3"})
     (written,) = tmp_path.rglob("*.table.json")
     assert json.loads(written.read_text())["data"] == [["SwAV", "within"]]
+    updates = [record.summary.update for record in records(tmp_path) if record.HasField("summary")]
+    assert dict(item(each) for update in updates for each in update)["hardware"] == "Abacus 3"
 
 
 def test_disabled_mode_writes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

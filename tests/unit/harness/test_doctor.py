@@ -172,7 +172,9 @@ def test_tables_without_data_and_gpu(
     checkout: Path, command: Say, unreachable: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert doctor.main([]) == 0
-    told = tables_of(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "are the recipes' first steps right here\n" in out and "smoke preflight      none " in out
+    told = tables_of(out)
     assert told["smoke table3"] == "all 10 that this code makes"
     assert told["paper table1"].startswith("all ")  # costs are measured on noise
     assert told["paper table7"].endswith("; missing: a GPU, the data of imagenet")

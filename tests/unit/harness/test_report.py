@@ -24,6 +24,7 @@ from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.report import figures, page, runs, summary, svg
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
+from reproduce.harness.report.rendering import TEMPLATES
 from reproduce.harness.report.svg import Series
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import check
@@ -31,7 +32,7 @@ from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 VOID = {"meta", "link", "br"}
-SCRIPT = page.TEMPLATES / "page.js"
+SCRIPT = TEMPLATES / "page.js"
 
 
 class Page(HTMLParser):

@@ -1,0 +1,43 @@
+"""How every page is rendered from its template: one file that needs no network, with style and script inline.
+
+A page's content security policy forbids everything else, and all text is escaped.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from reproduce.harness.plan.durations import format_duration
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_template(name: str, **content: Any) -> str:
+    """Return the page of a template."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"duration": format_duration, "signed": _signed, "hours": _hours}
+    script = (TEMPLATES / "page.js").read_text()
+    return environment.get_template(name).render(
+        style=(TEMPLATES / "style.css").read_text(),
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **content,
+    )
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _signed(value: float, decimals: int) -> str:
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
