@@ -19,6 +19,7 @@ from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
+from reproduce.engine.first_steps import describe_rows
 from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask, build_nan_guard, resume
 from reproduce.engine.memory import MemoryEstimate, require_gpu_memory
 from reproduce.engine.precision import at_least_fp32, autocast, loss_scaler
@@ -230,6 +231,7 @@ def validate(net: Detr, val: CocoSplit, transforms: TransformConfig, context: Ev
     run.counts["num_test_images"] = len(ids)
     rows = detections_of[readable].flatten(0, 1).cpu().numpy()
     detections = np.column_stack([np.repeat(ids, num_queries), rows])
+    run.first_steps.note_once(describe_rows("first detections", detections_of[0].cpu().numpy()))
     if is_main():
         write_examples(run.folder, detection_examples(val, ids.tolist(), detections))
     return average_precision(val.ground_truth, detections, ids.tolist())

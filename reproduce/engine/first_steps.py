@@ -108,6 +108,11 @@ class FirstSteps:
         if waiting:
             self._pending.append((list(waiting), torch.stack(list(waiting.values()))))
 
+    def note_once(self, values: Mapping[str, Tensor | float]) -> None:
+        """Append one number to each named quantity that has none yet."""
+        known = self.values()
+        self.note({name: value for name, value in values.items() if name not in known})
+
     def values(self) -> dict[str, list[float]]:
         """Return what was recorded: per quantity, one number for each step, or one alone."""
         self._read()
@@ -225,8 +230,10 @@ def sum_of(values: Iterable[Tensor]) -> Tensor:
 def _part(name: str) -> str:
     """Return the part of a network that a weight belongs to, by its name."""
     first, *rest = name.split(".")
-    if first in ("conv1", "bn1") or first.startswith("layer"):
+    if first in ("conv1", "bn1", "0") or first.startswith("layer"):  # 0 and 1: a trunk and a classifier in sequence
         return "trunk"
+    if first == "1":
+        return "classifier"
     return f"{first}.{rest[0]}" if rest and rest[0].startswith("prototypes") else first
 
 

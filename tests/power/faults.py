@@ -301,7 +301,7 @@ FAULTS = (
     Fault(
         "prototypes not normalized",
         SWAV,
-        "norm of prototypes",
+        "assignment_entropy",
         plant=replaced(Swav, "before_forward", lambda _: None),
     ),
     Fault(
@@ -341,10 +341,10 @@ FAULTS = (
     Fault(
         "queue: order of blocks", QUEUED, "state of queue", plant=replaced(Queue, "push", _oldest_first), num_steps=12
     ),
-    Fault("queue: not used", QUEUED, "state of queue", {"method.queue_start_epochs": 99}, num_steps=12),
-    Fault("BatchNorm over half of the batch", SWAV, "loss", {"network.batchnorm_group_size": 16}),
+    Fault("queue: not used", QUEUED, "assignment_entropy", {"method.queue_start_epochs": 99}, num_steps=12),
+    Fault("BatchNorm over half of the batch", SWAV, "assignment_entropy", {"network.batchnorm_group_size": 16}),
     Fault("BatchNorm's momentum .01", SWAV, "movement of", plant=wrapped(nn.BatchNorm2d, "__init__", _slow_statistics)),
-    Fault("embeddings not normalized", SWAV, "embedding_spread", plant=replaced(F, "normalize", lambda x, **_: x)),
+    Fault("embeddings not normalized", SWAV, "assignment_entropy", plant=replaced(F, "normalize", lambda x, **_: x)),
     Fault("deviation .229 for .228", SWAV, "pixels", {"normalize.std": [0.229, 0.224, 0.225]}),
     Fault("order of jitter fixed", SWAV, "pixels", plant=wrapped(multicrop, "draw_augment_parameters", _fixed_order)),
     Fault("no blur of small crops", SWAV, "pixels", plant=wrapped(multicrop, "draw_crops", _no_blur_of_small_crops)),
@@ -364,7 +364,7 @@ FAULTS = (
         num_steps=4,
     ),
     Fault("seed 1", SWAV, "initial norm", {"seed": 1}),
-    Fault("a narrower trunk", SWAV, "number of values", {"network.width": 0.125}),
+    Fault("a narrower trunk", SWAV, "initial norm", {"network.width": 0.125}),
     Fault(
         "labels shuffled",
         "supervised",
@@ -372,7 +372,7 @@ FAULTS = (
         plant=wrapped(pretrain, "read_image_list", _labels_shuffled),
     ),
     Fault(
-        "milestones a tenth late", "supervised", "learning rate", {"optimizer.milestones": [0.5, 0.7666]}, num_steps=12
+        "milestones an epoch late", "supervised", "learning rate", {"optimizer.milestones": [0.6, 0.8]}, num_steps=12
     ),
     Fault(
         "key encoder updated after the keys",
@@ -384,16 +384,16 @@ FAULTS = (
     Fault(
         "k-means on the first bank only",
         "deepcluster_v2_800ep",
-        "loss",
+        "prototypes_used",
         plant=wrapped(DeepCluster, "assign_labels", _first_bank_always),
     ),
     Fault(
         "centroids not normalized",
         "deepcluster_v2_800ep",
-        "unit_length_error",
+        "prototypes_used",
         plant=replaced(deepcluster, "spherical_kmeans", _centroids_not_normalized),
     ),
-    Fault("SeLa-v2's epsilon x 2", "sela_v2_400ep_2x224", "loss", {"method.epsilon": 0.04}),
+    Fault("SeLa-v2's epsilon x 2", "sela_v2_400ep_2x224", "prototypes_used", {"method.epsilon": 0.04}),
     Fault(
         "own pair among SimCLR's negatives",
         "simclr_1000ep",

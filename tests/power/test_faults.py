@@ -6,7 +6,6 @@ the number that noticed.
 
 import dataclasses
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,8 +13,6 @@ from omegaconf import OmegaConf
 from reproduce import rehearse
 from reproduce.config.identity import run_dir
 from reproduce.data.prepare import synthetic
-from reproduce.engine.first_steps import FirstSteps, FirstStepsDone
-from reproduce.engine.runs import run as run_module
 from reproduce.harness.preflight.rehearsals import RANDOM_TRUNK, TRUNK, Rehearsal, rehearsals
 from reproduce.harness.spec import golden
 from reproduce.harness.spec.golden import Golden, Values
@@ -56,26 +53,18 @@ def first_steps(fault: Fault, rehearsal: Rehearsal, trunk: Path, results: Path) 
         OmegaConf.update(cfg, key, value)
     if cfg.get("checkpoint") == RANDOM_TRUNK:
         cfg.checkpoint = str(trunk)
-    recorders: list[FirstSteps] = []
-
-    def build() -> FirstSteps:
-        recorders.append(FirstSteps(fault.num_steps, stop_after_last=True))
-        return recorders[-1]
-
-    config = OmegaConf.to_container(cfg)
-    assert isinstance(config, dict)
-    asked = rehearse.Rehearsal(rehearsal.name, rehearsal.kind, {str(key): value for key, value in config.items()})
-    try:
-        with fault.plant(), mock.patch.object(run_module, "FirstSteps", build):
-            return rehearse.rehearse(asked, results)
-    except FirstStepsDone:
-        return recorders[-1].values()
+    config = {str(key): value for key, value in (OmegaConf.to_container(cfg) or {}).items()}  # type: ignore[union-attr]
+    asked = rehearse.Rehearsal(rehearsal.name, rehearsal.kind, config, num_steps=fault.num_steps, ends_early=True)
+    with fault.plant():
+        return rehearse.rehearse(asked, results)
 
 
 def cut(recorded: Golden, num_steps: int) -> Golden:
     """The first of the recorded steps; numbers that are no steps stay."""
-    series = {name for name, values in recorded.values.items() if len(values) >= 12 and "average" not in name}
-    after_all = {name for name in recorded.values if name.startswith(("state of", "metric")) and num_steps < 12}
+    num_recorded = len(recorded.values.get("learning rate 0", ()))
+    series = {name for name, values in recorded.values.items() if num_recorded and len(values) == num_recorded}
+    is_cut = num_steps < num_recorded
+    after_all = {name for name in recorded.values if name.startswith(("state of", "metric")) and is_cut}
 
     def first(of: dict[str, list[float]]) -> dict[str, list[float]]:
         return {

@@ -66,13 +66,15 @@ class Sizes:
     voc0712: tuple[int, int]
     coco: tuple[int, int]
     """Images of COCO's train2017 and val2017."""
+    tinted: bool = False
+    """Whether each image has a color of its own: on gray ones, half of the color jitter changes nothing."""
 
 
 SIZES = {
     "full": Sizes(None, 64, voc=(300, 300), voc0712=(300, 300), coco=(400, 200)),
     # For the first steps of each recipe, of trunks of any size (tables/golden/): a dozen steps at the scale's batch.
-    "rehearsal_smoke": Sizes((10, 4), 64, voc=(60, 30), voc0712=(16, 6), coco=(24, 8)),
-    "rehearsal_paper": Sizes((1, 1), 256, voc=(60, 30), voc0712=(8, 2), coco=(4, 2)),
+    "rehearsal_smoke": Sizes((10, 4), 64, voc=(60, 30), voc0712=(16, 6), coco=(24, 8), tinted=True),
+    "rehearsal_paper": Sizes((1, 1), 256, voc=(60, 30), voc0712=(8, 2), coco=(4, 2), tinted=True),
 }
 """By the value of --size."""
 
@@ -162,9 +164,12 @@ def _rng(*key: object) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
-def _save(path: Path, gray: np.ndarray) -> bytes:
-    """Write a gray image as an RGB JPEG, like a photograph, and return the file's content."""
-    Image.fromarray(gray).convert("RGB").save(path, quality=JPEG_QUALITY)
+def _save(path: Path, gray: np.ndarray, tint: np.random.Generator | None) -> bytes:
+    """Write a gray image as an RGB JPEG, like a photograph, and return the file's content; `tint` draws its color."""
+    image = Image.fromarray(gray).convert("RGB")
+    if tint is not None:
+        image = Image.fromarray((gray[:, :, None] * tint.uniform(0.3, 1, 3)).astype(np.uint8))
+    image.save(path, quality=JPEG_QUALITY)
     return path.read_bytes()
 
 
@@ -177,7 +182,10 @@ def _write_class_split(job: tuple[Path, int, ClassSet, str, Sizes]) -> tuple[str
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(num):
             rng = _rng(seed, item.name, split, name, number)
-            digest.update(_save(folder / f"{number:04d}.jpg", draw_image(rng, texture, sizes.size_px, sizes.size_px)))
+            tint = _rng(seed, "tint", item.name, split, name, number) if sizes.tinted else None
+            digest.update(
+                _save(folder / f"{number:04d}.jpg", draw_image(rng, texture, sizes.size_px, sizes.size_px), tint)
+            )
     return f"{item.name}/{split}", digest.hexdigest()
 
 
@@ -194,7 +202,8 @@ def _write_voc_split(job: tuple[Path, int, str, str, Sizes]) -> tuple[str, str]:
         gray, objects = draw_scene(_rng(seed, key, split, number), scenes)
         height, width = gray.shape
         name = f"{number + (0 if split == 'trainval' else num_trainval):06d}"
-        digest.update(_save(voc / "JPEGImages" / f"{name}.jpg", gray))
+        tint = _rng(seed, "tint", key, name) if sizes.tinted else None
+        digest.update(_save(voc / "JPEGImages" / f"{name}.jpg", gray, tint))
         (voc / "Annotations" / f"{name}.xml").write_bytes(_voc_xml(name, width, height, objects))
         names.append(name)
     (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
@@ -213,7 +222,7 @@ def _write_coco_split(job: tuple[Path, int, str, Sizes]) -> tuple[str, str]:
         gray, objects = draw_scene(_rng(seed, "coco", split, number), COCO_SCENES)
         height, width = gray.shape
         name = f"{number:012d}.jpg"
-        digest.update(_save(folder / name, gray))
+        digest.update(_save(folder / name, gray, _rng(seed, "tint", "coco", name) if sizes.tinted else None))
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         annotations += [_coco_annotation(each, number) for each in objects]
     for annotation_id, annotation in enumerate(annotations, start=1):

@@ -117,6 +117,7 @@ def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_process
     asked = [
         each if each.kind == "schedule" else replace(each, config=_with_threads(each.config, setting.num_threads))
         for each in (same_for_any_number_of_processes(planned) if setting.num_ranks > 1 else planned)
+        if setting.half_precision or each.config.get("precision") != "bf16"
     ]
     folder = Path(".cache", "rehearsals", f"record-{scale}", setting.name.replace(" ", "-"))
     at_once = max(1, num_processes // setting.num_ranks)
