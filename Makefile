@@ -105,7 +105,8 @@ record-baseline: setup ## run a scale's tables over several seeds and record the
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
 
 preflight: setup ## compare the first steps of every recipe with the recorded ones (SCALE=smoke or paper); needs no data
-	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(PRECISION)) $(call option,--cores,$(CORES))
+	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(PRECISION)) \
+		$(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
 
 record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
 	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))
@@ -130,6 +131,10 @@ format: setup-dev ## fix style and formatting
 test: setup-dev ## all tests, on all cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 		--ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
+
+power: setup-dev ## plant faults in recipes one by one: preflight has to name each, under arithmetic it was not recorded with
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m power \
+		--numprocesses=auto tests/power
 
 bench: setup-dev ## benchmarks against plain baselines and the last run (DATA: folder of photographs)
 	.venv/bin/python -m pytest tests/benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning \
@@ -167,5 +172,5 @@ clean: ## remove .venv and caches; keep results/ and reports/
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke data-prepare data-shard data-verify fetch-weights doctor record-baseline setup setup-dev lint format test bench \
-	gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
+	power preflight record-golden gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

@@ -141,6 +141,14 @@ def losses(results: Path) -> list[float]:
     return [point["loss"] for point in curve(results)]
 
 
+def first_steps(results: Path) -> dict[str, list[float]]:
+    """What the one run below `results` keeps of its first steps."""
+    (path,) = results.glob("*/*/result.json")
+    found: dict[str, list[float]] = json.loads(path.read_text())["first_steps"]
+    assert found["loss"]
+    return found
+
+
 def weights(results: Path) -> dict[str, torch.Tensor]:
     """The network that the one run below `results` trained."""
     (path,) = results.glob("*/*/checkpoint.pt")
@@ -151,6 +159,7 @@ def assert_same_training(results: Path, expected: Path, num_steps: int) -> None:
     """The same losses and weights as another run's, to the bit."""
     assert len(losses(expected)) == num_steps
     assert losses(results) == losses(expected)
+    assert first_steps(results) == first_steps(expected)
     found, whole = weights(results), weights(expected)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -109,7 +109,8 @@ def preflight_recipes(options: argparse.Namespace) -> int:
     from reproduce.harness.report.tracking import log_preflight
     from reproduce.harness.verdict.check import AGREES, DISAGREES
 
-    equal = preflight(options.scale, options.cores, options.precision, _say)
+    cluster = Request((), options.scale, **_request_flags(options)).cluster_overrides("pretrain")
+    equal = preflight(options.scale, options.cores, options.precision, cluster, _say)
     if problem := log_preflight(options.scale):
         print(f"W&B has no table of this preflight ({problem})", file=sys.stderr)
     print(f"preflight: {'every recipe takes its recorded first steps' if equal else 'NOT ALL RECIPES ARE RIGHT HERE'}")

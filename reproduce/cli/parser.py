@@ -54,13 +54,17 @@ def _shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--data", metavar="DIR", help="folder with the images; generated ones need none")
     shared.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
     shared.add_argument("--skip-bad-images", action="store_true", help="skip and count unreadable images")
-    shared.add_argument("--cluster", help="where to run: local (default), slurm or kubernetes")
-    shared.add_argument(
+    _add_cluster_options(shared)
+    return shared
+
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", help="where to run: local (default), slurm or kubernetes")
+    parser.add_argument(
         "--cluster-options",
         metavar="KEY=VALUE",
         help="your site's options, e.g. 'slurm.partition=gpu num_processes=64'",
     )
-    return shared
 
 
 def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared: argparse.ArgumentParser) -> None:
@@ -105,6 +109,8 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
         sub.add_argument("--scale", choices=SCALES, default=SCALES[0], help="smoke (default) or paper")
         sub.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
         if name == "preflight":
+            _add_cluster_options(sub)
+            sub.set_defaults(data=None, data_config=None, skip_bad_images=False, source=None)
             sub.add_argument(
                 "--precision",
                 nargs="+",

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,23 @@ def command(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
         step += [f"--export=ALL,MASTER_ADDR={socket.gethostname()},MASTER_PORT={_free_port()}"]
     program, *rest = run["command"]
     return [*step, *container, cluster["image_python"] if container else program, *rest]
+
+
+def command_of_tasks(cluster: Mapping[str, Any], num_tasks: int) -> list[str]:
+    """Return how to start a Python program as `num_tasks` independent tasks of one job on one machine, and to wait."""
+    site, container = cluster["slurm"], shlex.split(cluster["slurm"]["container_command"])
+    job = ["srun", "--job-name=preflight", "--nodes=1", f"--ntasks={num_tasks}", "--kill-on-bad-exit=1"]
+    job += [f"--{name}={site[name]}" for name in ("partition", "account", "qos", "constraint") if site[name]]
+    job += [f"--mem={round(1000 * site['memory_gb'])}M"] if site["memory_gb"] else []
+    job += [f"--time={round(60 * site['time_limit_hours'])}"] if site["time_limit_hours"] else []
+    gpus, cores = num_tasks * cluster["gpus_per_process"], cluster["cores_per_gpu"]
+    job += [f"--gres={site['gres']}:{gpus}", f"--cpus-per-task={cores}"] if gpus else []
+    return [
+        *job,
+        *shlex.split(site["extra_args"]),
+        *container,
+        cluster["image_python"] if container else sys.executable,
+    ]
 
 
 def job_description(run_id: str, snakemake_dir: Path) -> str:

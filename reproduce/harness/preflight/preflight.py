@@ -1,6 +1,7 @@
 """Preflight: rehearse every recipe on this machine and compare its first steps with the recorded ones."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,9 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness import revision
-from reproduce.harness.preflight.rehearsals import Rehearsal, rehearsals
+from reproduce.harness.execute import slurm
+from reproduce.harness.preflight.rehearsals import Rehearsal, rehearsals, same_for_any_number_of_processes
 from reproduce.harness.preflight.run import generate_images, run_rehearsals
 from reproduce.harness.spec import golden
 from reproduce.harness.spec.golden import Comparison, Golden
@@ -22,14 +25,21 @@ NUM_KEPT = 20
 """Differences of one rehearsal that the result keeps."""
 
 
-def preflight(scale: str, num_processes: int, precisions: Sequence[str], say: Callable[[str], None]) -> bool:
+def preflight(
+    scale: str,
+    num_processes: int,
+    precisions: Sequence[str],
+    cluster_overrides: Sequence[str],
+    say: Callable[[str], None],
+) -> bool:
     """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal.
 
-    `precisions` default to those of the scale; what is recorded for others is not compared.
+    `precisions` default to those of the scale; what is recorded for others is not compared. `cluster_overrides` say
+    where to rehearse, and with `cluster.num_processes` in how many processes each: their numbers are those of one.
     """
     recorded = golden.load(scale)
     started = time.monotonic()
-    planned = rehearsals(scale, generate_images(scale), precisions)
+    planned = rehearsals(scale, generate_images(scale), precisions, cluster_overrides)
     entries: list[dict[str, Any]] = []
 
     def judge(rehearsal: Rehearsal, content: Mapping[str, Any]) -> None:
@@ -37,7 +47,13 @@ def preflight(scale: str, num_processes: int, precisions: Sequence[str], say: Ca
         if rehearsal.kind != "schedule" or not entry["equal"]:
             say(f"{entry['name']:28} {entry['line']}")
 
-    found = run_rehearsals(planned, Path(".cache", "rehearsals", f"preflight-{scale}"), num_processes, on_result=judge)
+    cluster = planned[0].config["cluster"]
+    num_ranks = cluster["num_processes"]
+    if num_ranks > 1:
+        planned = same_for_any_number_of_processes(planned)
+    at_once, python = _placed(cluster, max(1, num_processes // num_ranks))
+    folder = Path(".cache", "rehearsals", f"preflight-{scale}")
+    found = run_rehearsals(planned, folder, at_once, None, num_ranks, python, judge)
     schedules = [entry for entry in entries if entry["kind"] == "schedule"]
     num_equal = sum(entry["equal"] for entry in schedules)
     say(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")
@@ -64,6 +80,22 @@ def preflight(scale: str, num_processes: int, precisions: Sequence[str], say: Ca
         },
     )
     return equal
+
+
+def _placed(cluster: Mapping[str, Any], num_processes: int) -> tuple[int, list[str]]:
+    """Return how many processes to start, and the command that starts Python where the config says.
+
+    Under SLURM, one command starts all of them. Raises `UserError` if SLURM does not answer, and for Kubernetes.
+    """
+    if cluster["executor"] == "slurm":
+        slurm.check_available()
+        return 1, slurm.command_of_tasks(cluster, num_processes if cluster["num_processes"] == 1 else 1)
+    if cluster["executor"] == "kubernetes":
+        raise UserError(
+            "preflight runs here or under SLURM; on Kubernetes start it in the image, in a pod like a run's: "
+            "python -m reproduce preflight"
+        )
+    return num_processes, [sys.executable]
 
 
 def _entry(rehearsal: Rehearsal, content: Mapping[str, Any], recorded: Golden | None) -> dict[str, Any]:

@@ -24,19 +24,34 @@ RANDOM_TRUNK = "random trunk"
 """The checkpoint of an evaluation's rehearsal, which `reproduce.rehearse` replaces."""
 NUM_STEPS = {"smoke": 12, "paper": 3}
 """Steps of a rehearsal by scale."""
-NUM_ROUNDED_STEPS = 4
-"""Steps of a rehearsal at scale smoke in fp32 or less: rounding has changed a percent by then."""
+NUM_FEW_STEPS = 4
+"""Steps of other rehearsals at scale smoke: in fp32 or less rounding has changed a percent by then, and recipes that
+are not in `NUM_FP64_STEPS` share their transitions with one that is."""
+NUM_FP64_STEPS = {
+    "deepcluster_v2_800ep": 12,
+    "moco_v2_200ep": 12,
+    "sela_v2_400ep_2x160_4x96": 12,
+    "simclr_1000ep": 12,
+    "supervised": 12,
+    "swav_100ep": 12,
+    "swav_200ep_bs256": 12,
+    "swav_400ep_fixed_prototypes": 12,
+    # Their prototypes train from steps 4 and 3 on.
+    "swav_w4_400ep": 6,
+    "swav_w5_400ep": 5,
+}
+"""Steps in fp64 of the experiments whose transitions are rehearsed."""
 PRECISIONS = {"smoke": ("fp64", "fp32"), "paper": ("fp32",)}
 """Precisions of the rehearsals by scale. In fp64, a dozen steps show any change of a recipe; in fp32, the first ones
 show what is wrong with a machine's kernels. Trunks of full size are too slow in fp64."""
-NUM_IMAGES = 96
-"""Images of smoke's rehearsals that fill batches: of 100, four are left over."""
+MIXED_PRECISION = ("swav", "simclr")
+"""Methods whose recipes have mixed precision, in which bf16 may take fp16's place."""
+BATCH_SIZE = 16
+"""Images of a step of a pretraining at scale smoke: six steps make an epoch of 100 images, and four are left over."""
 MICRO_BATCH = 8
 """Images of a step at scale paper."""
 W5_MICRO_BATCH = 2
 """Images of a step of w5 at scale paper, so that it fits 24 GB."""
-BIG_TRUNKS = {"swav_w2_400ep": 8, "swav_w4_400ep": 6, "swav_w5_400ep": 5}
-"""How many steps of the wide trunks are taken at scale smoke, after the last of their transitions."""
 IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 NUM_GENERATED = 2000
@@ -93,15 +108,17 @@ def rehearsals(
         else:
             changes = pretraining_changes(cfg, scale, name)
             for precision in precisions:
-                _add(found, name, "pretrain", cfg, precision, changes)
+                if precision != "bf16" or cfg.method.name in MIXED_PRECISION:
+                    _add(found, name, "pretrain", cfg, precision, changes)
     for name in group_options("eval"):
         if only and name not in only:
             continue
         cfg = compose("evaluate", [f"eval={name}", f"checkpoint='{RANDOM_TRUNK}'", *shared])
         changes = evaluation_changes(cfg, scale)
         for precision in precisions:
-            if precision == "fp64" and cfg.protocol.name == "voc_detection":
-                continue  # Detectron2's boxes are fp32
+            # No released evaluation has mixed precision, and Detectron2's boxes are fp32.
+            if precision == "bf16" or (precision == "fp64" and cfg.protocol.name == "voc_detection"):
+                continue
             _add(found, name, "evaluate", cfg, precision, changes)
     return [*found.values(), *schedules]
 
@@ -136,7 +153,7 @@ def runs_of_tables(scale: str) -> list[Rehearsal]:
                     label,
                     ends_early=True,
                     trained_trunk=trained,
-                    num_steps=NUM_ROUNDED_STEPS,
+                    num_steps=NUM_FEW_STEPS,
                 )
             )
     return found
@@ -144,18 +161,21 @@ def runs_of_tables(scale: str) -> list[Rehearsal]:
 
 def pretraining_changes(cfg: DictConfig, scale: str, name: str) -> list[str]:
     """Return the overrides that bring a pretraining's transitions into its first steps."""
-    batch, method, optimizer = cfg.batch_size, cfg.method, cfg.optimizer
+    method, warmup = cfg.method, cfg.optimizer.warmup_epochs
     changes = ["collapse.on_collapse=warn"]
     if scale == "paper":
-        batch = W5_MICRO_BATCH if name == "swav_w5_400ep" else MICRO_BATCH
-        changes += [f"batch_size={batch}", f"epochs={NUM_STEPS[scale]}"]
+        batch, epochs = W5_MICRO_BATCH if name == "swav_w5_400ep" else MICRO_BATCH, NUM_STEPS[scale]
         changes += [f"network.batchnorm_group_size={batch // 2}"] * bool(cfg.network.batchnorm_group_size)
-        changes += [f"method.queue_length={batch}"] * bool(method.name == "swav" and method.queue_length)
         changes += ["method.num_prototypes=4"] * (method.name in ("deepcluster_v2", "sela_v2"))
-        changes += ["optimizer.warmup_epochs=1"] * bool(optimizer.warmup_epochs)
+        num_batches = 1
     else:
-        changes.append(f"epochs={NUM_STEPS[scale] * batch // NUM_IMAGES}")
-    changes += ["method.queue_start_epochs=1"] * bool(method.get("queue_start_epochs"))
+        batch, epochs = BATCH_SIZE, 2
+        num_batches = method.get("queue_length", 0) // cfg.batch_size
+    changes += [f"batch_size={batch}", f"epochs={epochs}"]
+    changes += ["optimizer.warmup_epochs=1"] * bool(warmup)
+    if method.name == "swav" and method.queue_length:
+        changes += [f"method.queue_length={num_batches * batch}"]
+        changes += ["method.queue_start_epochs=1"] * bool(method.queue_start_epochs)
     # At .999 the key encoder would stay where it is for 12 steps.
     changes += ["method.momentum=0.9"] * (method.name == "moco")
     return changes
@@ -200,8 +220,8 @@ def _add(
     cfg.name = name
     if same not in found:
         num_steps = NUM_STEPS[cfg.scale]
-        if cfg.scale == "smoke":
-            num_steps = BIG_TRUNKS.get(name, num_steps) if precision == "fp64" else NUM_ROUNDED_STEPS
+        if cfg.scale == "smoke" and (precision != "fp64" or kind == "pretrain"):
+            num_steps = NUM_FP64_STEPS.get(name, NUM_FEW_STEPS) if precision == "fp64" else NUM_FEW_STEPS
         whole_name = f"{name}.{precision}" if precision else name
         # In fp64, DETR trains to its end and validates: its first detections are compared, too.
         ends_early = bool(precision) and (name, precision) != ("coco_detr", "fp64")

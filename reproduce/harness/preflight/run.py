@@ -32,13 +32,13 @@ def run_rehearsals(
     num_processes: int,
     environment: Mapping[str, str] | None = None,
     num_ranks: int = 1,
-    prefix: Sequence[str] = (),
+    python: Sequence[str] = (sys.executable,),
     on_result: Callable[[Rehearsal, dict[str, Any]], None] = lambda *_: None,
 ) -> dict[str, dict[str, Any]]:
     """Do rehearsals in `folder`, which is emptied first; return the content of each one's file, by name.
 
-    Each of the processes is one, or `num_ranks` that train together; `prefix` comes before their commands. `on_result`
-    is called with each as soon as it ends. Raises `UserError` if a process ends before its work.
+    Each of the processes is one, or `num_ranks` that train together; `python` starts one. `on_result` is called with
+    each as soon as it ends. Raises `UserError` if a process ends before its work.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -58,7 +58,7 @@ def run_rehearsals(
         for number in range(min(num_processes, len(waiting))):
             log = stack.enter_context(open(folder / f"log-{number}.txt", "wb"))
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", *launcher, "reproduce.rehearse", str(folder)],
+                [*python, "-m", *launcher, "reproduce.rehearse", str(folder)],
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -42,7 +42,6 @@ def _kernels(aten: str, onednn: str) -> dict[str, str]:
 
 SETTINGS = (
     Setting("native"),
-    Setting("native, 2 threads", num_threads=2),
     Setting("2 processes", num_ranks=2),
     Setting("SSE4.1", _kernels("default", "SSE41"), half_precision=False),
     Setting("AVX2", _kernels("avx2", "AVX2"), needs="avx2"),

@@ -1,7 +1,7 @@
 """`make preflight`: what it finds, the page and the lines that say so. Nothing is rehearsed here; results are given."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,10 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
     """
 
     def run(say: Callable[[str], None] = lambda _: None, names: Sequence[str] = tuple(EXPECTED), **found: Any) -> bool:
-        planned = [Rehearsal(name, KINDS.get(name, "pretrain"), {}, [name]) for name in names]
+        config = {"cluster": {"executor": "local", "num_processes": 1}}
+        planned = [Rehearsal(name, KINDS.get(name, "pretrain"), config, [name]) for name in names]
 
-        def run_rehearsals(
-            given: Sequence[Rehearsal], *_: Any, on_result: Callable[[Rehearsal, Mapping[str, Any]], None]
-        ) -> dict[str, Any]:
+        def run_rehearsals(given: Sequence[Rehearsal], *rest: Any) -> dict[str, Any]:
             contents = {}
             for each in given:
                 values = found.get(each.name, {})
@@ -91,13 +90,13 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
                 packages = {"torch": "2.14.1+cpu"}
                 where = {"hardware": HARDWARE, "packages": packages, "arithmetic": {"deterministic": False}}
                 contents[each.name] = {**result, **where, "world_size": 1, "seconds": 1.234}
-                on_result(each, contents[each.name])
+                rest[-1](each, contents[each.name])
             return contents
 
         monkeypatch.setattr(module, "rehearsals", lambda *_: planned)
         monkeypatch.setattr(module, "generate_images", lambda _: "images")
         monkeypatch.setattr(module, "run_rehearsals", run_rehearsals)
-        return preflight("smoke", 1, (), say)
+        return preflight("smoke", 1, (), (), say)
 
     return run
 

@@ -1,0 +1,47 @@
+"""The recorded first steps: of every recipe, and small enough to be read."""
+
+import pytest
+
+from reproduce.config.compose import group_options
+from reproduce.harness.plan.build import build_plan
+from reproduce.harness.plan.model import Request
+from reproduce.harness.spec import golden, tables
+
+SCALES = sorted(path.stem for path in (tables.TABLES_DIR / "golden").glob("*.json") if not path.stem.endswith("_runs"))
+NOT_TRAINED = "random"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_recipe_is_recorded(scale: str) -> None:
+    recorded = golden.load(scale).rehearsals
+    recipes = {recipe for name, each in recorded.items() if "." in name for recipe in each.recipes}
+    assert recipes == {*group_options("experiment"), *group_options("eval")} - {NOT_TRAINED}
+    schedules = {name.removeprefix("schedule_") for name in recorded if name.startswith("schedule_")}
+    assert schedules == set(group_options("experiment")) - {NOT_TRAINED}
+
+
+def test_runs_of_tables_are_recorded() -> None:
+    """Those that train, or extract features of the random trunk; a trained trunk differs from machine to machine."""
+    recorded = golden.load_runs("smoke")
+    runs = build_plan(Request(tuple(tables.names("smoke")), "smoke")).runs
+    assert recorded.keys() <= runs.keys()
+    missing = {run.name for run_id, run in runs.items() if run_id not in recorded}
+    assert missing <= {NOT_TRAINED, "knn", "knn_head", "voc07_svm"}
+
+
+def test_files_are_small_and_honest() -> None:
+    files = list((tables.TABLES_DIR / "golden").glob("*.json"))
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+    for scale in SCALES:
+        recorded = golden.load(scale).recorded
+        assert recorded["commit"] and not recorded["dirty"]
+        assert sum(each["flagged"] for each in recorded["held_out"].values()) == 0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_most_numbers_have_a_tolerance(scale: str) -> None:
+    """A number without one says nothing, and a file of them would be green by construction."""
+    for name, each in golden.load(scale).rehearsals.items():
+        tolerances = [value for series in each.tolerances.values() for value in series]
+        assert sum(value is not None for value in tolerances) > 0.5 * len(tolerances), name
+        assert each.tolerances.get("loss", [0.0])[0] is not None, name
