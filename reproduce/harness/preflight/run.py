@@ -2,10 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def run_rehearsals(
             on_result(waiting.pop(name), found[name])
 
     with ExitStack() as stack:
+        stack.enter_context(_sigterm_interrupts())
         started = []
         for number in range(min(num_processes, len(waiting))):
             log = stack.enter_context(open(folder / f"log-{number}.txt", "wb"))
@@ -77,6 +79,16 @@ def run_rehearsals(
         reason = last_error(log_file) or f"exit status {started[number].returncode}"
         raise UserError(f"{len(waiting)} rehearsals did not end ({next(iter(waiting))}, ...): {reason}; see {log_file}")
     return found
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within the block, SIGTERM does what Ctrl-C does: without, the processes would go on."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def with_patience(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

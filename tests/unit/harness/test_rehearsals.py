@@ -1,0 +1,147 @@
+"""Rehearsals: what they change of a recipe, how they are run, and what becomes of one that fails."""
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce import rehearse
+from reproduce.errors import UserError
+from reproduce.harness.execute import slurm
+from reproduce.harness.preflight import rehearsals as module
+from reproduce.harness.preflight.rehearsals import NUM_FP64_STEPS, Rehearsal, rehearsals
+from reproduce.harness.preflight.run import run_rehearsals
+
+NUM_IMAGES = 100
+OPTIMIZER = {"lr": 1.0, "final_lr": 0.0, "warmup_epochs": 1, "warmup_start_lr": 0.5}
+
+
+def schedule(name: str, **changes: Any) -> Rehearsal:
+    """A rehearsal that takes no time: the rates of ten epochs of two steps."""
+    config = {"optimizer": OPTIMIZER | changes, "epochs": 10, "batch_size": 50}
+    return Rehearsal(f"schedule_{name}", "schedule", config, [name], num_images=NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def of_swav() -> dict[str, Rehearsal]:
+    names = [name for name in NUM_FP64_STEPS if name.startswith("swav")]
+    return {each.name.removesuffix(".fp64"): each for each in rehearsals("smoke", "images", ("fp64",), only=names)}
+
+
+@pytest.mark.parametrize("name", [name for name in NUM_FP64_STEPS if name.startswith("swav")])
+def test_every_transition_happens_within_the_steps(of_swav: dict[str, Rehearsal], name: str) -> None:
+    rehearsal = of_swav[name]
+    cfg, method, num_steps = rehearsal.config, rehearsal.config["method"], rehearsal.num_steps
+    per_epoch = NUM_IMAGES // cfg["batch_size"]
+    assert per_epoch * cfg["epochs"] >= num_steps
+    if num_steps == 12:
+        assert 0 <= cfg["optimizer"]["warmup_epochs"] * per_epoch < num_steps
+    if method["train_prototypes"]:
+        frozen = math.ceil(method["freeze_prototypes_epochs"] * NUM_IMAGES / cfg["batch_size"])
+        assert 0 < frozen < num_steps
+    if method["queue_length"]:
+        first_use = method["queue_start_epochs"] * per_epoch + method["queue_length"] // cfg["batch_size"]
+        assert first_use < num_steps
+        assert method["queue_start_epochs"] == 0 or method["queue_start_epochs"] * per_epoch > 0
+
+
+def test_rates_of_a_whole_pretraining() -> None:
+    found = rehearse.rehearse(rehearse.Rehearsal(**schedule("a").request()), Path())
+    assert found["number of steps"] == [20]
+    rates = found["learning rate"]
+    assert len(rates) == rehearse.NUM_SCHEDULE_POINTS
+    assert rates[0] == 0.5
+    assert max(rates) == 1.0
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 17 / 18)))
+
+
+def test_one_that_fails_says_why_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = {"paths": {"results": ""}, "cluster": {}, "scale": "smoke", "name": "random", "seed": 0}
+    planned = [Rehearsal("random", "pretrain", trunk), schedule("bad", lr="fast"), schedule("good")]
+    (tmp_path / rehearse.REHEARSALS_FILE).write_text(json.dumps([each.request() for each in planned]))
+    done = rehearse.rehearse
+    monkeypatch.setattr(rehearse, "rehearse", lambda each, at: {} if each.name == "random" else done(each, at))
+    rehearse.rehearse_all(tmp_path)
+    bad, good = (json.loads((tmp_path / f"schedule_{name}.json").read_text()) for name in ("bad", "good"))
+    assert "optimizer.lr" in bad["error"] and "values" not in bad
+    assert good["values"]["number of steps"] == [20]
+
+
+FAKE = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[-1])
+for number, each in enumerate(json.loads((folder / "rehearsals.json").read_text())[1:]):
+    if each["name"] == "schedule_last":
+        sys.exit("error: the disk is full")
+    (folder / f"{each['name']}.json").write_text(json.dumps({"values": {"loss": [number]}}))
+"""
+
+
+def test_results_are_handed_on_as_they_come(tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    planned = [schedule(name) for name in ("trunk", "a", "b")]
+    seen: list[str] = []
+    folder = tmp_path / "folder"
+    python = [sys.executable, str(tmp_path / "fake.py")]
+    found = run_rehearsals(planned, folder, 1, None, 1, python, lambda each, _: seen.append(each.name))
+    assert sorted(seen) == sorted(found) == ["schedule_a", "schedule_b"]
+    assert found["schedule_b"] == {"values": {"loss": [1]}}
+
+
+def test_a_process_that_dies_ends_in_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    planned = [schedule(name) for name in ("trunk", "a", "last")]
+    python = [sys.executable, str(tmp_path / "fake.py")]
+    with pytest.raises(
+        UserError, match=r"1 rehearsals did not end \(schedule_last, ...\): the disk is full; see .*log-0"
+    ):
+        run_rehearsals(planned, tmp_path / "folder", 1, None, 1, python)
+
+
+ENDLESS = """
+import os, pathlib, signal, sys
+folder = pathlib.Path(sys.argv[-1])
+(folder / "pid").write_text(str(os.getpid()))
+(folder / "schedule_a.json").write_text("{}")
+signal.pause()
+"""
+
+
+def test_sigterm_leaves_no_process_behind(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    folder, planned = tmp_path / "folder", [schedule(name) for name in ("trunk", "a", "b")]
+    python = [sys.executable, str(tmp_path / "endless.py")]
+    with pytest.raises(KeyboardInterrupt):
+        run_rehearsals(planned, folder, 1, None, 1, python, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+
+
+def test_a_job_of_independent_tasks() -> None:
+    site = {
+        "partition": "gpu", "account": "", "qos": "high", "constraint": "", "gres": "gpu:a100", "memory_gb": 64.0,
+        "time_limit_hours": 0.5, "extra_args": "--reservation=june", "container_command": "",
+    }  # fmt: skip
+    cluster = {"slurm": site, "gpus_per_process": 1, "cores_per_gpu": 8, "image_python": "/app/python"}
+    assert slurm.command_of_tasks(cluster, 2) == [
+        *("srun", "--job-name=preflight", "--nodes=1", "--ntasks=2", "--kill-on-bad-exit=1", "--partition=gpu"),
+        *("--qos=high", "--mem=64000M", "--time=30", "--gres=gpu:a100:2", "--cpus-per-task=8", "--reservation=june"),
+        sys.executable,
+    ]
+    site["container_command"] = "apptainer exec image.sif"
+    assert slurm.command_of_tasks(cluster, 1)[-4:] == ["apptainer", "exec", "image.sif", "/app/python"]
+
+
+def test_equal_recipes_are_rehearsed_once() -> None:
+    found = rehearsals("smoke", "images", ("fp64",), only=["simclr_100ep", "simclr_200ep", "swav_100ep"])
+    (of_simclr,) = [each for each in found if "simclr_100ep" in each.recipes and each.kind == "pretrain"]
+    assert of_simclr.recipes == ["simclr_100ep", "simclr_200ep"]
+    assert {each.name for each in found if each.kind == "schedule"} == {
+        "schedule_simclr_100ep", "schedule_simclr_200ep", "schedule_swav_100ep",
+    }  # fmt: skip
+    assert found[0].name == module.TRUNK
