@@ -12,7 +12,7 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.files import write_json
 from reproduce.harness import revision
-from reproduce.harness.execute import slurm
+from reproduce.harness.execute import gpus, slurm
 from reproduce.harness.preflight.rehearsals import Rehearsal, rehearsals, same_for_any_number_of_processes
 from reproduce.harness.preflight.run import generate_images, run_rehearsals
 from reproduce.harness.spec import golden
@@ -85,7 +85,8 @@ def preflight(
 def _placed(cluster: Mapping[str, Any], num_processes: int) -> tuple[int, list[str]]:
     """Return how many processes to start, and the command that starts Python where the config says.
 
-    Under SLURM, one command starts all of them. Raises `UserError` if SLURM does not answer, and for Kubernetes.
+    Under SLURM, one command starts all of them. On GPUs one process does all, which takes a second or two for each.
+    Raises `UserError` if SLURM does not answer, and for Kubernetes.
     """
     if cluster["executor"] == "slurm":
         slurm.check_available()
@@ -95,7 +96,7 @@ def _placed(cluster: Mapping[str, Any], num_processes: int) -> tuple[int, list[s
             "preflight runs here or under SLURM; on Kubernetes start it in the image, in a pod like a run's: "
             "python -m reproduce preflight"
         )
-    return num_processes, [sys.executable]
+    return 1 if gpus.visible_gpus() else num_processes, [sys.executable]
 
 
 def _entry(rehearsal: Rehearsal, content: Mapping[str, Any], recorded: Golden | None) -> dict[str, Any]:

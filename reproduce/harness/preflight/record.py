@@ -23,6 +23,8 @@ from reproduce.harness.spec import golden
 from reproduce.harness.spec.golden import Golden, GoldenFile, Values
 from reproduce.system import cpu_flags, cpu_name
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment of all settings: they are arithmetics of a CPU."""
 RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", "bf16"), "paper": ("fp32",)}
 """What is recorded for each scale: what a preflight rehearses by default, and what PRECISION= asks for."""
 INDEPENDENT_OF_TRUNK = (
@@ -121,7 +123,7 @@ def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_process
     ]
     folder = Path(".cache", "rehearsals", f"record-{scale}", setting.name.replace(" ", "-"))
     at_once = max(1, num_processes // setting.num_ranks)
-    found = run_rehearsals(asked, folder, at_once, setting.environment, setting.num_ranks)
+    found = run_rehearsals(asked, folder, at_once, {**NO_GPU, **setting.environment}, setting.num_ranks)
     if failed := [f"{name}: {content['error']}" for name, content in found.items() if "error" in content]:
         raise UserError(f"{len(failed)} rehearsals failed under {setting.name}; the first: {failed[0]}")
     return found
