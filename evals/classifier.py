@@ -125,7 +125,7 @@ def train_classifier(
         device=device(),
         on_unreadable=run.handle_unreadable_images,
     )
-    run.first_steps.watch(net, sampler.batch_at)
+    run.first_steps.watch(net, first_step, sampler.batch_at)
     trainer = Trainer(
         task=ClassifierTask(net, wrap_for_distributed(net), val, crop, accuracies, context, sampler),
         optimizer=optimizer,

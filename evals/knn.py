@@ -61,9 +61,9 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
     for k in protocol.num_neighbors:
-        found = votes(similarity, bank_labels[nearest], k, protocol.temperature)
-        share = all_reduce_sum((found.amax(1) / found.sum(1)).sum()) / len(queries.rows)
-        context.run.first_steps.note({f"winning share, {k} neighbors": share})
+        shares = winning_shares(similarity, bank_labels[nearest], k, protocol.temperature)
+        mean = all_reduce_sum(shares.sum()) / len(queries.rows)
+        context.run.first_steps.note({f"winning share, {k} neighbors": mean})
     num_correct = all_reduce_sum((predicted == labels).float().sum(dim=1))
     context.run.counts["num_test_images"] = len(queries.rows)
     accuracies = (num_correct / len(queries.rows) * 100).tolist()
@@ -122,6 +122,13 @@ def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperat
     return torch.stack(
         [torch.cat([votes(s, c, k, temperature).argmax(dim=1) for s, c in blocks]) for k in num_neighbors]
     )
+
+
+def winning_shares(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:
+    """Return which share of all weight the class that wins each query has, `(q,)` in [0, 1]; see `vote`."""
+    blocks = zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True)
+    found = (votes(s, c, num_neighbors, temperature) for s, c in blocks)
+    return torch.cat([each.amax(dim=1) / each.sum(dim=1) for each in found])
 
 
 def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:

@@ -94,7 +94,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
-    run.first_steps.watch(net, sampler.batch_at, method.extra_networks, method.state_dict)
+    run.first_steps.watch(net, first_step, sampler.batch_at, method.extra_networks, method.state_dict)
     if method.note:
         run.provenance["note"] = method.note
 

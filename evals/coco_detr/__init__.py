@@ -86,7 +86,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         on_unreadable=run.handle_unreadable_images,
     )
     task = DetrTask(net, wrap_for_distributed(net), val, protocol, context, steps_per_epoch)
-    run.first_steps.watch(net, sampler.batch_at)
+    run.first_steps.watch(net, first_step, sampler.batch_at)
     trainer = Trainer(
         task=task,
         optimizer=optimizer,

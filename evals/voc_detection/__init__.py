@@ -106,7 +106,7 @@ def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalC
     steps = logger.timed(batches(train, cfg, context, context.cfg.seed, first_step, num_steps), first_step)
     trainer = DetectorTrainer(net_on_all_ranks, steps, optimizer, scaler, context.cfg.precision, context.cfg.seed)
     guard = build_nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
-    run.first_steps.watch(detector)
+    run.first_steps.watch(detector, first_step)
     trainer.register_hooks(
         [
             GuardHook(guard),

@@ -107,7 +107,8 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
     ):
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.add_argument("--scale", choices=SCALES, default=SCALES[0], help="smoke (default) or paper")
-        sub.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
+        default = None if name == "preflight" else _cores()
+        sub.add_argument("--cores", type=int, default=default, help="cores to use at once (default: all; of a job, 1)")
         if name == "preflight":
             _add_cluster_options(sub)
             sub.set_defaults(data=None, data_config=None, skip_bad_images=False, source=None)

@@ -26,6 +26,8 @@ from reproduce.files import write_atomic, write_atomic_with
 
 LOAD_ERRORS = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, AttributeError, TypeError)
 """Errors that torch.load raises on a damaged or foreign file, depending on its bytes."""
+OPTIONAL = {"first_steps"}
+"""States that checkpoints of earlier versions lack, and a resumed run can do without."""
 NUM_KEPT = 2
 """Checkpoints kept during a run: the newest, and the one before it in case the newest is damaged."""
 FINAL = -1
@@ -106,13 +108,14 @@ class CheckpointManager:
         if not found:
             return 0
         state = load(self.path if found == FINAL else self._path_at(found))
-        if missing := sorted(set(self.states) - set(state)):
+        if missing := sorted(set(self.states) - set(state) - OPTIONAL):
             raise UserError(
                 f"the checkpoints in {self.path.parent} have no {', '.join(missing)}: another version of the code "
                 "wrote them; resume with that version, or delete them to start over"
             )
         for name, target in self.states.items():
-            target.load_state_dict(state[name])
+            if name in state:
+                target.load_state_dict(state[name])
         step = int(state["step"])
         barrier()
         if is_main():

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reproduce.engine.distributed.collectives import all_reduce_sum, rank, world_size
+from reproduce.engine.distributed.collectives import all_reduce_sum, is_main, rank, world_size
 from reproduce.files import NOT_FINITE
+from reproduce.rehearsal import NUM_FIRST_STEPS
 
-NUM_FIRST_STEPS = 12
 SIGNS_PERIOD = 8191
 """Prime, so that the signs of a projection don't repeat with an image's rows or a weight's channels."""
+BLOCK_PERIODS = 512
+"""Periods that are converted to fp64 at a time: 34 MB."""
 
 
 class FirstSteps:
@@ -42,17 +44,23 @@ class FirstSteps:
     def watch(
         self,
         net: nn.Module,
+        first_step: int,
         batch_at: Callable[[int], np.ndarray] | None = None,
         extra_networks: Iterable[nn.Module] = (),
         method_state: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """Record the weights of `net`, which is about to train, or about to go on after a resume.
+        """Record the weights of `net`, which is about to train from `first_step` on.
+
+        Records nothing in a run that resumes from a checkpoint without first steps, of an earlier version.
 
         `batch_at` maps a step to the indices of its images, over all ranks. `method_state` returns what a method keeps
         between steps; it is called after the last recorded step, and may be a collective.
         """
         self._networks = {"": net} | {f"extra network {number}": each for number, each in enumerate(extra_networks)}
         self._batch_at, self._method_state = batch_at, method_state
+        if first_step and not self._initial_projections:
+            self.num_steps = 0
+            return
         weights = describe_weights(self._networks)
         if not self._initial_projections:
             self._initial_projections = {name: projection for name, (_, projection) in weights.items()}
@@ -92,7 +100,9 @@ class FirstSteps:
             values["indices"] = _weighted_sum(torch.from_numpy(self._batch_at(step)))
         self.note(values)
         if step == self.num_steps - 1:
-            self.note({f"state of {name}": each for name, each in describe_state(self._method_state()).items()})
+            state = self._method_state()
+            if is_main():
+                self.note({f"state of {name}": each for name, each in describe_state(state).items()})
             self._read()
             if self.stop_after_last:
                 raise FirstStepsDone
@@ -257,7 +267,9 @@ def _leaves(value: Any) -> Iterator[Tensor]:
 def _reduced(means: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the means and sums over ranks of scalars, by one collective."""
     names = [*means, *sums]
-    row = all_reduce_sum(torch.stack([each.detach().double() for each in (*means.values(), *sums.values())]))
+    # Detectron2's trainer has its images and boxes on the host.
+    own = [each.detach().to(means["loss"].device, torch.float64) for each in (*means.values(), *sums.values())]
+    row = all_reduce_sum(torch.stack(own))
     return dict(zip(names, [*(row[: len(means)] / world_size()), *row[len(means) :]], strict=True))
 
 
@@ -269,11 +281,14 @@ def _weighted_sum(values: Tensor, first: int = 0) -> Tensor:
 
 def _projections(rows: Tensor) -> Tensor:
     """Return the sum of each row `(n, d)` with fixed random signs: `(n,)` float64. It shows any change of the row."""
-    whole = rows.shape[1] // SIGNS_PERIOD * SIGNS_PERIOD
     signs = _signs(rows.device)
-    folded = rows[:, :whole].unflatten(1, (-1, SIGNS_PERIOD)).sum(1, dtype=torch.float64) @ signs if whole else 0
-    rest = rows[:, whole:].double()
-    return folded + rest @ signs[: rest.shape[1]]
+    whole = rows.shape[1] // SIGNS_PERIOD * SIGNS_PERIOD
+    total = rows[:, whole:].double() @ signs[: rows.shape[1] - whole]
+    for part in (
+        rows[:, :whole].split(BLOCK_PERIODS * SIGNS_PERIOD, dim=1) if whole else ()
+    ):  # a block at a time in fp64
+        total += part.unflatten(1, (-1, SIGNS_PERIOD)).sum(1, dtype=torch.float64) @ signs
+    return total
 
 
 @lru_cache(maxsize=4)

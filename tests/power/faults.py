@@ -24,6 +24,7 @@ from reproduce import pretrain
 from reproduce.data.pipeline import multicrop, sampler
 from reproduce.engine import schedule
 from reproduce.engine.optimizer import Larc
+from reproduce.engine.precision import at_least_fp32
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
@@ -85,7 +86,7 @@ def _oldest_first(self: Queue, embeddings: list[Tensor]) -> None:
 
 
 def _loss_of_pairs(scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float, own: bool) -> Tensor:
-    predictions = F.log_softmax(scores.float() / temperature, dim=1).chunk(num_crops)
+    predictions = F.log_softmax(at_least_fp32(scores) / temperature, dim=1).chunk(num_crops)
     pairs = [(a, b) for a in range(len(assignments)) for b in range(num_crops) if own or a != b]
     terms = [-(assignments[a] * predictions[b]).sum(dim=1).mean() for a, b in pairs]
     return torch.stack(terms).mean() if own else torch.stack(terms).sum() / (len(assignments) * num_crops)
@@ -93,7 +94,7 @@ def _loss_of_pairs(scores: Tensor, assignments: list[Tensor], num_crops: int, te
 
 def _columns_last(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
     """Sinkhorn whose iterations end with the prototypes, so that no image's assignment sums to one."""
-    found = torch.exp((scores.float() - scores.max()) / epsilon)
+    found = torch.exp((scores - scores.max()) / epsilon)
     for _ in range(num_iterations):
         found = found / found.sum(dim=1, keepdim=True)
         found = found / found.sum(dim=0) * len(found) / found.shape[1]
@@ -203,10 +204,6 @@ def _updated_after(before: Any) -> Any:
         return out
 
     return late
-
-
-def _keys_in_order(compute: Any) -> Any:
-    return lambda self, crops, step: self.key_encoder([crops])[0].to(self.queue.dtype)  # noqa: ARG005
 
 
 def _first_bank_always(assign: Any) -> Any:
@@ -406,7 +403,7 @@ FAULTS = (
     Fault("kNN: pooled features for the head's", "knn_head", "mean of features", {"protocol.features": "pooled"}),
     Fault("linear: weight decay x 10", "linear_places205", "movement of", {"protocol.weight_decay": 1e-3}),
     Fault("linear: no Nesterov", "linear_places205", "movement of", {"protocol.nesterov": False}),
-    Fault("linear: no BatchNorm", "linear_inat18", "number of values", {"protocol.feature_batchnorm": False}),
+    Fault("linear: no BatchNorm", "linear_inat18", "loss", {"protocol.feature_batchnorm": False}),
     Fault(
         "linear: the trunk's BatchNorm trains",
         "linear_imagenet",
@@ -452,7 +449,7 @@ FAULTS = (
     Fault(
         "Faster R-CNN: no extra norm",
         "voc_detection",
-        "number of values",
+        "loss",
         {"protocol.detectron2.MODEL.ROI_HEADS.NAME": "Res5ROIHeads"},
     ),
     Fault(

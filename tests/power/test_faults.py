@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from reproduce import rehearse
 from reproduce.config.identity import run_dir
 from reproduce.data.prepare import synthetic
-from reproduce.harness.preflight.rehearsals import RANDOM_TRUNK, TRUNK, Rehearsal, rehearsals
+from reproduce.harness.preflight.rehearsals import TRUNK, Rehearsal, rehearsals
 from reproduce.harness.spec import golden
 from reproduce.harness.spec.golden import Golden, Values
+from reproduce.rehearsal import RANDOM_TRUNK, Request
 from tests.power.faults import FAULTS, Fault
 
 pytestmark = pytest.mark.power
@@ -36,7 +37,7 @@ def trunk(planned: dict[str, Rehearsal], tmp_path_factory: pytest.TempPathFactor
     """The random trunk that evaluations evaluate."""
     results = tmp_path_factory.mktemp("trunk")
     rehearsal = planned[TRUNK].request()
-    rehearse.rehearse(rehearse.Rehearsal(**rehearsal), results)
+    rehearse.rehearse(Request(**rehearsal), results)
     cfg = OmegaConf.create({**rehearsal["config"], "paths": {"results": str(results)}})
     return run_dir(cfg) / "checkpoint.pt"
 
@@ -54,9 +55,13 @@ def first_steps(fault: Fault, rehearsal: Rehearsal, trunk: Path, results: Path) 
     if cfg.get("checkpoint") == RANDOM_TRUNK:
         cfg.checkpoint = str(trunk)
     config = {str(key): value for key, value in (OmegaConf.to_container(cfg) or {}).items()}  # type: ignore[union-attr]
-    asked = rehearse.Rehearsal(rehearsal.name, rehearsal.kind, config, num_steps=fault.num_steps, ends_early=True)
+    asked = Request(rehearsal.name, rehearsal.kind, config, num_steps=fault.num_steps, ends_early=True)
     with fault.plant():
         return rehearse.rehearse(asked, results)
+
+
+def _comes_last(quantity: str) -> bool:
+    return quantity.startswith(("state of", "metric")) or "first detections" in quantity
 
 
 def cut(recorded: Golden, num_steps: int) -> Golden:
@@ -64,7 +69,7 @@ def cut(recorded: Golden, num_steps: int) -> Golden:
     num_recorded = len(recorded.values.get("learning rate 0", ()))
     series = {name for name, values in recorded.values.items() if num_recorded and len(values) == num_recorded}
     is_cut = num_steps < num_recorded
-    after_all = {name for name in recorded.values if name.startswith(("state of", "metric")) and is_cut}
+    after_all = {name for name in recorded.values if is_cut and _comes_last(name)}
 
     def first(of: dict[str, list[float]]) -> dict[str, list[float]]:
         return {
@@ -83,11 +88,7 @@ def test_fault_is_named(
     rehearsal = planned[fault.recipe]
     values = first_steps(fault, rehearsal, trunk, tmp_path)
     expected = cut(recorded[rehearsal.name], fault.num_steps)
-    values = {
-        name: each
-        for name, each in values.items()
-        if name in expected.values or not name.startswith(("state", "metric"))
-    }
+    values = {name: each for name, each in values.items() if name in expected.values or not _comes_last(name)}
     found = golden.compare(values, expected).differences
     assert found, "nothing noticed"
     print(f"| {fault.name} | {fault.recipe} | {found[0].quantity} | {found[0].step} |")

@@ -15,7 +15,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -140,11 +140,13 @@ def generate(root: Path, seed: int = 0, size: str = "full") -> None:
     wanted = {"version": VERSION, "coco": COCO_VERSION, "voc0712": VOC0712_VERSION, "seed": seed}
     with file_lock(root / ".lock", "the image generator"):
         found = read_json(manifest) if manifest.exists() else {}
-        if {"size": "full", **found}.items() >= {**wanted, "size": size}.items():
+        in_full, asked = (json.loads(json.dumps(asdict(SIZES[each]))) for each in ("full", size))
+        # Manifests of earlier versions name no size: there was one.
+        if {"size": in_full, **found}.items() >= {**wanted, "size": asked}.items():
             return
         root.mkdir(parents=True, exist_ok=True)
         hashes = _write_datasets(root, seed, SIZES[size])
-        write_json(manifest, {**wanted, "size": size, "sha256": hashes})
+        write_json(manifest, {**wanted, "size": asdict(SIZES[size]), "sha256": hashes})
         print(f"generated images in {root}")
 
 
@@ -179,7 +181,8 @@ def _write_class_split(job: tuple[Path, int, ClassSet, str, Sizes]) -> tuple[str
     num = (sizes.num_per_class or (item.num_train, item.num_val))[("train", "val").index(split)]
     for name, texture in item.textures.items():
         folder = root / item.name / split / name
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # images of another size
+        folder.mkdir(parents=True)
         for number in range(num):
             rng = _rng(seed, item.name, split, name, number)
             tint = _rng(seed, "tint", item.name, split, name, number) if sizes.tinted else None

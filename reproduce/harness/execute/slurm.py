@@ -111,8 +111,10 @@ def command_of_tasks(cluster: Mapping[str, Any], num_tasks: int) -> list[str]:
     job += [f"--{name}={site[name]}" for name in ("partition", "account", "qos", "constraint") if site[name]]
     job += [f"--mem={round(1000 * site['memory_gb'])}M"] if site["memory_gb"] else []
     job += [f"--time={round(60 * site['time_limit_hours'])}"] if site["time_limit_hours"] else []
-    gpus, cores = num_tasks * cluster["gpus_per_process"], cluster["cores_per_gpu"]
-    job += [f"--gres={site['gres']}:{gpus}", f"--cpus-per-task={cores}"] if gpus else []
+    num_ranks = cluster["num_processes"]
+    gpus = num_tasks * num_ranks * cluster["gpus_per_process"]
+    cores = num_ranks * (cluster["cores_per_gpu"] if gpus else cluster["num_threads"])
+    job += [f"--cpus-per-task={cores}", *([f"--gres={site['gres']}:{gpus}"] if gpus else [])]
     return [
         *job,
         *shlex.split(site["extra_args"]),

@@ -12,6 +12,8 @@ from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import revision
 from reproduce.harness.preflight.rehearsals import (
+    DETECTORS,
+    RECORDED_PRECISIONS,
     Rehearsal,
     rehearsals,
     runs_of_tables,
@@ -25,12 +27,8 @@ from reproduce.system import cpu_flags, cpu_name
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of all settings: they are arithmetics of a CPU."""
-RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", "bf16"), "paper": ("fp32",)}
-"""What is recorded for each scale: what a preflight rehearses by default, and what PRECISION= asks for."""
-INDEPENDENT_OF_TRUNK = (
-    *("indices", "learning rate", "labels and boxes", "pixels", "squared pixels", "projection of view"),
-)
-"""Beginnings of the quantities that are the same whichever trunk is evaluated."""
+OF_REHEARSALS_ONLY = ("state of", "metric")
+"""Beginnings of what a rehearsal has after its last step, which is not that of a run."""
 
 
 def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
@@ -78,14 +76,17 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
 
 
 def _golden(rehearsal: Rehearsal, values: dict[str, list[float]], tolerances: dict[str, list[float | None]]) -> Golden:
-    """Return what is recorded of a rehearsal: of a trained trunk's evaluation, what does not depend on the trunk."""
-    kept = [name for name in values if not rehearsal.trained_trunk or name.startswith(INDEPENDENT_OF_TRUNK)]
-    return Golden(
-        rehearsal.recipes,
-        rehearsal.overrides,
-        {name: values[name] for name in kept},
-        {name: tolerances[name] for name in kept},
-    )
+    """Return what is recorded of a rehearsal.
+
+    Of a table's run, that is what the run will have, too; of a trained trunk's evaluation, what the trunk leaves alone.
+    Detectors draw at random, differently on each rank: of their runs, only the input and the rates are recorded.
+    """
+    recorded = Golden(rehearsal.recipes, rehearsal.overrides, values, tolerances)
+    if not rehearsal.of_table:
+        return recorded
+    if rehearsal.trained_trunk or rehearsal.protocol in DETECTORS:
+        return golden.free_of_arithmetic(recorded)
+    return recorded.restricted_to(name for name in values if not name.startswith(OF_REHEARSALS_ONLY))
 
 
 def write(target: Path, content: GoldenFile) -> None:

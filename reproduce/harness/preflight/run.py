@@ -14,6 +14,7 @@ from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 from reproduce.harness.execute.process_group import last_error, stop_process_group
 from reproduce.harness.preflight.rehearsals import Rehearsal
+from reproduce.rehearsal import REHEARSALS_FILE
 
 POLL_SECONDS = 0.2
 
@@ -39,11 +40,12 @@ def run_rehearsals(
     """Do rehearsals in `folder`, which is emptied first; return the content of each one's file, by name.
 
     Each of the processes is one, or `num_ranks` that train together; `python` starts one. `on_result` is called with
-    each as soon as it ends. Raises `UserError` if a process ends before its work.
+    each as soon as it ends. If a process ends before its work, what is
+    left has an error.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(folder / "rehearsals.json", [each.request() for each in rehearsals])
+    write_json(folder / REHEARSALS_FILE, [each.request() for each in rehearsals])
     # The first makes the trunk that others evaluate, in each process, and has no result.
     waiting = {each.name: each for each in rehearsals[1:]}
     found: dict[str, dict[str, Any]] = {}
@@ -71,13 +73,18 @@ def run_rehearsals(
             started.append(process)
         while any(process.poll() is None for process in started):
             collect()
-            with_patience(started)
+            _wait_a_moment(started)
         collect()
     if waiting:
         number = next((number for number, each in enumerate(started) if each.returncode), 0)
         log_file = folder / f"log-{number}.txt"
         reason = last_error(log_file) or f"exit status {started[number].returncode}"
-        raise UserError(f"{len(waiting)} rehearsals did not end ({next(iter(waiting))}, ...): {reason}; see {log_file}")
+        for name in list(waiting):
+            found[name] = {
+                "error": f"not rehearsed, because a process ended ({reason}; see {log_file})",
+                "seconds": 0.0,
+            }
+            on_result(waiting.pop(name), found[name])
     return found
 
 
@@ -91,7 +98,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def with_patience(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _wait_a_moment(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Wait for a moment, or until the first process ends."""
     try:
         processes[0].wait(POLL_SECONDS)

@@ -83,19 +83,19 @@ def test_a_recorder_that_resumes_goes_on() -> None:
 
     torch.manual_seed(0)
     whole, net = FirstSteps(3), nn.Linear(2, 2)
-    whole.watch(net)
+    whole.watch(net, 0)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(1)
     train(whole, net, range(3))
     net.load_state_dict(state)
     first = FirstSteps(3)
-    first.watch(net)
+    first.watch(net, 0)
     torch.manual_seed(1)
     train(first, net, range(2))
     saved = first.state_dict()
     resumed = FirstSteps(3)
     resumed.load_state_dict(saved)
-    resumed.watch(net)
+    resumed.watch(net, 2)
     train(resumed, net, range(2, 3))
     assert resumed.values() == whole.values()
     assert len(whole.values()["movement of weight matrices"]) == 3

@@ -131,7 +131,7 @@ def test_a_changed_cell_stands_in_every_report(done: Plan, finish: Finish, capsy
         ({"loss": [3.0, 2.9009, 2.8]}, False),
         ({"loss": [3.0, 2.9011, 2.8]}, True),
         ({"loss": [3.0, 2.9]}, True),
-        ({"loss": [3.0, 2.9, 2.8, 2.7]}, True),
+        ({"loss": [3.0, 2.9, 2.8, 2.7]}, False),  # more steps than are recorded
         ({"indices": [7.0, 8.0, 9.5]}, True),
         ({"a quantity that is not recorded": [1.0]}, False),
     ],

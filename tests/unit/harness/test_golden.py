@@ -60,7 +60,7 @@ def test_differences_are_sorted_by_step_with_causes_before_effects() -> None:
     ]
 
 
-@pytest.mark.parametrize(("found", "number"), [([1.0], 1), ([1.0] * 3, 3), ([], 0)])
+@pytest.mark.parametrize(("found", "number"), [([1.0], 1), ([1.0, 2.0, 3.0], 3), ([], 0)])
 def test_a_series_of_another_length_is_one_difference(found: list[float], number: int) -> None:
     (difference,) = compare({"indices": found}, recorded({"indices": [1.0, 2.0]})).differences
     assert difference == Difference("number of values of indices", None, number, 2, 0)

@@ -77,8 +77,8 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
     """
 
     def run(say: Callable[[str], None] = lambda _: None, names: Sequence[str] = tuple(EXPECTED), **found: Any) -> bool:
-        config = {"cluster": {"executor": "local", "num_processes": 1}}
-        planned = [Rehearsal(name, KINDS.get(name, "pretrain"), config, [name]) for name in names]
+        config = {"cluster": {"executor": "local", "num_processes": 1, "gpus_per_process": 0}}
+        planned = [Rehearsal(name, KINDS.get(name, "pretrain"), config, recipes=[name]) for name in names]
 
         def run_rehearsals(given: Sequence[Rehearsal], *rest: Any) -> dict[str, Any]:
             contents = {}
