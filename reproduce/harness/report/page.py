@@ -16,7 +16,7 @@ from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
 from reproduce.harness.report.rendering import render_template
-from reproduce.harness.spec import preflight_file, tables
+from reproduce.harness.spec import tables
 from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import LEVELS
 from reproduce.system import cpu_name
@@ -70,7 +70,8 @@ def write_page(scale: str) -> Path:
     if not checked and not claims:
         raise UserError(f"Nothing at scale {scale} was checked yet. Run a check first, for example make check-table3.")
     write_atomic(folder / "index.html", render(scale, checked, claims, folder))
-    if preflight_file.last_preflight(scale):
+    in_short = render_preflight.in_short(scale)
+    if in_short and in_short["page"]:
         render_preflight.write_preflight_page(scale)
     return folder / "index.html"
 

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report.rendering import render_template
@@ -29,13 +30,17 @@ def in_short(scale: str) -> dict[str, Any] | None:
     """
     if scale not in preflight_file.SCALES:
         return None
-    result = preflight_file.last_preflight(scale)
-    if result is None:
-        text = "No preflight was run, so nothing is known of how this machine computes the recipes' first steps."
-        return {"text": text, "tone": "quiet", "doubts": [], "command": preflight_file.command(scale), "page": False}
+    without = {"doubts": [], "command": preflight_file.command(scale), "page": False}
+    try:
+        result = preflight_file.last_preflight(scale)
+        if result is None:
+            text = "No preflight was run, so nothing is known of how this machine computes the recipes' first steps."
+            return {"text": text, "tone": "quiet", **without}
+        doubts = list(preflight_file.doubts(result))
+    except UserError as error:  # no reason to go without the report
+        return {"text": f"{error}", "tone": "unsure", **without}
     text = f"{preflight_file.summary(result)}, {preflight_file.origin(result)}."
-    tone = "good" if result["equal"] else "bad"
-    return {"text": text, "tone": tone, "doubts": list(preflight_file.doubts(result)), "command": "", "page": True}
+    return {"text": text, "tone": "good" if result["equal"] else "bad", "doubts": doubts, "command": "", "page": True}
 
 
 def write_preflight_page(scale: str) -> Path:

@@ -234,8 +234,8 @@ def _first_steps_not_compared(note: notes.FirstStepsNotCompared) -> str:
     reasons = []
     if note.not_recorded:
         reasons.append(
-            f"no first steps are recorded for {_some(note.not_recorded)} (other images, overrides, or a seed that was "
-            "not recorded)"
+            f"no first steps are recorded for {_some(note.not_recorded)} (other images, overrides or seeds; what "
+            "depends on a trained trunk; labels of all images)"
         )
     if note.not_kept:
         reasons.append(f"results from before first steps were kept have none ({_some(note.not_kept)})")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reproduce.harness.plan.model import Plan
 from reproduce.harness.preflight import preflight as module
 from reproduce.harness.preflight.preflight import preflight
 from reproduce.harness.preflight.rehearsals import Rehearsal
+from reproduce.harness.report import render_preflight
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_preflight import write_preflight_page
@@ -76,8 +78,13 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
     A text in place of numbers is the error that ends the rehearsal.
     """
 
-    def run(say: Callable[[str], None] = lambda _: None, names: Sequence[str] = tuple(EXPECTED), **found: Any) -> bool:
-        config = {"cluster": {"executor": "local", "num_processes": 1, "gpus_per_process": 0}}
+    def run(
+        say: Callable[[str], None] = lambda _: None,
+        names: Sequence[str] = tuple(EXPECTED),
+        num_processes: int = 1,
+        **found: Any,
+    ) -> bool:
+        config = {"cluster": {"executor": "local", "num_processes": num_processes, "gpus_per_process": 0}}
         planned = [Rehearsal(name, KINDS.get(name, "pretrain"), config, recipes=[name]) for name in names]
 
         def run_rehearsals(given: Sequence[Rehearsal], *rest: Any) -> dict[str, Any]:
@@ -130,6 +137,32 @@ def test_recipes_that_take_their_recorded_steps_are_equal(rehearse: Rehearse) ->
         "3 of 3 rehearsals take their recorded first steps (no number is further from its recorded one than 50% of its "
         "tolerance)"
     )
+
+
+def test_several_processes_leave_out_what_draws_on_each(rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "same_for_any_number_of_processes", lambda given: [e for e in given if e.name != "knn"])
+    said: list[str] = []
+    assert rehearse(said.append, num_processes=2)
+    assert said[0] == "left out, because they draw at random in each process: knn"
+    assert result()["equal"] and result()["not_rehearsed"] == []
+    assert "knn" not in [each["name"] for each in result()["rehearsals"]]
+
+
+def test_a_number_of_processes_that_cannot_share_batches_is_refused(rehearse: Rehearse) -> None:
+    with pytest.raises(UserError, match="in 1 or 2 or 4 processes, not in 3"):
+        rehearse(num_processes=3)
+    assert last_preflight("smoke") is None
+
+
+def test_rehearsals_with_other_overrides_than_recorded_say_so(
+    rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = golden.load("smoke")
+    others = {name: replace(each, overrides=["epochs=7"]) for name, each in recorded.rehearsals.items()}
+    monkeypatch.setattr(golden, "load", lambda _: replace(recorded, rehearsals=others))
+    said: list[str] = []
+    rehearse(said.append)
+    assert said[0].endswith("; rehearsed with other overrides than recorded: record again")
 
 
 def test_a_recipe_that_takes_other_steps_is_different(rehearse: Rehearse) -> None:
@@ -195,6 +228,8 @@ def test_a_result_of_another_version_is_one_sentence(here: Path, content: str) -
     )
     with pytest.raises(UserError, match=error):
         last_preflight("smoke")
+    in_short = render_preflight.in_short("smoke")
+    assert in_short and in_short["tone"] == "unsure" and not in_short["page"]  # the report does without
 
 
 def test_a_preflight_of_elsewhere_or_before_is_doubted(rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch) -> None:
