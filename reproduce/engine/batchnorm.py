@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, world_size
+from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError, did_you_mean
 
 SYNC_BATCHNORM = ("torch", "apex")
@@ -159,8 +160,8 @@ class GroupedBatchNorm(_AnyShape):
 class CpuSyncBatchNorm(_AnyShape):
     """BatchNorm over the batches of a group of ranks on CPUs, where torch's SyncBatchNorm does not run.
 
-    Gives the statistics and running statistics of `nn.BatchNorm` over the gathered batch. Ranks may have batches of
-    different sizes.
+    Gives the statistics and running statistics of `nn.BatchNorm` over the gathered batch, in fp32 even if the input is
+    in half precision. Ranks may have batches of different sizes.
     """
 
     process_group: dist.ProcessGroup
@@ -172,12 +173,13 @@ class CpuSyncBatchNorm(_AnyShape):
         self._check_input_dim(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        count = input.new_tensor([input.numel() / input.shape[1]])
-        totals = torch.cat([input.sum(axes), count])
+        x = at_least_fp32(input)
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        totals = torch.cat([x.sum(axes), count])
         totals = all_reduce_sum_differentiable(totals, self.process_group)
         count = totals[-1:].detach()
         mean = totals[:-1] / count
-        centered = input - mean.view(shape)
+        centered = x - mean.view(shape)
         variance = all_reduce_sum_differentiable(centered.square().sum(axes), self.process_group) / count
         if self.track_running_stats:
             assert self.running_mean is not None
@@ -189,4 +191,6 @@ class CpuSyncBatchNorm(_AnyShape):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         normalized = centered * torch.rsqrt(variance + self.eps).view(shape)
-        return normalized * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalized
+        if self.affine:
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)

@@ -111,3 +111,17 @@ def test_torch_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch
     (norm,) = net.children()
     assert isinstance(norm, nn.SyncBatchNorm)
     assert norm.process_group is group
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_ranks_on_cpus_normalize_in_any_precision(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(batchnorm, "all_reduce_sum_differentiable", lambda totals, _: totals)
+    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    alone = nn.BatchNorm2d(3).to(weights)
+    shared = copy.deepcopy(alone)
+    shared.__class__ = batchnorm.CpuSyncBatchNorm
+    shared.process_group = None  # type: ignore[assignment]
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found, expected = shared(images), alone(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(shared.running_var, alone.running_var)
