@@ -85,11 +85,13 @@ def _oldest_first(self: Queue, embeddings: list[Tensor]) -> None:
     self.num_filled += batch
 
 
-def _loss_of_pairs(scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float, own: bool) -> Tensor:
+def _loss_of_pairs(
+    scores: Tensor, assignments: list[Tensor], num_crops: int, temperature: float, own: bool, too_many: int
+) -> Tensor:
     predictions = F.log_softmax(at_least_fp32(scores) / temperature, dim=1).chunk(num_crops)
     pairs = [(a, b) for a in range(len(assignments)) for b in range(num_crops) if own or a != b]
     terms = [-(assignments[a] * predictions[b]).sum(dim=1).mean() for a, b in pairs]
-    return torch.stack(terms).mean() if own else torch.stack(terms).sum() / (len(assignments) * num_crops)
+    return torch.stack(terms).sum() / (len(pairs) + too_many)
 
 
 def _columns_last(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
@@ -312,13 +314,13 @@ FAULTS = (
         "own crop among the predictions",
         SWAV,
         "loss",
-        plant=replaced(swav, "swapped_prediction_loss", partial(_loss_of_pairs, own=True)),
+        plant=replaced(swav, "swapped_prediction_loss", partial(_loss_of_pairs, own=True, too_many=0)),
     ),
     Fault(
         "mean over one pair too many",
         SWAV,
         "loss",
-        plant=replaced(swav, "swapped_prediction_loss", partial(_loss_of_pairs, own=False)),
+        plant=replaced(swav, "swapped_prediction_loss", partial(_loss_of_pairs, own=False, too_many=2)),
     ),
     Fault("hard assignments", SWAV, "assignment_entropy", {"method.hard_assignments": True}),
     Fault(
@@ -460,3 +462,12 @@ FAULTS = (
     ),
     Fault("SVM: one cost for all classes", "voc07_svm", "average precision", {"protocol.costs": [0.01]}),
 )
+
+NO_FAULTS = (
+    *(Fault("none", recipe, "", num_steps=12) for recipe in (SWAV, "simclr_1000ep", "knn", "linear_places205")),
+    Fault(
+        "the right pairs, added up in another order", SWAV, "",
+        plant=replaced(swav, "swapped_prediction_loss", partial(_loss_of_pairs, own=False, too_many=0)),
+    ),
+)  # fmt: skip
+"""What no comparison may notice."""

@@ -119,7 +119,7 @@ def test_ranks_on_cpus_normalize_in_any_precision(monkeypatch: pytest.MonkeyPatc
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     alone = nn.BatchNorm2d(3).to(weights)
     shared = copy.deepcopy(alone)
-    shared.__class__ = batchnorm.CpuSyncBatchNorm
+    shared.__class__ = batchnorm.CpuSyncBatchNorm  # type: ignore[assignment]
     shared.process_group = None  # type: ignore[assignment]
     images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     found, expected = shared(images), alone(images)
