@@ -1,7 +1,9 @@
 """Record the first steps of a scale's recipes with tolerances measured here, and try them under other arithmetic."""
 
+import hashlib
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
-from reproduce.files import write_atomic
+from reproduce.files import read_json, write_atomic, write_json
 from reproduce.harness import revision
 from reproduce.harness.preflight.rehearsals import (
     DETECTORS,
@@ -32,7 +34,10 @@ OF_REHEARSALS_ONLY = ("state of", "metric")
 
 
 def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
-    """Record the first steps of a scale; return the file. Raises `UserError` if a rehearsal fails."""
+    """Record the first steps of a scale; return the file. Raises `UserError` if a rehearsal fails.
+
+    After an interruption, or a change of the rule for tolerances, settings that are done are not done again.
+    """
     observed: dict[str, list[Values]] = {}
     last: Mapping[str, Any] = {}
     settings = _possible(SETTINGS)
@@ -117,17 +122,31 @@ def _possible(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_processes: int) -> Mapping[str, Any]:
+    """Do the rehearsals under a setting, or return what an earlier recording left of the same ones by the same code."""
     asked = [
         each if each.kind == "schedule" else replace(each, config=_with_threads(each.config, setting.num_threads))
         for each in (same_for_any_number_of_processes(planned) if setting.num_ranks > 1 else planned)
         if setting.half_precision or each.config.get("precision") != "bf16"
     ]
-    folder = Path(".cache", "rehearsals", f"record-{scale}", setting.name.replace(" ", "-"))
+    folder = Path(".cache", "rehearsals", f"record-{scale}", re.sub(r"\W+", "-", setting.name))
+    stamp, made_by = folder.with_suffix(".json"), _made_by(asked, setting)
+    if not revision.dirty() and stamp.exists() and read_json(stamp) == made_by:
+        return {each.name: read_json(folder / f"{each.name}.json") for each in asked[1:]}
+    stamp.unlink(missing_ok=True)
     at_once = max(1, num_processes // setting.num_ranks)
     found = run_rehearsals(asked, folder, at_once, {**NO_GPU, **setting.environment}, setting.num_ranks)
     if failed := [f"{name}: {content['error']}" for name, content in found.items() if "error" in content]:
         raise UserError(f"{len(failed)} rehearsals failed under {setting.name}; the first: {failed[0]}")
+    write_json(stamp, made_by)
     return found
+
+
+def _made_by(asked: Sequence[Rehearsal], setting: Setting) -> dict[str, str]:
+    """Return what the rehearsals' numbers depend on: the code that they run, what is asked of them, the processor."""
+    requests = json.dumps([each.request() for each in asked], sort_keys=True)
+    parts = {"code": revision.run_code_fingerprint(revision.commit()), "requests": requests}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
+    return {**digests, "environment": json.dumps(dict(setting.environment)), "hardware": cpu_name()}
 
 
 def _with_threads(config: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
