@@ -306,7 +306,7 @@ FAULTS = (
     Fault(
         "prototypes frozen for a step too many",
         SWAV,
-        "gradient norm",
+        "norm of prototypes",
         plant=wrapped(Swav, "__init__", _freeze_one_step_more),
         num_steps=9,
     ),
@@ -439,19 +439,19 @@ FAULTS = (
     Fault(
         "Faster R-CNN: mean of BGR",
         "voc_detection",
-        "loss",
+        "initial",
         {"protocol.detectron2.MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]},
     ),
     Fault(
         "Faster R-CNN: anchors",
         "voc_detection",
-        "loss",
+        "initial",
         {"protocol.detectron2.MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128]]},
     ),
     Fault(
         "Faster R-CNN: no extra norm",
         "voc_detection",
-        "loss",
+        "initial",
         {"protocol.detectron2.MODEL.ROI_HEADS.NAME": "Res5ROIHeads"},
     ),
     Fault(
