@@ -37,18 +37,24 @@ def iter_blocks(rows: Tensor, prototypes: Tensor) -> Iterator[Tensor]:
 
 
 class MemoryBank:
-    """This rank's embeddings of one epoch, `(num_crops, num_rows, embedding_dim)` in fp32, and each row's image index.
+    """This rank's embeddings of one epoch, `(num_crops, num_rows, embedding_dim)`, and each row's image index.
 
     Rows are ordered by step. All ranks together have `num_rows * world_size` rows; their global numbers count by step
     and within a step by rank, as a single process would.
     """
 
     def __init__(
-        self, num_crops: int, num_steps: int, batch_size: int, embedding_dim: int, device: torch.device
+        self,
+        num_crops: int,
+        num_steps: int,
+        batch_size: int,
+        embedding_dim: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.share = batch_size // world_size()
         self.num_global_rows = num_steps * batch_size
-        self.embeddings = torch.zeros(num_crops, num_steps * self.share, embedding_dim, device=device)
+        self.embeddings = torch.zeros(num_crops, num_steps * self.share, embedding_dim, device=device, dtype=dtype)
         self.image_indices = torch.zeros(num_steps * self.share, dtype=torch.int64, device=device)
 
     def store(self, position: int, image_indices: Tensor, embeddings: Tensor) -> None:
@@ -58,8 +64,8 @@ class MemoryBank:
         """
         rows = slice(position * self.share, (position + 1) * self.share)
         num_crops = len(self.embeddings)
-        self.embeddings[:, rows] = at_least_fp32(
-            embeddings.detach()[: num_crops * self.share].unflatten(0, (num_crops, -1))
+        self.embeddings[:, rows] = (
+            embeddings.detach()[: num_crops * self.share].unflatten(0, (num_crops, -1)).to(self.embeddings.dtype)
         )
         self.image_indices[rows] = image_indices
 
@@ -121,7 +127,8 @@ class Clustering(Method):
         self.num_crops, self.temperature = config.num_banks, config.temperature
         self.uniform_loss = math.log(config.num_prototypes)
         embedding_dim, device = self.heads[0].shape[1], self.heads[0].device
-        self.bank = MemoryBank(config.num_banks, self.steps_per_epoch, batch_size, embedding_dim, device)
+        dtype = at_least_fp32(self.heads[0]).dtype
+        self.bank = MemoryBank(config.num_banks, self.steps_per_epoch, batch_size, embedding_dim, device, dtype)
         self.labels = torch.full((config.num_heads, num_images), IGNORE_LABEL, dtype=torch.int32, device=device)
 
     @abstractmethod

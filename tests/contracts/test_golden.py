@@ -48,4 +48,5 @@ def test_most_numbers_have_a_tolerance(scale: str) -> None:
     for name, each in golden.load(scale).rehearsals.items():
         tolerances = [value for series in each.tolerances.values() for value in series]
         assert sum(value is not None for value in tolerances) > 0.5 * len(tolerances), name
-        assert each.tolerances.get("loss", [0.0])[0] is not None, name
+        if not name.endswith(".bf16"):
+            assert each.tolerances.get("loss", [0.0])[0] is not None, name

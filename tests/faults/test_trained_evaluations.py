@@ -131,8 +131,8 @@ def test_two_processes_equal_one(kind: str, common: tuple[str, ...], tmp_path: P
     outcomes = []
     for processes in (1, 2):
         results = tmp_path / str(processes)
-        asked = (*TRAINED[kind], *common, *lower, f"paths.results={results}")
-        done = run("tests.faults.in_double", *asked, processes=processes)
+        asked = (*TRAINED[kind], *common, *lower, "precision=fp64", f"paths.results={results}")
+        done = run("reproduce.evaluate", *asked, processes=processes)
         assert done.returncode == 0, done.stderr
         outcomes.append(outcome(results))
     (one, end_of_one, expected), (two, end_of_two, found) = outcomes
