@@ -1,5 +1,7 @@
 """The recorded first steps: of every recipe, and small enough to be read."""
 
+from pathlib import Path
+
 import pytest
 
 from reproduce.config.compose import group_options
@@ -21,14 +23,13 @@ def test_every_recipe_is_recorded(scale: str) -> None:
     assert schedules == set(group_options("experiment")) - {NOT_TRAINED}
 
 
-def test_runs_of_tables_are_recorded() -> None:
+def test_runs_of_tables_are_recorded(composed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that train, or extract features of the random trunk; `runs_of_tables` says which others are left out."""
     recorded = golden.load_runs("smoke")
-    runs = build_plan(Request(tuple(tables.names("smoke")), "smoke")).runs
-    assert recorded.keys() <= runs.keys()
+    monkeypatch.chdir(composed.parent)
+    runs = build_plan(Request(("table3", "table7"), "smoke")).runs
     missing = {run.name for run_id, run in runs.items() if run_id not in recorded}
-    clustering = {run.name for run in runs.values() if run.name.startswith(("deepcluster_v2", "sela_v2"))}
-    assert missing <= {NOT_TRAINED, "knn", "knn_head", "voc07_svm", *clustering}
+    assert missing <= {NOT_TRAINED, "knn", "knn_head", "voc07_svm"}
 
 
 def test_files_are_small_and_honest() -> None:

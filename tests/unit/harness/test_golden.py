@@ -130,25 +130,25 @@ def test_settings_that_agree_by_chance_get_the_usual_spread_of_the_kind() -> Non
     runs = [{**spread, "loss": [4.0]}, {**{name: [100.1] for name in spread}, "norm of part 0": [100.0], "loss": [4.0]}]
     tolerances = in_fp32([runs[0], runs[1], runs[0]])[1]
     assert tolerances["norm of part 0"] == [pytest.approx(0.1 * MULTIPLE)]
-    assert tolerances["loss"] == [pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 4.0, rel=0.02)]
+    assert tolerances["loss"] == [pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 4.0, rel=0.05)]
 
 
 def test_a_number_that_rounding_moves_by_too_much_has_no_tolerance_from_there_on() -> None:
     just, too_much = 0.99 * USELESS / MULTIPLE, 1.01 * USELESS / MULTIPLE
     runs = [{"loss": [1.0] * 3}, {"loss": [1.0 + just, 1.0 + too_much, 1.0]}, {"loss": [1.0] * 3}]
-    assert in_fp32(runs)[1] == {"loss": [pytest.approx(just * MULTIPLE, rel=0.02), None, None]}
+    assert in_fp32(runs)[1] == {"loss": [pytest.approx(just * MULTIPLE, rel=0.05), None, None]}
 
 
 def test_a_projection_is_compared_with_the_largest_of_its_series() -> None:
     runs = [{"projection of view 1": [8.0, 1e-9]}] * 2
     (tolerance, at_zero) = in_fp32(runs)[1]["projection of view 1"]
-    assert tolerance == at_zero == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 8, rel=0.02)
+    assert tolerance == at_zero == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 8, rel=0.05)
 
 
 def test_a_movement_is_compared_with_the_resolution_of_what_moves() -> None:
     runs = [{"movement of trunk": [0.0], "norm of trunk": [50.0]}] * 2
     (tolerance,) = in_fp32(runs)[1]["movement of trunk"]
-    assert tolerance == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] ** 2 * 50, rel=0.02)
+    assert tolerance == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] ** 2 * 50, rel=0.05)
 
 
 @pytest.mark.parametrize("quantity", ["indices", "learning rate 0", "mean learning rate", "number of steps"])
