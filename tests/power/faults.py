@@ -403,7 +403,7 @@ FAULTS = (
     Fault("kNN: bilinear for bicubic", "knn", "mean of features", {"protocol.center_crop.interpolation": "bilinear"}),
     Fault("kNN: temperature .1 for .07", "knn", "winning share", {"protocol.temperature": 0.1}),
     Fault("kNN: pooled features for the head's", "knn_head", "mean of features", {"protocol.features": "pooled"}),
-    Fault("linear: weight decay x 10", "linear_places205", "movement of", {"protocol.weight_decay": 1e-3}),
+    Fault("linear: weight decay x 10", "linear_places205", "norm of", {"protocol.weight_decay": 1e-3}),
     Fault("linear: no Nesterov", "linear_places205", "movement of", {"protocol.nesterov": False}),
     Fault("linear: no BatchNorm", "linear_inat18", "loss", {"protocol.feature_batchnorm": False}),
     Fault(
