@@ -104,7 +104,7 @@ doctor: ## describe this machine, which tables can run here (DATA=...), and what
 record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
 
-preflight: setup ## compare the first steps of every recipe with the recorded ones ; needs no data
+preflight: setup ## compare the first steps of every recipe with the recorded ones; needs no data
 	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each)))) \
 		$(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
 

@@ -284,9 +284,8 @@ def _projections(rows: Tensor) -> Tensor:
     signs = _signs(rows.device)
     whole = rows.shape[1] // SIGNS_PERIOD * SIGNS_PERIOD
     total = rows[:, whole:].double() @ signs[: rows.shape[1] - whole]
-    for part in (
-        rows[:, :whole].split(BLOCK_PERIODS * SIGNS_PERIOD, dim=1) if whole else ()
-    ):  # a block at a time in fp64
+    blocks = rows[:, :whole].split(BLOCK_PERIODS * SIGNS_PERIOD, dim=1) if whole else ()
+    for part in blocks:
         total += part.unflatten(1, (-1, SIGNS_PERIOD)).sum(1, dtype=torch.float64) @ signs
     return total
 

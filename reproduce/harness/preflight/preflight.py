@@ -24,8 +24,6 @@ NUM_SHOWN = 3
 """Differences that a line quotes."""
 NUM_KEPT = 20
 """Differences of one rehearsal that the result keeps."""
-
-
 REHEARSED_OTHERWISE = "; rehearsed with other overrides than recorded: record again"
 UNKNOWN: dict[str, Any] = {"hardware": "unknown", "packages": {}, "arithmetic": {}, "world_size": 1}
 """Where rehearsals ran of which none ended."""
@@ -131,7 +129,7 @@ def _entry(rehearsal: Rehearsal, content: Mapping[str, Any], recorded: Golden | 
         return {**entry, "status": "failed", "line": f"FAILED: {content['error']}"}
     if recorded is None:
         return {**entry, "status": "not recorded", "line": "NOT RECORDED: see make record-golden"}
-    if "cudnn" in content["arithmetic"] and rehearsal.protocol == "voc_detection":  # draws proposals on the GPU
+    if golden.is_of_gpu(content["arithmetic"]) and rehearsal.protocol == "voc_detection":  # which draws proposals there
         comparison = golden.compare_recorded(content["values"], golden.free_of_arithmetic(recorded))
     else:
         comparison = golden.compare(content["values"], recorded)

@@ -5,7 +5,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _possible(settings: Sequence[Setting]) -> list[Setting]:
 def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_processes: int) -> Mapping[str, Any]:
     """Do the rehearsals under a setting, or return what an earlier recording left of the same ones by the same code."""
     asked = [
-        each if each.kind == "schedule" else replace(each, config=_with_threads(each.config, setting.num_threads))
+        each
         for each in (same_for_any_number_of_processes(planned) if setting.num_ranks > 1 else planned)
         if setting.half_precision or each.config.get("precision") != "bf16"
     ]
@@ -147,10 +147,6 @@ def _made_by(asked: Sequence[Rehearsal], setting: Setting) -> dict[str, str]:
     parts = {"code": revision.run_code_fingerprint(revision.commit()), "requests": requests}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
     return {**digests, "environment": json.dumps(dict(setting.environment)), "hardware": cpu_name()}
-
-
-def _with_threads(config: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
-    return {**config, "cluster": {**config["cluster"], "num_threads": num_threads}}
 
 
 def _try(content: GoldenFile, found: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, int]:

@@ -26,11 +26,10 @@ USELESS = 0.3
 
 @dataclass(frozen=True)
 class Setting:
-    """One arithmetic: environment variables that choose other kernels, and threads, which split sums."""
+    """One arithmetic: environment variables that choose other kernels, and processes, which split sums."""
 
     name: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    num_threads: int = 1
     num_ranks: int = 1
     """Processes that train together, by gloo; only what is the same for any number of them is compared."""
     half_precision: bool = True

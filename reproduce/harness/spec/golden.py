@@ -149,13 +149,17 @@ def load_runs(scale: str) -> dict[str, Golden]:
     return _read(file).rehearsals if file.exists() else {}
 
 
+def is_of_gpu(arithmetic: Mapping[str, Any]) -> bool:
+    """Return whether numbers were computed on a GPU, given the arithmetic that their provenance describes."""
+    return "cudnn" in arithmetic
+
+
 def free_of_arithmetic(golden: Golden) -> Golden:
     """Return what does not depend on how a processor adds and draws: the input and the schedule.
 
     A GPU differs from the CPU that recorded by more than a tolerance says, and it draws other random numbers.
     """
-    kept = [name for name in golden.values if name.startswith(FREE_OF_ARITHMETIC)]
-    return golden.restricted_to(kept)
+    return golden.restricted_to(name for name in golden.values if name.startswith(FREE_OF_ARITHMETIC))
 
 
 def compare_recorded(values: Values, golden: Golden) -> Comparison:

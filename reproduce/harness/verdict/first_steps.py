@@ -54,7 +54,7 @@ class FirstStepsCheck:
             if (result := valid_result(plan, run)) is None:
                 continue
             expected, values = recorded.get(run.run_id), result.get("first_steps")
-            if expected and "cudnn" in result.get("provenance", {}).get("arithmetic", {}):  # on a GPU
+            if expected and golden.is_of_gpu(result.get("provenance", {}).get("arithmetic", {})):
                 expected = golden.free_of_arithmetic(expected)
             comparison = None if expected is None or values is None else golden.compare_recorded(values, expected)
             runs[run.run_id] = RunSteps(run.label, expected is not None, comparison)
