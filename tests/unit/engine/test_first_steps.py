@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reproduce.engine import first_steps
+from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.engine.first_steps import (
     FirstSteps,
     FirstStepsDone,
@@ -16,6 +17,7 @@ from reproduce.engine.first_steps import (
     describe_labels,
     describe_weights,
 )
+from reproduce.errors import UserError
 from reproduce.files import NOT_FINITE, read_json, write_json
 from reproduce.harness.spec.golden import Golden, compare
 
@@ -107,3 +109,17 @@ def test_a_rehearsal_ends_after_its_last_step() -> None:
         recorder.record(0, ([torch.rand(1, 3, 4, 4)], torch.tensor([0])), torch.tensor(1.0), {}, None, [])
     assert recorder.values()["loss"] == [1.0]
     assert not recorder.wants(1)
+
+
+def test_a_run_that_resumes_from_before_first_steps_goes_on_without(tmp_path: Path) -> None:
+    """Its trained weights are not its initial ones, and its next step is not its first."""
+    net = nn.Linear(2, 2)
+    CheckpointManager(tmp_path / "checkpoint.pt", {"model": net}, save_every_seconds=0).finish(7)
+    recorder = FirstSteps()
+    checkpoints = CheckpointManager(tmp_path / "checkpoint.pt", {"model": net, "first_steps": recorder}, 0)
+    assert checkpoints.resume() == 7
+    recorder.watch(net, 7)
+    assert not recorder.wants(7)
+    assert recorder.values() == {}
+    with pytest.raises(UserError, match="have no optimizer"):
+        CheckpointManager(tmp_path / "checkpoint.pt", {"optimizer": net, "first_steps": recorder}, 0).resume()

@@ -101,6 +101,15 @@ def test_one_other_number_changes_the_cell_whatever_its_accuracy(done: Plan, fin
     assert check.exit_status(check.check_tables(done)) == check.DISAGREES
 
 
+@pytest.mark.parametrize(("steps", "changed"), [(OTHER, False), (STEPS | {"indices": [7.0, 8.0, 9.5]}, True)])
+def test_of_a_run_on_a_gpu_only_the_input_and_the_rates_are_compared(
+    done: Plan, finish: Finish, steps: Steps, changed: bool
+) -> None:
+    on_gpu = {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}, "arithmetic": {"cudnn": 91000}}
+    finish(named(done, "swav_800ep"), first_steps=steps, provenance=on_gpu)
+    assert (cells_of(done)["SwAV/knn20"].verdict == Verdict.CHANGED) == changed
+
+
 def test_a_changed_cell_stands_in_every_report(done: Plan, finish: Finish, capsys: pytest.CaptureFixture[str]) -> None:
     finish(named(done, "knn_head of swav_800ep"), 49.0, first_steps=OTHER)
     assert main(["check", "table7"]) == check.DISAGREES

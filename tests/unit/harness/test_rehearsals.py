@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from reproduce import rehearse
+from reproduce.harness import revision
 from reproduce.harness.execute import slurm
+from reproduce.harness.preflight import record
 from reproduce.harness.preflight import rehearsals as module
 from reproduce.harness.preflight.rehearsals import NUM_FP64_STEPS, Rehearsal, rehearsals
 from reproduce.harness.preflight.run import run_rehearsals
+from reproduce.harness.preflight.tolerances import Setting
 from reproduce.rehearsal import REHEARSALS_FILE, Request
 
 NUM_IMAGES = 100
@@ -153,3 +156,53 @@ def test_equal_recipes_are_rehearsed_once() -> None:
         "schedule_simclr_100ep", "schedule_simclr_200ep", "schedule_swav_100ep",
     }  # fmt: skip
     assert found[0].name == module.TRUNK
+
+
+VALUES = {
+    "indices": [1.0],
+    "loss": [2.0],
+    "movement of trunk matrices": [3.0],
+    "state of queue": [4.0],
+    "metric a": [5.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("rehearsal", "kept"),
+    [
+        ({}, set(VALUES)),
+        ({"of_table": True}, {"indices", "loss", "movement of trunk matrices"}),
+        ({"of_table": True, "trained_trunk": True}, {"indices"}),
+        ({"of_table": True, "config": {"protocol": {"name": "coco_detr"}}}, {"indices"}),
+    ],
+)
+def test_of_a_run_only_what_its_result_will_have_is_recorded(rehearsal: dict[str, Any], kept: set[str]) -> None:
+    given = Rehearsal(**{"name": "a", "kind": "evaluate", "config": {}, **rehearsal})
+    recorded = record._golden(given, VALUES, {name: [0.1] for name in VALUES})
+    assert set(recorded.values) == set(recorded.tolerances) == kept
+
+
+def test_a_recording_goes_on_unless_code_or_request_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(revision, "dirty", lambda: False)
+    code = ["one"]
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda _: code[0])
+    done: list[int] = []
+
+    def run(asked: list[Rehearsal], folder: Path, *_: Any) -> dict[str, Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {each.name: {"values": {"loss": [len(done)]}} for each in asked[1:]}
+        for name, content in found.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        done.append(len(asked))
+        return found
+
+    monkeypatch.setattr(record, "run_rehearsals", run)
+    planned, setting = [schedule(name) for name in ("trunk", "a", "b")], Setting("native")
+    first = record._run(planned, setting, "smoke", 1)
+    assert record._run(planned, setting, "smoke", 1) == first
+    assert done == [3]
+    record._run([*planned, schedule("c")], setting, "smoke", 1)
+    code[0] = "two"
+    record._run([*planned, schedule("c")], setting, "smoke", 1)
+    assert done == [3, 4, 4]
