@@ -67,6 +67,7 @@ def preflight_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "finished": "2026-01-02T03:04:05+00:00",
         "seconds": 321.0,
         "scale": "smoke",
+        "precisions": ["fp64", "fp32"],
         "overrides": [],
         "equal": False,
         "commit": "c" * 40,
