@@ -4,13 +4,16 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 30
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Sent by a scheduler some time before it kills a run."""
+POLL_SECONDS = 0.2
+"""Time between two looks at a process, a lock or a file of this machine."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Sent by a scheduler some time before it kills a run; SIGINT by Ctrl-C."""
 SHARED_GPUS = "REPRODUCE_GPUS"
 """Environment variable with the GPUs that the harness shares among its runs, separated by commas."""
 MAX_WORKERS = 16
@@ -81,6 +84,19 @@ def read_text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def free_port() -> int:
+    """Return a free TCP port of this machine whose successor is free, too: a run's launchers connect there."""
+    while True:
+        with socket.socket() as probe, socket.socket() as successor:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+            try:
+                successor.bind(("", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def workers_per_gpu(num_gpus: int, root: Path = Path("/")) -> int:

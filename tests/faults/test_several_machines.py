@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,23 +13,11 @@ from pathlib import Path
 import pytest
 
 from reproduce.engine.distributed.launch import MAX_RESTARTS
+from reproduce.system import free_port
 from tests.faults.test_launch import FAKE, starts
 from tests.runs import REPO_ROOT
 
 STARTED: list["subprocess.Popen[str]"] = []
-
-
-def free_ports() -> int:
-    """A port that is free, as the one after it."""
-    while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("", 0))
-            port: int = one.getsockname()[1]
-            try:
-                next_one.bind(("", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def wait_until_connected(port: int) -> None:
@@ -43,7 +30,7 @@ def wait_until_connected(port: int) -> None:
 def launched(folder: Path, *modes: str, port: int | None = None) -> list["subprocess.Popen[str]"]:
     """The launchers of two machines, with a process each."""
     common = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"]
-    endpoint = f"--rdzv-endpoint=127.0.0.1:{port or free_ports()}"
+    endpoint = f"--rdzv-endpoint=127.0.0.1:{port or free_port()}"
     launchers = [
         subprocess.Popen(
             [*common, f"--node-rank={node}", endpoint, FAKE, str(folder), *modes],
@@ -93,7 +80,7 @@ def test_a_final_error_on_one_machine_ends_the_run_on_all(tmp_path: Path, modes:
 
 
 def test_a_machine_that_is_lost_stops_the_ranks_of_the_others(tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_port()
     first, second = launched(tmp_path, "waits-once", "preempted", port=port)
     wait_until_connected(port + 1)
     assert second.stdout is not None

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 from reproduce.errors import RetryableError
-from reproduce.system import STOP_SIGNALS
+from reproduce.system import POLL_SECONDS, STOP_SIGNALS
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
-POLL_SECONDS = 0.2
 
 
 def process_map(

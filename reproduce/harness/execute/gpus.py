@@ -10,10 +10,9 @@ from pathlib import Path
 
 from reproduce.errors import UserError
 from reproduce.harness import machine
-from reproduce.system import SHARED_GPUS
+from reproduce.system import POLL_SECONDS, SHARED_GPUS
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-POLL_SECONDS = 0.5
 
 
 def visible_gpus() -> list[str]:

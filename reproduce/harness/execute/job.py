@@ -12,8 +12,9 @@ from pathlib import Path
 from reproduce.errors import EXIT_USAGE, run_cli
 from reproduce.harness.execute import gpus, slurm
 from reproduce.harness.execute.events import EVENTS, append_event
-from reproduce.harness.execute.process_group import POLL_SECONDS, STOPPED, is_final_failure, run_process
+from reproduce.harness.execute.process_group import STOPPED, is_final_failure, run_process
 from reproduce.harness.execute.supervision import is_locked, is_supervised
+from reproduce.system import POLL_SECONDS
 
 SNAKEMAKE_DIR = Path(".cache/snakemake")
 """Snakemake's working directory."""

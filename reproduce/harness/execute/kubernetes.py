@@ -20,7 +20,7 @@ from typing import Any
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, UserError, run_cli
 from reproduce.harness.execute.kubernetes_manifests import JOB_NAME_LABEL, as_text, check_complete, job_name, manifests
 
-POLL_SECONDS = 5.0
+POLL_CLUSTER_SECONDS = 5.0
 DRAIN_SECONDS = 120.0
 """How long the log of a pod that has ended may take to arrive."""
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -123,7 +123,7 @@ def main(plan_file: str, run_id: str) -> int:
         job.start(manifests(run, plan["cluster"], plan["data_root"]))
         while not (ending := job.ending()):
             job.follow()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_CLUSTER_SECONDS)
     except _StopRequested:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         job.delete()

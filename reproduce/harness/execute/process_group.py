@@ -15,12 +15,12 @@ from typing import Any
 
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 from reproduce.files import write_json
+from reproduce.system import POLL_SECONDS
 
 GRACE_SECONDS = 20
 """Time for a process group to end after SIGTERM."""
 DRAIN_SECONDS = 5
 """Time for the last lines of a run that has ended to come through a pipe."""
-POLL_SECONDS = 0.5
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a run that was stopped from outside."""
 

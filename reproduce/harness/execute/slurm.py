@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
+from reproduce.system import free_port
 
 JOB_ID = "SLURM_JOB_ID"
 """The only environment variable of SLURM that Snakemake passes on to what it starts in a job."""
@@ -99,7 +100,7 @@ def command(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={cpus_per_node(run, cluster)}"]
     step += ["--kill-on-bad-exit=0", f"--wait={LAST_WAIT_SECONDS}"]
     if nodes > 1:
-        step += [f"--export=ALL,MASTER_ADDR={socket.gethostname()},MASTER_PORT={_free_port()}"]
+        step += [f"--export=ALL,MASTER_ADDR={socket.gethostname()},MASTER_PORT={free_port()}"]
     program, *rest = run["command"]
     return [*step, *container, cluster["image_python"] if container else program, *rest]
 
@@ -176,9 +177,3 @@ def _slurm_output(*words: str) -> str:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
         raise UserError(f"SLURM does not answer ({' '.join(words[:2])}: {lines[-1]}); try the same command again later")
     return done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -7,9 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+from reproduce.system import POLL_SECONDS
+
 SUPERVISOR = "REPRODUCE_SUPERVISOR"
 """Environment variable with the process id of the harness, a colon, and the lock file that it holds."""
-POLL_SECONDS = 0.5
 
 
 def is_supervised() -> bool:

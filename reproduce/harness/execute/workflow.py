@@ -29,10 +29,9 @@ from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
 from reproduce.harness.plan.run_state import run_states, sync_mtimes
-from reproduce.system import REPO_ROOT, SHARED_GPUS
+from reproduce.system import POLL_SECONDS, REPO_ROOT, SHARED_GPUS
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-POLL_SECONDS = 0.3
 RETRIES = 1
 MALLOC = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"

@@ -254,7 +254,7 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     (folder / "bin" / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_CLUSTER", str(folder / "cluster"))
-    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(kubernetes, "POLL_CLUSTER_SECONDS", 0.05)
     monkeypatch.chdir(folder)
     run = {"run_id": "tiny-s0-0123456789", "kind": "pretrain", "num_nodes": 1, "num_processes": 1, "cores": 1}
     options = ("kubernetes.image=x", "kubernetes.results_claim=y", f"image_python='{sys.executable}'")
