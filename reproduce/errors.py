@@ -1,11 +1,13 @@
 """Errors that the user can fix: they end a command with one clear sentence and an exit status, never a traceback."""
 
+import argparse
 import contextlib
 import difflib
 import errno
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 EXIT_USAGE = 2
 """Exit status of a wrong request, config or input (DESIGN.md, Contracts). Retrying cannot help."""
@@ -52,6 +54,14 @@ class TrainingFailed(Exception):
 
 class RetryableError(Exception):
     """A failure around the run rather than in it. The same command resumes from the last checkpoint."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` with the sentence."""
+        raise UserError(f"{message}; `{self.prog} --help` shows the options")
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

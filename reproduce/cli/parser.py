@@ -1,13 +1,13 @@
 """The argument parser of `python -m reproduce`. Each command's function is in `commands` or `data_commands`."""
 
 import argparse
-import os
 import re
 from typing import NoReturn
 
 from reproduce.cli import commands, data_commands
-from reproduce.errors import UserError
+from reproduce.errors import ArgumentParser
 from reproduce.harness.spec.preflight_file import SCALES
+from reproduce.system import usable_cores
 
 RECORD_SEEDS = 8
 DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale smoke
@@ -21,7 +21,7 @@ that are recorded, or if results were made by other code than the checkout's, or
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `UserError`; name make's variable of a missing option, and where an override belongs."""
         missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         hint = f" (for make: {' '.join(for_make)})" if for_make else ""
         if message.startswith("unrecognized arguments") and "=" in message:
             hint = " (KEY=VALUE has to follow the name of the experiment or evaluation directly)"
-        raise UserError(f"{message}{hint}; `{self.prog} --help` shows the options")
+        super().error(message + hint)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
         choices=["scratch", "released"],
         help="train (default), or evaluate public weights",
     )
-    many.add_argument("--cores", type=int, default=_cores(), help="cores to use at once (default: all)")
+    many.add_argument("--cores", type=int, default=usable_cores(), help="cores to use at once (default: all)")
     for name, command, text in (
         ("reproduce", commands.reproduce_tables, "plan, run, check and report"),
         ("plan", commands.plan_tables, "show the runs that tables need"),
@@ -107,7 +107,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
     ):
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.add_argument("--scale", choices=SCALES, default=SCALES[0], help="smoke (default) or paper")
-        default = None if name == "preflight" else _cores()
+        default = None if name == "preflight" else usable_cores()
         sub.add_argument("--cores", type=int, default=default, help="cores to use at once (default: all; of a job, 1)")
         if name == "preflight":
             _add_cluster_options(sub)
@@ -127,7 +127,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
 def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared: argparse.ArgumentParser) -> None:
     single = _Parser(add_help=False, parents=[shared])
     single.add_argument("--seed", type=int, default=0)
-    single.set_defaults(source=None, cores=_cores())
+    single.set_defaults(source=None, cores=usable_cores())
     for name, group, text in (
         ("pretrain", "experiment", "do one pretraining, the same as a table would"),
         ("evaluate", "eval", "do one evaluation, the same as a table would"),
@@ -165,7 +165,3 @@ def _add_data_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> Non
         sub.add_argument("datasets", nargs="*", metavar="DATASET", help="imagenet, voc07, ... (default: all)")
         sub.add_argument("--data", metavar="DIR", required=True, help="folder with the images")
         sub.add_argument("--data-config", metavar="NAME", default="standard", help="layout of DATA, as for a run")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import RunKind
 from reproduce.config.compose import CONF_DIR, NO_MULTIRUN, compose, compose_unresolved, group_options
-from reproduce.errors import UserError, did_you_mean
+from reproduce.errors import ArgumentParser, UserError, did_you_mean
 
 EXAMPLES = {
     "pretrain": "experiment=swav_800ep scale=smoke seed=0 paths.data_root=DIR",
@@ -45,18 +44,12 @@ def config_from_command_line(kind: RunKind, arguments: list[str]) -> DictConfig:
     raise SystemExit(0)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise `UserError` instead of printing the usage."""
-        raise UserError(f"{message}; `{self.prog} --help` shows the options")
-
-
 def _parser(kind: RunKind) -> argparse.ArgumentParser:
     shared = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in ("eval", "measurement")]
     of_pretraining = ("experiment", "crops", "method")
     groups = sorted({*shared, *GROUPS_BELOW[kind]} - set(of_pretraining if kind == "evaluate" else ()))
     lines = "\n".join(f"  {group}: {', '.join(group_options(group))}" for group in groups)
-    parser = _Parser(
+    parser = ArgumentParser(
         prog=f"python -m reproduce.{kind}",
         description=f"Make one run: python -m reproduce.{kind} {EXAMPLES[kind]}",
         epilog=f"config groups (GROUP=OPTION):\n{lines}\n\nreproduce/config/schema.py describes every key.",

@@ -1,13 +1,16 @@
-"""Preemption: a scheduler that needs the machine sends SIGTERM or SIGUSR1 some time before it kills the run."""
+"""Stop a run with its state saved: at SIGTERM or SIGUSR1, which a scheduler sends before it kills, and at Ctrl-C."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from reproduce.engine.checkpoint import CheckpointManager
-from reproduce.engine.distributed.collectives import any_rank, barrier, world_size
+from reproduce.engine.distributed.collectives import any_rank, barrier, is_main, world_size
 from reproduce.system import STOP_SIGNALS
+
+INTERRUPTED = b"stopping, with the state saved; Ctrl-C again ends the run at once\n"
 
 
 class Preempted(Exception):
@@ -19,7 +22,11 @@ class _StopRequested(Exception):
 
 
 class Preemption:
-    """Turns stop signals into a flag while entered, so that a run stops between steps with its state saved."""
+    """Turns stop signals into a flag while entered, so that a run stops between steps with its state saved.
+
+    A second Ctrl-C ends the process at once, even inside a collective that waits for ever. Ctrl-C stays ignored in a
+    process that was started so, as the background jobs of a script are.
+    """
 
     def __init__(self, sync_every_steps: int) -> None:
         self._sync_every_steps = sync_every_steps
@@ -27,7 +34,8 @@ class Preemption:
         self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Preemption":
-        self._previous_handlers = {number: signal.signal(number, self._set_flag) for number in STOP_SIGNALS}
+        heeded = [each for each in STOP_SIGNALS if each != signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
+        self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in heeded}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -83,5 +91,9 @@ class Preemption:
         if self._signalled:
             raise _StopRequested
 
-    def _set_flag(self, _signal: int, _frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, _frame: FrameType | None) -> None:
         self._signalled = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if is_main():
+                os.write(2, INTERRUPTED)  # print is not reentrant, and the loop may be printing

@@ -1,7 +1,7 @@
 """Stands in for a rank: fake_rank FOLDER MODE0 MODE1 ... It notes its start and does as the mode of its rank says.
 
 ok; wrong and failed (a sentence, exit status 2 or 3); bug (a traceback); killed; killed-once; preempted (waits for a
-signal, notes it and ends with 75); waits (for as long as it is let); waits-once.
+signal, notes it and ends with 75); waits (for as long as it is let); waits-once; stuck (only SIGKILL ends it).
 """
 
 import os
@@ -16,7 +16,7 @@ with open(folder / "starts.txt", "a") as starts:
     starts.write(f"{rank}\n")
 if mode in ("wrong", "failed"):  # says so even if the launcher stops it because another rank was quicker
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if mode not in ("ok", "waits", "waits-once", "preempted"):
+if mode not in ("ok", "waits", "waits-once", "preempted", "stuck"):
     # On a busy machine, one that ends early must not stop a late start.
     while (noted := (folder / "starts.txt").read_text().split()).count(str(rank)) > min(
         noted.count(str(other)) for other in range(int(os.environ["WORLD_SIZE"]))
@@ -43,3 +43,9 @@ if mode == "waits-once" and (folder / "starts.txt").read_text().split().count(st
     signal.pause()
 if mode == "waits":
     signal.pause()
+if mode == "stuck":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, f"rank {rank} was asked to stop\n".encode()))
+    os.write(1, f"rank {rank} waits\n".encode())
+    while True:
+        signal.pause()

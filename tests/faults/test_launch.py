@@ -11,10 +11,12 @@ import pytest
 
 from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.pipeline.sampler import epoch_permutation
+from reproduce.engine import preemption
+from reproduce.engine.distributed import launch
 from reproduce.engine.distributed.launch import MAX_RESTARTS
-from reproduce.errors import EXIT_TRAINING_FAILED, REQUEUE
+from reproduce.errors import EXIT_INTERRUPTED, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE
 from reproduce.files import read_json
-from tests.runs import REPO_ROOT, TINY, losses, made_once, run, run_anew, start, start_anew
+from tests.runs import REPO_ROOT, TINY, call, losses, made_once, run, run_anew, start, start_anew
 
 FAKE = "tests.faults.fake_rank"
 
@@ -71,6 +73,18 @@ def test_a_signal_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> 
     assert [(tmp_path / f"signal-{rank}").read_text() for rank in (0, 1)] == [number.name] * 2
 
 
+def test_a_second_ctrl_c_kills_every_rank(tmp_path: Path) -> None:
+    """Ranks that no signal but SIGKILL ends, as in a collective that never returns."""
+    launcher = start_anew(FAKE, str(tmp_path), "stuck", "stuck", processes=2)
+    assert launcher.stdout is not None
+    for said in ("waits", "was asked to stop"):
+        assert {launcher.stdout.readline(), launcher.stdout.readline()} == {f"rank {rank} {said}\n" for rank in (0, 1)}
+        launcher.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)  # returns once the ranks, which hold its pipes, are gone
+    assert (launcher.returncode, said) == (EXIT_INTERRUPTED, "interrupted\n")
+    assert starts(tmp_path) == {"0": 1, "1": 1}
+
+
 @pytest.fixture(scope="module")
 def common(data: Path) -> tuple[str, ...]:
     """Four epochs of two steps, saved after each."""
@@ -90,23 +104,29 @@ def undisturbed(common: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
     return losses(made_once(tmp_path_factory, "two-processes", make))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_resumed_two_processes_equal_uninterrupted(
     common: tuple[str, ...], undisturbed: list[float], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """One rank is killed, and the launcher starts both again; or the run is preempted, and started again."""
+    """One rank is killed, and the launcher starts both again; or the run is stopped, and started again.
+
+    Ctrl-C on a terminal reaches the launcher and every rank.
+    """
     arguments = (*common, f"paths.results={tmp_path}")
     launcher = start("reproduce.pretrain", *arguments, processes=2)
     while not launcher.stdout.readline().startswith("step 2/"):
         assert launcher.returncode is None
     if number == signal.SIGKILL:
         os.kill(process_of_rank(1, launcher.pid), number)
+    elif number == signal.SIGINT:
+        os.killpg(launcher.pid, number)
     else:
         launcher.send_signal(number)
     out, said = launcher.communicate(timeout=120)
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert launcher.returncode == REQUEUE
         assert said.count("stop requested; saved after step") == 1 and "error" not in said
+        assert said.count(preemption.INTERRUPTED.decode()) == (number == signal.SIGINT)
         out = run("reproduce.pretrain", *arguments, processes=2).stdout
     else:
         assert launcher.returncode == 0, said
@@ -141,11 +161,26 @@ def test_unreadable_image_is_named_by_its_rank(own_data: Path, tmp_path: Path) -
     assert str(broken) in said["message"]
 
 
-def test_several_nodes_need_a_rendezvous_endpoint() -> None:
-    asked = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2", FAKE]
-    refused = subprocess.run(asked, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "--nnodes needs --node-rank, and --rdzv-endpoint HOST:PORT" in refused.stderr
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--nproc-per-node=0", "--nproc-per-node: '0' is not a number of 1 or more"),
+        ("--nproc-per-node=-2", "--nproc-per-node: '-2' is not a number of 1 or more"),
+        ("--nproc-per-node=two", "--nproc-per-node: 'two' is not a number of 1 or more"),
+        ("", "required: --nproc-per-node"),
+        ("--nproc-per-node=1 --nnodes=0", "--nnodes: '0' is not a number of 1 or more"),
+        ("--nproc-per-node=1 --nnodes=2", "--nnodes needs --node-rank, and --rdzv-endpoint HOST:PORT"),
+        ("--nproc-per-node=1 --nnodes=2 --node-rank=2 --rdzv-endpoint=a:1", "--node-rank: 2 is not one of 0 to 1"),
+        ("--nproc-per-node=1 --nnodes=2 --node-rank=0 --rdzv-endpoint=a", "--rdzv-endpoint: 'a' is not HOST:PORT"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, options: str, said: str) -> None:
+    for name in (*launch.NODE_RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    status, sentence = call(launch.main, monkeypatch, *options.split(), FAKE)
+    assert status == EXIT_USAGE
+    assert sentence.startswith("error: ") and sentence.count("\n") == 1
+    assert said in sentence
 
 
 def test_node_rank_from_the_scheduler(tmp_path: Path) -> None:

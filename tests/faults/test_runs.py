@@ -18,6 +18,7 @@ from reproduce.engine import checkpoint
 from reproduce.engine.loop import StepLogger, Trainer
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
+from reproduce.engine.preemption import INTERRUPTED
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
@@ -86,6 +87,27 @@ def test_sigterm_saves_and_exits_for_requeue(
     assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
     (result,) = tmp_path.glob("smoke/*/result.json")
     assert read_json(result)["num_attempts"] == 2
+
+
+def test_ctrl_c_saves_and_resumes(saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+    """As a terminal sends it: to the run and its data-loader workers. A direct run lost up to an epoch."""
+    arguments = (
+        *saving_often, "checkpointing.save_every_seconds=300", "cluster.num_workers=1", f"paths.results={tmp_path}",
+    )  # fmt: skip
+    stopped = start("reproduce.pretrain", *arguments)
+    while not stopped.stdout.readline().startswith("step 2/"):
+        assert stopped.returncode is None
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == REQUEUE, said
+    first, second = said.splitlines()
+    assert f"{first}\n" == INTERRUPTED.decode()
+    assert second.startswith("stop requested; saved after step")
+
+    again = run("reproduce.pretrain", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from step" in again.stdout
+    assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
 @pytest.mark.parametrize("num_kills", [8, pytest.param(50, marks=pytest.mark.campaign)])
@@ -261,9 +283,11 @@ def test_nonfinite_weights_are_not_saved(tmp_path: Path, capsys: pytest.CaptureF
     saved_checkpoints(tmp_path, steps=2)
     part = Counter()
     part.value += float("nan")
-    checkpoints = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0)
+    checkpoints = checkpoint.CheckpointManager(
+        tmp_path / "checkpoint.pt", {"counter": part}, save_every_seconds=0, nonfinite_remedy="lower protocol.lr_head"
+    )
     checkpoints.save(3)
-    with pytest.raises(TrainingFailed, match="the weights after the last step, 4, are not finite"):
+    with pytest.raises(TrainingFailed, match=r"after the last step, 4, are not finite: lower protocol\.lr_head$"):
         checkpoints.finish(4)
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint-00000001.pt", "checkpoint-00000002.pt"]
     assert "the state after step 3 is not finite; not saved" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from reproduce.data.pipeline.multicrop import MultiCropBatch, MultiCropDataset, 
 from reproduce.data.pipeline.nvjpeg import EncodedDataset, collate_encoded, decoded_batches
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload_ahead
-from reproduce.system import PREFETCH_BATCHES, SHARED_GPUS, workers_per_gpu
+from reproduce.system import PREFETCH_BATCHES, SHARED_GPUS, STOP_SIGNALS, workers_per_gpu
 
 OnUnreadable = Callable[[list[str]], None]
 """Called with the unreadable files of every batch (often none), each with its error: stops the run or counts them."""
@@ -92,7 +92,7 @@ def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
 
 
 def build_dataloader(dataset: Dataset[Any], num_workers: int | None, **options: Any) -> DataLoader[Any]:
-    """Return a torch DataLoader whose workers ignore SIGTERM; `options` are torch's own.
+    """Return a torch DataLoader whose workers ignore stop signals; `options` are torch's own.
 
     `num_workers` None is `default_num_workers()`.
     """
@@ -102,7 +102,7 @@ def build_dataloader(dataset: Dataset[Any], num_workers: int | None, **options: 
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=PREFETCH_BATCHES if num_workers else None,
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_ignore_stop_signals,
         **options,
     )
 
@@ -120,6 +120,7 @@ def default_num_workers() -> int:
     return workers_per_gpu(max(torch.cuda.device_count(), of_run, of_harness))
 
 
-def _ignore_sigterm(_: int) -> None:
-    """Ignore SIGTERM in a worker: schedulers signal every process, and the run needs its workers to checkpoint."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_stop_signals(_: int) -> None:
+    """Ignore stop signals in a worker: schedulers and Ctrl-C reach every process; the run needs its workers to stop."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,7 @@ MASTER_ADDR and MASTER_PORT. The launchers themselves connect at the port after 
 
 If a process crashes (e.g. by SIGKILL), the others, on all machines, are stopped, and all restart from the last
 checkpoint, up to `MAX_RESTARTS` times. A wrong request, a failed training and a preemption end the run at once, with
-one error message.
+one error message. Ctrl-C stops the run as a preemption does; a second one kills the processes.
 
 torchrun itself does not fit: it turns every exit status into 1 below a long traceback, restarts runs that would only
 fail again, and dies of SIGUSR1.
@@ -18,17 +18,26 @@ fail again, and dies of SIGUSR1.
 import argparse
 import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 
 from reproduce.engine.distributed.peers import Peers
-from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
+from reproduce.errors import (
+    ERROR_PREFIX,
+    EXIT_TRAINING_FAILED,
+    EXIT_USAGE,
+    REQUEUE,
+    ArgumentParser,
+    describe_signal,
+    run_cli,
+)
+from reproduce.system import POLL_SECONDS, STOP_SIGNALS, free_port
 
 NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 """Environment variables in which schedulers pass a machine's rank among those of the run."""
@@ -36,7 +45,6 @@ NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 MAX_RESTARTS = 3
 GRACE_SECONDS = 30
 """Time for the other processes to end once one has ended; long enough to finish a checkpoint."""
-POLL_SECONDS = 0.1
 
 
 class RankProcess:
@@ -82,18 +90,23 @@ class RankProcess:
 class Launcher:
     """The processes of this machine, through all restarts."""
 
-    def __init__(self, start: Callable[[], list[RankProcess]], world_size: int, peers: Peers) -> None:
+    def __init__(self, start: Callable[[], Iterable[RankProcess]], world_size: int, peers: Peers) -> None:
         self._start, self._world_size, self._peers = start, world_size, peers
         self._ranks: list[RankProcess] = []
-        self._stop_requested = False
+        self._stop_requested = self._interrupted = False
 
     def run(self) -> int:
-        """Start the processes, restart them after crashes, and return the exit status of the run."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        """Start the processes, restart them after crashes, and return the exit status of the run.
+
+        Raises `KeyboardInterrupt` at the second Ctrl-C, once the processes are killed.
+        """
+        for number in STOP_SIGNALS:
             signal.signal(number, self._forward_signal)
         for restart in range(MAX_RESTARTS + 1):
             attempt = self._peers.round
-            self._ranks = self._start()
+            self._ranks.clear()
+            for process in self._start():
+                self._ranks.append(process)
             if self._stop_requested:  # during the start, when no process could receive it
                 self._send(signal.SIGTERM)
             failed = self._wait(attempt)
@@ -161,6 +174,10 @@ class Launcher:
 
     def _forward_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_requested = True
+        if number == signal.SIGINT and self._interrupted:
+            self._send(signal.SIGKILL)
+            raise KeyboardInterrupt
+        self._interrupted = self._interrupted or number == signal.SIGINT
         self._send(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
     def _send(self, number: int) -> None:
@@ -169,8 +186,26 @@ class Launcher:
 
 
 def main() -> int:
-    """Parse the command line and launch the run (see the module's docstring)."""
-    parser = argparse.ArgumentParser(
+    """Parse the command line and launch the run (see the module's docstring). Raises `UserError` for a wrong option."""
+    options = _parse_options()
+    world_size = options.nproc_per_node * options.nnodes
+    command = [sys.executable, "-m", options.module, *options.overrides]
+
+    def start() -> Iterator[RankProcess]:
+        host, _, port = (options.rdzv_endpoint or f"127.0.0.1:{free_port()}").rpartition(":")
+        environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
+        environment["LOCAL_WORLD_SIZE"] = str(options.nproc_per_node)
+        first_rank = options.node_rank * options.nproc_per_node
+        for local_rank in range(options.nproc_per_node):
+            yield RankProcess(command, first_rank + local_rank, local_rank, environment)
+
+    host, _, port = options.rdzv_endpoint.rpartition(":")
+    with contextlib.closing(Peers(options.node_rank, options.nnodes, host, int(port or 0) + 1)) as peers:
+        return Launcher(start, world_size, peers).run()
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = ArgumentParser(
         prog="python -m reproduce.engine.distributed.launch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -179,8 +214,9 @@ def main() -> int:
     node_rank = next((environment[name] for name in NODE_RANK_VARIABLES if name in environment), None)
     has_endpoint = {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
     endpoint = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}" if has_endpoint else ""
-    parser.add_argument("--nproc-per-node", type=int, required=True, help="processes on this machine, one per GPU")
-    parser.add_argument("--nnodes", type=int, default=1, help="number of machines")
+    text = "processes on this machine, one per GPU"
+    parser.add_argument("--nproc-per-node", type=_positive_int, required=True, help=text)
+    parser.add_argument("--nnodes", type=_positive_int, default=1, help="number of machines")
     parser.add_argument("--node-rank", type=int, default=node_rank, help="rank of this machine, from 0")
     parser.add_argument("--rdzv-endpoint", default=endpoint, metavar="HOST:PORT", help="first machine and a free port")
     parser.add_argument("module", help="what each process runs, e.g. reproduce.pretrain")
@@ -190,29 +226,19 @@ def main() -> int:
         options.node_rank, options.rdzv_endpoint = 0, ""
     elif options.node_rank is None or not options.rdzv_endpoint:
         parser.error("--nnodes needs --node-rank, and --rdzv-endpoint HOST:PORT (the first machine, a free port of it)")
-    world_size = options.nproc_per_node * options.nnodes
-    command = [sys.executable, "-m", options.module, *options.overrides]
-
-    def start() -> list[RankProcess]:
-        host, _, port = (options.rdzv_endpoint or f"127.0.0.1:{_free_port()}").rpartition(":")
-        environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
-        environment["LOCAL_WORLD_SIZE"] = str(options.nproc_per_node)
-        first_rank = options.node_rank * options.nproc_per_node
-        return [
-            RankProcess(command, first_rank + local_rank, local_rank, environment)
-            for local_rank in range(options.nproc_per_node)
-        ]
-
-    host, _, port = options.rdzv_endpoint.rpartition(":")
-    with contextlib.closing(Peers(options.node_rank, options.nnodes, host, int(port or 0) + 1)) as peers:
-        return Launcher(start, world_size, peers).run()
+    elif not 0 <= options.node_rank < options.nnodes:
+        parser.error(f"argument --node-rank: {options.node_rank} is not one of 0 to {options.nnodes - 1}")
+    elif not re.fullmatch(r".+:\d{1,5}", options.rdzv_endpoint):
+        parser.error(f"argument --rdzv-endpoint: {options.rdzv_endpoint!r} is not HOST:PORT, such as node0:29500")
+    return options
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _positive_int(text: str) -> int:
+    """Parse the number of an option, which argparse names in the error."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cli(main))
