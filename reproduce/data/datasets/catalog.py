@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from reproduce.config.schema import Dataset
 from reproduce.errors import did_you_mean
 
 LAYOUTS = ("folders", "voc", "coco", "shards")
@@ -11,26 +10,28 @@ LAYOUTS = ("folders", "voc", "coco", "shards")
 VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
-def missing_data(cfg: DictConfig) -> list[str]:
-    """List the folders and files that `cfg.dataset` lacks below `cfg.paths.data_root`, one phrase each."""
-    dataset = cfg.dataset
-    if not cfg.paths.data_root:
+def missing_data(dataset: Dataset, data_root: str | None, data_config: str) -> list[str]:
+    """List the folders and files that `dataset` lacks below `data_root`, one phrase each.
+
+    `data_config` names the config that describes the dataset (`data.name`).
+    """
+    if not data_root:
         return [
             f"no DATA given, the folder that contains {dataset.root} (make: DATA=DIR; python -m reproduce: --data DIR)"
         ]
-    data = Path(cfg.paths.data_root)
+    data = Path(data_root)
     if not data.is_dir():
         return [f"DATA folder {data} does not exist"]
     if dataset.layout not in LAYOUTS:
-        return [layout_error(cfg.data.name, dataset.layout)]
+        return [layout_error(data_config, dataset.layout)]
     root = data / dataset.root
     if not root.is_dir():
-        return [f"folder {root} is missing ({dataset.name} of data config {cfg.data.name!r})"]
+        return [f"folder {root} is missing ({dataset.name} of data config {data_config!r})"]
     folders = VOC_FOLDERS if dataset.layout == "voc" else [dataset.train, dataset.val]
     missing = [f"folder {root / name} is missing" for name in folders if not (root / name).is_dir()]
     if dataset.layout == "voc":
         missing += _missing_lists(root, dataset.train, dataset.val)
-    if dataset.get("extra_train_root"):
+    if dataset.extra_train_root:
         extra = data / dataset.extra_train_root
         missing += _missing_lists(extra, dataset.train) if extra.is_dir() else [f"folder {extra} is missing"]
     if dataset.layout == "coco":

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from omegaconf import OmegaConf
-
+from reproduce.config.schema import Dataset
 from reproduce.data.datasets import catalog
 from reproduce.harness.plan.cost_facts import DatasetSize
 from reproduce.harness.plan.model import Plan, Run
@@ -43,9 +42,4 @@ def data_requirements(plan: Plan, sizes: Mapping[str, DatasetSize]) -> list[Data
 
 def missing_data(plan: Plan, run: Run) -> list[str]:
     """Return what is missing of a run's data set, one phrase per folder or file. Composes no config."""
-    config = {
-        "dataset": run.workload.dataset,
-        "paths": {"data_root": plan.data_root},
-        "data": {"name": run.data_config},
-    }
-    return catalog.missing_data(OmegaConf.create(config))
+    return catalog.missing_data(Dataset(**run.workload.dataset), plan.data_root, run.data_config)
