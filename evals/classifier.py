@@ -86,6 +86,7 @@ def train_classifier(
     checkpoint_state: Mapping[str, Stateful],
     optimizer: torch.optim.Optimizer,
     learning_rates: Callable[[int], Sequence[float]],
+    lr_keys: str,
     train: ImageList,
     val: ImageList,
     *,
@@ -97,13 +98,16 @@ def train_classifier(
     """Train `net` (images to logits) on random crops and flips, and validate it on center crops after every epoch.
 
     `checkpoint_state` has the parts of `net` that training changes; `learning_rates(epoch)` has one rate per parameter
-    group. BatchNorm that trains is synchronized over ranks. Resumes from the run's last checkpoint.
+    group, and `lr_keys` names those of the config in errors. BatchNorm that trains is synchronized over ranks. Resumes
+    from the run's last checkpoint.
     Returns in percent `top1` and `top5` of the last epoch, and `top1_best` and `top5_best` of the epoch with the best
     top-1 on the validation set, which is what the released code reports.
     """
     run, cfg = context.run, context.cfg
     accuracies, scaler = EpochAccuracies(), loss_scaler(cfg.precision)
-    checkpoints, first_step = resume(run, **checkpoint_state, scores=accuracies, optimizer=optimizer, scaler=scaler)
+    checkpoints, first_step = resume(
+        run, lr_keys, **checkpoint_state, scores=accuracies, optimizer=optimizer, scaler=scaler
+    )
     sampler = StepSampler(
         len(train),
         batch_size,
@@ -131,7 +135,7 @@ def train_classifier(
         optimizer=optimizer,
         learning_rates=lambda step: learning_rates(step // steps_per_epoch),
         scaler=scaler,
-        guard=build_nan_guard(run, "protocol.lr"),
+        guard=build_nan_guard(run, lr_keys),
         recorder=run.first_steps,
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, batch_size),
         checkpoints=checkpoints,

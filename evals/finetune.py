@@ -80,6 +80,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         {"model": net},
         optimizer,
         lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
+        "protocol.lr_trunk and protocol.lr_head",
         train,
         val,
         epochs=protocol.epochs,

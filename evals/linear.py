@@ -76,6 +76,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         {"classifier": classifier},
         optimizer,
         lambda epoch: [learning_rate(protocol, epoch) * scale],
+        "protocol.lr",
         train,
         val,
         epochs=protocol.epochs,

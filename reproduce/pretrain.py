@@ -28,6 +28,8 @@ from reproduce.engine.schedule import learning_rate
 from reproduce.errors import run_cli
 from reproduce.network import build_network, validate_runtime_options
 
+LR_KEYS = "optimizer.lr"
+
 
 class PretrainData:
     """The training images of a config, and the batches of crops that every rank gets."""
@@ -86,7 +88,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
-    checkpoints, first_step = resume(run, model=net, method=method, optimizer=optimizer, scaler=scaler)
+    checkpoints, first_step = resume(run, LR_KEYS, model=net, method=method, optimizer=optimizer, scaler=scaler)
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
@@ -107,7 +109,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         optimizer=optimizer,
         learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
         scaler=scaler,
-        guard=build_nan_guard(run, "optimizer.lr"),
+        guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,
         logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
         checkpoints=checkpoints,

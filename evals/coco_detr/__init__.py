@@ -28,6 +28,7 @@ from reproduce.errors import UserError
 
 Batch = tuple[Tensor, Tensor, list[Target]]
 """Images `(B, 3, H, W)`, their padding `(B, H, W)` and a target each."""
+LR_KEYS = "protocol.lr and protocol.lr_backbone"
 
 
 @dataclass
@@ -71,7 +72,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
     net = Detr(trunk, protocol.transformer, train.num_classes).to(device())
     lr_scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
     optimizer, scaler = build_optimizer(net, protocol), loss_scaler(cfg.precision)
-    checkpoints, first_step = resume(run, model=net, optimizer=optimizer, scaler=scaler)
+    checkpoints, first_step = resume(run, LR_KEYS, model=net, optimizer=optimizer, scaler=scaler)
     sampler = StepSampler(
         len(train.images), protocol.batch_size, protocol.epochs, cfg.seed, first_step, rank(), world_size()
     )
@@ -93,7 +94,7 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
         learning_rates=lambda step: [lr * lr_scale for lr in learning_rates(protocol, step // steps_per_epoch)],
         scaler=scaler,
         clip_norm=protocol.clip_norm,
-        guard=build_nan_guard(run, "protocol.lr"),
+        guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, protocol.batch_size),
         checkpoints=checkpoints,

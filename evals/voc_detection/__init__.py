@@ -36,6 +36,8 @@ from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox, example_indices, write_examples
 from reproduce.errors import UserError
 
+LR_KEYS = "protocol.detectron2.SOLVER.BASE_LR"
+
 
 @dataclass
 class ProtocolConfig:
@@ -100,12 +102,14 @@ def fit(detector: nn.Module, train: list[VocImage], cfg: CfgNode, context: EvalC
     run, logging, num_steps = context.run, context.cfg.logging, cfg.SOLVER.MAX_ITER
     optimizer, scaler = build_optimizer(cfg, detector), loss_scaler(context.cfg.precision)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpoints, first_step = resume(run, model=detector, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    checkpoints, first_step = resume(
+        run, LR_KEYS, model=detector, optimizer=optimizer, scheduler=scheduler, scaler=scaler
+    )
     net_on_all_ranks = wrap_for_distributed(detector)
     logger = StepLogger(run.metrics.log, logging.every_steps, cfg.SOLVER.IMS_PER_BATCH)
     steps = logger.timed(batches(train, cfg, context, context.cfg.seed, first_step, num_steps), first_step)
     trainer = DetectorTrainer(net_on_all_ranks, steps, optimizer, scaler, context.cfg.precision, context.cfg.seed)
-    guard = build_nan_guard(run, "protocol.detectron2.SOLVER.BASE_LR")
+    guard = build_nan_guard(run, LR_KEYS)
     run.first_steps.watch(detector, first_step)
     trainer.register_hooks(
         [

@@ -21,6 +21,7 @@ from reproduce.engine.distributed.collectives import (
     others_wait,
     world_size,
 )
+from reproduce.engine.nan_guard import nonfinite_remedy
 from reproduce.errors import TrainingFailed, UserError
 from reproduce.files import write_atomic, write_atomic_with
 
@@ -86,12 +87,19 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, path: Path, states: Mapping[str, Stateful], save_every_seconds: float, sync_every_steps: int = 1
+        self,
+        path: Path,
+        states: Mapping[str, Stateful],
+        save_every_seconds: float,
+        sync_every_steps: int = 1,
+        nonfinite_remedy: str = nonfinite_remedy(),
     ) -> None:
         """Manage `path` (`checkpoint.pt`) and the numbered files beside it.
 
-        Several ranks agree every `sync_every_steps` steps on whether a save is due.
+        Several ranks agree every `sync_every_steps` steps on whether a save is due. `nonfinite_remedy` ends the error
+        message of a training whose weights are not finite.
         """
+        self._nonfinite_remedy = nonfinite_remedy
         self.path, self.states, self.save_every_seconds = path, states, save_every_seconds
         self._sync_every_steps = sync_every_steps if world_size() > 1 else 1
         self._last_save_time = time.monotonic()
@@ -171,7 +179,9 @@ class CheckpointManager:
             self.wait()
         if is_main():
             if not self._path_at(step).exists():
-                raise TrainingFailed(f"the weights after the last step, {step}, are not finite: lower optimizer.lr")
+                raise TrainingFailed(
+                    f"the weights after the last step, {step}, are not finite: {self._nonfinite_remedy}"
+                )
             os.replace(self._path_at(step), self.path)
             for path in self._numbered_paths():
                 path.unlink()

@@ -19,7 +19,7 @@ from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager, Stateful
 from reproduce.engine.distributed.collectives import all_reduce_mean, rank
 from reproduce.engine.first_steps import FirstSteps
-from reproduce.engine.nan_guard import FiniteGuard
+from reproduce.engine.nan_guard import FiniteGuard, nonfinite_remedy
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run
@@ -192,26 +192,30 @@ class Trainer(Generic[Batch]):
         self.checkpoints.save_if_due(done)
 
 
-def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
-    """Load the run's last checkpoint into `state`; return the checkpoint manager and the number of steps done."""
+def resume(run: Run, lr_keys: str, /, **state: Stateful) -> tuple[CheckpointManager, int]:
+    """Load the run's last checkpoint into `state`; return the checkpoint manager and the number of steps done.
+
+    `lr_keys` names the config's learning rates, for the error of weights that are not finite.
+    """
     checkpoints = CheckpointManager(
         run.checkpoint,
         {**state, "counts": run.counts, "first_steps": run.first_steps},
         run.cfg.checkpointing.save_every_seconds,
         run.cfg.checkpointing.sync_every_steps,
+        nonfinite_remedy(lr_keys),
     )
     first_step = checkpoints.resume()
     run.metrics.truncate(first_step)
     return checkpoints, first_step
 
 
-def build_nan_guard(run: Run, lr_key: str) -> FiniteGuard:
-    """Return a guard that dumps tensors to the run's folder, and whose error names the learning rate's config key."""
+def build_nan_guard(run: Run, lr_keys: str) -> FiniteGuard:
+    """Return a guard that dumps tensors to the run's folder, and whose error names the config's learning rates."""
 
     def dump_nonfinite(tensors: dict[str, Any]) -> Path:
         return checkpoint.save(run.folder / f"not-finite-rank{rank()}.pt", tensors)
 
-    return FiniteGuard(dump_nonfinite, f"lower {lr_key}, or use precision=fp32")
+    return FiniteGuard(dump_nonfinite, nonfinite_remedy(lr_keys))
 
 
 def step_values(

@@ -10,9 +10,13 @@ from torch import Tensor
 from reproduce.engine.distributed.collectives import all_reduce_max
 from reproduce.errors import TrainingFailed
 
-HINT = "lower optimizer.lr, or use precision=fp32"
 DumpTensors = Callable[[dict[str, Any]], Path]
 """Write this rank's tensors to a file and return its path."""
+
+
+def nonfinite_remedy(lr_keys: str = "the learning rate") -> str:
+    """Return what to try if a loss or the weights are not finite; `lr_keys` names the config's learning rates."""
+    return f"lower {lr_keys}, or use precision=fp32"
 
 
 class FiniteGuard:
@@ -22,9 +26,9 @@ class FiniteGuard:
     already updated the weights; `CheckpointManager` does not save weights that are not finite.
     """
 
-    def __init__(self, dump: DumpTensors, hint: str = HINT) -> None:
-        """Guard with `dump` to save the tensors, and `hint` to end the error message."""
-        self._dump, self._hint = dump, hint
+    def __init__(self, dump: DumpTensors, remedy: str = nonfinite_remedy()) -> None:
+        """Guard with `dump` to save the tensors, and `remedy` to end the error message."""
+        self._dump, self._remedy = dump, remedy
         self._pending: tuple[int, Tensor, dict[str, Any]] | None = None
         self._copied = torch.cuda.Event() if torch.cuda.is_available() else None
 
@@ -48,8 +52,8 @@ class FiniteGuard:
         if not flag.item():
             return
         if tensors["loss"].isfinite():
-            raise TrainingFailed(f"the loss of another rank is not finite at step {step}: {self._hint}")
+            raise TrainingFailed(f"the loss of another rank is not finite at step {step}: {self._remedy}")
         path = self._dump(tensors)
         raise TrainingFailed(
-            f"the loss is {tensors['loss'].item()} at step {step}: {self._hint}; its tensors are in {path}"
+            f"the loss is {tensors['loss'].item()} at step {step}: {self._remedy}; its tensors are in {path}"
         )

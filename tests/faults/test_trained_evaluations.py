@@ -1,6 +1,7 @@
 """Evaluations that train or work out features: killed, asked to stop, shared by two processes, another batch."""
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint
-from reproduce.errors import REQUEUE
+from reproduce.errors import EXIT_TRAINING_FAILED, REQUEUE
 from tests.runs import TINY, Uninterrupted, call, curve, killed_after, run, start, start_anew
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=12", "logging.wandb=false", "logging.every_steps=1",
@@ -33,6 +34,7 @@ TRAINED = {
         "protocol.transforms.train_sizes_px=[32,40]", "protocol.transforms.test_size_px=32",
     ),
 }  # fmt: skip
+LEARNING_RATES = ("lr", "lr_trunk", "lr_head", "lr_backbone")
 WITHOUT_WORKERS = ("cluster.num_workers=0", "cluster.num_threads=1")
 
 
@@ -196,6 +198,21 @@ def test_sigterm_saves_and_exits_for_requeue(kind: str, common: tuple[str, ...],
     assert "stop requested; saved after step" in said
     assert list(tmp_path.glob("smoke/*/checkpoint-*.pt"))
     assert not list(tmp_path.glob("smoke/*/failure.json"))
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_weights_that_are_not_finite_name_the_evaluations_own_learning_rates(
+    kind: str, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (*TRAINED[kind], *common, "protocol.epochs=1", f"paths.results={tmp_path}")
+    monkeypatch.setattr(checkpoint, "_is_finite", lambda _: False)
+    status, said = call(evaluate.main, monkeypatch, *asked)
+    assert status == EXIT_TRAINING_FAILED
+    (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    (rates,) = re.findall(r"^error: the weights after the last step, \d+, are not finite: lower (.*), or use", sentence)
+    cfg = compose("evaluate", asked)
+    assert all(OmegaConf.select(cfg, key) > 0 for key in rates.split(" and "))
+    assert set(rates.split(" and ")) == {f"protocol.{key}" for key in cfg.protocol if key in LEARNING_RATES}
 
 
 @pytest.mark.parametrize(("kind", "batch_size"), [("linear", 16), ("finetune", 8)])

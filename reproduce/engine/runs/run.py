@@ -70,10 +70,11 @@ class Run:
     @property
     def dataset_root(self) -> Path:
         """The folder of the run's dataset. Raises `UserError` if it or one of its parts is missing."""
-        missing = catalog.missing_data(self.cfg)
+        dataset = to_dataclass(self.cfg.dataset, Dataset, "dataset")
+        missing = catalog.missing_data(dataset, self.cfg.paths.data_root, self.cfg.data.name)
         if missing:
             raise UserError(f"data is missing for {self.run_id}: {'; '.join(missing)}")
-        return Path(self.cfg.paths.data_root) / self.cfg.dataset.root
+        return Path(self.cfg.paths.data_root) / dataset.root
 
     def record_split(self, split: str, images: ImageList) -> None:
         """Record in the result which images a split has: its manifest's hash, and when data-verify last checked it."""
