@@ -45,9 +45,16 @@ class ConfigCache:
         self.file = CACHE / "configs.json"
         self.fingerprint = _fingerprint()
         try:
-            cached = json.loads(self.file.read_text())
-            self.summaries = cached["configs"] if cached["fingerprint"] == self.fingerprint else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            cached = json.loads(self.file.read_bytes())
+            if cached["fingerprint"] == self.fingerprint:
+                self.summaries = cached["configs"]
+                self.modified = cached["sha256"] != _sha256(self.summaries)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            self.modified = True
+        if self.modified:
+            print(f"warning: {self.file} is damaged; its configs are composed again", file=sys.stderr)
             self.summaries = {}
 
     def run(self, kind: RunKind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
@@ -87,7 +94,8 @@ class ConfigCache:
     def save(self) -> None:
         """Keep the summaries for the next command."""
         if self.modified:
-            write_json(self.file, {"fingerprint": self.fingerprint, "configs": self.summaries})
+            digest = _sha256(self.summaries)
+            write_json(self.file, {"fingerprint": self.fingerprint, "sha256": digest, "configs": self.summaries})
 
     def _cached(self, what: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = _key(what, overrides)
@@ -168,6 +176,11 @@ def _data(overrides: list[str]) -> dict[str, str]:
 
     data = compose("pretrain", overrides).data
     return {"name": data.name, "source": data.imagenet.source}
+
+
+def _sha256(summaries: Any) -> str:
+    """Return a hash of summaries, by which a damaged file is noticed, whatever in it has changed."""
+    return hashlib.sha256(json.dumps(summaries, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint() -> str:

@@ -1,6 +1,7 @@
 """Equal runs are one; a change of a config makes new runs of what depends on it, and of nothing else."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness.plan import build, config_cache
 from reproduce.harness.plan.config_cache import ConfigCache
-from reproduce.harness.plan.model import Plan, Request, Source
+from reproduce.harness.plan.model import CACHE, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
 
@@ -195,6 +197,45 @@ def test_a_collapse_is_settled_only_if_the_paper_prints_it(checkout: Path, table
         if run.name == "swav_400ep_sinkhorn1":
             run.failure.write_text('{"status": "failed"}')
             assert run_states(plan)[run.run_id] == RunState.FAILED  # out of memory, say: that the paper does not print
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "cut short": lambda cached: json.dumps(cached)[:-40],
+    "empty": lambda _: "",
+    "no text": lambda _: "\0\0\0",
+    "too deep": lambda _: "[" * 100_000,
+    "a list": lambda _: "[]",
+    "a number": lambda _: "3",
+    "without its parts": lambda cached: json.dumps({"fingerprint": cached["fingerprint"]}),
+    "configs that are a list": lambda cached: json.dumps(cached | {"configs": []}),
+    "a summary that is a number": lambda cached: json.dumps(cached | {"configs": dict.fromkeys(cached["configs"], 3)}),
+    "another value": lambda cached: json.dumps(cached).replace('"own"', '"theirs"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_config_cache_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    composed: list[list[str]] = []
+
+    def compose_data(overrides: list[str]) -> dict[str, str]:
+        composed.append(overrides)
+        return {"name": "own", "source": "ILSVRC2012"}
+
+    def plan_once() -> str:
+        configs = ConfigCache(Request(("table7",), "smoke"))
+        assert configs.data(["scale=smoke"]) == {"name": "own", "source": "ILSVRC2012"}
+        configs.save()
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(config_cache, "_data", compose_data)
+    monkeypatch.chdir(tmp_path)
+    assert [plan_once(), plan_once(), len(composed)] == ["", "", 1]
+    file = CACHE / "configs.json"
+    file.write_text(DAMAGES[damage](json.loads(file.read_text())))
+    assert plan_once() == f"warning: {file} is damaged; its configs are composed again\n"
+    assert [plan_once(), len(composed)] == ["", 2]
 
 
 @pytest.mark.parametrize("overrides", [["seed=2"], ["seed=1", "seed=3"], ["seed='2'"], ["seed=1", "++seed=2"], []])
