@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from reproduce.errors import UserError, did_you_mean
+from reproduce.harness.spec.proper_names import spell_out
 from reproduce.harness.spec.typed_yaml import load_yaml
 
 TABLES_DIR = Path(__file__).resolve().parents[3] / "tables"
@@ -142,8 +143,7 @@ class Table:
     @property
     def heading(self) -> str:
         """The table's name in the paper: Table 3, Figure 2."""
-        words = re.sub(r"(?<=[a-z])(?=\d)|_", " ", self.table)
-        return words[0].upper() + words[1:]
+        return spell_out(self.table)
 
     def has_cell(self, row: Row, column: str) -> bool:
         """Return whether a cell holds a number rather than a dash."""

@@ -98,6 +98,13 @@ def test_headings_are_the_papers() -> None:
     assert tables.load("release_notes", "paper").heading == "Release notes"
 
 
+@pytest.mark.parametrize("scale", tables.scales())
+def test_headings_have_proper_names(scale: str) -> None:
+    headings = {name: tables.load(name, scale).heading for name in tables.names(scale)}
+    assert headings.get("knn_pooled", "kNN pooled") == "kNN pooled"
+    assert all(heading[0].isupper() or heading.startswith("kNN") for heading in headings.values())
+
+
 def test_measurements_of_a_network_need_no_training() -> None:
     made = {
         (row.label, column): experiment
