@@ -107,6 +107,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
+def random_checkpoint(uninterrupted: Callable[..., Path]) -> Path:
+    """The checkpoint of a tiny network that nothing has trained."""
+    from reproduce import pretrain
+    from tests.runs import TINY
+
+    (path,) = uninterrupted(pretrain.main, *TINY, "experiment=random").glob("smoke/random-*/checkpoint.pt")
+    return path
+
+
+@pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planner's cache of the configs that the tests request most, composed once."""
     from reproduce.harness.plan import build

@@ -23,6 +23,7 @@ from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.errors import REQUEUE, TrainingFailed, UserError
 from reproduce.files import read_json, write_json
+from tests.networks import LinearNet
 from tests.runs import (
     TINY,
     Killed,
@@ -40,14 +41,15 @@ QUEUE = ("method.queue_length=10", "method.queue_start_epochs=1")
 NUM_STEPS = 24
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
 def test_resumed_equals_uninterrupted_to_the_bit(
-    data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    data: Path, uninterrupted: Uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed within each of the three epochs; the queue starts with the second."""
     common = (*TINY, *QUEUE, "experiment=swav_800ep", f"paths.data_root={data}", "checkpointing.save_every_seconds=0")
     whole = uninterrupted(pretrain.main, *common)
-    with killed_after(step):
-        call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
+    for step in (1, 3, 5):
+        with killed_after(step):
+            call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")
     assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")[0] == 0
     assert_same_training(tmp_path, whole, num_steps=6)
 
@@ -89,7 +91,13 @@ def test_sigterm_saves_and_exits_for_requeue(
     assert read_json(result)["num_attempts"] == 2
 
 
-def test_ctrl_c_saves_and_resumes(saving_often: tuple[str, ...], uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_resumes(
+    saving_often: tuple[str, ...],
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As a terminal sends it: to the run and its data-loader workers. A direct run lost up to an epoch."""
     arguments = (
         *saving_often, "checkpointing.save_every_seconds=300", "cluster.num_workers=1", f"paths.results={tmp_path}",
@@ -104,9 +112,8 @@ def test_ctrl_c_saves_and_resumes(saving_often: tuple[str, ...], uninterrupted: 
     assert f"{first}\n" == INTERRUPTED.decode()
     assert second.startswith("stop requested; saved after step")
 
-    again = run("reproduce.pretrain", *arguments)
-    assert again.returncode == 0, again.stderr
-    assert "resuming from step" in again.stdout
+    assert call(pretrain.main, monkeypatch, *arguments)[0] == 0
+    assert "resuming from step" in capsys.readouterr().out
     assert_same_training(tmp_path, uninterrupted(pretrain.main, *saving_often), NUM_STEPS)
 
 
@@ -438,11 +445,7 @@ def test_nonfinite_loss_stops_the_trainer_and_dumps_its_tensors(tmp_path: Path) 
         def loss(self, embeddings, _scores, _num_crops, step):  # type: ignore[no-untyped-def]
             return embeddings.sum() * float("nan" if step == 2 else 1), {"unit_length_error": torch.zeros(())}
 
-    class Net(torch.nn.Linear):
-        def forward(self, crops):  # type: ignore[no-untyped-def]
-            return super().forward(crops[0]), None
-
-    net = Net(2, 2)
+    net = LinearNet(2, 2)
     trainer = Trainer(
         task=PretrainTask(net, Diverges(), "fp32"),
         optimizer=torch.optim.SGD(net.parameters(), 0.1),

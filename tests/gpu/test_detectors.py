@@ -13,26 +13,14 @@ from torch import Tensor, nn
 from evals.coco_detr import detr_loss, to_detections
 from evals.coco_detr.detector import Detr, TransformerConfig
 from evals.coco_detr.losses import LossWeights, Target
-from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from tests.gpu.trainings import assert_close_to, gradients
+from tests.networks import random_trunk
 
 WEIGHTS = LossWeights(classes=1, l1=5, giou=2, no_object=0.1)
 SIZE = TransformerConfig(num_layers=2, hidden_dim=32, num_heads=4, feedforward_dim=48, num_queries=7, dropout=0.0)
 HEIGHT, WIDTH = 64, 96
-
-
-def random_trunk(width: float) -> ResNet:
-    """With running statistics and BatchNorm weights that nothing starts with."""
-    torch.manual_seed(0)
-    trunk = ResNet(width)
-    for module in trunk.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert tensor is not None
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    return trunk.eval()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import autocast, loss_scaler
 from tests.host_sync import NoHostSync
+from tests.networks import gradients_of
 
 Batch = tuple[list[Tensor], Tensor]
 
@@ -125,7 +126,7 @@ def build_training(
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:
     """The gradient of each parameter that has one, on the CPU in double precision."""
-    return {name: p.grad.cpu().double() for name, p in net.named_parameters() if p.grad is not None}
+    return {name: value.cpu().double() for name, value in gradients_of(net).items()}
 
 
 def assert_close_to(found: Tensor, exact: Tensor, tolerance: float) -> None:

@@ -18,6 +18,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.engine import memory, precision
 from reproduce.errors import UserError
 from reproduce.memory import DETECTOR_INTRODUCTION, INTRODUCTION, detector_row, estimate_memory, row
+from tests.networks import activations_gb, kept_for_backward
 
 
 def test_memory_estimate_matches_a_forward_pass() -> None:
@@ -33,18 +34,11 @@ def test_memory_estimate_matches_a_forward_pass() -> None:
 
     net = MultiCropNet(0.0625, 16, 8, cfg.method.num_prototypes)
     crops = [torch.zeros(4, 3, view.size_px, view.size_px) for view in cfg.crops.views for _ in range(view.num)]
-    own = {value.untyped_storage().data_ptr() for value in net.state_dict(keep_vars=True).values()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         torch.log_softmax(net(crops)[1] / 0.1, dim=1)
     assert counted.images_per_gpu == 4
     assert counted.weights_gb == 16 * sum(weight.numel() for weight in net.parameters()) / 1e9
-    assert counted.activations_gb == sum(len(kept[at]) for at in kept.keys() - own) / 1e9
+    assert counted.activations_gb == activations_gb(net, kept)
 
 
 def test_half_precision_counts_the_same_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,18 +66,11 @@ def test_detr_estimate_matches_a_forward_pass(small_detr: coco_detr.ProtocolConf
     for module in net.modules():
         if isinstance(module, torch.nn.MultiheadAttention):
             module.dropout = 0.0  # a CPU's kernel with dropout keeps the attention matrices, which no GPU's does
-    own = {value.untyped_storage().data_ptr() for value in net.state_dict(keep_vars=True).values()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         net(torch.zeros(2, 3, 96, 96), torch.zeros(2, 96, 96, dtype=torch.bool))
     assert counted.images_per_gpu == 2
     assert counted.weights_gb == 20 * sum(weight.numel() for weight in net.parameters()) / 1e9
-    assert counted.activations_gb == sum(len(kept[at]) for at in kept.keys() - own) / 1e9
+    assert counted.activations_gb == activations_gb(net, kept)
 
 
 @pytest.mark.parametrize("evaluation", ["coco_detr", "voc_detection"])

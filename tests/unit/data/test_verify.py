@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from reproduce.config.schema import Dataset
 from reproduce.data.prepare import inspection, verify
 from reproduce.data.prepare.official import DATASET_SPECS, DatasetSpec, SplitSpec
 from reproduce.errors import UserError
-from tests.runs import tiny_pictures
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
 COCO = Dataset("coco17", "tiny", "coco", "coco", "train2017", "val2017")
@@ -22,21 +22,10 @@ TINY_VOC = DatasetSpec("tiny", "nowhere", 20, {"trainval": SplitSpec(60), "test"
 TINY_COCO = DatasetSpec("tiny", "nowhere", 2, {"train2017": SplitSpec(60), "val2017": SplitSpec(30)})
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    tiny_pictures(root)
-    return root
-
-
 @pytest.fixture
-def data(made: Path, tmp_path: Path) -> Path:
+def data(data: Path, tmp_path: Path) -> Path:
     """Copy the datasets, so that a test may damage them."""
-    for path in made.rglob("*"):
-        if path.is_file():
-            target = tmp_path / path.relative_to(made)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

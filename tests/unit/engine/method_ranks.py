@@ -29,6 +29,7 @@ from reproduce.engine.distributed.collectives import (
     world_size,
 )
 from reproduce.engine.optimizer import build_optimizer
+from tests.networks import gradients_of
 
 BATCH, SEED, STEP = 12, 5, 3
 NUM_STEPS = 4
@@ -81,7 +82,7 @@ def steps(name: str) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         method.after_backward(step)
-        gradients = gradients or {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None}
+        gradients = gradients or gradients_of(net)
         optimizer.step()
         losses.append(all_reduce_mean(loss.detach().clone()))
     state = method.state_dict()

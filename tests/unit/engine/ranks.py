@@ -16,7 +16,7 @@ from models.networks.heads import MultiCropNet
 from reproduce.engine.batchnorm import batchnorm_groups, wrap_for_distributed
 from reproduce.engine.distributed.collectives import all_reduce_mean, device, is_main, process_group, rank, world_size
 from reproduce.engine.optimizer import Larc
-from tests.contiguous_collectives import check_collectives
+from tests.networks import gradients_of
 
 BATCH = 12
 NUM_STEPS = 4
@@ -51,7 +51,7 @@ def main(output: str) -> None:
             loss, _ = method.loss(embeddings, scores, len(crops), step)
             optimizer.zero_grad()
             loss.backward()
-            gradients = gradients or {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None}
+            gradients = gradients or gradients_of(net)
             optimizer.step()
             losses.append(all_reduce_mean(loss.detach().clone()))
 
@@ -85,5 +85,4 @@ def batchnorm_of_halves(draw: torch.Generator, mine: slice) -> dict[str, torch.T
 
 
 if __name__ == "__main__":
-    check_collectives()  # torchrun starts an interpreter of its own; tests/forks.py does the same for our launcher
     main(sys.argv[1])

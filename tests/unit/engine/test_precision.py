@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.methods.base import Method, PretrainTask
 from reproduce.engine.loop import StepLogger, Trainer
@@ -12,6 +12,7 @@ from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import Larc
 from reproduce.engine.precision import autocast, loss_scaler
 from reproduce.errors import TrainingFailed, UserError
+from tests.networks import LinearNet
 
 
 class Regression(Method):
@@ -25,15 +26,10 @@ class Regression(Method):
         return embeddings.float().square().mean() * self.factors[step], {}
 
 
-class Net(nn.Linear):
-    def forward(self, crops: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
-        return super().forward(crops[0]), None
-
-
 def trained(scaler: torch.amp.GradScaler, precision: str, *factors: float) -> tuple[Tensor, list[dict[str, float]]]:
     """The weights after a step per factor, and the curve."""
     torch.manual_seed(0)
-    net = Net(8, 4)
+    net = LinearNet(8, 4)
     curve: list[dict[str, float]] = []
     batch = [torch.ones(2, 8)], torch.zeros(2)
     trainer = Trainer(

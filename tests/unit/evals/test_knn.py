@@ -10,17 +10,11 @@ import torch.nn.functional as F
 
 from evals.knn import vote
 from models.zoo.load import load_projection_head, load_trunk
-from reproduce import evaluate, pretrain
+from reproduce import evaluate
 from reproduce.config.compose import compose
 from reproduce.data.datasets.image_folder import read_image_folder
 from reproduce.data.pipeline.center_crop import CenterCropDataset
-from tests.runs import TINY, Uninterrupted, call
-
-
-@pytest.fixture(scope="session")
-def checkpoint(uninterrupted: Uninterrupted) -> Path:
-    (path,) = uninterrupted(pretrain.main, *TINY, "experiment=random").glob("smoke/random-*/checkpoint.pt")
-    return path
+from tests.runs import call
 
 
 def result_of(monkeypatch: pytest.MonkeyPatch, results: Path, *asked: str) -> dict[str, float]:
@@ -39,14 +33,14 @@ def result_of(monkeypatch: pytest.MonkeyPatch, results: Path, *asked: str) -> di
 
 @pytest.mark.parametrize("features", ["head", "pooled"])
 def test_neighbors_are_searched_in_the_configured_features(
-    features: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features: str, random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against an independent calculation from the images on."""
     name = {"head": "knn_head", "pooled": "knn"}[features]
-    asked = (f"eval={name}", f"checkpoint={checkpoint}", f"paths.data_root={data}")
+    asked = (f"eval={name}", f"checkpoint={random_checkpoint}", f"paths.data_root={data}")
     metrics = result_of(monkeypatch, tmp_path, *asked)
     cfg = compose("evaluate", [*asked])
-    trunk, head = load_trunk(checkpoint), load_projection_head(checkpoint)
+    trunk, head = load_trunk(random_checkpoint), load_projection_head(random_checkpoint)
     assert head is not None
     mean, std = (torch.tensor(list(value)).view(3, 1, 1) for value in (cfg.normalize.mean, cfg.normalize.std))
     rows, labels = {}, {}
@@ -66,9 +60,9 @@ def test_neighbors_are_searched_in_the_configured_features(
 
 
 def test_a_checkpoint_without_head_ends_in_a_sentence(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save(load_trunk(checkpoint).state_dict(), tmp_path / "trunk.pt")
+    torch.save(load_trunk(random_checkpoint).state_dict(), tmp_path / "trunk.pt")
     asked = ("eval=knn_head", f"checkpoint={tmp_path / 'trunk.pt'}", f"paths.data_root={data}", "logging.wandb=false")
     status, said = call(evaluate.main, monkeypatch, *asked, "cluster.num_workers=0", f"paths.results={tmp_path}")
     assert status == 2
@@ -84,8 +78,14 @@ def test_a_checkpoint_without_head_ends_in_a_sentence(
     ],
 )
 def test_unknown_choices_end_in_a_sentence(
-    override: str, says: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    override: str, says: str, random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("eval=knn_head", f"checkpoint={checkpoint}", f"paths.data_root={data}", "logging.wandb=false", override)
+    asked = (
+        "eval=knn_head",
+        f"checkpoint={random_checkpoint}",
+        f"paths.data_root={data}",
+        "logging.wandb=false",
+        override,
+    )
     status, said = call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")
     assert status == 2 and said.startswith(f"error: {says}"), said

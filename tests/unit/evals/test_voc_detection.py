@@ -24,6 +24,7 @@ from reproduce.engine.loop import StepLogger
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 from reproduce.errors import TrainingFailed, UserError
+from tests.networks import random_trunk
 
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
@@ -33,21 +34,9 @@ def protocol(scale: str, *overrides: str, name: str = "voc_detection") -> Protoc
     return to_dataclass(compose("evaluate", asked).protocol, ProtocolConfig, "protocol")
 
 
-def random_trunk() -> ResNet:
-    """With running statistics and BatchNorm weights that nothing starts with."""
-    torch.manual_seed(0)
-    trunk = ResNet(0.0625)
-    for module in trunk.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert tensor is not None
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    return trunk.eval()
-
-
 @pytest.fixture(scope="module")
 def detector() -> tuple[ResNet, Any, CfgNode]:
-    trunk = random_trunk()
+    trunk = random_trunk(0.0625)
     cfg = build_config(protocol("smoke").detectron2, trunk)
     found = build_detector(cfg, trunk).double().eval()
     return trunk.double(), found, cfg
@@ -139,7 +128,7 @@ def test_what_the_other_papers_protocols_change(name: str, changes: dict[str, An
 
 
 def test_pirls_detector_has_frozen_batchnorm_and_no_extra_one() -> None:
-    trunk = random_trunk()
+    trunk = random_trunk(0.0625)
     found: Any = (
         build_detector(build_config(protocol("smoke", name="voc_detection_pirl").detectron2, trunk), trunk)
         .train()

@@ -17,8 +17,8 @@ from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import Verdict
 from reproduce.harness.verdict.notes import CanaryMeasurement
+from tests.unit.harness.verdicts import Finish
 
-Finish = Callable[..., None]
 Sing = Callable[..., Run]
 
 

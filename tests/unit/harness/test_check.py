@@ -21,6 +21,7 @@ from reproduce.harness.spec import baseline, tables
 from reproduce.harness.verdict import check, stats
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
+from tests.unit.harness.verdicts import cells_of
 
 
 def printed(run: Run) -> float:
@@ -420,10 +421,6 @@ def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float =
 def collapse(run: Run, status: str = "collapsed") -> None:
     run.failure.parent.mkdir(parents=True, exist_ok=True)
     run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "loss stuck at ln K"}))
-
-
-def cells_of(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check_tables(plan)[0].cells()}
 
 
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:

@@ -1,7 +1,6 @@
 """The paper's conclusions, judged on differences of what runs gave."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,8 +18,8 @@ from reproduce.harness.spec import claims
 from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict.claims import WORST_FIRST, ClaimVerdict, PartVerdict, check_claims, half_fall_percent
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
+from tests.unit.harness.verdicts import Finish
 
-Finish = Callable[..., None]
 BASE, FIXED, HARD, ONE = (
     *("swav_400ep_2x160_4x96", "swav_400ep_fixed_prototypes", "swav_400ep_hard", "swav_400ep_sinkhorn1"),
 )

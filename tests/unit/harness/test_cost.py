@@ -1,7 +1,6 @@
 """What a plan costs, against the paper's own numbers and sums done by hand."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from reproduce.harness.plan import build, cost, cost_report
 from reproduce.harness.plan.cost import RunCost
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import tables
-
-Finish = Callable[..., None]
+from tests.unit.harness.verdicts import Finish
 
 
 def paper(*names: str, data: str | None = None, seeds: tuple[int, ...] = (0,)) -> Plan:

@@ -1,7 +1,7 @@
 """Whether the runs behind a number took their recorded first steps, and what a check says if they did not."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,12 +19,11 @@ from reproduce.harness.report.render_claims import claims_as_text
 from reproduce.harness.report.render_tables import table_as_markdown, table_as_text
 from reproduce.harness.spec import golden, tables
 from reproduce.harness.verdict import check, notes, strict
-from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
+from tests.unit.harness.verdicts import Finish, cells_of
 
-Finish = Callable[..., None]
 Steps = dict[str, list[float]]
 LOSS = [3.0, 2.9, 2.8]
 STEPS: Steps = {"indices": [7.0, 8.0, 9.0], "loss": LOSS}
@@ -55,10 +54,6 @@ def named(plan: Plan, name: str, seed: int = 0) -> Run:
     wanted = name.removeprefix("knn_head of ")
     runs = plan.runs.values()
     return next(r for r in runs if r.kind == kind and wanted in (r.parent_name or r.name) and r.seed == seed)
-
-
-def cells_of(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": cell for row, key, cell in check.check_tables(plan)[0].cells()}
 
 
 @pytest.fixture

@@ -14,17 +14,13 @@ from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.report.render_tables import table_as_data
 from reproduce.harness.verdict import check
-from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
+from tests.unit.harness.verdicts import cells_of
 
 
 def released(*tables: str) -> Plan:
     return build.build_plan(Request(tables, "paper", source="released"))
-
-
-def cells_of(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for table in check.check_tables(plan) for row, key, judged in table.cells()}
 
 
 def test_every_row_with_public_weights_is_planned_and_none_is_trained(checkout: Path) -> None:

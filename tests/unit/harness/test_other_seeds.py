@@ -1,7 +1,6 @@
 """Requesting fewer seeds does not hide a seed that failed."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from reproduce.harness.plan import build
@@ -10,8 +9,7 @@ from reproduce.harness.verdict import check
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
-
-Finish = Callable[..., None]
+from tests.unit.harness.verdicts import Finish
 
 
 def plan_of(table: str, *seeds: int) -> Plan:

@@ -18,8 +18,8 @@ from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
+from tests.unit.harness.verdicts import Finish
 
-Finish = Callable[..., None]
 LATER = "2026-01-02T00:00:00+00:00"
 
 

@@ -23,8 +23,7 @@ from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import CACHE, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
-
-Finish = Callable[..., None]
+from tests.unit.harness.verdicts import Finish
 
 
 def test_both_tables_share_their_pretrainings(smoke: Plan) -> None:

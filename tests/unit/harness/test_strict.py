@@ -14,10 +14,9 @@ from reproduce.harness.report import summary
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.verdict import check, strict
-from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import Verdict
+from tests.unit.harness.verdicts import Finish, cells_of
 
-Finish = Callable[..., None]
 HEAD = "a" * 40
 
 
@@ -25,10 +24,6 @@ HEAD = "a" * 40
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that the checkout has no changes."""
     monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else "")
-
-
-def cells(plan: Plan) -> dict[str, CellVerdict]:
-    return {f"{row.label}/{key}": judged for row, key, judged in check.check_tables(plan)[0].cells()}
 
 
 def measured_table1() -> Plan:
@@ -42,7 +37,7 @@ def test_a_relative_column_is_compared_as_shares(checkout: Path, finish: Finish)
     plan_file.write(plan)
     for run in plan.runs.values():
         finish(run, hours[run.name.removeprefix("cost_")])
-    found = cells(plan)
+    found = cells_of(plan)
     two = found["SwAV, 2x224/time_100ep"]
     assert (two.verdict, two.share_of, two.printed) == (Verdict.WITHIN, "SimCLR, 2x224", "4h09")
     assert two.mean == pytest.approx(41.5 / 40)
@@ -62,7 +57,7 @@ def test_a_share_needs_its_reference(checkout: Path, finish: Finish) -> None:
     for run in plan.runs.values():
         if run.name != "cost_simclr_100ep":
             finish(run, 41.5)
-    two = cells(plan)["SwAV, 2x224/time_100ep"]
+    two = cells_of(plan)["SwAV, 2x224/time_100ep"]
     assert (two.verdict, two.needed) == (Verdict.NOT_RUN, True)
     assert two.reason == "This number is compared as a share of SimCLR, 2x224, which has no number yet."
 
@@ -73,9 +68,9 @@ def test_a_mean_of_several_runs_is_noted(checkout: Path, finish: Finish) -> None
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 59.2)
-    reason = cells(plan)["SwAV/knn20"].reason
+    reason = cells_of(plan)["SwAV/knn20"].reason
     assert "The printed number is a mean of 5 runs, ours of 5." in reason
-    assert "mean of" not in cells(plan)["SwAV/knn200"].reason
+    assert "mean of" not in cells_of(plan)["SwAV/knn200"].reason
     assert "(top-1, %, mean of 5 runs)" in table_as_markdown(plan, check.check_tables(plan)[0])
 
 

@@ -20,8 +20,8 @@ def change(checkout: Path, edit: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        ("table['captoin'] = table.pop('caption')", "no key 'captoin' in a table: did you mean 'caption'"),
-        ("del table['section']", "the table needs a value for 'section'"),
+        ("table['captoin'] = table.pop('caption')", "no key 'captoin' in the file: did you mean 'caption'"),
+        ("del table['section']", "the file needs a value for 'section'"),
         ("table['expected'] = 'recordet'", "expected is 'recordet'; did you mean 'recorded'"),
         ("table['table'] = 'table8'", "the file is named 'table7'"),
         ("table['columns']['knn20']['decimals'] = 'one'", r"columns.knn20.decimals should be of type int"),

@@ -5,6 +5,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.networks.resnet import ResNet, resnet50
+from tests.networks import kept_for_backward
 
 
 def after_one_step(activation_checkpointing: bool) -> tuple[ResNet, Tensor, int]:
@@ -12,16 +13,11 @@ def after_one_step(activation_checkpointing: bool) -> tuple[ResNet, Tensor, int]
     torch.manual_seed(0)
     trunk = ResNet(0.0625)
     trunk.activation_checkpointing = activation_checkpointing
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         features = trunk(torch.randn(4, 3, 32, 32))
+    num_bytes = sum(storage.nbytes() for storage in kept.values())
     features.square().mean().backward()
-    return trunk, features, sum(kept.values())
+    return trunk, features, num_bytes
 
 
 def test_activation_checkpointing_saves_memory_bit_exactly() -> None:
