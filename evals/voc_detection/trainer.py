@@ -107,13 +107,13 @@ class LogHook(HookBase):  # type: ignore[misc]
 
 
 class CheckpointHook(HookBase):  # type: ignore[misc]
-    """Saves what is due, and stops the run if it was asked to stop."""
+    """Saves a checkpoint if it is due, and stops the run if a stop was requested."""
 
     def __init__(self, checkpoints: CheckpointManager, preemption: Preemption) -> None:
         self.checkpoints, self.preemption = checkpoints, preemption
 
     def after_step(self) -> None:
-        """Heed a preemption, or save a checkpoint if it is due."""
+        """Save and stop if a stop was requested; otherwise save a checkpoint if it is due."""
         done = self.trainer.iter + 1
         self.preemption.checkpoint_and_stop_if_requested(self.checkpoints, done, self.trainer.max_iter)
         self.checkpoints.save_if_due(done)

@@ -7,7 +7,7 @@ from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError, did_you_mean
 
 AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32, but for `fp64`.
+"""Autocast dtype of each `precision`. Weights, losses, Sinkhorn and the optimizer stay in fp32, except with `fp64`.
 
 fp64 is for checks: rounding, which a step of training magnifies to a percent in fp32, stays invisible for a dozen. On a
 GPU, products of fp32 tensors are rounded to TF32 with `tf32` and only then (`arithmetic.configure_torch`).

@@ -34,8 +34,8 @@ class Preemption:
         self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Preemption":
-        heeded = [each for each in STOP_SIGNALS if each != signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
-        self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in heeded}
+        handled = [each for each in STOP_SIGNALS if each != signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
+        self._previous_handlers = {number: signal.signal(number, self._request_stop) for number in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

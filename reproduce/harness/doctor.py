@@ -151,12 +151,12 @@ def _missing_data(scale: str, evaluations: set[str], data: str | None, data_conf
     request = Request((), scale, data=data, data_config=data_config)
     plans = {name: build.single_run_plan(request, "evaluate", name, "any") for name in sorted(evaluations)}
     plans[""] = build.single_run_plan(request, "pretrain", "random")
-    lacking = {}
+    missing = {}
     for name, plan in plans.items():
         (run,) = plan.runs.values()
         absent = not plan.generated_data_dir and (not plan.data_root or bool(missing_data(plan, run)))
-        lacking[name] = [f"the data of {run.workload.dataset['name']}"] if absent else []
-    return lacking
+        missing[name] = [f"the data of {run.workload.dataset['name']}"] if absent else []
+    return missing
 
 
 def _weights() -> Diagnosis:

@@ -51,7 +51,7 @@ class EncodedSample(NamedTuple):
     label: int
     unreadable: list[str]
     position: tuple[int, int]
-    """`(epoch, index)` of the image that was asked for."""
+    """`(epoch, index)` of the requested image."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class EncodedBatch:
     labels: Tensor
     unreadable: list[str]
     positions: list[tuple[int, int]]
-    """`(epoch, index)` of each image that was asked for."""
+    """`(epoch, index)` of each requested image."""
 
 
 class EncodedDataset(Dataset[EncodedSample]):

@@ -89,7 +89,7 @@ def _run_once(command: list[str], folder: Path, title: str, stopping: Callable[[
         if echo:
             echoer.join(timeout=DRAIN_SECONDS)  # not for ever: a process that the run left behind may hold the pipe
         if status == REQUEUE:
-            if is_final_failure(folder / "failure.json"):  # one machine failed; the others were only asked to end
+            if is_final_failure(folder / "failure.json"):  # one machine failed; the others were only stopped
                 return int(json.loads((folder / "failure.json").read_text())["exit_status"])
             ending = stopping()
             log.write(f"=== preempted; {'the same command continues' if ending else 'to be started again'}\n".encode())

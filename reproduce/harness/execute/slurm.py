@@ -65,7 +65,7 @@ def resources(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, A
         f"--signal=USR1@{site['signal_before_end_seconds']}",
         *(["--exclusive"] if alone else []),
     ]
-    asked = {
+    requested = {
         "nodes": run["num_nodes"],
         "cpus_per_task": cpus_per_node(run, cluster),
         "mem_mb": round(1000 * site["memory_gb"]),  # 0 takes back what Snakemake would ask for by itself
@@ -74,10 +74,10 @@ def resources(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, A
         "mpi": 0,
     }
     gpus = gpus_per_node(run, cluster)
-    asked |= {"gres": f"{site['gres']}:{gpus}"} if gpus else {"tasks": run["num_nodes"]}
-    asked |= {"runtime": max(1, round(60 * site["time_limit_hours"]))} if site["time_limit_hours"] else {}
+    requested |= {"gres": f"{site['gres']}:{gpus}"} if gpus else {"tasks": run["num_nodes"]}
+    requested |= {"runtime": max(1, round(60 * site["time_limit_hours"]))} if site["time_limit_hours"] else {}
     names = {"partition": "slurm_partition", "account": "slurm_account", "qos": "qos", "constraint": "constraint"}
-    return asked | {theirs: site[ours] for ours, theirs in names.items() if site[ours]}
+    return requested | {theirs: site[ours] for ours, theirs in names.items() if site[ours]}
 
 
 def cpus_per_node(run: Mapping[str, Any], cluster: Mapping[str, Any]) -> int:

@@ -1,1 +1,1 @@
-"""What to run: the graph of runs behind the asked cells, and its cost."""
+"""What to run: the graph of runs behind the requested cells, and its cost."""

@@ -189,19 +189,19 @@ class _RunBuilder:
         """Return the run ids of an evaluation of public weights, by seed."""
         weights = [f"checkpoint='{entries.PREFIX}{item.name}'", *preprocessing_overrides(item, evaluation)]
         found = {}
-        for seed in (seed for asked in self.request.seeds for seed in _own_seeds(asked, num_runs)):
-            asked = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}", *_as_list(override)]
-            run = self.configs.run("evaluate", asked, self.run_overrides)
+        for seed in (seed for requested in self.request.seeds for seed in _own_seeds(requested, num_runs)):
+            overrides = [f"eval={evaluation}", *weights, *self.request.overrides(), f"seed={seed}", *_as_list(override)]
+            run = self.configs.run("evaluate", overrides, self.run_overrides)
             run = dataclasses.replace(run, parent_name=", ".join([f"{entries.PREFIX}{item.name}", *_as_list(override)]))
             found[seed] = self.runs.setdefault(run.run_id, run).run_id
         return found
 
     def measurements_of(self, experiment: str, measurement: str) -> dict[int, str]:
         """Return the run ids of a measurement of an experiment's network, by seed."""
-        asked = [f"experiment={experiment}", f"measurement={measurement}", f"name={measurement}_{experiment}"]
+        overrides = [f"experiment={experiment}", f"measurement={measurement}", f"name={measurement}_{experiment}"]
         common = self.request.overrides()
         runs = {
-            seed: self.configs.run("measure", [*asked, *common, f"seed={seed}"], self.run_overrides)
+            seed: self.configs.run("measure", [*overrides, *common, f"seed={seed}"], self.run_overrides)
             for seed in self.request.seeds
         }
         self.runs.update((run.run_id, run) for run in runs.values())
@@ -214,8 +214,14 @@ class _RunBuilder:
         self.runs.setdefault(pretraining.run_id, pretraining)
         if not evaluation:
             return pretraining
-        asked = [f"eval={evaluation}", f"checkpoint={pretraining.run_id}", *common, f"seed={seed}", *_as_list(override)]
-        run = self.configs.run("evaluate", asked, self.run_overrides, pretraining)
+        overrides = [
+            f"eval={evaluation}",
+            f"checkpoint={pretraining.run_id}",
+            *common,
+            f"seed={seed}",
+            *_as_list(override),
+        ]
+        run = self.configs.run("evaluate", overrides, self.run_overrides, pretraining)
         run = dataclasses.replace(run, parent_name=", ".join([run.parent_name, *_as_list(override)]))
         return self.runs.setdefault(run.run_id, run)
 

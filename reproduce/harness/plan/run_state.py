@@ -64,12 +64,12 @@ def missing_reason(plan: Plan, run: Run) -> str:
     """Return the label of a run without a valid result and, if it has an outdated one, why that does not count."""
     if run.read_result() is None or run_state(plan, run) == RunState.DONE:
         return run.label
-    lacking = [parent.label for parent in _parents(plan, run) if parent.read_result() is None]
-    again = f"make reproduce-... (python -m reproduce run) makes {'both' if lacking else 'it'} again"
-    if not lacking:
+    missing = [parent.label for parent in _parents(plan, run) if parent.read_result() is None]
+    again = f"make reproduce-... (python -m reproduce run) makes {'both' if missing else 'it'} again"
+    if not missing:
         return f"{run.label} (its result belongs to a checkpoint that was trained again since; {again})"
     return (
-        f"{run.label} (its result belongs to a checkpoint of {lacking[0]}, which has no result here; {again}, or "
+        f"{run.label} (its result belongs to a checkpoint of {missing[0]}, which has no result here; {again}, or "
         "copy that result.json, too: the checkpoint is not needed)"
     )
 

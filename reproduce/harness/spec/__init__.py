@@ -1,1 +1,1 @@
-"""What is asked: tables, claims, margins, recorded numbers."""
+"""What runs are compared with: tables, claims, margins, recorded numbers."""

@@ -1,4 +1,4 @@
-"""Read YAML files as dataclasses; whatever does not fit the types is an error that names the file and the key."""
+"""Read YAML files as dataclasses. A value of another type is an error that names the file and the key."""
 
 import types
 import typing
@@ -65,9 +65,11 @@ def _convert_dataclass(kind: Any, raw: Any, file: str, key: str) -> Any:
     annotations = typing.get_type_hints(kind)
     for name in raw:
         if name not in known:
-            raise UserError(f"{file}: there is no key {name!r} in {key or 'a table'}: {did_you_mean(str(name), known)}")
+            raise UserError(
+                f"{file}: there is no key {name!r} in {key or 'the file'}: {did_you_mean(str(name), known)}"
+            )
     for name, entry in known.items():
         if name not in raw and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{file}: {key or 'the table'} needs a value for {name!r}")
+            raise UserError(f"{file}: {key or 'the file'} needs a value for {name!r}")
     prefix = f"{key}." if key else ""
     return kind(**{name: convert(annotations[name], value, file, prefix + name) for name, value in raw.items()})
