@@ -98,7 +98,7 @@ def test_unreachable_service_does_not_stop_a_run_or_leak_the_key(data: Path, tmp
     """A real run, with a key, against a service that nobody answers at."""
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]
     done = run(
-        "reproduce.pretrain",
+        "tests.faults.impatient_run",
         *overrides,
         "experiment=random",
         f"paths.data_root={data}",
