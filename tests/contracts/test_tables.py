@@ -10,6 +10,7 @@ import yaml
 
 from reproduce.config.compose import group_options
 from reproduce.harness.spec import tables
+from reproduce.harness.verdict import canary
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
 EVERY = [(scale, name) for scale in tables.scales() for name in tables.names(scale)]
@@ -251,6 +252,19 @@ def test_margins_of_linear_imagenet_quote_the_same_reproductions() -> None:
 def test_amdims_row_links_its_authors_weights() -> None:
     (amdim,) = [row for row in tables.load("table2", "paper").rows if row.method == "AMDIM"]
     assert (amdim.weights, amdim.from_other_paper) == ("github.com/Philip-Bachman/amdim-public", "")
+
+
+@pytest.mark.parametrize("scale", tables.scales())
+def test_table_7_takes_the_heads_output_and_the_other_table_pooled_features(scale: str) -> None:
+    """For all of its numbers, at every scale."""
+    for name, evaluation in (("table7", "knn_head"), ("knn_pooled", "knn")):
+        if name in tables.names(scale):
+            assert {column.eval for column in tables.load(name, scale).columns.values()} == {evaluation}
+
+
+def test_the_canaries_decide_between_the_heads_output_and_pooled_features() -> None:
+    found = {(each.table, each.column) for each in canary.load().canaries}
+    assert found >= {("table7", "knn20"), ("table7", "knn200"), ("knn_pooled", "knn20")}
 
 
 def test_pooled_neighbors_say_whose_number_they_are() -> None:
