@@ -1,4 +1,6 @@
-"""Official MoCo, DeepCluster-v2 and apex beside ours on several processes: `methods_ranks.py PART CHECKOUTS OUTPUT`.
+"""Official MoCo, DeepCluster-v2, DETR and apex beside ours on several processes.
+
+`methods_ranks.py PART CHECKOUTS OUTPUT` runs one of `PARTS`.
 
 Started by test_methods.py. Rank 0 writes what both sides made.
 """
@@ -16,16 +18,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from evals.coco_detr.losses import LossWeights, Target, losses
 from models.methods.deepcluster import spherical_kmeans
 from models.methods.moco import Moco, MocoConfig
 from models.networks.heads import MultiCropNet, MultiPrototypes
 from models.networks.resnet import ResNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm
-from reproduce.engine.distributed.collectives import all_gather, is_main, process_group, rank, world_size
+from reproduce.engine.distributed.collectives import (
+    all_gather,
+    all_reduce_mean,
+    is_main,
+    process_group,
+    rank,
+    world_size,
+)
 from tests.oracles.official import definitions, module, stay_on_the_cpu
 
 BATCH, WIDTH, DIM, SEED, TEMPERATURE, MOMENTUM, NUM_STEPS = 8, 0.0625, 8, 5, 0.2, 0.9, 3
@@ -144,9 +155,60 @@ def batchnorm(folder: Path) -> Pair:
     return outcome
 
 
+def detr(folder: Path) -> Pair:
+    """Losses of two decoder layers, averaged over ranks, and their gradients. A rank has a class loss of its own."""
+    util = folder / "detr/util"
+    box_ops = module(util / "box_ops.py")
+    code = definitions(util / "misc.py", "accuracy", torch=torch)
+    code = definitions(
+        folder / "detr/models/matcher.py", "HungarianMatcher", **code | vars(box_ops),
+        nn=nn, linear_sum_assignment=linear_sum_assignment,
+    )  # fmt: skip
+    code = definitions(
+        folder / "detr/models/detr.py", "SetCriterion", **code,
+        box_ops=box_ops, F=F, get_world_size=world_size, is_dist_avail_and_initialized=dist.is_initialized,
+    )  # fmt: skip
+    num_layers, num_queries, num_classes = 2, 7, 5
+    weights = LossWeights(1, 5, 2, 0.1)
+    matcher = code["HungarianMatcher"](weights.classes, weights.l1, weights.giou)
+    criterion = code["SetCriterion"](num_classes, matcher, {}, weights.no_object, ["labels", "boxes"])
+    draw = torch.Generator().manual_seed(4)
+    share = BATCH // world_size()
+    mine = slice(rank() * share, (rank() + 1) * share)
+    drawn = [torch.randn(num_layers, BATCH, num_queries, size, generator=draw) for size in (num_classes + 1, 4)]
+    targets = [
+        Target(torch.randint(num_classes, (num,), generator=draw), torch.rand(num, 4, generator=draw) / 2 + 0.2)
+        for num in (3, 1, 5, 2, 7, 0, 4, 2)
+    ][mine]
+
+    def theirs(logits: Tensor, boxes: Tensor) -> Tensor:
+        layers = [{"pred_logits": each, "pred_boxes": box} for each, box in zip(logits, boxes, strict=True)]
+        found = criterion({**layers[-1], "aux_outputs": layers[:-1]}, [vars(target) for target in targets])
+        names = ("loss_ce", "loss_bbox", "loss_giou")
+        factors = (weights.classes, weights.l1, weights.giou)
+        rows = [[found[name + layer] * factor for name, factor in zip(names, factors, strict=True)]
+                for layer in ("_0", "")]  # fmt: skip
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def ours(logits: Tensor, boxes: Tensor) -> Tensor:
+        return losses(logits, boxes, targets, weights, class_loss_group_size=share)
+
+    outcome: Pair = {}
+    for compute in (theirs, ours):
+        logits, boxes = (each[:, mine].clone().requires_grad_() for each in drawn)
+        found = compute(logits, boxes.sigmoid())
+        found.sum().backward()
+        gradients = [all_gather(each.grad) for each in (logits, boxes) if each.grad is not None]
+        outcome[compute.__name__] = {
+            "losses": all_reduce_mean(found.detach().clone()), "logits": gradients[0], "boxes": gradients[1],
+        }  # fmt: skip
+    return outcome
+
+
 PARTS: dict[str, tuple[Callable[[Path], Pair], str]] = {
     "moco": (moco, "moco/moco/builder.py"),
     "kmeans": (kmeans, "swav/main_deepclusterv2.py"),
+    "detr": (detr, "detr/models/detr.py"),
     "batchnorm": (batchnorm, "apex/apex/parallel/sync_batchnorm.py"),
 }
 """Each part, and the official file that it needs, below the folder of checkouts."""

@@ -1,5 +1,6 @@
-"""Training of classifiers: the loss of an epoch's last batch, which ranks may share unevenly."""
+"""Training of classifiers: an epoch's last batch is kept, and its loss counts though ranks may share it unevenly."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import nn
 
 from evals import classifier
 from evals.classifier import ClassifierTask, EpochAccuracies
+from reproduce import evaluate, pretrain
 from reproduce.data.pipeline.sampler import StepSampler
+from tests.runs import TINY, Uninterrupted, call, curve
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -29,3 +32,18 @@ def test_the_mean_loss_over_ranks_is_that_of_the_batchs_images(step: int, monkey
         everything += mine.tolist()
     assert len(everything) == (8 if step == 0 else 3)
     torch.testing.assert_close(sum(losses) / 2, F.cross_entropy(net(images[everything]), labels[everything]))
+
+
+@pytest.mark.parametrize("name", ["linear_imagenet", "semisup_1pct"])
+def test_an_epoch_ends_with_its_incomplete_batch(
+    name: str, uninterrupted: Uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the released code: 20 images in batches of 8 are 3 steps, not 2."""
+    (trunk,) = uninterrupted(pretrain.main, *TINY, "experiment=random").glob("smoke/random-*/checkpoint.pt")
+    size = ("protocol.batch_size=8", "protocol.base_batch_size=8", "protocol.epochs=2", "logging.every_steps=1")
+    asked = (f"eval={name}", f"checkpoint={trunk}", f"paths.data_root={data}", *size)
+    common = ("cluster.num_workers=0", "logging.wandb=false", f"paths.results={tmp_path}")
+    status, said = call(evaluate.main, monkeypatch, *asked, *common)
+    assert status == 0, said
+    steps = [point["step"] for point in curve(tmp_path) if "loss" in point]
+    assert steps == [1, 2, 3, 4, 5, 6]

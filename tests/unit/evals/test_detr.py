@@ -5,6 +5,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou, generalized_
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from evals.coco_detr import (
+    DetrTask,
     ProtocolConfig,
     build_optimizer,
     detr_loss,
@@ -339,6 +341,27 @@ def test_the_class_loss_of_groups_is_the_mean_of_theirs() -> None:
     torch.testing.assert_close(found[:, 0], torch.stack(alone).mean(0))
     torch.testing.assert_close(found[:, 1:], whole[:, 1:])  # the boxes' losses count all objects in any case
     assert (found[:, 0] - whole[:, 0]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("group_size", [2, None])
+def test_training_has_the_configured_group_of_the_class_loss(group_size: int | None) -> None:
+    logits, boxes, targets = a_case(2, [3, 0, 5, 1], layers=2)
+    expected, other = (
+        losses(logits, boxes, targets, WEIGHTS, size).sum() for size in (group_size, 2 if group_size is None else None)
+    )
+    assert (expected - other).abs() > 1e-4
+    protocol: Any = SimpleNamespace(
+        validate_every_epochs=1, epochs=1, loss_weights=WEIGHTS, class_loss_group_size=group_size
+    )
+    context: Any = SimpleNamespace(cfg=SimpleNamespace(precision="fp32", seed=0))
+
+    class Fixed(nn.Module):
+        def forward(self, _images: Tensor, _padding: Tensor) -> tuple[Tensor, Tensor]:
+            return logits, boxes
+
+    task = DetrTask(Fixed(), Fixed(), None, protocol, context, 1)  # type: ignore[arg-type]
+    found = task.forward((torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.bool), targets), 0)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.loss, expected)
 
 
 @pytest.fixture(scope="module")

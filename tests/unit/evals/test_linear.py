@@ -1,12 +1,15 @@
 """The linear classifiers of Places205 and iNaturalist18 normalize their features, ImageNet's does not (A.3, A.5)."""
 
+import re
+import shlex
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evals.linear import LinearProbe, ProtocolConfig, build_classifier, build_optimizer
-from reproduce.config.compose import compose
+from evals.linear import LinearProbe, ProtocolConfig, build_classifier, build_optimizer, learning_rate
+from reproduce.config.compose import CONF_DIR, compose
 from reproduce.config.validate import to_dataclass
 
 NUM_FEATURES, NUM_CLASSES = 32, 10
@@ -56,3 +59,16 @@ def test_imagenets_classifier_stays_plain() -> None:
     classifier = build_classifier(protocol("linear_imagenet"), NUM_FEATURES, NUM_CLASSES)
     assert isinstance(classifier, nn.Linear)
     assert build_optimizer(protocol("linear_imagenet"), classifier).param_groups[0]["nesterov"] is False
+
+
+def test_the_command_beside_mocos_experiment_is_mocos_own_protocol() -> None:
+    """Its linear classifier (main_lincls.py): learning rate 30, divided by 10 at epochs 60 and 80, no weight decay."""
+    opening = (CONF_DIR / "experiment" / "moco_v2_200ep.yaml").read_text().partition("defaults:")[0]
+    command = re.search(r"`make evaluate-linear_imagenet .*?`", opening.replace("\n# ", " "))
+    assert command is not None
+    options = dict(word.split("=", 1) for word in shlex.split(command[0].strip("`"))[2:])
+    asked = ["eval=linear_imagenet", "checkpoint=x", "scale=paper", *options["OVERRIDES"].split()]
+    moco = to_dataclass(compose("evaluate", asked).protocol, ProtocolConfig, "protocol")
+    rates = [learning_rate(moco, epoch) for epoch in range(100)]
+    assert rates == pytest.approx([30] * 60 + [3] * 20 + [0.3] * 20)
+    assert (moco.epochs, moco.batch_size, moco.weight_decay, moco.nesterov) == (100, 256, 0, False)
