@@ -168,7 +168,7 @@ class FeatureStore:
         """Write this rank's `batches` of indices `(b,)` and rows `(b, d)`, and merge all ranks' shares. A collective.
 
         Ranks hold consecutive shares of the images. `unreadable` is read after the last batch. Raises `UserError` on
-        all ranks if there is no row.
+        all ranks if there is no row, and if a feature is NaN or infinite: its image would have any class.
         """
         folder = self._folder_of(cache_key)
         unfinished = folder.with_name(f".{folder.name}-{self._writer}")
@@ -182,7 +182,13 @@ class FeatureStore:
         def fill(file: Any) -> None:
             nonlocal width
             for index, rows in batches:
-                file.write(np.ascontiguousarray(rows.float().cpu().numpy()).data)
+                values = np.ascontiguousarray(rows.float().cpu().numpy())
+                if not np.isfinite(np.einsum("ij,ij->i", values, values)).all():
+                    raise UserError(
+                        "features of this checkpoint, or their lengths, are NaN or infinite: its weights are damaged or "
+                        "far too large; take another checkpoint, or precision=fp32"
+                    )
+                file.write(values.data)
                 indices.append(index.cpu())
                 width = rows.shape[1]
 
