@@ -19,19 +19,44 @@ PREFETCH_BATCHES = 4
 """Batches that each data-loader worker prepares ahead, in /dev/shm."""
 
 
+RUN_CODE_FOLDERS = ("evals", "models", "reproduce")
+"""Folders of the code that runs execute."""
+NOT_RUN_CODE = ("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
+"""Entries of these that runs do not execute. What a run takes from its config is in its name already."""
+
+
 def git(*arguments: str) -> str:
-    """Run git in the checkout and return its output, or an empty string if git fails or there is no commit."""
+    """Run git in the checkout and return its output, or an empty string if git fails or there is no commit.
+
+    An empty output may mean "nothing" or "unknown": `git_problem` tells them apart.
+    """
+    return _ask_git(*arguments)[0].strip()
+
+
+def git_problem() -> str:
+    """Return why git can't tell the checkout's state, e.g. because another user owns it; "" if it can.
+
+    "" also if the checkout is no git repository, as in an image.
+    """
+    return _ask_git("status", "--porcelain", "--untracked-files=no")[1] if (REPO_ROOT / ".git").exists() else ""
+
+
+def _ask_git(*arguments: str) -> tuple[str, str]:
+    """Run git in the checkout; return its output, and the first line of its error if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(REPO_ROOT), *arguments],
             capture_output=True,
             text=True,
-            check=True,
+            errors="replace",
+            check=False,
             timeout=TIMEOUT_SECONDS,
         )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"git can't be run ({error})"
+    if done.returncode:
+        return "", (done.stderr.strip().splitlines() or [f"git ended with status {done.returncode}"])[0]
+    return done.stdout, ""
 
 
 def cpu_name(root: Path = Path("/")) -> str:

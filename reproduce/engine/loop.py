@@ -202,6 +202,7 @@ def resume(run: Run, **state: Stateful) -> tuple[CheckpointManager, int]:
     )
     first_step = checkpoints.resume()
     run.metrics.truncate(first_step)
+    run.resumed_from(first_step)
     return checkpoints, first_step
 
 

@@ -1,5 +1,6 @@
 """One run: its folder with lock, config, metrics and result, from the command line to the exit status."""
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from reproduce.engine.runs import result, tracking
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.counts import Counts
 from reproduce.engine.runs.metrics_log import MetricsLog
+from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
@@ -45,13 +47,14 @@ class Run:
         self.attempts = Attempts(self.folder)
         self.counts = Counts()
         self.first_steps = FirstSteps()
+        self.origin = Origin.now() if is_main() else None
         self.provenance: dict[str, Any] = {}
         """What this run adds to the provenance of its result."""
         self._tracker: Tracker | NoTracker = NoTracker()
-        if is_main():
+        if self.origin:
             for unfinished in self.folder.glob(".*.*"):
                 unfinished.unlink()  # left by a kill during a write
-            self.attempts.begin()
+            self.attempts.begin(self.origin.code.summary())
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
             if cfg.logging.wandb and not tracking.is_disabled():
@@ -102,6 +105,11 @@ class Run:
                 path.unlink()
         write_json(record, trained_from)
 
+    def resumed_from(self, step: int) -> None:
+        """Note from which step a training goes on: from 0, nothing of the earlier attempts is in its result."""
+        if self.origin and step == 0:
+            self.attempts.start_over(self.origin.code.summary())
+
     def handle_unreadable_images(self, names: list[str]) -> None:
         """Count images that can't be decoded, or raise `UserError` at the first, as `on_bad_image` says."""
         if names and self.cfg.on_bad_image == "stop":
@@ -127,8 +135,10 @@ class Run:
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, which marks the run as done. A collective."""
         counts = self.counts.gather()
-        if not is_main():
+        if self.origin is None:
             return
+        if self.cfg.kind == "evaluate":
+            _require_numbers(metrics)
         content = result.build_result(
             self.cfg,
             self.run_id,
@@ -138,12 +148,21 @@ class Run:
             parents or [],
             self.attempts,
             self.first_steps.values(),
+            self.origin,
             self.provenance,
         )
         write_json(self.folder / "result.json", content)
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
+
+
+def _require_numbers(metrics: Mapping[str, float]) -> None:
+    """Raise `UserError` unless there is a metric, and all are finite."""
+    if not metrics:
+        raise UserError("the evaluation measured nothing: its test set has no object that can be scored")
+    if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise UserError(f"the evaluation has no result ({', '.join(wrong)}): check the checkpoint and the test images")
 
 
 @contextmanager
