@@ -5,6 +5,7 @@ import platform
 import re
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +14,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Sent by a scheduler some time before it kills a run."""
 SHARED_GPUS = "REPRODUCE_GPUS"
 """Environment variable with the GPUs that the harness shares among its runs, separated by commas."""
+LAUNCHER = "REPRODUCE_LAUNCHER"
+"""Environment variable with the process id of our launcher, for the ranks that it starts."""
+LAUNCHER_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Environment variables by which launchers, ours and torchrun among them, tell a rank its place."""
+TORCHRUN_PREFIX = "TORCHELASTIC_"
+"""Start of the names of torchrun's own environment variables."""
 MAX_WORKERS = 16
 """The most data-loader workers that a process starts unless the config says otherwise."""
 PREFETCH_BATCHES = 4
@@ -57,6 +67,15 @@ def _ask_git(*arguments: str) -> tuple[str, str]:
     if done.returncode:
         return "", (done.stderr.strip().splitlines() or [f"git ended with status {done.returncode}"])[0]
     return done.stdout, ""
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what another launcher left there: a process started in it is alone."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in (*LAUNCHER_VARIABLES, LAUNCHER) and not name.startswith(TORCHRUN_PREFIX)
+    }
 
 
 def cpu_name(root: Path = Path("/")) -> str:

@@ -25,7 +25,7 @@ def to_dataset_dict(image: VocImage) -> DatasetDict:
     ]
     return {
         "file_name": image.path,
-        "image_id": image.name,
+        "image_id": image.key,
         "width": image.width,
         "height": image.height,
         "annotations": boxes,

@@ -53,7 +53,7 @@ class ImageList:
     def sha256(self) -> str:
         """Return a hash of the labels and of `class/file` names: which images these are, wherever they are stored."""
         lines = (f"{label} {path.rsplit('/', 2)[-2:]}" for path, label in zip(self.paths, self.labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_image_folder(root: Path) -> ImageList:

@@ -13,7 +13,7 @@ from reproduce.data.datasets.coco import image_files, read_coco_split
 from reproduce.data.datasets.image_file import IMAGE_SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.manifest import STAT_THREADS
 from reproduce.data.datasets.shards import CONTENTS_FILE, read_packed_split
-from reproduce.data.datasets.voc import read_voc_objects
+from reproduce.data.datasets.voc import annotation_of, read_voc_list, read_voc_objects, voc_list_path
 from reproduce.data.prepare.official import DatasetSpec
 from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
@@ -110,11 +110,15 @@ def inspect_voc(root: Path, dataset: Dataset, spec: DatasetSpec | None, log: Log
     found = Inspection()
     existing = _sizes(list_images(root / "JPEGImages", with_status=True)) if (root / "JPEGImages").is_dir() else {}
     for split in dict.fromkeys((dataset.train, dataset.val)):
-        path = root / "ImageSets" / "Main" / f"{split}.txt"
+        path = voc_list_path(root, split)
         if not path.is_file():
             found.add("missing", f"image list {path} is missing")
             continue
-        names = path.read_text().split()
+        try:
+            names = read_voc_list(root, split)
+        except UserError as error:
+            found.add("broken", str(error))
+            continue
         found.files[split] = {f"JPEGImages/{n}.jpg": existing[f"{n}.jpg"] for n in names if f"{n}.jpg" in existing}
         absent = [f"{name}.jpg" for name in names if f"{name}.jpg" not in existing]
         found.add_names("missing", f"images in the list {split} that do not exist", absent)
@@ -123,7 +127,7 @@ def inspect_voc(root: Path, dataset: Dataset, spec: DatasetSpec | None, log: Log
         broken = []
         for name in with_progress(names, len(names), f"annotations of {split} read", log):
             try:
-                read_voc_objects(root / "Annotations" / f"{name}.xml")
+                read_voc_objects(annotation_of(root, name))
             except UserError as error:
                 broken.append(str(error))
         found.add_names("broken", f"annotations of {split} that can't be used", broken)

@@ -29,6 +29,7 @@ from types import FrameType
 
 from reproduce.engine.distributed.peers import Peers
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
+from reproduce.system import LAUNCHER, without_launcher
 
 NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 """Environment variables in which schedulers pass a machine's rank among those of the run."""
@@ -48,7 +49,13 @@ class RankProcess:
         self.last_line = ""
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
+            env={
+                **without_launcher(os.environ),
+                **environment,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local_rank),
+                LAUNCHER: str(os.getpid()),
+            },
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",

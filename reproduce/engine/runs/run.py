@@ -16,10 +16,12 @@ from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
+from reproduce.data.datasets.content import content_cache, split_content_sha256
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.distributed.collectives import barrier, is_main, others_wait, process_group, world_size
+from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
@@ -30,6 +32,7 @@ from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
+from reproduce.run_images import start_over_on_other_images
 
 HOW_TO_SKIP = (
     "SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a single run: on_bad_image=skip); the result counts "
@@ -79,16 +82,28 @@ class Run:
         return Path(self.cfg.paths.data_root) / self.cfg.dataset.root
 
     def record_split(self, split: str, images: ImageList) -> None:
-        """Record in the result which images a split has: its manifest's hash, and when data-verify last checked it."""
+        """Record in the result which images a split has: their content, and when data-verify last checked the files.
+
+        Checkpoints that an earlier attempt trained or scored on other images are set aside. Print what was passed over.
+        """
         if not is_main():
             return
         data, dataset = Path(self.cfg.paths.data_root), to_dataclass(self.cfg.dataset, Dataset, "dataset")
         with others_wait(f"looks up the sizes of the files of {dataset.name}/{split}"):
-            found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
+            found = split_manifest(data, dataset, split, images)
+            content = split_content_sha256(data, dataset, split, content_cache(self.folder))
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
+        self.provenance.setdefault("data_content_sha256", {})[name] = content
         if "verified" in found:
             self.provenance.setdefault("data_verified", {})[name] = found["verified"]
+        if images.passed_over:
+            print(images.passed_over, file=sys.stderr, flush=True)
+            self.provenance.setdefault("data_passed_over", {})[name] = images.passed_over
+        if aside := start_over_on_other_images(self.folder, name, content):
+            print(
+                f"{name} has other images than before: starting over; the earlier files are in {aside}", file=sys.stderr
+            )
 
     def discard_checkpoints_of_other_trunk(self, trunk_sha256: str) -> None:
         """Record the evaluated checkpoint; delete our own checkpoints if they were trained from another one.
@@ -195,6 +210,7 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
 
     The status is `REQUEUE` (75) if the run was preempted: the same command resumes it.
     """
+    prepare_process()
     cfg = config_from_command_line(kind, sys.argv[1:])
     configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes):
