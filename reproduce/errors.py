@@ -91,7 +91,8 @@ def run_cli(main: Callable[[], int | None]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be in no encoding, or not in the terminal's
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError, ValueError):  # a stream that is closed or broken
+                stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except KeyboardInterrupt:

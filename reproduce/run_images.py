@@ -11,7 +11,7 @@ from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
 
 RECORD = "images.json"
-"""The content of each split that the run's files were made from, by name (imagenet/train)."""
+"""The content of each split that the files of an unfinished run are made from, by name (imagenet/train)."""
 ASIDE = "of-other-images-"
 """Start of the name of the folder, inside the run's, that keeps what other images gave."""
 

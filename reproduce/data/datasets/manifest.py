@@ -65,7 +65,12 @@ def _file_state(path: str) -> FileState:
 
 def file_sizes(paths: Sequence[str]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing."""
-    return [state.size for state in file_states(paths)]
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        return list(pool.map(_file_size, paths, chunksize=256))
+
+
+def _file_size(path: str) -> int:
+    return _file_state(path).size
 
 
 def image_states_sha256(images: ImageList) -> str:

@@ -26,7 +26,8 @@ CORNER_TAGS = ("xmin", "ymin", "xmax", "ymax")
 """XML tags of a box, in the order left, top, right, bottom."""
 LIST_FLAGS = ("-1", "0", "1")
 """Second column of VOC's lists of a class: whether the image has the class."""
-XML_DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?(?:encoding\s*=\s*[\"']([\w.:-]+)[\"'])?[^>]*\?>")
+XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*\?>")
+"""An XML declaration that names its encoding."""
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -188,8 +189,8 @@ def _parse_xml(raw: bytes) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(raw)  # noqa: S314 - the user chose the data; expat expands no files
     except (ElementTree.ParseError, ValueError, LookupError):
-        declaration = XML_DECLARATION.match(raw)
-        if declaration is None or declaration[1] is None:
+        declaration = XML_ENCODING.match(raw)
+        if declaration is None:
             raise
         encoding = declaration[1].decode()
         if codecs.lookup(encoding).name in ("utf-8", "ascii"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from reproduce import run_images
 from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.identity import config_hash, identity, run_dir, run_id
@@ -32,7 +33,6 @@ from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
-from reproduce.run_images import start_over_on_other_images
 
 HOW_TO_SKIP = (
     "SKIP_BAD_IMAGES=1 (python -m reproduce: --skip-bad-images; a single run: on_bad_image=skip); the result counts "
@@ -100,7 +100,7 @@ class Run:
         if images.passed_over:
             print(images.passed_over, file=sys.stderr, flush=True)
             self.provenance.setdefault("data_passed_over", {})[name] = images.passed_over
-        if aside := start_over_on_other_images(self.folder, name, content):
+        if aside := run_images.start_over_on_other_images(self.folder, name, content):
             print(
                 f"{name} has other images than before: starting over; the earlier files are in {aside}", file=sys.stderr
             )
@@ -167,6 +167,7 @@ class Run:
             self.provenance,
         )
         write_json(self.folder / "result.json", content)
+        (self.folder / run_images.RECORD).unlink(missing_ok=True)  # the result has it, too
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)

@@ -261,6 +261,6 @@ def test_file_names_elsewhere_are_missing(write: Callable[..., Path], name: str)
 
 def test_verification_names_what_runs_refuse(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     root = write(changed(0, bbox=[]))
-    dataset = Dataset("own", "own", "coco", root.name, "val", "val")
-    assert not verify.verify_dataset(root.parent, dataset, None, "all", print)
+    dataset = Dataset("own", "own", "coco", ".", "val", "val")
+    assert not verify.verify_dataset(root, dataset, None, "all", print)
     assert "annotations of instances_val.json that can't be used (1): annotation 0 of" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.datasets.manifest import image_states_sha256, split_manifest, summarize_files
 from reproduce.data.datasets.shards import escape_name, unescape_name
 from reproduce.data.prepare import verify, write_shards
+from reproduce.errors import run_cli
 
 FOLDERS = Dataset("own", "own", "folders", "own", "train", "val")
 SHARDS = Dataset("own", "own", "shards", "own", "train", "val")
@@ -64,7 +65,7 @@ def test_names_that_look_alike_in_a_list_are_told_apart() -> None:
     assert summarize_files(one)["sha256"] != summarize_files(two)["sha256"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "", '"', "train/a/1.jpg"])
+@pytest.mark.parametrize("name", [*NAMES, '"', "train/a/1.jpg"])
 def test_escaped_names_are_one_line_and_come_back(name: str) -> None:
     escaped = escape_name(name)
     assert "\n" not in escaped and "\r" not in escaped and escaped.encode()
@@ -74,6 +75,6 @@ def test_escaped_names_are_one_line_and_come_back(name: str) -> None:
 def test_commands_print_every_name(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (data / "own" / "val" / os.fsdecode(b"klass\xe9\n") / os.fsdecode(b"\xff.txt")).write_text("x")
     (tmp_path / "own.yaml").write_text("imagenet: {source: own, layout: folders, root: own, train: train, val: val}\n")
-    status = main(["data-verify", "imagenet", "--data", str(data), "--data-config", str(tmp_path / "own.yaml")])
-    assert status == 2
+    words = ["data-verify", "imagenet", "--data", str(data), "--data-config", str(tmp_path / "own.yaml")]
+    assert run_cli(lambda: main(words)) == 2
     assert "\\udcff.txt" in capfd.readouterr().out

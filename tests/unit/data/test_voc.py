@@ -1,7 +1,6 @@
 """Reading VOC's lists and annotations."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +105,7 @@ def test_lists_of_every_kind_name_the_images(tmp_path: Path, content: bytes, nam
     assert [row.index(1) for row in labels] == [VOC_CLASSES.index("dog")] * len(names)
     boxes, broken = read_voc_boxes(root, "test")
     assert ([image.name for image in boxes], broken) == (names, [])
-    assert verify.verify_dataset(root.parent, replace(dataset, root=root.name), None, "all", print)
+    assert verify.verify_dataset(root, dataset, None, "all", print)
 
 
 def test_names_that_are_no_utf8_are_those_of_the_files(tmp_path: Path) -> None:
@@ -131,9 +130,7 @@ def test_a_wrong_list_is_a_user_error(tmp_path: Path, content: bytes, said: str)
     (root / "ImageSets" / "Main" / "test.txt").write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_voc_boxes(root, "test")
-    assert not verify.verify_dataset(
-        root.parent, Dataset("voc07", "own", "voc", root.name, "test", "test"), None, "all", print
-    )
+    assert not verify.verify_dataset(root, Dataset("voc07", "own", "voc", ".", "test", "test"), None, "all", print)
 
 
 def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path) -> None:
