@@ -22,6 +22,7 @@ from models.networks import heads, resnet
 from models.zoo import layouts, load, tensor_bundle
 from reproduce.data.datasets import image_file
 from reproduce.data.datasets.image_folder import ImageList
+from reproduce.data.datasets.manifest import image_states_sha256, sha256_of_lines
 from reproduce.data.pipeline import center_crop, dataloader
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches
 from reproduce.engine import arithmetic, precision
@@ -29,6 +30,7 @@ from reproduce.engine.distributed.collectives import (
     any_rank,
     barrier,
     device,
+    gather_union,
     is_main,
     others_wait,
     rank,
@@ -74,7 +76,7 @@ def extract_features(
     """
     run = context.run
     store = FeatureStore(run.folder.parent / ".features", run.run_id)
-    cache_key = _cache_key(images, kind, crop, context)
+    cache_key = _cache_key(images, kind, crop, context) | {"files_sha256": _files_sha256(images)}
     found = store.find(cache_key)
     if any_rank(found is None) or found is None:  # another run may have stored them since another rank looked
         unreadable: list[str] = []
@@ -91,7 +93,7 @@ def _cache_key(images: ImageList, kind: str, crop: CenterCropConfig, context: Ev
         "checkpoint_sha256": context.run.provenance["checkpoint_sha256"],
         "images_sha256": images.sha256(),
         # The former covers no folders: two splits, or two datasets, may have the same names.
-        "paths_sha256": hashlib.sha256("\n".join(images.paths).encode()).hexdigest(),
+        "paths_sha256": sha256_of_lines(images.paths),
         "features": kind,
         "center_crop": dataclasses.asdict(crop),
         "normalize": [list(context.normalize.mean), list(context.normalize.std)],
@@ -99,6 +101,12 @@ def _cache_key(images: ImageList, kind: str, crop: CenterCropConfig, context: Ev
         "device": device().type,
         **arithmetic.products(),
     }
+
+
+def _files_sha256(images: ImageList) -> str:
+    """Return a hash of the files' sizes and dates, looked up by rank 0: an image may have been replaced or repaired."""
+    (found,) = gather_union({image_states_sha256(images)} if is_main() else set())
+    return found
 
 
 @torch.no_grad()
@@ -168,7 +176,7 @@ class FeatureStore:
         """Write this rank's `batches` of indices `(b,)` and rows `(b, d)`, and merge all ranks' shares. A collective.
 
         Ranks hold consecutive shares of the images. `unreadable` is read after the last batch. Raises `UserError` on
-        all ranks if there is no row.
+        all ranks if there is no row, and if a feature is NaN or infinite: its image would have any class.
         """
         folder = self._folder_of(cache_key)
         unfinished = folder.with_name(f".{folder.name}-{self._writer}")
@@ -182,7 +190,13 @@ class FeatureStore:
         def fill(file: Any) -> None:
             nonlocal width
             for index, rows in batches:
-                file.write(np.ascontiguousarray(rows.float().cpu().numpy()).data)
+                values = np.ascontiguousarray(rows.float().cpu().numpy())
+                if not np.isfinite(np.einsum("ij,ij->i", values, values)).all():
+                    raise UserError(
+                        "features of this checkpoint, or their lengths, are NaN or infinite: its weights are damaged "
+                        "or far too large; take another checkpoint, or precision=fp32"
+                    )
+                file.write(values.data)
                 indices.append(index.cpu())
                 width = rows.shape[1]
 

@@ -91,10 +91,10 @@ def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> d
 
 
 class ClassResultCache:
-    """A folder with one file per class: its average precision and cost, valid for the same features and labels."""
+    """A folder with one file per class: average precision and cost, valid for the same features, labels and code."""
 
     def __init__(self, folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(Path(__file__).read_bytes())
         for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         self._folder, self._sha256 = folder, digest.hexdigest()

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -98,6 +99,10 @@ def run_cli(main: Callable[[], int | None]) -> int:
 
     Errors that `describe_error` knows, and Ctrl-C, go to stderr as one line.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be in no encoding, or not in the terminal's
+            with contextlib.suppress(OSError, ValueError):  # a stream that is closed or broken
+                stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to `path`, completely or not at all. Raises as `write_atomic_with` does."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     write_atomic_with(path, lambda file: _write_all(file, data))
 
 

@@ -25,6 +25,7 @@ from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.batchnorm import wrap_for_distributed
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
+from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.loop import Trainer, build_nan_guard
 from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
@@ -167,6 +168,7 @@ def _with_bf16(cfg: DictConfig) -> DictConfig:
 
 def main() -> int:
     """Run the measurement of the command line; it leaves `result.json` in the run's folder."""
+    prepare_process()
     cfg = config_from_command_line("measure", sys.argv[1:])
     configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes), run_context(cfg) as run:

@@ -22,6 +22,7 @@ from reproduce.config.schema import Network, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.engine import arithmetic
 from reproduce.engine.distributed.collectives import is_main, process_group, world_size
+from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.first_steps import FirstStepsDone
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import provenance
@@ -143,6 +144,7 @@ def main() -> int:
     """Rehearse what the command line's folder asks for."""
     if len(sys.argv) != 2:
         raise UserError("usage: python -m reproduce.rehearse FOLDER")
+    prepare_process()
     folder = Path(sys.argv[1])
     first = read_json(folder / REHEARSALS_FILE)[0]["config"]["cluster"]
     with process_group(first["gpus_per_process"], first["collective_timeout_minutes"]):

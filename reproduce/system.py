@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -16,25 +17,68 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Sent by a scheduler some time before it kills a run; SIGINT by Ctrl-C."""
 SHARED_GPUS = "REPRODUCE_GPUS"
 """Environment variable with the GPUs that the harness shares among its runs, separated by commas."""
+LAUNCHER = "REPRODUCE_LAUNCHER"
+"""Environment variable with the process id of our launcher, for the ranks that it starts."""
+LAUNCHER_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Environment variables by which launchers, ours and torchrun among them, tell a rank its place."""
+TORCHRUN_PREFIX = "TORCHELASTIC_"
+"""Start of the names of torchrun's own environment variables."""
 MAX_WORKERS = 16
 """The most data-loader workers that a process starts unless the config says otherwise."""
 PREFETCH_BATCHES = 4
 """Batches that each data-loader worker prepares ahead, in /dev/shm."""
 
 
+RUN_CODE_FOLDERS = ("evals", "models", "reproduce")
+"""Folders of the code that runs execute."""
+NOT_RUN_CODE = ("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
+"""Entries of these that runs do not execute. What a run takes from its config is in its name already."""
+
+
 def git(*arguments: str) -> str:
-    """Run git in the checkout and return its output, or an empty string if git fails or there is no commit."""
+    """Run git in the checkout and return its output, or an empty string if git fails or there is no commit.
+
+    An empty output may mean "nothing" or "unknown": `git_problem` tells them apart.
+    """
+    return _ask_git(*arguments)[0].strip()
+
+
+def git_problem() -> str:
+    """Return why git can't tell the checkout's state, e.g. because another user owns it; "" if it can.
+
+    "" also if the checkout is no git repository, as in an image.
+    """
+    return _ask_git("status", "--porcelain", "--untracked-files=no")[1] if (REPO_ROOT / ".git").exists() else ""
+
+
+def _ask_git(*arguments: str) -> tuple[str, str]:
+    """Run git in the checkout; return its output, and the first line of its error if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(REPO_ROOT), *arguments],
             capture_output=True,
             text=True,
-            check=True,
+            errors="replace",
+            check=False,
             timeout=TIMEOUT_SECONDS,
         )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"git can't be run ({error})"
+    if done.returncode:
+        return "", (done.stderr.strip().splitlines() or [f"git ended with status {done.returncode}"])[0]
+    return done.stdout, ""
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what another launcher left there: a process started in it is alone."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in (*LAUNCHER_VARIABLES, LAUNCHER) and not name.startswith(TORCHRUN_PREFIX)
+    }
 
 
 def cpu_name(root: Path = Path("/")) -> str:

@@ -124,6 +124,9 @@ def _read_splits(context: EvalContext) -> tuple[CocoSplit, CocoSplit]:
         files = [annotation_path(context.root, name) for name in names]
         raise UserError(f"{files[0]} and {files[1]} name different categories: one number would mean two classes")
     for name, split in zip(names, (train, val), strict=True):
+        if not any(len(image.boxes) for image in split.images):
+            path = annotation_path(context.root, name)
+            raise UserError(f"{path} has no box, crowds aside: there is nothing to train on and nothing to score")
         run.record_split(name, ImageList([image.path for image in split.images], [0] * len(split.images), []))
     run.provenance["annotations_sha256"] = {"train": train.sha256, "val": val.sha256}
     run.counts["num_train_images"] = len(train.images)

@@ -9,6 +9,9 @@ which need, before they are imported:
 - a `comm.gather` without torch's byte storages, which were removed;
 - no warning about torch's old `meshgrid`, whose result has not changed.
 
+Either build reads images by our own `read_image`: its own turns those with an EXIF orientation, away from the boxes of
+VOC, and reads 16-bit files as white.
+
 Import Detectron2 from here only.
 """
 
@@ -19,9 +22,11 @@ import types
 import warnings
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch.distributed as dist
 
+from reproduce.data.datasets import image_file
 from reproduce.engine.batchnorm import CpuSyncBatchNorm
 from reproduce.engine.distributed.collectives import world_size
 
@@ -35,6 +40,12 @@ def _gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     return gathered or []
 
 
+def _read_image(file_name: str, format: str) -> np.ndarray:
+    """Return a file's pixels `(H, W, 3)` uint8, as `DatasetMapper` asks for them: "BGR" or "RGB"."""
+    pixels = np.asarray(image_file.read_image(file_name))
+    return pixels[:, :, ::-1] if format == "BGR" else pixels
+
+
 OFFICIAL: bool = importlib.util.find_spec("detectron2._C") is not None
 if not OFFICIAL:
     sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
@@ -45,7 +56,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore compiles functions by torch.jit, which is deprecated
     from detectron2 import __version__
     from detectron2.config import CfgNode, get_cfg
-    from detectron2.data import DatasetMapper, MetadataCatalog
+    from detectron2.data import DatasetMapper, MetadataCatalog, detection_utils
     from detectron2.engine import HookBase, SimpleTrainer
     from detectron2.engine.hooks import LRScheduler
     from detectron2.evaluation import PascalVOCDetectionEvaluator
@@ -64,6 +75,7 @@ BUILD = f"{__version__}, {'official build' if OFFICIAL else 'Python sources only
 if not OFFICIAL:
     comm.gather = _gather
     warnings.filterwarnings("ignore", "torch.meshgrid")
+detection_utils.read_image = _read_image
 logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)  # a run reports its errors itself
 precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, CpuSyncBatchNorm)
 """fvcore's list of modules with BatchNorm statistics, extended by ours for several processes on a CPU."""

@@ -7,7 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
-from reproduce.data.datasets.image_file import DECODE_ERRORS
+from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.voc import VocImage
 from reproduce.data.pipeline.sampler import epoch_permutation, rng_for
 from reproduce.errors import UserError
@@ -25,11 +25,20 @@ def to_dataset_dict(image: VocImage) -> DatasetDict:
     ]
     return {
         "file_name": image.path,
-        "image_id": image.name,
+        "image_id": image.key,
         "width": image.width,
         "height": image.height,
         "annotations": boxes,
     }
+
+
+def _map(mapper: DatasetMapper, image: VocImage) -> DatasetDict:
+    """Read and transform an image. Raises `UnreadableImage` if it can't be decoded or has another size than before."""
+    try:
+        mapped: DatasetDict = mapper(to_dataset_dict(image))
+    except ValueError as error:
+        raise UnreadableImage(f"{image.path} ({error})") from error
+    return mapped
 
 
 class AspectRatioGroupedSampler(Sampler[list[tuple[int, int]]]):
@@ -99,9 +108,9 @@ class TrainDataset(Dataset[tuple[DatasetDict, list[str]]]):
             # An unreadable image is replaced by the next one, so that the batch keeps its size.
             image = self.images[(index + shift) % len(self.images)]
             try:
-                return self.mapper(to_dataset_dict(image)), unreadable
-            except DECODE_ERRORS as error:
-                unreadable.append(f"{image.path} ({error})")
+                return _map(self.mapper, image), unreadable
+            except UnreadableImage as error:
+                unreadable.append(str(error))
         raise UserError(f"none of the {len(self.images)} training images can be decoded; the first: {unreadable[0]}")
 
 
@@ -119,9 +128,9 @@ class TestDataset(Dataset[tuple[DatasetDict | None, str]]):
         """Return image `index`."""
         image = self.images[index]
         try:
-            return self.mapper(to_dataset_dict(image)), ""
-        except DECODE_ERRORS as error:
-            return None, f"{image.path} ({error})"
+            return _map(self.mapper, image), ""
+        except UnreadableImage as error:
+            return None, str(error)
 
 
 def collate(samples: list[tuple[DatasetDict, list[str]]]) -> tuple[list[DatasetDict], list[str]]:

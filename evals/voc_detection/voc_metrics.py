@@ -63,7 +63,7 @@ def voc_evaluator(images: list[VocImage]) -> Iterator[VocEvaluator]:
 def _write_ground_truth(images: list[VocImage], root: Path) -> None:
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    (root / "ImageSets" / "Main" / "test.txt").write_text("".join(f"{image.name}\n" for image in images))
+    (root / "ImageSets" / "Main" / "test.txt").write_text("".join(f"{image.key}\n" for image in images))
     for image in images:
         annotation = ElementTree.Element("annotation")
         for box in image.boxes:
@@ -81,4 +81,4 @@ def _write_ground_truth(images: list[VocImage], root: Path) -> None:
             # VOC counts pixels from one and includes both ends.
             for key, corner in zip(CORNER_TAGS, (left + 1, top + 1, right, bottom), strict=True):
                 ElementTree.SubElement(corners, key).text = str(round(corner))
-        (root / "Annotations" / f"{image.name}.xml").write_bytes(ElementTree.tostring(annotation))
+        (root / "Annotations" / f"{image.key}.xml").write_bytes(ElementTree.tostring(annotation))

@@ -41,8 +41,8 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
 
     `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored.
 
-    Raises `UserError` if a weight or running statistic of the trunk is missing or has another shape (a trunk that loads
-    nothing would silently evaluate to 10%), or if the network is deeper than a ResNet-50.
+    Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
+    would silently evaluate to chance), or if the network is deeper than a ResNet-50.
     """
     weights, layout = _read_tensors(path, layout)
     trunk = ResNet(width=weights["conv1.weight"].shape[0] / 64)
@@ -64,6 +64,7 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
             f"checkpoint {path} is not a ResNet-50; it has {len(unexpected)} unexpected tensors: "
             f"{_abbreviate(unexpected)}"
         )
+    _require_finite(fitting, path)
     trunk.load_state_dict(fitting, strict=False)
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)
@@ -74,12 +75,14 @@ def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential
     """Load the projection head of a checkpoint in evaluation mode; return None if the checkpoint has none.
 
     It maps features `(N, num_features)` to embeddings `(N, embedding_dim)`, which are not normalized. Its sizes follow
-    from the tensors. Raises `UserError` if the file has tensors of a head that is built otherwise.
+    from the tensors. Raises `UserError` if the file has tensors of a head that is built otherwise, or numbers that are
+    not finite.
     """
     weights, _ = _read_tensors(path, layout)
     tensors = {name.removeprefix(HEAD): value for name, value in weights.items() if name.startswith(HEAD)}
     if not tensors:
         return None
+    _require_finite(tensors, path)
     try:
         batchnorm = "1.running_mean" in tensors
         last = "3" if "3.weight" in tensors else "0"
@@ -95,6 +98,16 @@ def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential
             f"has {_abbreviate(tensors)}"
         ) from error
     return head.eval()
+
+
+def _require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `UserError` if a weight or running statistic is NaN or infinite."""
+    broken = {name: None for name, value in weights.items() if not value.isfinite().all()}
+    if broken:
+        raise UserError(
+            f"checkpoint {path} has NaN or infinite numbers in {len(broken)} of its {len(weights)} tensors "
+            f"({_abbreviate(broken)}): its training diverged or the file is damaged; take another checkpoint"
+        )
 
 
 def _read_tensors(path: Path, layout: str | None) -> tuple[dict[str, Tensor], str]:

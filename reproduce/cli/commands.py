@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.config import RunKind
+from reproduce.config.quoting import hydra_quote
 from reproduce.errors import UserError, did_you_mean
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
-from reproduce.harness.plan.run_state import valid_result
+from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import tables
 
 FLAGS = {
@@ -152,7 +153,7 @@ def run_single(options: argparse.Namespace) -> int:
         print(f"{run.metrics_text()}\nalready done: {run.result}")
         return 0
     if run.result.exists():
-        print("the checkpoint was trained again since this result: evaluating it again")
+        print(f"{missing_reason(plan, run)}: doing it again")
     if plan.cluster["executor"] != "local":
         return INCOMPLETE if _execute(plan, options.cores) else AGREES
     data_check.generate_images(plan)
@@ -231,7 +232,7 @@ def _cluster_options(given: str) -> tuple[str, ...]:
         raise UserError(
             f"--cluster-options takes KEY=VALUE KEY=VALUE, e.g. slurm.partition=gpu; {wrong[0]!r} is not one"
         )
-    return tuple(f"{key}={build.hydra_quote(value)}" for key, _, value in pairs)
+    return tuple(f"{key}={hydra_quote(value)}" for key, _, value in pairs)
 
 
 def _print_plan(plan: Plan, cores: int) -> None:

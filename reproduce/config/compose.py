@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from reproduce.config import RunKind
+from reproduce.config.quoting import quote_paths
 from reproduce.config.schema import DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
@@ -63,6 +64,7 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
 
 def compose_unresolved(kind: RunKind, overrides: list[str]) -> DictConfig:
     """Compose a config in which interpolations still say where a value comes from, and values may be missing."""
+    overrides = [quote_paths(item) for item in overrides]
     own_catalog = [item for item in overrides if re.fullmatch(r"data=.*\.ya?ml", item)]
     rest = [item for item in overrides if item not in own_catalog]
     _check_overrides(rest)
@@ -100,12 +102,28 @@ def _replace_catalog(cfg: DictConfig, path: Path) -> None:
         )
     try:
         own = OmegaConf.load(path)
+        texts = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - builds texts, lists and dicts only
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"data config {path} is no YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:  # OmegaConf's, for a file that is one number or text
+        raise UserError(f"data config {path} can't be used: {error}") from error
+    if not OmegaConf.is_dict(own):
+        raise UserError(f"data config {path} has no datasets: write NAME: {{root: FOLDER, ...}}, as conf/data has them")
+    _keep_texts(own, texts)
     cfg.data = OmegaConf.merge(OmegaConf.structured(DataCatalog), {"name": path.stem}, own)
     for name in dataclasses.fields(DataCatalog):
         if name.name != "name" and OmegaConf.is_missing(cfg.data[name.name], "name"):
             cfg.data[name.name].name = name.name
+
+
+def _keep_texts(own: Any, texts: Any) -> None:
+    """Replace numbers in a catalog by the texts that they are: all values are, and `root: 2012_07` is a folder."""
+    for key in own if isinstance(texts, dict) else ():
+        value = own[key]
+        if OmegaConf.is_dict(value):
+            _keep_texts(value, texts.get(str(key)))
+        elif isinstance(value, int | float) and isinstance(texts.get(str(key)), str):
+            own[key] = texts[str(key)]
 
 
 def _format_error(kind: RunKind, overrides: list[str], error: Exception) -> str:

@@ -206,6 +206,7 @@ def resume(run: Run, lr_keys: str, /, **state: Stateful) -> tuple[CheckpointMana
     )
     first_step = checkpoints.resume()
     run.metrics.truncate(first_step)
+    run.resumed_from(first_step)
     return checkpoints, first_step
 
 

@@ -50,10 +50,14 @@ def generate_images(plan: Plan) -> None:
 
 
 def other_data_roots(plan: Plan) -> str:
-    """Return the folders other than DATA that finished runs read, comma-separated: DATA is no part of a run's name."""
+    """Return the folders other than DATA that finished runs of unknown images read, comma-separated.
+
+    DATA is no part of a run's name. Results say which images they are of, unless an older version wrote them.
+    """
     if not plan.data_root:
         return ""
     done = [result for run in plan.runs.values() if (result := run.read_result()) is not None]
+    done = [result for result in done if "data_content_sha256" not in result.get("provenance", {})]
     roots = {str(result.get("provenance", {}).get("data_root", "")) for result in done} - {""}
     return ", ".join(sorted(root for root in roots if Path(root).resolve() != Path(plan.data_root).resolve()))
 

@@ -2,13 +2,11 @@
 
 from functools import cache
 
-from reproduce.system import git
+from reproduce.system import NOT_RUN_CODE, git, git_problem
 
 REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.txt", "python_only"))
 RUN_CODE = ("models", "evals", "reproduce/", *REQUIREMENTS)
 """The code that runs execute; git lists the content of `reproduce/` entry by entry."""
-NOT_RUN_CODE = ("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
-"""Entries that runs do not execute. What a run takes from its config is in its name already."""
 
 
 def commit() -> str:
@@ -17,8 +15,8 @@ def commit() -> str:
 
 
 def dirty() -> bool:
-    """Return whether the checkout differs from its commit."""
-    return bool(git("status", "--porcelain"))
+    """Return whether the checkout differs from its commit, or may: if git can't tell, it is not clean."""
+    return bool(git("status", "--porcelain") or git_problem())
 
 
 @cache

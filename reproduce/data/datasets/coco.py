@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reproduce.data.datasets.class_folders import few, list_images
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
 from reproduce.errors import UserError
 
 BOX_TOLERANCE_PX = 1.0
 """How far a box may extend beyond its image: COCO's corners are rounded."""
-SCORED_KEYS = ("id", "image_id", "category_id", "bbox")
-"""Annotation keys that COCO's box scoring reads, besides `area` and `iscrowd`. Outlines, which fill gigabytes, are
-dropped."""
+MAX_CATEGORY_ID = 99_999
+"""The highest category id that is taken: a detector has an output for each number up to it."""
+EXACT_INTEGERS = 2**53
+"""Detections hold image ids as float64, which is exact below this."""
 KNOWN_BROKEN_ANNOTATIONS = {"COCO2017": (918, 2206849)}
 """By source: ids of annotations that are broken (height 0) in the official release. All detectors skip them."""
 
@@ -55,7 +57,10 @@ class CocoSplit:
     category_names: dict[int, str]
     """By category id; ids may have gaps."""
     ground_truth: dict[str, Any]
-    """The content of the JSON file for pycocotools, without broken annotations and missing images."""
+    """The content of the JSON file for pycocotools, without broken annotations and missing images.
+
+    Annotations are numbered from 1: pycocotools takes the id 0 for "no match", and one of two equal ids for the other.
+    """
     sha256: str
     """Hash of the JSON file."""
 
@@ -74,79 +79,163 @@ def read_coco_split(root: Path, split: str, source: str, on_bad_annotations: Cal
     """Read a split's annotations.
 
     Boxes outside their image or without area, unknown categories, and missing images are described to
-    `on_bad_annotations`, one sentence each. If it returns, they are left out. Raises `UserError` if the file is not
-    COCO's JSON, or if nothing is left.
+    `on_bad_annotations`, one sentence each. If it returns, they are left out. Ids may be integers, or texts of digits;
+    images may have any text. Raises `UserError` if the file is not COCO's JSON, if ids are repeated, or if nothing is
+    left.
     """
     path = annotation_path(root, split)
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
-        images = {image["id"]: image for image in content["images"]}
-        category_names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-        existing = {entry.name for entry in os.scandir(root / split)}
+        images = _by_id(content["images"], path, "image")
+        category_names = _category_names(content["categories"], path)
+        files = image_files(root, split, (str(image["file_name"]) for image in images.values()))
         errors = [
-            f"image {root / split / image['file_name']} of {path.name} is missing"
+            f"image {root / split / str(image['file_name'])} of {path.name} is missing"
             for image in images.values()
-            if image["file_name"] not in existing
+            if str(image["file_name"]) not in files
         ]
         skipped = KNOWN_BROKEN_ANNOTATIONS.get(source, ())
-        kept: dict[int, list[dict[str, Any]]] = {
-            image_id: [] for image_id, image in images.items() if image["file_name"] in existing
+        kept: dict[int | str, list[dict[str, Any]]] = {
+            image_id: [] for image_id, image in images.items() if str(image["file_name"]) in files
         }
-        for annotation in content["annotations"]:
-            if annotation["id"] in skipped:
+        for number, annotation in enumerate(content["annotations"]):
+            if annotation.get("id") in skipped:
                 continue
-            if problem := _annotation_error(annotation, images, category_names):
-                errors.append(f"annotation {annotation['id']} of {path} {problem}")
-            elif annotation["image_id"] in kept:
-                kept[annotation["image_id"]].append(annotation)
-        coco_images = [_coco_image(root / split, images[image_id], objects) for image_id, objects in kept.items()]
+            parsed, problem = _parse_annotation(annotation, images, category_names)
+            if problem:
+                errors.append(f"annotation {annotation.get('id', f'number {number}')} of {path} {problem}")
+            elif parsed["image_id"] in kept:
+                kept[parsed["image_id"]].append(parsed)
+        own_ids = _numbers_of(kept)
+        coco_images = [
+            _coco_image(own_ids[image_id], files[str(images[image_id]["file_name"])], images[image_id], objects)
+            for image_id, objects in kept.items()
+        ]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: DATA must contain COCO's images and annotations") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not COCO's JSON ({error!r}): restore it from the archive") from error
     on_bad_annotations(errors)
     if not coco_images or not category_names:
         raise UserError(f"{path} lists no {'image that exists' if category_names else 'category'}")
     ground_truth = {
-        "images": [images[image_id] for image_id in kept],
+        "images": [{"id": each.id, "width": each.width, "height": each.height} for each in coco_images],
         "annotations": [
-            {key: item[key] for key in SCORED_KEYS} | _optional_keys(item)
-            for objects in kept.values()
-            for item in objects
+            {**item, "id": number, "image_id": own_ids[item["image_id"]]}
+            for number, item in enumerate((item for objects in kept.values() for item in objects), start=1)
         ],
-        "categories": content["categories"],
+        "categories": [{"id": number, "name": name} for number, name in category_names.items()],
     }
     return CocoSplit(coco_images, category_names, ground_truth, hashlib.sha256(raw).hexdigest())
 
 
-def _annotation_error(annotation: dict[str, Any], images: dict[int, dict[str, Any]], names: dict[int, str]) -> str:
-    """Describe what is wrong with an annotation; "" if nothing is."""
-    if annotation["image_id"] not in images:
-        return f"belongs to image {annotation['image_id']}, which the file does not list"
-    if annotation["category_id"] not in names:
-        return f"has category {annotation['category_id']}, which the file does not list"
-    left, top, width, height = annotation["bbox"]
+def image_files(root: Path, split: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the path of each image of a JSON file that exists, by its `file_name`.
+
+    Names are below the split's folder, or below `root` if they begin with the split's name; they may have subfolders.
+    """
+    existing = list_images(root / split).images
+    found = {}
+    for name in names:
+        plain = posixpath.normpath(name.replace("\\", "/"))
+        for candidate in (plain, plain.removeprefix(f"{split}/")):
+            if candidate in existing:
+                found[name] = str(root / split / candidate)
+                break
+    return found
+
+
+def _by_id(items: Iterable[Mapping[str, Any]], path: Path, what: str) -> dict[int | str, Mapping[str, Any]]:
+    """Return the images or categories of a JSON file by id. Raises `UserError` if two have the same."""
+    found: dict[int | str, Mapping[str, Any]] = {}
+    repeated = []
+    for item in items:
+        number = _parse_id(item["id"])
+        if number in found:
+            repeated.append(str(number))
+        found[number] = item
+    if repeated:
+        raise UserError(
+            f"{path} lists {what} ids more than once ({len(repeated):,}): {few(repeated)}; give each {what} its own id"
+        )
+    return found
+
+
+def _parse_id(value: Any) -> int | str:
+    """Return an id as an integer if it is one, in digits or as a float, or else as text.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise TypeError(f"{value!r} is no id")
+    return int(value)
+
+
+def _category_names(categories: Iterable[Mapping[str, Any]], path: Path) -> dict[int, str]:
+    """Return the name of each category by id. Raises `UserError` if an id is no number that a detector can count to."""
+    names = {}
+    for number, category in _by_id(categories, path, "category").items():
+        if not isinstance(number, int) or not 0 <= number <= MAX_CATEGORY_ID:
+            raise UserError(f"{path} has the category id {number!r}: number categories from 0 to {MAX_CATEGORY_ID:,}")
+        names[number] = str(category["name"])
+    return names
+
+
+def _numbers_of(image_ids: Iterable[int | str]) -> dict[int | str, int]:
+    """Return the number of each image in detections and ground truth: its id, or its place if an id is unfit."""
+    ids = list(image_ids)
+    if all(isinstance(each, int) and abs(each) < EXACT_INTEGERS for each in ids):
+        return {each: int(each) for each in ids}
+    return {each: place for place, each in enumerate(ids, start=1)}
+
+
+def _parse_annotation(
+    annotation: Mapping[str, Any], images: Mapping[int | str, Mapping[str, Any]], names: Mapping[int, str]
+) -> tuple[dict[str, Any], str]:
+    """Return what COCO's box scoring reads of an annotation, and what is wrong with it, "" if nothing is.
+
+    Outlines, which fill gigabytes, are dropped.
+    """
+    image_id, category_id = _parse_id(annotation["image_id"]), _parse_id(annotation["category_id"])
+    if image_id not in images:
+        return {}, f"belongs to image {image_id}, which the file does not list"
+    if category_id not in names:
+        return {}, f"has category {category_id}, which the file does not list"
+    box = annotation.get("bbox")
+    try:
+        left, top, width, height = map(float, box)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return {}, f"has no box of four numbers: {box!r}"
     if not all(map(math.isfinite, (left, top, width, height))) or width <= 0 or height <= 0:
-        return f"has a box without area: {annotation['bbox']}"
-    image = images[annotation["image_id"]]
-    right, bottom = left + width - image["width"], top + height - image["height"]
+        return {}, f"has a box without area: {box}"
+    image = images[image_id]
+    image_width, image_height = int(image["width"]), int(image["height"])
+    right, bottom = left + width - image_width, top + height - image_height
     if min(left, top) < -BOX_TOLERANCE_PX or max(right, bottom) > BOX_TOLERANCE_PX:
-        return f"has a box outside its image of {image['width']} x {image['height']}: {annotation['bbox']}"
-    return ""
+        return {}, f"has a box outside its image of {image_width} x {image_height}: {box}"
+    area = annotation.get("area")
+    area = width * height if area is None else float(area)
+    if not math.isfinite(area) or area < 0:
+        return {}, f"has the area {area}"
+    # Hand-made annotations may lack `iscrowd` and `area`.
+    parsed = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [left, top, width, height],
+        "iscrowd": int(annotation.get("iscrowd") or 0),
+        "area": area,
+    }
+    return parsed, ""
 
 
-def _optional_keys(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys that hand-made annotations may lack, with their values or defaults."""
-    _, _, width, height = annotation["bbox"]
-    return {"iscrowd": annotation.get("iscrowd", 0), "area": annotation.get("area", width * height)}
-
-
-def _coco_image(folder: Path, image: dict[str, Any], objects: list[dict[str, Any]]) -> CocoImage:
-    single = [item for item in objects if not item.get("iscrowd")]
+def _coco_image(number: int, path: str, image: Mapping[str, Any], objects: list[dict[str, Any]]) -> CocoImage:
+    single = [item for item in objects if not item["iscrowd"]]
     width, height = int(image["width"]), int(image["height"])
     boxes = np.array([item["bbox"] for item in single], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     boxes = boxes.clip(0, np.array([width, height, width, height], dtype=np.float32))
     labels = np.array([item["category_id"] for item in single], dtype=np.int64)
-    return CocoImage(int(image["id"]), str(folder / image["file_name"]), width, height, boxes, labels)
+    return CocoImage(number, path, width, height, boxes, labels)

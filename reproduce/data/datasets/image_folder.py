@@ -1,7 +1,6 @@
 """Labeled images in one folder per class, or packed from such folders into shards."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.image_file import IMAGE_SUFFIXES, UnreadableImage
+from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, few, list_class_folders, passed_over
+from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.shards import ShardIndex, read_packed_split
 from reproduce.errors import UserError
 
@@ -28,6 +28,8 @@ class ImageList:
     labels: list[int]
     classes: list[str]
     shard_index: ShardIndex | None = None
+    passed_over: str = ""
+    """A sentence on files that are in the folders but not in the list; "" if there are none."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,28 +53,41 @@ class ImageList:
     def sha256(self) -> str:
         """Return a hash of the labels and of `class/file` names: which images these are, wherever they are stored."""
         lines = (f"{label} {path.rsplit('/', 2)[-2:]}" for path, label in zip(self.paths, self.labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_image_folder(root: Path) -> ImageList:
-    """List the images in `root/<class>/`, sorted by class and name; other files and nested folders are ignored.
+    """List the images in `root/<class>/` and the folders below it, sorted by class and name.
 
-    Raises `UserError` if the folder is missing or contains no image.
+    Raises `UserError` if the folder is missing or has no class, or if a class has no image.
     """
     if not root.is_dir():
         raise UserError(f"folder {root} is missing: DATA must contain it, with one folder of images per class")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    folders = list_class_folders(root)
     paths: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = sorted(e.path for e in os.scandir(root / name) if e.name.lower().endswith(IMAGE_SUFFIXES))
-        paths += files
-        labels += [label] * len(files)
+    empty: list[str] = []
+    others: list[str] = []
+    hidden = list(folders.hidden)
+    for label, (name, found) in enumerate(zip(folders.classes, folders.list_each(), strict=True)):
+        paths += [f"{root}/{name}/{image}" for image in found.images]
+        labels += [label] * len(found.images)
+        others += [f"{name}/{other}" for other in found.others]
+        hidden += [f"{name}/{each}" for each in found.hidden]
+        if not found.images:
+            empty.append(f"{name} (which has {few(found.others)})" if found.others else name)
+    sentence = passed_over(root, folders.stray, others, hidden)
     if not paths:
         raise UserError(
-            f"folder {root} contains no images: it needs one folder per class with {', '.join(IMAGE_SUFFIXES)}"
+            f"folder {root} contains no images: it needs one folder per class with {SUFFIXES_IN_WORDS}"
+            + (f" ({sentence})" if sentence else "")
         )
-    return ImageList(paths, labels, classes)
+    if empty:
+        raise UserError(
+            f"class folders of {root} have no images ({len(empty):,}): {few(empty)}; add images "
+            f"({SUFFIXES_IN_WORDS}) or remove the folders, because a class without an image changes every accuracy"
+        )
+    return ImageList(paths, labels, folders.classes, passed_over=sentence)
 
 
 def read_sharded_images(root: Path, split: str) -> ImageList:

@@ -1,19 +1,17 @@
-"""Fingerprint the images behind a number: a hash of a split's file names and sizes, wherever they are stored."""
+"""Summarize the files behind a number: a hash of a split's file names and sizes, wherever they are stored."""
 
-import contextlib
+import gzip
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_folder import ImageList
-from reproduce.data.datasets.shards import CONTENTS_FILE
-from reproduce.errors import UserError
-from reproduce.files import read_json, write_json
+from reproduce.data.datasets.shards import CONTENTS_FILE, escape_name, unescape_name
+from reproduce.files import read_json, write_atomic
 
 STAT_THREADS = 4 * (os.cpu_count() or 1)
 """More threads than cores, because looking up file sizes waits for the disk."""
@@ -29,26 +27,57 @@ def summarize_files(files: Mapping[str, int]) -> dict[str, Any]:
     return {
         "images": len(names),
         "bytes": sum(files.values()),
-        "sha256": _sha256(f"{files[name]} {name}" for name in names),
-        "names_sha256": _sha256(names),
+        "sha256": sha256_of_lines(f"{files[name]} {escape_name(name)}" for name in names),
+        "names_sha256": sha256_of_lines(map(escape_name, names)),
     }
 
 
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of text, in which bytes that are no UTF-8 count as they are."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def file_sizes(paths: list[str]) -> list[int]:
+class FileState(NamedTuple):
+    """What a file system says of a file; all zero if there is none."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    """When the file's entry last changed, which no program can set."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
+
+
+def file_states(paths: Sequence[str]) -> list[FileState]:
+    """Return the size and dates of each file."""
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        return list(pool.map(_file_state, paths, chunksize=256))
+
+
+def _file_state(path: str) -> FileState:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileState(0, 0, 0)
+    return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def file_sizes(paths: Sequence[str]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing."""
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         return list(pool.map(_file_size, paths, chunksize=256))
 
 
 def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
+    return _file_state(path).size
+
+
+def image_states_sha256(images: ImageList) -> str:
+    """Return a hash of the paths, sizes and dates of the files of a list's images: equal if none changed."""
+    paths = images.shard_index.paths if images.shard_index else images.paths
+    states = (f"{state} {escape_name(path)}" for path, state in zip(paths, file_states(paths), strict=True))
+    return sha256_of_lines([*states, *map(escape_name, images.paths)])
 
 
 def manifest_path(data: Path, dataset: Dataset) -> Path:
@@ -56,29 +85,34 @@ def manifest_path(data: Path, dataset: Dataset) -> Path:
     return data / ".manifests" / f"{dataset.name}.json"
 
 
-def split_manifest(data: Path, dataset: Dataset, split: str, images: ImageList, cache: Path) -> dict[str, Any]:
+def split_manifest(data: Path, dataset: Dataset, split: str, images: ImageList) -> dict[str, Any]:
     """Return the summary of the split that `images` were read from, as `summarize_files` describes it.
 
-    Takes it from data-verify's manifest, if that lists the same files (and adds the day as `verified`), or from
-    `shards.json`. Otherwise looks up the size of every file, and stores the summary in the folder `cache`. It does not
-    notice a file that was replaced by another of the same name since; data-verify does.
+    Looks up the size of every file, except for those of shards, of which `shards.json` has it. Adds the day as
+    `verified` if data-verify found the same names and sizes.
     """
     root = data / dataset.root
-    # VOC07+12 has images outside its root, too.
-    names = [name.removeprefix(f"{root}/").removeprefix(f"{data}/") for name in images.paths]
-    names_sha256 = _sha256(sorted(names))
+    if images.shard_index:
+        summary: dict[str, Any] = read_json(root / split / CONTENTS_FILE)["manifest"]
+    else:
+        # VOC07+12 has images outside its root, too.
+        names = [name.removeprefix(f"{root}/").removeprefix(f"{data}/") for name in images.paths]
+        summary = summarize_files(dict(zip(names, file_sizes(images.paths), strict=True)))
     if manifest_path(data, dataset).is_file():
         manifest = read_json(manifest_path(data, dataset))
-        verified: dict[str, Any] = manifest["splits"].get(split, {})
-        if manifest["source"] == dataset.source and verified.get("names_sha256") == names_sha256:
-            return verified | {"verified": manifest["written"]}
-    if images.shard_index:
-        return read_json(root / split / CONTENTS_FILE)["manifest"]
-    key = json.dumps([str(root.resolve()), split, names_sha256])
-    cached = cache / f"{_sha256([key])[:20]}.json"
-    if cached.is_file():
-        return read_json(cached)
-    summary = summarize_files(dict(zip(names, file_sizes(images.paths), strict=True)))
-    with contextlib.suppress(UserError):  # without the cache it only takes longer
-        write_json(cached, summary)
+        verified = manifest["splits"].get(split, {})
+        if manifest["source"] == dataset.source and verified.get("sha256") == summary["sha256"]:
+            return summary | {"verified": manifest["written"]}
     return summary
+
+
+def read_size_list(path: Path) -> dict[str, int]:
+    """Read data-verify's list of file names and sizes."""
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    return {unescape_name(name): int(size) for size, name in (line.split("\t", 1) for line in lines if line)}
+
+
+def write_size_list(path: Path, sizes: Mapping[str, int]) -> None:
+    """Write data-verify's list of file names and sizes; compressed, because a million names take 50 MB."""
+    lines = [f"{size}\t{escape_name(name)}" for name, size in sorted(sizes.items())]
+    write_atomic(path, gzip.compress("\n".join(lines).encode(), mtime=0))

@@ -7,7 +7,9 @@ subset would have to read every image. `ShardOrder` makes the reads sequential.
 """
 
 import gzip
+import json
 import os
+import re
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,18 @@ STREAM_IMAGES = 32
 WINDOW_IMAGES = 1024
 """Images of a stream are shuffled within windows of this size: 110 MB of ImageNet, which fits the page cache."""
 OPEN_FILES = 128
+NO_PLAIN_NAME = re.compile('^"|[\n\r\ud800-\udfff]')
+"""What a name has that can't stand in a line of text as it is: a line break, or bytes that are no UTF-8."""
+
+
+def escape_name(name: str) -> str:
+    """Return a file's name as it stands in a line of a list: as JSON if it has a line break or is no UTF-8."""
+    return json.dumps(name) if NO_PLAIN_NAME.search(name) else name
+
+
+def unescape_name(text: str) -> str:
+    """Return the name that `escape_name` made a text of."""
+    return str(json.loads(text)) if text.startswith('"') else text
 
 
 class _File:
@@ -105,7 +119,7 @@ def read_packed_split(folder: Path) -> PackedSplit:
             raise UserError(f"shard {path} {problem}: copy it again, or recreate it with data-shard")
         paths.append(str(path))
     try:
-        lines = gzip.decompress((folder / INDEX_FILE).read_bytes()).decode().splitlines()
+        lines = gzip.decompress((folder / INDEX_FILE).read_bytes()).decode().split("\n")  # names may have other breaks
         columns = list(zip(*(line.split("\t", 4) for line in lines), strict=True))
         shard, offset, size = (np.array(column, dtype=np.int64) for column in columns[:3])
     except (OSError, EOFError, ValueError) as error:
@@ -117,7 +131,7 @@ def read_packed_split(folder: Path) -> PackedSplit:
             f"{folder / INDEX_FILE} and {CONTENTS_FILE} do not match: copy both again, or recreate them with data-shard"
         )
     index = ShardIndex(paths, shard, offset, size)
-    return PackedSplit(contents, list(columns[3]), list(columns[4]), index)
+    return PackedSplit(contents, list(columns[3]), list(map(unescape_name, columns[4])), index)
 
 
 class ShardOrder:

@@ -1,13 +1,18 @@
 """Pascal VOC: the objects in each image of a split, as labels for classification or as boxes for detection."""
 
+import codecs
 import json
+import os
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
 from reproduce.config.schema import Dataset
+from reproduce.data.datasets.class_folders import few
 from reproduce.data.datasets.image_file import DECODE_ERRORS
 from reproduce.data.datasets.image_folder import SHARDS, ImageList
 from reproduce.data.datasets.shards import read_packed_split
@@ -19,6 +24,15 @@ VOC_CLASSES = (
 )  # fmt: skip
 CORNER_TAGS = ("xmin", "ymin", "xmax", "ymax")
 """XML tags of a box, in the order left, top, right, bottom."""
+LIST_FLAGS = ("-1", "0", "1")
+"""Second column of VOC's lists of a class: whether the image has the class."""
+XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*\?>")
+"""An XML declaration that names its encoding."""
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 BOX_TOLERANCE_PX = 1
 """How far a box may extend beyond its image, as boxes counted from zero do; it is clipped there."""
 
@@ -53,6 +67,11 @@ class VocImage:
     height: int
     boxes: list[VocBox]
 
+    @property
+    def key(self) -> str:
+        """The name without blanks, slashes and bytes that are no ASCII: equal to the name in VOC's own lists."""
+        return quote(self.name, safe="", errors="surrogateescape")
+
 
 class _InvalidAnnotation(Exception):
     """An object or image contradicts its annotation; `str()` says how."""
@@ -79,8 +98,8 @@ def read_voc_boxes(root: Path, split: str) -> tuple[list[VocImage], list[str]]:
     class, outside their image, or without area. Raises `UserError` if the split's list is empty.
     """
     images, errors = [], []
-    for name in _read_list(root, split):
-        annotation, path = root / "Annotations" / f"{name}.xml", root / "JPEGImages" / f"{name}.jpg"
+    for name in read_voc_list(root, split):
+        annotation, path = annotation_of(root, name), image_of(root, name)
         try:
             content = _parse(annotation)
             width, height = _image_size(path, content)
@@ -107,14 +126,14 @@ def read_voc_labels(root: Path, dataset: Dataset, split: str) -> tuple[ImageList
         paths = [f"{root}/{name}" for name in packed.names]
         images = ImageList(paths, [0] * len(paths), packed.contents["classes"], packed.index)
         return images, [json.loads(text) for text in packed.labels]
-    names = _read_list(root, split)
+    names = read_voc_list(root, split)
     labels = []
     for name in names:
-        objects = read_voc_objects(root / "Annotations" / f"{name}.xml")
+        objects = read_voc_objects(annotation_of(root, name))
         present = {item.name for item in objects if not item.difficult}
         difficult = {item.name for item in objects if item.difficult}
         labels.append([1 if cls in present else 0 if cls in difficult else -1 for cls in VOC_CLASSES])
-    paths = [str(root / "JPEGImages" / f"{name}.jpg") for name in names]
+    paths = [str(image_of(root, name)) for name in names]
     return ImageList(paths, [0] * len(paths), list(VOC_CLASSES)), labels
 
 
@@ -153,23 +172,96 @@ def _voc_box(node: ElementTree.Element, width: int, height: int) -> VocBox:
 
 def _parse(annotation: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(annotation).getroot()  # noqa: S314 - the user chose the data; expat expands no files
+        raw = annotation.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"annotation {annotation} is missing") from error
-    except ElementTree.ParseError as error:
+    try:
+        return _parse_xml(raw)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"annotation {annotation} is not valid XML ({error}): restore it from the archive") from error
+
+
+def _parse_xml(raw: bytes) -> ElementTree.Element:
+    """Parse XML in the encoding that it declares; expat itself knows none with several bytes a character but Unicode's.
+
+    Raises `ElementTree.ParseError`, `UnicodeError` or `LookupError` if it is not XML or its encoding is unknown.
+    """
+    try:
+        return ElementTree.fromstring(raw)  # noqa: S314 - the user chose the data; expat expands no files
+    except (ElementTree.ParseError, ValueError, LookupError):
+        declaration = XML_ENCODING.match(raw)
+        if declaration is None:
+            raise
+        encoding = declaration[1].decode()
+        if codecs.lookup(encoding).name in ("utf-8", "ascii"):
+            raise
+        return ElementTree.fromstring(raw[declaration.end() :].decode(encoding))  # noqa: S314
 
 
 def _is_difficult(node: ElementTree.Element) -> bool:
     return node.findtext("difficult", "0").strip() == "1"
 
 
-def _read_list(root: Path, split: str) -> list[str]:
-    """Return the image names in a split's list. Raises `UserError` if it is missing or empty."""
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
+def voc_list_path(root: Path, split: str) -> Path:
+    """Return the path of the list of a split's images."""
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def image_of(root: Path, name: str) -> Path:
+    """Return the path of the image that a list names."""
+    return root / "JPEGImages" / f"{name}.jpg"
+
+
+def annotation_of(root: Path, name: str) -> Path:
+    """Return the path of the annotation of the image that a list names."""
+    return root / "Annotations" / f"{name}.xml"
+
+
+def read_voc_list(root: Path, split: str) -> list[str]:
+    """Return the image names in a split's list, one a line.
+
+    A line may have a second column as VOC's lists of a class do (-1, 0 or 1), which is ignored, or name several images.
+    A name may have blanks if there is such an image. The list may be in UTF-8 or UTF-16 with or without a byte order
+    mark, or in the encoding of the files' names. Raises `UserError` if it is missing or empty, or names an image twice.
+    """
+    path = voc_list_path(root, split)
     if not path.is_file():
         raise UserError(f"image list {path} is missing: DATA must contain VOC's images, annotations and lists")
-    names = path.read_text().split()
+    folder = root / "JPEGImages"
+    existing = {entry.name.removesuffix(".jpg") for entry in os.scandir(folder)} if folder.is_dir() else set()
+    names = [name for line in _decode_list(path, existing).split("\n") for name in _names_in_line(line, existing)]
     if not names:
         raise UserError(f"image list {path} is empty")
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+        raise UserError(f"image list {path} names {len(twice):,} images more than once ({few(twice)}): name each once")
     return names
+
+
+def _decode_list(path: Path, existing: set[str]) -> str:
+    """Return the text of a list. Without Unicode's marks and rules, it is in the encoding that gives existing names."""
+    raw = path.read_bytes()
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if raw.startswith(mark):
+            try:
+                return raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise UserError(f"image list {path} is damaged ({error}): restore it from the archive") from error
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        as_stored, as_latin = raw.decode(errors="surrogateescape"), raw.decode("latin-1")
+    known = [sum(line.strip() in existing for line in text.split("\n")) for text in (as_stored, as_latin)]
+    return as_stored if known[0] >= known[1] else as_latin
+
+
+def _names_in_line(line: str, existing: set[str]) -> list[str]:
+    line = line.strip(" \t\r\f\v")
+    words = line.split()
+    if line in existing or len(words) < 2:
+        return [line] if line else []
+    if all(word in existing for word in words):
+        return words
+    first = line.rsplit(maxsplit=1)[0]
+    return [first] if words[-1] in LIST_FLAGS else [line]

@@ -16,7 +16,6 @@ from reproduce.errors import UserError
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 """The first bytes of every JPEG file."""
-EXIF_SEARCH_BYTES = 65_536
 
 Decoded = TypeVar("Decoded")
 
@@ -24,8 +23,8 @@ Decoded = TypeVar("Decoded")
 def decode_image(encoded: bytes, path: str) -> Tensor:
     """Decode to RGB pixels `(3, H, W)` uint8, channels-last in memory. `path` appears in errors only.
 
-    torchcodec decodes JPEG, bit-identical to PIL and faster; PIL decodes everything else. Raises `UnreadableImage` if
-    the content is truncated or is no image.
+    torchcodec decodes JPEG, bit-identical to PIL and faster; `read_image` decodes everything else and raises
+    `UnreadableImage` if the content is truncated or is no image.
     """
     if encoded.startswith(JPEG_MAGIC) and not has_exif_rotation(encoded):
         with contextlib.suppress(RuntimeError):  # PIL describes better what is wrong with a damaged file
@@ -36,7 +35,7 @@ def decode_image(encoded: bytes, path: str) -> Tensor:
 
 def has_exif_rotation(encoded: bytes) -> bool:
     """Return whether EXIF asks for a rotation, which torchcodec applies but PIL (used by the evaluations) ignores."""
-    if b"Exif\0\0" not in encoded[:EXIF_SEARCH_BYTES]:
+    if b"Exif\0" not in encoded:  # in the whole file: a large color profile may come first
         return False
     try:
         return Image.open(io.BytesIO(encoded)).getexif().get(ExifTags.Base.Orientation, 1) != 1

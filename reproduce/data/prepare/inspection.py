@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.config.schema import Dataset
+from reproduce.data.datasets.class_folders import FolderImages, list_class_folders, list_images
+from reproduce.data.datasets.coco import image_files, read_coco_split
 from reproduce.data.datasets.image_file import IMAGE_SUFFIXES, UnreadableImage, read_image
 from reproduce.data.datasets.manifest import STAT_THREADS
 from reproduce.data.datasets.shards import CONTENTS_FILE, read_packed_split
-from reproduce.data.datasets.voc import read_voc_objects
+from reproduce.data.datasets.voc import annotation_of, read_voc_list, read_voc_objects, voc_list_path
 from reproduce.data.prepare.official import DatasetSpec
 from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
@@ -71,21 +72,21 @@ def inspect_folders(root: Path, dataset: Dataset, spec: DatasetSpec | None, log:
         if not (root / split).is_dir():
             found.add("missing", f"folder {root / split} is missing")
             continue
-        entries = list(os.scandir(root / split))
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+        folders = list_class_folders(root / split)
+        names = folders.classes
         classes[split] = set(names)
-        stray = [entry.name for entry in entries if not entry.is_dir()]
-        found.add_names("unexpected", f"files in {root / split} beside the class folders", stray)
+        found.add_names("unexpected", f"files in {root / split} beside the class folders", folders.stray)
+        hidden = [name for name in folders.hidden if _is_noteworthy(root / split / name)]
         counts: dict[str, int] = {}
         files: dict[str, int] = {}
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            listed = pool.map(_list_folder, [root / split / name for name in names])
-            for name, (images, others) in zip(
-                names, with_progress(listed, len(names), f"class folders of {split} listed", log), strict=True
-            ):
-                counts[name] = len(images)
-                files |= {f"{split}/{name}/{file}": size for file, size in images.items()}
-                found.add_names("unexpected", f"files in {split}/{name} are not images and are ignored", others)
+        listed = with_progress(folders.list_each(with_status=True), len(names), f"class folders of {split} listed", log)
+        for name, content in zip(names, listed, strict=True):
+            counts[name] = len(content.images)
+            files |= {f"{split}/{name}/{file}": size for file, size in _sizes(content).items()}
+            what = f"files in {split}/{name} are not images and are ignored"
+            found.add_names("unexpected", what, content.others)
+            hidden += [f"{name}/{each}" for each in content.hidden if _is_noteworthy(root / split / name / each)]
+        found.add_names("unexpected", f"hidden or system files and folders in {split}, which are ignored", hidden)
         found.files[split] = files
         found.add_names(
             "missing", f"class folders of {split} without images", [n for n, count in counts.items() if not count]
@@ -107,13 +108,17 @@ def inspect_folders(root: Path, dataset: Dataset, spec: DatasetSpec | None, log:
 def inspect_voc(root: Path, dataset: Dataset, spec: DatasetSpec | None, log: LogFn) -> Inspection:
     """Inspect Pascal VOC's image lists, and the image and annotation of each entry."""
     found = Inspection()
-    existing, _ = _list_folder(root / "JPEGImages") if (root / "JPEGImages").is_dir() else ({}, [])
+    existing = _sizes(list_images(root / "JPEGImages", with_status=True)) if (root / "JPEGImages").is_dir() else {}
     for split in dict.fromkeys((dataset.train, dataset.val)):
-        path = root / "ImageSets" / "Main" / f"{split}.txt"
+        path = voc_list_path(root, split)
         if not path.is_file():
             found.add("missing", f"image list {path} is missing")
             continue
-        names = path.read_text().split()
+        try:
+            names = read_voc_list(root, split)
+        except UserError as error:
+            found.add("broken", str(error))
+            continue
         found.files[split] = {f"JPEGImages/{n}.jpg": existing[f"{n}.jpg"] for n in names if f"{n}.jpg" in existing}
         absent = [f"{name}.jpg" for name in names if f"{name}.jpg" not in existing]
         found.add_names("missing", f"images in the list {split} that do not exist", absent)
@@ -122,7 +127,7 @@ def inspect_voc(root: Path, dataset: Dataset, spec: DatasetSpec | None, log: Log
         broken = []
         for name in with_progress(names, len(names), f"annotations of {split} read", log):
             try:
-                read_voc_objects(root / "Annotations" / f"{name}.xml")
+                read_voc_objects(annotation_of(root, name))
             except UserError as error:
                 broken.append(str(error))
         found.add_names("broken", f"annotations of {split} that can't be used", broken)
@@ -137,21 +142,31 @@ def inspect_coco(root: Path, dataset: Dataset, spec: DatasetSpec | None, _log: L
         if not (root / split).is_dir():
             found.add("missing", f"folder {root / split} is missing")
             continue
-        images, others = _list_folder(root / split)
+        folder = list_images(root / split, with_status=True)
+        images = _sizes(folder)
         found.files[split] = {f"{split}/{name}": size for name, size in images.items()}
-        found.add_names("unexpected", f"files in {split} are not images", others)
+        found.add_names("unexpected", f"files in {split} are not images", folder.others)
         found.compare_split(split, spec)
         try:
-            content = json.loads(annotations.read_text())
-            listed = {image["file_name"] for image in content["images"]}
+            content = json.loads(annotations.read_bytes())
+            listed = {str(image["file_name"]) for image in content["images"]}
             num_categories = len(content["categories"])
+            del content  # the annotations of COCO take gigabytes
+            files = image_files(root, split, listed)
+            broken: list[str] = []
+            read_coco_split(root, split, dataset.source, broken.extend)
         except FileNotFoundError:
             found.add("missing", f"annotation file {annotations} is missing")
-        except (ValueError, KeyError, TypeError) as error:
+        except UserError as error:
+            found.add("broken", str(error))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             found.add("broken", f"{annotations} is not COCO's JSON ({error!r})")
         else:
-            found.add_names("missing", f"images in {annotations.name} that do not exist", list(listed - set(images)))
-            found.add_names("unexpected", f"images that are not in {annotations.name}", list(set(images) - listed))
+            found.add_names("missing", f"images in {annotations.name} that do not exist", list(listed - files.keys()))
+            unlisted = set(images) - {path.removeprefix(f"{root / split}/") for path in files.values()}
+            found.add_names("unexpected", f"images that are not in {annotations.name}", list(unlisted))
+            wrong = [error for error in broken if not error.startswith("image ")]  # those are missing, and named above
+            found.add_names("broken", f"annotations of {annotations.name} that can't be used", wrong)
             if spec:
                 found.compare(f"categories in {annotations.name}", num_categories, spec.num_classes)
     return found
@@ -178,16 +193,14 @@ def inspect_shards(root: Path, dataset: Dataset, spec: DatasetSpec | None, decod
     return found
 
 
-def _list_folder(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Return the images in a folder with their sizes in bytes, and the names of everything else."""
-    images, others = {}, []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                images[entry.name] = entry.stat().st_size
-            else:
-                others.append(entry.name)
-    return images, others
+def _sizes(content: FolderImages) -> dict[str, int]:
+    """Return the size of each image in bytes, 0 if it can't be read."""
+    return {name: status.st_size if status else 0 for name, status in content.images.items()}
+
+
+def _is_noteworthy(path: Path) -> bool:
+    """Return whether a hidden entry may be or hold images: macOS's .DS_Store is not worth a word."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES) or path.is_dir()
 
 
 def _changed_shard(folder: Path, shard: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ problems gets a manifest below DATA/.manifests: later verifications list each fi
 since.
 """
 
-import gzip
 import hashlib
 import time
 from dataclasses import fields
@@ -16,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce.config.schema import DataCatalog, Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.catalog import layout_error
+from reproduce.data.datasets.content import split_content_sha256
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.manifest import manifest_path, summarize_files
+from reproduce.data.datasets.manifest import manifest_path, read_size_list, summarize_files, write_size_list
 from reproduce.data.prepare.inspection import (
     Decode,
     Inspection,
@@ -30,7 +30,7 @@ from reproduce.data.prepare.inspection import (
 from reproduce.data.prepare.official import DATASET_SPECS, DatasetSpec
 from reproduce.data.prepare.progress import LogFn
 from reproduce.errors import UserError
-from reproduce.files import read_json, write_atomic, write_json
+from reproduce.files import read_json, write_json
 
 DETECTION_DATASETS = (Dataset("voc12", "VOC2012", "voc", "VOCdevkit/VOC2012", "trainval", "trainval"),)
 """Datasets that finetuned detectors need beside those of the standard catalog."""
@@ -115,24 +115,32 @@ def _compare_or_write_manifest(data: Path, dataset: Dataset, found: Inspection, 
     sizes_path = path.with_suffix(".tsv.gz")
     now = {name: size for files in found.files.values() for name, size in files.items()}
     if path.is_file() and sizes_path.is_file():
-        manifest = read_json(path)
-        lines = gzip.decompress(sizes_path.read_bytes()).decode().splitlines()
-        then = {name: int(size) for size, name in (line.split("\t", 1) for line in lines)}
+        manifest, then = read_json(path), read_size_list(sizes_path)
         if manifest["source"] == dataset.source:
             since = f"since the manifest of {manifest['written']}"
             found.add_names("missing", f"files removed {since}", list(then.keys() - now.keys()))
             found.add_names("unexpected", f"files added {since}", list(now.keys() - then.keys()))
             changed = [name for name in then.keys() & now.keys() if then[name] != now[name]]
             found.add_names("broken", f"files that changed size {since}", changed)
+            if then == now:
+                known = {split: entry.get("content_sha256") for split, entry in manifest["splits"].items()}
+                others = [
+                    split
+                    for split in found.files
+                    if known.get(split) not in (None, split_content_sha256(data, dataset, split))
+                ]
+                found.add_names("broken", f"splits with other content, but files of the same sizes, {since}", others)
             return
     if found.problems:
         return
-    splits = {split: summarize_files(files) for split, files in found.files.items()}
+    splits = {
+        split: summarize_files(files) | {"content_sha256": split_content_sha256(data, dataset, split)}
+        for split, files in found.files.items()
+    }
     sha256 = hashlib.sha256("".join(str(split["sha256"]) for split in splits.values()).encode()).hexdigest()
     content = {"source": dataset.source, "written": time.strftime("%Y-%m-%d"), "sha256": sha256, "splits": splits}
-    lines = [f"{size}\t{name}" for name, size in sorted(now.items())]
     try:
-        write_atomic(sizes_path, gzip.compress("\n".join(lines).encode(), mtime=0))
+        write_size_list(sizes_path, now)
         write_json(path, content)
         log(f"  manifest: {path} (sha256 {sha256[:12]})")
     except UserError as error:

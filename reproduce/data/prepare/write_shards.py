@@ -23,7 +23,7 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets import manifest
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
-from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_packed_split
+from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
 from reproduce.data.datasets.voc import read_voc_labels
 from reproduce.data.prepare.progress import LogFn, with_progress
 from reproduce.errors import UserError
@@ -91,6 +91,8 @@ def _voc_sidecar(images: ImageList, index: int) -> dict[str, bytes]:
 
 
 def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: LogFn) -> None:
+    if split.images.passed_over:
+        log(f"{what}: {split.images.passed_over}")
     sizes = manifest.file_sizes(split.images.paths)
     files = manifest.summarize_files(dict(zip(split.names, sizes, strict=True)))
     if _is_complete(folder, files):
@@ -108,7 +110,7 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
     for number, (members, record) in enumerate(zip(plan, records, strict=True)):
         for index, offset in zip(members, record["offsets"], strict=True):
             label = json.dumps(split.labels[index], separators=(",", ":"))
-            lines[index] = f"{number}\t{offset}\t{sizes[index]}\t{label}\t{split.names[index]}"
+            lines[index] = f"{number}\t{offset}\t{sizes[index]}\t{label}\t{escape_name(split.names[index])}"
     write_atomic(folder / INDEX_FILE, gzip.compress("\n".join(lines).encode(), mtime=0))
     contents = {
         "source": source,
@@ -148,7 +150,7 @@ def _write_shard(folder: Path, number: int, members: list[int], split: SplitToPa
     """Write one shard and a JSON record of it, unless both exist for the same files. Returns the record."""
     name = f"{number:05d}.tar"
     record_path = folder / f"{number:05d}.json"
-    lines = (f"{index} {sizes[index]} {split.names[index]}" for index in members)
+    lines = (f"{index} {sizes[index]} {escape_name(split.names[index])}" for index in members)
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if record_path.is_file() and (folder / name).is_file():
         record: dict[str, Any] = read_json(record_path)

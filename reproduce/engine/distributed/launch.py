@@ -37,7 +37,7 @@ from reproduce.errors import (
     describe_signal,
     run_cli,
 )
-from reproduce.system import POLL_SECONDS, STOP_SIGNALS, free_port
+from reproduce.system import LAUNCHER, POLL_SECONDS, STOP_SIGNALS, free_port, without_launcher
 
 NODE_RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
 """Environment variables in which schedulers pass a machine's rank among those of the run."""
@@ -56,7 +56,13 @@ class RankProcess:
         self.last_line = ""
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
+            env={
+                **without_launcher(os.environ),
+                **environment,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local_rank),
+                LAUNCHER: str(os.getpid()),
+            },
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",

@@ -1,7 +1,11 @@
 """Worker processes of one rank."""
 
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -9,11 +13,57 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from reproduce.errors import RetryableError
-from reproduce.system import POLL_SECONDS, STOP_SIGNALS
+from reproduce.errors import RetryableError, UserError
+from reproduce.system import LAUNCHER, LAUNCHER_VARIABLES, POLL_SECONDS, STOP_SIGNALS, TORCHRUN_PREFIX
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+MAX_SOCKET_FOLDER = 70
+"""Longest path of a folder, in bytes, in which workers can open sockets: the kernel allows 107 with their names."""
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a folder of our own is made in them
+"""Folders for sockets if TMPDIR is too long a path."""
+
+
+def prepare_process() -> None:
+    """Make this process independent of what others left in its environment, before it starts any of its own."""
+    ignore_other_launchers()
+    use_short_socket_folder()
+
+
+def ignore_other_launchers() -> None:
+    """Forget rank and world size, unless our launcher or torchrun started this process: it would wait for nobody."""
+    if os.environ.get(LAUNCHER) == str(os.getppid()) or any(name.startswith(TORCHRUN_PREFIX) for name in os.environ):
+        return
+    left = {name: os.environ.pop(name) for name in LAUNCHER_VARIABLES if name in os.environ}
+    if left.get("WORLD_SIZE", "1") != "1" or left.get("RANK", "0") != "0" or left.get("LOCAL_RANK", "0") != "0":
+        found = ", ".join(f"{name}={value}" for name, value in left.items())
+        print(
+            f"{found} in the environment is ignored, because no launcher started this process: several processes are "
+            "started by python -m reproduce.engine.distributed.launch, or torchrun",
+            file=sys.stderr,
+        )
+
+
+def use_short_socket_folder() -> None:
+    """Let workers open their sockets in a folder with a short path if TMPDIR's is too long for the kernel.
+
+    Raises `UserError` if there is none.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= MAX_SOCKET_FOLDER:
+        return
+    given = tempfile.tempdir
+    for folder in SHORT_FOLDERS:
+        if os.access(folder, os.W_OK | os.X_OK):
+            tempfile.tempdir = folder
+            try:
+                multiprocessing.util.get_temp_dir()  # makes one, and deletes it at the end
+            finally:
+                tempfile.tempdir = given
+            return
+    raise UserError(
+        f"the path of TMPDIR, {given}, is too long for the sockets of data-loader workers, and none of "
+        f"{', '.join(SHORT_FOLDERS)} is writable: set TMPDIR to a folder of at most {MAX_SOCKET_FOLDER} characters"
+    )
 
 
 def process_map(

@@ -4,10 +4,14 @@ import contextlib
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from reproduce.engine.distributed.collectives import world_size
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
+
+UNKNOWN_CODE = {"git_commit": None, "git_dirty": True, "code_sha256": None}
+"""The code of attempts by a version that did not record it."""
 
 
 class Attempts:
@@ -22,11 +26,13 @@ class Attempts:
         self.number = 1
         self.wandb_id = secrets.token_hex(8)
         """W&B's id of the run, shared by all attempts so that they continue one curve."""
+        self.resumed_code: list[dict[str, Any]] = []
+        """The code of the earlier attempts that this one resumes (`CodeState.summary`), each once."""
         self._started = self.first_started = time.time()
         self._earlier_wall_seconds = self._earlier_device_seconds = 0.0
 
-    def begin(self) -> None:
-        """Add up the earlier attempts and record this one."""
+    def begin(self, code: dict[str, Any] | None = None) -> None:
+        """Add up the earlier attempts and record this one, which executes `code`."""
         with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):  # no earlier attempt, or damaged
             before = read_json(self.file)
             seconds = max(self._last_sign_of_life() - before["started"], 0.0)
@@ -35,6 +41,15 @@ class Attempts:
             self.first_started = before["first_started"]
             self.number = before["num_attempts"] + 1
             self.wandb_id = before["wandb_id"]
+            self.resumed_code = list(before.get("code", [UNKNOWN_CODE]))
+        self._record(code)
+
+    def start_over(self, code: dict[str, Any]) -> None:
+        """Record that nothing is left of the earlier attempts: this one found no checkpoint of theirs."""
+        self.resumed_code = []
+        self._record(code)
+
+    def _record(self, code: dict[str, Any] | None) -> None:
         record = {
             "num_attempts": self.number,
             "wandb_id": self.wandb_id,
@@ -43,6 +58,7 @@ class Attempts:
             "world_size": world_size(),
             "earlier_wall_seconds": self._earlier_wall_seconds,
             "earlier_device_seconds": self._earlier_device_seconds,
+            "code": [*(each for each in self.resumed_code if each != code), *([code] if code else [])],
         }
         write_json(self.file, record)
 

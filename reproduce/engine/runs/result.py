@@ -15,6 +15,7 @@ from reproduce.engine import arithmetic
 from reproduce.engine.distributed.collectives import device, rank, world_size
 from reproduce.engine.runs import provenance
 from reproduce.engine.runs.attempts import Attempts
+from reproduce.engine.runs.provenance import CodeState, Origin
 from reproduce.errors import RetryableError, TrainingFailed, Unavailable, UserError
 from reproduce.files import write_json
 
@@ -28,11 +29,12 @@ def build_result(
     parents: list[str],
     attempts: Attempts,
     first_steps: Mapping[str, list[float]],
+    origin: Origin,
     run_provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the content of result.json for a run that finishes now (docs/tables.md).
 
-    `run_id` and `config_hash` are those of the start: a checkpoint file that they count may be gone by now.
+    `run_id`, `config_hash` and `origin` are those of the start: a checkpoint file may be gone by now, code be edited.
     """
     finished = time.time()
     wall_seconds, device_seconds = attempts.totals(finished)
@@ -54,11 +56,9 @@ def build_result(
         "num_attempts": attempts.number,
         "peak_memory_gb": round(provenance.peak_memory_gb(), 3),
         "provenance": {
-            **provenance.code_version(),
-            "packages": provenance.package_versions(),
+            **origin.entries(CodeState.now(), attempts.resumed_code),
             "config_hash": config_hash,
             "data_root": cfg.paths.data_root,
-            "hardware": provenance.hardware_name(),
             "world_size": world_size(),
             "precision": cfg.precision,
             "arithmetic": arithmetic.describe(),

@@ -1,5 +1,6 @@
 """One run: its folder with lock, config, metrics and result, from the command line to the exit status."""
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,22 +10,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from reproduce import run_images
 from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
+from reproduce.data.datasets.content import content_cache, split_content_sha256
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.distributed.collectives import barrier, is_main, others_wait, process_group, world_size
+from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.preemption import Preempted, Preemption
 from reproduce.engine.runs import result, tracking
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.counts import Counts
 from reproduce.engine.runs.metrics_log import MetricsLog
+from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
@@ -45,13 +50,14 @@ class Run:
         self.attempts = Attempts(self.folder)
         self.counts = Counts()
         self.first_steps = FirstSteps()
+        self.origin = Origin.now() if is_main() else None
         self.provenance: dict[str, Any] = {}
         """What this run adds to the provenance of its result."""
         self._tracker: Tracker | NoTracker = NoTracker()
-        if is_main():
+        if self.origin:
             for unfinished in self.folder.glob(".*.*"):
                 unfinished.unlink()  # left by a kill during a write
-            self.attempts.begin()
+            self.attempts.begin(self.origin.code.summary())
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             (self.folder / "failure.json").unlink(missing_ok=True)
             if cfg.logging.wandb and not tracking.is_disabled():
@@ -77,16 +83,28 @@ class Run:
         return Path(self.cfg.paths.data_root) / dataset.root
 
     def record_split(self, split: str, images: ImageList) -> None:
-        """Record in the result which images a split has: its manifest's hash, and when data-verify last checked it."""
+        """Record in the result which images a split has: their content, and when data-verify last checked the files.
+
+        Checkpoints that an earlier attempt trained or scored on other images are set aside. Print what was passed over.
+        """
         if not is_main():
             return
         data, dataset = Path(self.cfg.paths.data_root), to_dataclass(self.cfg.dataset, Dataset, "dataset")
         with others_wait(f"looks up the sizes of the files of {dataset.name}/{split}"):
-            found = split_manifest(data, dataset, split, images, self.folder.parent / ".manifests")
+            found = split_manifest(data, dataset, split, images)
+            content = split_content_sha256(data, dataset, split, content_cache(self.folder))
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
+        self.provenance.setdefault("data_content_sha256", {})[name] = content
         if "verified" in found:
             self.provenance.setdefault("data_verified", {})[name] = found["verified"]
+        if images.passed_over:
+            print(images.passed_over, file=sys.stderr, flush=True)
+            self.provenance.setdefault("data_passed_over", {})[name] = images.passed_over
+        if aside := run_images.start_over_on_other_images(self.folder, name, content):
+            print(
+                f"{name} has other images than before: starting over; the earlier files are in {aside}", file=sys.stderr
+            )
 
     def discard_checkpoints_of_other_trunk(self, trunk_sha256: str) -> None:
         """Record the evaluated checkpoint; delete our own checkpoints if they were trained from another one.
@@ -102,6 +120,11 @@ class Run:
             for path in self.folder.glob("checkpoint*"):
                 path.unlink()
         write_json(record, trained_from)
+
+    def resumed_from(self, step: int) -> None:
+        """Note from which step a training goes on: from 0, nothing of the earlier attempts is in its result."""
+        if self.origin and step == 0:
+            self.attempts.start_over(self.origin.code.summary())
 
     def handle_unreadable_images(self, names: list[str]) -> None:
         """Count images that can't be decoded, or raise `UserError` at the first, as `on_bad_image` says."""
@@ -128,8 +151,10 @@ class Run:
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, which marks the run as done. A collective."""
         counts = self.counts.gather()
-        if not is_main():
+        if self.origin is None:
             return
+        if self.cfg.kind == "evaluate":
+            _require_numbers(metrics)
         content = result.build_result(
             self.cfg,
             self.run_id,
@@ -139,12 +164,22 @@ class Run:
             parents or [],
             self.attempts,
             self.first_steps.values(),
+            self.origin,
             self.provenance,
         )
         write_json(self.folder / "result.json", content)
+        (self.folder / run_images.RECORD).unlink(missing_ok=True)  # the result has it, too
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
+
+
+def _require_numbers(metrics: Mapping[str, float]) -> None:
+    """Raise `UserError` unless there is a metric, and all are finite."""
+    if not metrics:
+        raise UserError("the evaluation measured nothing: its test set has no object that can be scored")
+    if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise UserError(f"the evaluation has no result ({', '.join(wrong)}): check the checkpoint and the test images")
 
 
 @contextmanager
@@ -177,6 +212,7 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
 
     The status is `REQUEUE` (75) if the run was preempted: the same command resumes it.
     """
+    prepare_process()
     cfg = config_from_command_line(kind, sys.argv[1:])
     configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes):

@@ -15,7 +15,7 @@ from typing import Any
 
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 from reproduce.files import write_json
-from reproduce.system import POLL_SECONDS
+from reproduce.system import POLL_SECONDS, without_launcher
 
 GRACE_SECONDS = 20
 """Time for a process group to end after SIGTERM."""
@@ -67,6 +67,7 @@ def _run_once(command: list[str], folder: Path, title: str, stopping: Callable[[
         log.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {title}\n".encode())
         process = subprocess.Popen(
             command,
+            env=without_launcher(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if echo else log,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ import yaml
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from reproduce.config import RunKind
+from reproduce.config.quoting import hydra_quote
 from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
@@ -265,11 +266,3 @@ def data_folders(request: Request, data: dict[str, str]) -> tuple[str, str]:
     folder = request.data or str(CACHE / "data" / data["source"])
     below_cache = CACHE.resolve() in Path(folder).resolve().parents
     return folder, folder if below_cache else ""
-
-
-def hydra_quote(value: str) -> str:
-    """Return a text as the value of a Hydra override, quoted if necessary."""
-    if re.fullmatch(r"[\w./-]+", value):
-        return value
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{escaped}'"  # Hydra reads a backslash as itself unless it stands before a quote

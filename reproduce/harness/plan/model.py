@@ -181,6 +181,8 @@ class Plan:
     """The requested claims."""
     cluster: dict[str, Any] = field(default_factory=lambda: {"executor": "local"})
     """The `cluster` section of the config: what starts the runs, and everything site-specific."""
+    content_hashes: dict[tuple[str, str, str], str | None] = field(default_factory=dict, compare=False, repr=False)
+    """What `run_state` has looked up of the images in DATA, so that one command looks once."""
 
     @property
     def level(self) -> Level:

@@ -3,10 +3,19 @@
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from reproduce import run_images
+from reproduce.errors import UserError
 from reproduce.files import read_json
 from reproduce.harness.plan.model import Plan, Run
+
+if TYPE_CHECKING:
+    from reproduce.config.schema import Dataset
+
+CONTENT_HASH, SIZES_HASH = "data_content_sha256", "data_manifest_sha256"
+HASHES = (CONTENT_HASH, SIZES_HASH)
+"""Entries of a result's provenance that tell which images it is of; older results have the second only."""
 
 
 class RunState(StrEnum):
@@ -44,7 +53,8 @@ def run_state(plan: Plan, run: Run) -> RunState:
     """Return what is left to do for a run. Plan, workflow, check, claims and report all decide by this function.
 
     A run is to do again if one of its parents is, or if a parent was trained again since: the result then belongs to
-    another checkpoint than the present one. A result stays valid if only the checkpoint's file is gone.
+    another checkpoint than the present one. It also is if DATA has other images than the result is of, wherever those
+    were. A result stays valid if only the checkpoint's file or the images are gone.
     """
     parents = [run_state(plan, parent) for parent in _parents(plan, run)]
     if RunState.COLLAPSED in parents or _collapsed_as_printed(plan, run):
@@ -52,6 +62,7 @@ def run_state(plan: Plan, run: Run) -> RunState:
     if run.read_result() is None:
         return RunState.FAILED if run.failure.exists() else RunState.TO_DO
     made_again = any(parent != RunState.DONE for parent in parents) or _of_another_checkpoint(run)
+    made_again = made_again or bool(other_images(plan, run))
     return RunState.TO_DO if made_again else RunState.DONE
 
 
@@ -65,6 +76,11 @@ def missing_reason(plan: Plan, run: Run) -> str:
     if run.read_result() is None or run_state(plan, run) == RunState.DONE:
         return run.label
     missing = [parent.label for parent in _parents(plan, run) if parent.read_result() is None]
+    if splits := other_images(plan, run):
+        return (
+            f"{run.label} (its result is of other images than {', '.join(splits)} in {plan.data_root}; make "
+            "reproduce-... (python -m reproduce run) evaluates these)"
+        )
     again = f"make reproduce-... (python -m reproduce run) makes {'both' if missing else 'it'} again"
     if not missing:
         return f"{run.label} (its result belongs to a checkpoint that was trained again since; {again})"
@@ -78,17 +94,63 @@ def sync_mtimes(plan: Plan) -> None:
     """Align mtimes with `run_states`, because Snakemake reruns anything older than its parent.
 
     A valid result that is older than a parent's gets the parent's mtime. A result that is outdated although its parents
-    are done is deleted, as Snakemake itself would do.
+    are done is deleted, as Snakemake itself would do; one of other images is set aside, with its checkpoint.
     """
     for run in plan.runs.values():
         parents = _parents(plan, run)
         if not run.result.exists() or any(run_state(plan, parent) != RunState.DONE for parent in parents):
             continue
         if run_state(plan, run) == RunState.TO_DO:
-            run.result.unlink()
+            if other_images(plan, run):
+                run_images.set_aside(Path(run.folder))
+            else:
+                run.result.unlink()
         else:
             newest = max([run.result, *(parent.result for parent in parents)], key=lambda path: path.stat().st_mtime)
             os.utime(run.result, ns=(newest.stat().st_atime_ns, newest.stat().st_mtime_ns))
+
+
+def other_images(plan: Plan, run: Run) -> list[str]:
+    """Return the splits in DATA whose content is not that of a run's result (`imagenet/train`); [] if none is known.
+
+    Unknown are images that are not there, and those of an older result, unless their names or sizes differ. Generated
+    images are what the generator's version says.
+    """
+    result = run.read_result()
+    if result is None or not run.workload.dataset or not plan.data_root or plan.generated_data_dir:
+        return []
+    for key in HASHES:
+        if recorded := result.get("provenance", {}).get(key):
+            found = {name: _hash_in_data(plan, run, name, key) for name in recorded}
+            return [name for name, known in recorded.items() if found[name] not in (None, known)]
+    return []
+
+
+def _hash_in_data(plan: Plan, run: Run, name: str, kind: str) -> str | None:
+    """Return the hash of a split in DATA, or None if it is not there. One command looks each up once."""
+    from reproduce.config.schema import Dataset  # which imports Hydra
+
+    dataset, split = Dataset(**run.workload.dataset), name.rpartition("/")[2]
+    key = (repr(dataset), split, kind)
+    if key not in plan.content_hashes:
+        try:
+            plan.content_hashes[key] = _hash(Path(plan.data_root), dataset, split, kind, Path(run.folder))
+        except (UserError, OSError):
+            plan.content_hashes[key] = None
+    return plan.content_hashes[key]
+
+
+def _hash(data: Path, dataset: "Dataset", split: str, kind: str, run_folder: Path) -> str | None:
+    from reproduce.data.datasets.content import content_cache, split_content_sha256
+    from reproduce.data.datasets.image_folder import read_image_list
+    from reproduce.data.datasets.manifest import split_manifest
+
+    if kind == CONTENT_HASH:
+        return split_content_sha256(data, dataset, split, content_cache(run_folder))
+    if dataset.layout in ("voc", "coco"):  # older results leave out what a detector can't use
+        return None
+    images = read_image_list(data / dataset.root, dataset, split)
+    return str(split_manifest(data, dataset, split, images)["sha256"])
 
 
 def _parents(plan: Plan, run: Run) -> list[Run]:

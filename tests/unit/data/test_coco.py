@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evals.coco_detr.metrics import average_precision
+from reproduce.config.schema import Dataset
 from reproduce.data.datasets import coco
-from reproduce.data.datasets.coco import read_coco_split
+from reproduce.data.datasets.coco import CocoSplit, read_coco_split
 from reproduce.data.datasets.image_file import UnreadableImage
+from reproduce.data.prepare import verify
 from reproduce.errors import UserError
 
 Content = dict[str, Any]
@@ -73,6 +76,12 @@ def changed(number: int, **values: object) -> Callable[[Content], None]:
         (changed(0, bbox=[-2, 2, 10, 20]), "has a box outside its image of 40 x 30: [-2, 2, 10, 20]"),
         (changed(0, bbox=[1, 2, 10, 0]), "has a box without area: [1, 2, 10, 0]"),
         (changed(0, bbox=[1, 2, -3, 5]), "has a box without area: [1, 2, -3, 5]"),
+        (changed(0, bbox=[]), "has no box of four numbers: []"),
+        (changed(0, bbox=[1, 2, 3]), "has no box of four numbers: [1, 2, 3]"),
+        (changed(0, bbox="here"), "has no box of four numbers: 'here'"),
+        (changed(0, bbox=None), "has no box of four numbers: None"),
+        (changed(0, bbox=[1, 2, float("nan"), 4]), "has a box without area: [1, 2, nan, 4]"),
+        (changed(0, area=float("nan")), "has the area nan"),
         (changed(0, category_id=2), "has category 2, which the file does not list"),
         (changed(0, image_id=5), "belongs to image 5, which the file does not list"),
     ],
@@ -117,8 +126,15 @@ def test_image_of_another_size_than_annotated_is_unreadable(write: Callable[...,
     ("spoil", "said"),
     [
         (lambda content: content.pop("images"), r"instances_val.json is not COCO's JSON \(KeyError\('images'\)\)"),
-        (changed(0, bbox=[1, 2, 3]), "is not COCO's JSON"),
-        (changed(0, bbox="here"), "is not COCO's JSON"),
+        (lambda content: content.update(annotations=[[]]), "is not COCO's JSON"),
+        (changed(0, image_id=[8]), r"is not COCO's JSON \(TypeError\('\[8\] is no id'\)\)"),
+        (changed(0, category_id=True), r"is not COCO's JSON \(TypeError\('True is no id'\)\)"),
+        (lambda content: content["images"][0].update(id=8), r"lists image ids more than once \(1\): 8;"),
+        (lambda content: content["images"][0].update(id="8"), r"lists image ids more than once \(1\): 8;"),
+        (lambda content: content["categories"][0].update(id=90), r"lists category ids more than once \(1\): 90;"),
+        (lambda content: content["categories"][0].update(id="person"), r"has the category id 'person': number"),
+        (lambda content: content["categories"][0].update(id=-1), r"has the category id -1: number"),
+        (lambda content: content["categories"][0].update(id=10**9), r"has the category id 1000000000: number"),
         (lambda content: content.update(images=[], annotations=[]), "lists no image that exists"),
         (lambda content: content.update(categories=[], annotations=[]), "lists no category"),
     ],
@@ -135,3 +151,116 @@ def test_missing_json_is_a_user_error(write: Callable[..., Path]) -> None:
     root = write()
     with pytest.raises(UserError, match=r"instances_train\.json is missing"):
         read_coco_split(root, "train", "mine", stop)
+
+
+def perfect(split: CocoSplit) -> float:
+    """The average precision of a detector that finds every object, and nothing else."""
+    rows = [
+        [image.id, left, top, right - left, bottom - top, 1, label]
+        for image in split.images
+        for (left, top, right, bottom), label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True)
+    ]
+    return average_precision(split.ground_truth, np.array(rows), [image.id for image in split.images])["ap"]
+
+
+def same(content: Content) -> None:
+    """No change."""
+
+
+def as_text(content: Content) -> None:
+    for item in [*content["images"], *content["annotations"], *content["categories"]]:
+        item.update({key: str(item[key]) for key in ("id", "image_id", "category_id") if key in item})
+
+
+def some_as_text(content: Content) -> None:
+    for item in content["annotations"]:
+        item.update(image_id=str(item["image_id"]))
+
+
+def names_as_ids(content: Content) -> None:
+    for item in content["images"]:
+        item["id"] = f"picture {item['id']}"
+    for item in content["annotations"]:
+        item["image_id"] = f"picture {item['image_id']}"
+
+
+def huge(content: Content) -> None:
+    """Ids that float64 can't tell apart."""
+    for item in content["images"]:
+        item["id"] += 10**18
+    for item in content["annotations"]:
+        item["image_id"] += 10**18
+
+
+def annotation_ids(ids: list[Any]) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        for item, number in zip(content["annotations"], ids, strict=True):
+            item["id"] = number
+
+    return change
+
+
+def without_ids(content: Content) -> None:
+    for item in content["annotations"]:
+        del item["id"]
+
+
+def crowd_as_text(content: Content) -> None:
+    for item in content["annotations"]:
+        item["iscrowd"] = str(item["iscrowd"])
+
+
+def as_floats(content: Content) -> None:
+    for item in content["annotations"]:
+        item.update(id=float(item["id"]), image_id=8.0, category_id=float(item["category_id"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        same, as_text, some_as_text, names_as_ids, huge, without_ids, crowd_as_text, as_floats,
+        annotation_ids([7, 7, 7]),
+        annotation_ids([0, 0, 0]), annotation_ids(["a", "b", "c"]), annotation_ids([-1, 0, 1]),
+    ],
+)  # fmt: skip
+def test_perfect_detections_score_100_whatever_the_ids(
+    write: Callable[..., Path], change: Callable[[Content], None]
+) -> None:
+    def on_both(content: Content) -> None:  # objects in both images
+        content["annotations"][0].update(image_id=3)
+        change(content)
+        if change is as_floats:
+            content["annotations"][0].update(image_id=3.0)
+
+    split = read_coco_split(write(on_both), "val", "mine", stop)
+    assert [len(image.boxes) for image in split.images] == [1, 1]
+    assert perfect(split) == pytest.approx(100)
+    assert [item["id"] for item in split.ground_truth["annotations"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["a/b/8.jpg", "val/a/b/8.jpg", "./a/b/8.jpg", "a\\b\\8.jpg"])
+def test_file_names_may_have_folders(write: Callable[..., Path], name: str) -> None:
+    root = write(lambda content: content["images"][1].update(file_name=name))
+    (root / "val" / "a" / "b").mkdir(parents=True)
+    (root / "val" / "8.jpg").rename(root / "val" / "a" / "b" / "8.jpg")
+    split = read_coco_split(root, "val", "mine", stop)
+    assert split.images[1].path == str(root / "val" / "a" / "b" / "8.jpg")
+    assert split.images[1].read().size == (40, 30)
+    assert verify.verify_dataset(
+        root.parent, Dataset("own", "own", "coco", root.name, "val", "val"), None, "all", print
+    )
+
+
+@pytest.mark.parametrize("name", ["../val/8.jpg", "/etc/8.jpg", "b/8.jpg"])
+def test_file_names_elsewhere_are_missing(write: Callable[..., Path], name: str) -> None:
+    bad: list[str] = []
+    root = write(lambda content: content["images"][1].update(file_name=name))
+    assert len(read_coco_split(root, "val", "mine", bad.extend).images) == 1
+    assert len(bad) == 1 and bad[0].endswith("8.jpg of instances_val.json is missing")
+
+
+def test_verification_names_what_runs_refuse(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(changed(0, bbox=[]))
+    dataset = Dataset("own", "own", "coco", ".", "val", "val")
+    assert not verify.verify_dataset(root, dataset, None, "all", print)
+    assert "annotations of instances_val.json that can't be used (1): annotation 0 of" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def data(data: Path, tmp_path: Path) -> Path:
 
 def quoted(data: Path, split: str = "val", dataset: Dataset = IMAGENET) -> dict[str, object]:
     images = read_image_list(data / "imagenet", dataset, split)
-    return manifest.split_manifest(data, dataset, split, images, data / "cache")
+    return manifest.split_manifest(data, dataset, split, images)
 
 
 def test_manifest_hashes_names_and_sizes(data: Path) -> None:
@@ -54,7 +54,7 @@ def test_images_outside_the_root_are_named_relative_to_data(data: Path, tmp_path
     hashes = set()
     for place in (data, tmp_path / "elsewhere"):
         images = read_image_list(place / "imagenet", IMAGENET, "val")
-        hashes.add(manifest.split_manifest(place, beside, "0", images, place / "cache")["sha256"])
+        hashes.add(manifest.split_manifest(place, beside, "0", images)["sha256"])
     assert len(hashes) == 1
 
 
@@ -68,24 +68,17 @@ def test_verified_manifest_of_other_images_is_not_used(data: Path) -> None:
     assert after["sha256"] != before["sha256"]
 
 
-def test_file_sizes_are_cached(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[int] = []
-
-    def sizes(paths: list[str]) -> list[int]:
-        looked.append(len(paths))
-        return [1] * len(paths)
-
-    monkeypatch.setattr(manifest, "file_sizes", sizes)
-    assert quoted(data) == quoted(data)
-    assert looked == [20]
-    shutil.rmtree(data / "cache")
-    (data / "cache").write_text("in the way")
-    image = ImageList([str(data / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
-    monkeypatch.setattr(manifest, "write_json", _full)
-    assert manifest.split_manifest(data, IMAGENET, "val", image, data / "other")["images"] == 1
+def test_a_file_that_changed_its_size_since_is_noticed(data: Path) -> None:
+    assert verify.verify_dataset(data, IMAGENET, None, "sample", lambda _: None)
+    before = quoted(data)
+    assert "verified" in before
+    first = min((data / "imagenet" / "val").rglob("*.jpg"))
+    first.write_bytes(first.read_bytes() + b"\0")
+    after = quoted(data)
+    assert "verified" not in after
+    assert after["sha256"] != before["sha256"] and after["names_sha256"] == before["names_sha256"]
 
 
-def _full(*_: object) -> None:
-    from reproduce.errors import UserError
-
-    raise UserError("the disk is full")
+def test_missing_files_have_no_size(tmp_path: Path) -> None:
+    image = ImageList([str(tmp_path / "imagenet" / "val" / "x" / "1.jpg")], [0], ["x"])
+    assert manifest.split_manifest(tmp_path, IMAGENET, "val", image)["bytes"] == 0

@@ -1,8 +1,19 @@
 """Whether a result says that its code is in no commit."""
 
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+import reproduce
+from reproduce import system
 from reproduce.engine.runs import provenance
+from reproduce.engine.runs.attempts import Attempts
+from reproduce.engine.runs.provenance import CodeState, Origin
+from reproduce.harness import revision
 
 
 @pytest.mark.parametrize(
@@ -27,3 +38,111 @@ def test_git_dirty(monkeypatch: pytest.MonkeyPatch, changed: str, new: str, labe
     if label:
         monkeypatch.setenv("REPRODUCE_GIT_COMMIT", label)
     assert provenance.code_version()["git_dirty"] is dirty
+
+
+def _fails(*_: str) -> tuple[str, str]:
+    return "", "fatal: detected dubious ownership in repository at '/app'"
+
+
+def test_what_git_cannot_tell_is_not_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git refuses a checkout that another user owns; an image's label is of another checkout, perhaps."""
+    monkeypatch.setattr(system, "_ask_git", _fails)
+    monkeypatch.setenv("REPRODUCE_GIT_COMMIT", "c" * 40)
+    assert provenance.code_version() == {
+        "git_commit": None,
+        "git_dirty": True,
+        "image_digest": None,
+        "git_problem": "fatal: detected dubious ownership in repository at '/app'",
+    }
+    assert revision.dirty()
+
+
+def test_a_checkout_of_another_user_is_not_clean(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.code_version()["git_dirty"] is False
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found = provenance.code_version()
+    assert found["git_dirty"] is True and "dubious ownership" in str(found["git_problem"])
+
+
+def test_without_repository_and_label_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
+    assert provenance.code_version()["git_dirty"] is True
+    monkeypatch.setenv("REPRODUCE_GIT_COMMIT", "c" * 40)
+    assert provenance.code_version() == {"git_commit": "c" * 40, "git_dirty": False, "image_digest": None}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with two modules, one of the harness, imported a while ago."""
+    monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "IMPORT_STARTED", time.time() + 3600)
+    monkeypatch.delenv("REPRODUCE_GIT_COMMIT", raising=False)
+    for name in ("evals/knn.py", "reproduce/harness/report.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("k = 1")
+    author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    return tmp_path
+
+
+def entries(start: Origin) -> dict[str, Any]:
+    return start.entries(CodeState.now(), [])
+
+
+def test_code_that_stays_the_same_is_clean(checkout: Path) -> None:
+    start = Origin.now()
+    (checkout / "reproduce/harness/report.py").write_text("k = 2")  # no run executes it
+    found = entries(start)
+    assert found["git_dirty"] is False and "code_changed" not in found
+    assert len(found["git_commit"]) == 40 and found["packages"]["torch"] and found["hardware"]
+
+
+def test_code_that_is_restored_during_the_run_is_what_ran(checkout: Path) -> None:
+    (checkout / "evals/knn.py").write_text("k = 2")
+    start = Origin.now()
+    (checkout / "evals/knn.py").write_text("k = 1")
+    assert provenance.code_version()["git_dirty"] is False
+    found = entries(start)
+    assert found["git_dirty"] is True and found["code_changed"] == ["evals/knn.py"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda file: file.write_text("k = 2"),
+        lambda file: file.unlink(),
+        lambda file: file.with_name("own.py").write_text("k = 2"),
+    ],
+    ids=["edited", "removed", "added"],
+)
+def test_code_that_changes_during_the_run_is_named(checkout: Path, edit: Callable[[Path], object]) -> None:
+    start = Origin.now()
+    edit(checkout / "evals" / "knn.py")
+    found = entries(start)
+    assert found["git_dirty"] is True
+    assert found["code_changed"] in (["evals/knn.py"], ["evals/own.py"])
+
+
+def test_code_restored_while_it_was_imported_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "IMPORT_STARTED", (checkout / "evals/knn.py").stat().st_ctime - 1)
+    found = entries(Origin.now())
+    assert found["git_dirty"] is True and found["code_changed"] == ["evals/knn.py"]
+
+
+def test_the_code_of_a_resumed_attempt_counts(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "evals/knn.py").write_text("k = 2")
+    first = Attempts(tmp_path / "run")
+    dirty = CodeState.now().summary()
+    first.begin(dirty)
+    (checkout / "evals/knn.py").write_text("k = 1")
+    start, second = Origin.now(), Attempts(tmp_path / "run")
+    second.begin(start.code.summary())
+    found = start.entries(CodeState.now(), second.resumed_code)
+    assert found["git_dirty"] is True and found["resumed_code"] == [dirty]
+    second.start_over(start.code.summary())  # it found no checkpoint
+    found = start.entries(CodeState.now(), second.resumed_code)
+    assert found["git_dirty"] is False and "resumed_code" not in found
+    third = Attempts(tmp_path / "run")
+    third.begin(start.code.summary())
+    assert start.entries(CodeState.now(), third.resumed_code)["git_dirty"] is False

@@ -39,6 +39,15 @@ def test_features_without_a_readable_image_raise(tmp_path: Path) -> None:
     assert store.find({"of": "nothing"}) is None
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_features_that_are_not_finite_raise(tmp_path: Path, value: float) -> None:
+    """Also those whose length is not: divided by it, all would be zero."""
+    rows = torch.ones(3, 4)
+    rows[1, 2] = value
+    with pytest.raises(UserError, match="features of this checkpoint, or their lengths, are NaN or infinite"):
+        FeatureStore(tmp_path, "me").write({}, [(torch.arange(3), rows)], [])
+
+
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
 def test_knn_votes_equal_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks the bank comes in, whatever lengths its rows have."""

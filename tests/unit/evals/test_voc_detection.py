@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from evals.voc_detection import ProtocolConfig
+from evals.voc_detection import ProtocolConfig, dataset
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
@@ -239,3 +240,31 @@ def test_detectron2s_trainer_logs_when_due_and_stops_at_a_loss_that_is_not_finit
         trainer.train(0, 9)
     assert [step for step, _ in logged] == [2, 4]
     assert [loss for _, loss in logged] == pytest.approx([0.9, 0.7])
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_images_are_not_turned_away_from_their_boxes(tmp_path: Path, orientation: int) -> None:
+    """Detectron2's own reader turns them, and a box of a turned image lies elsewhere."""
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[2:12, 5:25] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "1.jpg", exif=exif, quality=100)
+    image = VocImage("1", str(tmp_path / "1.jpg"), 40, 30, [VocBox(CAT, (5, 2, 25, 12), difficult=False)])
+    cfg = build_config(protocol("smoke").detectron2, random_trunk())
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RANDOM_FLIP = (30,), 30, "none"
+    tested, unreadable = dataset.TestDataset([image], cfg)[0]
+    assert tested is not None, unreadable
+    assert (tested["image"].numpy().transpose(1, 2, 0).astype(int) - pixels).__abs__().max() < 60
+    (trained, _) = dataset.TrainDataset([image], cfg, 0)[0, 0]
+    (box,) = trained["instances"].gt_boxes.tensor.round().int().tolist()
+    assert box == [5, 2, 25, 12]
+    left, top, right, bottom = box
+    assert trained["image"][:, top:bottom, left:right].min() > 190 > 60 > trained["image"][:, 14:].max()
+
+
+def test_an_image_of_another_size_than_before_is_unreadable(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    cfg = build_config(protocol("smoke").detectron2, random_trunk())
+    found, said = dataset.TestDataset([VocImage("1", str(tmp_path / "1.jpg"), 41, 30, [])], cfg)[0]
+    assert found is None and said.startswith(f"{tmp_path / '1.jpg'} (Mismatched image shape")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.networks.resnet import ResNet
 from models.zoo import entries
 from models.zoo.layouts import SamePool, simclr_tensorflow
-from models.zoo.load import load_trunk
+from models.zoo.load import load_projection_head, load_trunk
 from models.zoo.tensor_bundle import MAGIC, is_archive, read_archive
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
@@ -78,6 +78,25 @@ def as_vissl(net: ResNet) -> dict[str, Any]:
 def as_converted_by_vissl(net: ResNet) -> dict[str, Any]:
     """NPID's weights: the trunk alone."""
     return {"model_state_dict": below("_feature_blocks.", net)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["layer3.0.conv2.weight", "bn1.running_var", "layer1.0.bn1.bias"])
+def test_a_checkpoint_that_is_not_finite_raises(trunk: ResNet, tmp_path: Path, name: str, value: float) -> None:
+    """Its features would be NaN, and all images of one class."""
+    weights = {key: tensor.clone() for key, tensor in trunk.state_dict().items()}
+    weights[name].view(-1)[0] = value
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in weights.items()}}, tmp_path / "nan.pt")
+    with pytest.raises(UserError, match=rf"nan.pt has NaN or infinite numbers in 1 of its \d+ tensors \({name}\)"):
+        load_trunk(tmp_path / "nan.pt")
+
+
+def test_a_head_that_is_not_finite_raises(trunk: ResNet, tmp_path: Path) -> None:
+    head = {"projection_head.0.weight": torch.full((8, trunk.num_features), torch.nan)}
+    torch.save(trunk.state_dict() | head | {"projection_head.0.bias": torch.zeros(8)}, tmp_path / "nan.pt")
+    assert load_trunk(tmp_path / "nan.pt").num_features == trunk.num_features
+    with pytest.raises(UserError, match=r"in 1 of its 2 tensors \(0\.weight\)"):
+        load_projection_head(tmp_path / "nan.pt")
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "torch 1.4"])

@@ -1,0 +1,50 @@
+"""Which images the files in a run's folder belong to: a result or checkpoint of other images does not count.
+
+The name of a run does not tell, because it says what a data config calls the images, not what is in them.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UserError
+from reproduce.files import read_json, write_json
+
+RECORD = "images.json"
+"""The content of each split that the files of an unfinished run are made from, by name (imagenet/train)."""
+ASIDE = "of-other-images-"
+"""Start of the name of the folder, inside the run's, that keeps what other images gave."""
+
+
+def start_over_on_other_images(folder: Path, split: str, content_sha256: str) -> Path | None:
+    """Record the content of one of a run's splits; if it is not that of before, set the run's earlier files aside.
+
+    Returns the folder in which they are now.
+    """
+    before = _recorded(folder)
+    aside = None
+    if before.get(split, content_sha256) != content_sha256:
+        aside = set_aside(folder)
+        before = {}
+    write_json(folder / RECORD, {**before, split: content_sha256})
+    return aside
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a run's result and checkpoints to a folder named after the images they are of; return that folder."""
+    content = "".join(value for _, value in sorted(_recorded(folder).items()))
+    aside = folder / f"{ASIDE}{content[:8] or 'unknown'}"
+    aside.mkdir(exist_ok=True)
+    for path in [*folder.glob("checkpoint*"), folder / "result.json", folder / RECORD]:
+        if path.exists():
+            path.replace(aside / path.name)
+    return aside
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return the content of each split that the run's files are of, as far as it is known."""
+    with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):
+        return dict(read_json(folder / RECORD))
+    with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):
+        return dict(read_json(folder / "result.json")["provenance"]["data_content_sha256"])
+    return {}
