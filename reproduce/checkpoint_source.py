@@ -17,7 +17,7 @@ def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
     if _is_released(cfg):
         return _released_trunk(cfg)
-    return _path(cfg), load_trunk(_path(cfg))
+    return _path(cfg), load_trunk(_path(cfg), depth=cfg.depth)
 
 
 def load_checkpoint_head(cfg: DictConfig) -> nn.Sequential:

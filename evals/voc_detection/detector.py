@@ -14,7 +14,7 @@ from evals.voc_detection.compatibility import (
     get_cfg,
     get_norm,
 )
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS_R50, ResNet
 from reproduce.data.datasets.voc import VOC_CLASSES
 from reproduce.engine.distributed.collectives import device
 from reproduce.errors import UserError
@@ -50,10 +50,18 @@ def build_config(keys: dict[str, Any], trunk: ResNet) -> CfgNode:
 
 
 def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
-    """Build a detector with the trunk's weights and BatchNorm statistics; Detectron2 initializes the rest."""
+    """Build a detector with the trunk's weights and BatchNorm statistics; Detectron2 initializes the rest.
+
+    Detectron2 builds the depths of the literature; of a trunk with fewer blocks, the detector has as many.
+    """
     if type(trunk.maxpool) is not nn.MaxPool2d:
         raise UserError("Detectron2's ResNet can't pad the first pooling as TensorFlow does, and this trunk needs it")
     detector: nn.Module = build_model(cfg)
+    stages = (detector.backbone.res2, detector.backbone.res3, detector.backbone.res4, detector.roi_heads.res5)
+    own = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
+    for stage, built, blocks in zip(stages, BLOCKS_R50, own, strict=True):
+        for number in range(len(blocks), built):
+            delattr(stage, str(number))
     weights = to_detectron2_names(trunk)
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":  # which counts no batches
         weights = {name: value for name, value in weights.items() if not name.endswith(".num_batches_tracked")}

@@ -1,6 +1,6 @@
 """The pretraining methods by `method.name` of a config."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.methods.base import Method
@@ -11,7 +11,7 @@ from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import BLOCKS_R50
+from models.networks.resnet import blocks_of_depth
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError, did_you_mean
@@ -29,14 +29,12 @@ METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
 }
 
 
-def build_network(
-    sizes: Network, config: Any, num_classes: int, blocks: Sequence[int] = BLOCKS_R50
-) -> MultiCropNet | ClassifierNet:
+def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet | ClassifierNet:
     """Build the network that a method trains, with random initial weights.
 
     `config` is the method's config from `parse_config`; None builds a network without prototypes (method `none`).
-    `blocks` are the blocks per stage of the trunk; tests use fewer.
     """
+    blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
     num_prototypes = config.network_prototypes if config else 0

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
+from reproduce.errors import UserError
+
 BLOCKS_R50 = (3, 4, 6, 3)
+BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: BLOCKS_R50}
+"""Bottleneck blocks in each of the four stages, by the number of layers. The paper's trunks have 50; small pictures
+need fewer."""
 
 
 class ResNet(nn.Module):
@@ -48,6 +53,15 @@ class ResNet(nn.Module):
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = _checkpointed_block(block, x) if self.activation_checkpointing and self.training else block(x)
         return self.avgpool(x).flatten(1)
+
+
+def blocks_of_depth(depth: int | None) -> tuple[int, ...]:
+    """Return the blocks of a trunk's four stages; None is a ResNet-50. Raises `UserError` for an unknown depth."""
+    if depth is None:
+        return BLOCKS_R50
+    if depth not in BLOCKS:
+        raise UserError(f"network.depth={depth} is no depth that the trunk has: {', '.join(map(str, BLOCKS))}")
+    return BLOCKS[depth]
 
 
 def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.heads import build_projection_head
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS_R50, ResNet, blocks_of_depth
 from models.zoo import tensor_bundle
 from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
 from reproduce.engine import checkpoint
@@ -36,16 +36,18 @@ HEAD = "projection_head."
 TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
-def load_trunk(path: Path, layout: str | None = None) -> ResNet:
+def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) -> ResNet:
     """Load the trunk of a checkpoint in evaluation mode. The width follows from the tensors.
 
-    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored.
+    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored. The trunk
+    is a ResNet-50, or has `depth` layers.
 
     Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
     would silently evaluate to chance), or if the network is deeper than a ResNet-50.
     """
     weights, layout = _read_tensors(path, layout)
-    trunk = ResNet(width=weights["conv1.weight"].shape[0] / 64)
+    own = blocks_of_depth(depth)
+    trunk = ResNet(weights["conv1.weight"].shape[0] / 64, own if _num_blocks(weights) == own else BLOCKS_R50)
     expected = trunk.state_dict()
     fitting = {
         name: weights[name] for name in expected if name in weights and weights[name].shape == expected[name].shape
@@ -69,6 +71,12 @@ def load_trunk(path: Path, layout: str | None = None) -> ResNet:
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)
     return trunk.eval()
+
+
+def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return how many blocks a checkpoint has in each of the four stages."""
+    names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
+    return tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in range(1, 5))
 
 
 def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential | None:

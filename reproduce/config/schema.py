@@ -216,9 +216,11 @@ class Crops:
 
 @dataclass
 class Network:
-    """The trunk, a ResNet-50 `width` times as wide, and its projection head."""
+    """The trunk, a ResNet `width` times as wide, and its projection head."""
 
     width: float = MISSING
+    depth: int | None = None
+    """Layers of the trunk, a key of `models.networks.resnet.BLOCKS`; None is 50."""
     head_hidden_dim: int | None = MISSING
     """Hidden units of the projection head; None makes it one linear layer."""
     head_batchnorm: bool = True
@@ -300,6 +302,8 @@ class Evaluate:
     dataset: Any = MISSING
     checkpoint: str = MISSING
     """What to evaluate: a run_id of the same scale, a file, or `released:NAME` (models/zoo/released.yaml)."""
+    depth: int | None = None
+    """Layers of the trunks that are trained at this scale, as `network.depth`."""
     protocol: Any = MISSING
     normalize: Normalize = field(default_factory=Normalize)
     precision: str = MISSING

@@ -46,7 +46,7 @@ def ten_losses(name: str, device: torch.device) -> list[float]:
 
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1)).to(device)
+    net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4).to(device)
     method = build(config, net, 2 * BATCH, BATCH)
     method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))

@@ -102,7 +102,7 @@ def build_training(
     sizes = sizes or sizes_px(name)
     config, build = registry.parse_config({"name": name, **CONFIGS[name], **changes})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.125, 32, True, 16), config, num_classes=4, blocks=(1, 1, 1, 1))
+    net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4)
     net = net.to(device, dtype).to(memory_format=torch.channels_last)
     net.activation_checkpointing = activation_checkpointing
     method = build(config, net, NUM_IMAGES, BATCH)

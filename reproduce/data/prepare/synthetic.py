@@ -27,10 +27,10 @@ from reproduce.data.prepare.textures import Texture, draw_image
 from reproduce.errors import run_cli
 from reproduce.files import file_lock, read_json, write_json
 
-VERSION = "generated-1"
+VERSION = "generated-2"
 """Changes whenever the images do; `source` in conf/data/generated.yaml names it."""
-COCO_VERSION = "generated-coco-1"
-VOC0712_VERSION = "generated-voc0712-1"
+COCO_VERSION = "generated-coco-2"
+VOC0712_VERSION = "generated-voc0712-2"
 """Versions of the COCO and VOC0712 images, which were added later."""
 JPEG_QUALITY = 90
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BRIGHTNESS_STD = 35.0
+BRIGHTNESS_STD = 25.0
 """Variation of brightness within an image, in gray levels (0 to 255)."""
 CONTRAST = 40.0
 """Typical contrast of a texture, in gray levels."""
 CONTRAST_VARIATION = 0.4
-PHASE_VARIATION = 1.0
+PHASE_VARIATION = 0.6
 """Bends of the texture's lines, in radians."""
 PERIOD_PX = (9.0, 14.0)
-DIRECTION_JITTER = 0.08
+DIRECTION_JITTER = 0.05
 """Standard deviation of an image's angle around its class's, in radians."""
-NOISE_STD = 8.0
+NOISE_STD = 5.0
 
 
 @dataclass(frozen=True)
