@@ -39,8 +39,8 @@ TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) -> ResNet:
     """Load the trunk of a checkpoint in evaluation mode. The width follows from the tensors.
 
-    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored. The trunk
-    is a ResNet-50, or has `depth` layers.
+    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored.
+    The trunk is a ResNet-50, or has `depth` layers.
 
     Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
     would silently evaluate to chance), or if the network is deeper than a ResNet-50.
