@@ -1,18 +1,18 @@
 """Networks for tests: with weights that nothing starts with, their gradients, and what a forward pass keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS_R50, ResNet
 
 
-def random_trunk(width: float) -> ResNet:
+def random_trunk(width: float, blocks: Sequence[int] = BLOCKS_R50) -> ResNet:
     """A trunk in eval mode, with running statistics and BatchNorm weights that nothing starts with."""
     torch.manual_seed(0)
-    trunk = ResNet(width)
+    trunk = ResNet(width, blocks)
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):

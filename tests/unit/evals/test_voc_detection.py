@@ -16,7 +16,7 @@ from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
 from evals.voc_detection.trainer import DetectorTrainer, GuardHook, LogHook
 from evals.voc_detection.voc_metrics import voc_evaluator
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS, ResNet
 from models.zoo.layouts import SamePool
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
@@ -35,9 +35,9 @@ def protocol(scale: str, *overrides: str, name: str = "voc_detection") -> Protoc
     return to_dataclass(compose("evaluate", asked).protocol, ProtocolConfig, "protocol")
 
 
-@pytest.fixture(scope="module")
-def detector() -> tuple[ResNet, Any, CfgNode]:
-    trunk = random_trunk(0.0625)
+@pytest.fixture(scope="module", params=BLOCKS)
+def detector(request: pytest.FixtureRequest) -> tuple[ResNet, Any, CfgNode]:
+    trunk = random_trunk(0.0625, BLOCKS[request.param])
     cfg = build_config(protocol("smoke").detectron2, trunk)
     found = build_detector(cfg, trunk).double().eval()
     return trunk.double(), found, cfg
@@ -53,8 +53,9 @@ def test_features_are_the_same_before_and_after_conversion(detector: tuple[ResNe
     res4 = found.backbone(images)["res4"]
     torch.testing.assert_close(res4, seen["res4"], rtol=1e-12, atol=1e-12)
     res5 = found.roi_heads.res5
-    torch.testing.assert_close(res5[:3](res4), seen["res5"], rtol=1e-12, atol=1e-12)
-    assert isinstance(res5[3], nn.SyncBatchNorm) and len(res5) == 4
+    *blocks, norm = res5
+    torch.testing.assert_close(nn.Sequential(*blocks)(res4), seen["res5"], rtol=1e-12, atol=1e-12)
+    assert isinstance(norm, nn.SyncBatchNorm) and res5.norm is norm
 
 
 def test_no_tensor_of_the_trunk_is_lost_or_frozen(detector: tuple[ResNet, Any, CfgNode]) -> None:
@@ -64,7 +65,8 @@ def test_no_tensor_of_the_trunk_is_lost_or_frozen(detector: tuple[ResNet, Any, C
     assert set(state) - set(names) == {name for name in state if name.startswith(HEAD_PREFIXES)}
     assert all(parameter.requires_grad for parameter in found.parameters())
     norms = [module for module in found.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 53 + 1 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+    of_trunk = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == len(of_trunk) + 1 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
 
 
 def test_a_trunk_that_pools_as_tensorflow_does_is_refused() -> None:
@@ -251,7 +253,7 @@ def test_images_are_not_turned_away_from_their_boxes(tmp_path: Path, orientation
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(pixels).save(tmp_path / "1.jpg", exif=exif, quality=100)
     image = VocImage("1", str(tmp_path / "1.jpg"), 40, 30, [VocBox(CAT, (5, 2, 25, 12), difficult=False)])
-    cfg = build_config(protocol("smoke").detectron2, random_trunk())
+    cfg = build_config(protocol("smoke").detectron2, random_trunk(0.0625))
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RANDOM_FLIP = (30,), 30, "none"
     tested, unreadable = dataset.TestDataset([image], cfg)[0]
     assert tested is not None, unreadable
@@ -265,6 +267,6 @@ def test_images_are_not_turned_away_from_their_boxes(tmp_path: Path, orientation
 
 def test_an_image_of_another_size_than_before_is_unreadable(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
-    cfg = build_config(protocol("smoke").detectron2, random_trunk())
+    cfg = build_config(protocol("smoke").detectron2, random_trunk(0.0625))
     found, said = dataset.TestDataset([VocImage("1", str(tmp_path / "1.jpg"), 41, 30, [])], cfg)[0]
     assert found is None and said.startswith(f"{tmp_path / '1.jpg'} (Mismatched image shape")

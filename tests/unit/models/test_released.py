@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS, ResNet
 from models.zoo import entries
 from models.zoo.layouts import SamePool, simclr_tensorflow
 from models.zoo.load import load_projection_head, load_trunk
@@ -57,6 +57,18 @@ def test_a_deeper_network_raises(trunk: ResNet, tmp_path: Path) -> None:
         load_trunk(tmp_path / "deep.pt")
     with pytest.raises(UserError, match="is a folder; give a file"):
         load_trunk(tmp_path)
+
+
+def test_a_trunk_of_fewer_layers_loads_where_its_depth_is_expected(trunk: ResNet, tmp_path: Path) -> None:
+    own = ResNet(WIDTH, BLOCKS[14]).eval()
+    torch.save(own.state_dict(), tmp_path / "own.pt")
+    torch.save(trunk.state_dict(), tmp_path / "r50.pt")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_trunk(tmp_path / "own.pt", depth=14)(images), own(images))
+    assert torch.equal(load_trunk(tmp_path / "r50.pt", depth=14)(images), trunk(images))
+    for depth in (None, 26):
+        with pytest.raises(UserError, match=r"own\.pt matches 102 of the trunk's 318 tensors"):
+            load_trunk(tmp_path / "own.pt", depth=depth)
 
 
 def as_moco(net: ResNet) -> dict[str, Any]:

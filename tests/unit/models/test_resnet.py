@@ -1,10 +1,12 @@
 """The trunk: activation checkpointing changes memory, and nothing else; plain torchvision takes our weights."""
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.networks.resnet import ResNet, resnet50
+from models.networks.resnet import BLOCKS, ResNet, blocks_of_depth, resnet50
+from reproduce.errors import UserError
 from tests.networks import kept_for_backward
 
 
@@ -31,6 +33,21 @@ def test_activation_checkpointing_saves_memory_bit_exactly() -> None:
         assert torch.equal(ours_, theirs_), name
     assert all(m.momentum == 0.1 for m in thrifty.modules() if isinstance(m, nn.BatchNorm2d))
     assert kept_less < kept / 3
+
+
+@pytest.mark.parametrize("depth", [*BLOCKS, None])
+def test_a_trunk_has_as_many_layers_as_its_depth_says(depth: int | None) -> None:
+    """Convolutions and the classifier count, shortcuts do not."""
+    trunk = ResNet(0.0625, blocks_of_depth(depth))
+    layers = [
+        name for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d) and "downsample" not in name
+    ]
+    assert len(layers) + 1 == (depth or 50)
+
+
+def test_an_unknown_depth_raises() -> None:
+    with pytest.raises(UserError, match=r"network\.depth=18"):
+        blocks_of_depth(18)
 
 
 def test_torchvision_loads_our_weights_with_equal_features() -> None:
