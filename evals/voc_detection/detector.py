@@ -56,7 +56,7 @@ def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
     """
     if type(trunk.maxpool) is not nn.MaxPool2d:
         raise UserError("Detectron2's ResNet can't pad the first pooling as TensorFlow does, and this trunk needs it")
-    detector: nn.Module = build_model(cfg)
+    detector: Any = build_model(cfg)
     stages = (detector.backbone.res2, detector.backbone.res3, detector.backbone.res4, detector.roi_heads.res5)
     own = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
     for stage, built, blocks in zip(stages, BLOCKS_R50, own, strict=True):
