@@ -246,9 +246,7 @@ def test_file_names_may_have_folders(write: Callable[..., Path], name: str) -> N
     split = read_coco_split(root, "val", "mine", stop)
     assert split.images[1].path == str(root / "val" / "a" / "b" / "8.jpg")
     assert split.images[1].read().size == (40, 30)
-    assert verify.verify_dataset(
-        root.parent, Dataset("own", "own", "coco", root.name, "val", "val"), None, "all", print
-    )
+    assert verify.verify_dataset(root, Dataset("own", "own", "coco", ".", "val", "val"), None, "all", print)
 
 
 @pytest.mark.parametrize("name", ["../val/8.jpg", "/etc/8.jpg", "b/8.jpg"])
