@@ -25,8 +25,8 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets.class_folders import THREADS, list_class_folders, list_images
 from reproduce.data.datasets.coco import annotation_path
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.manifest import escape_name, file_states, sha256_of_lines
-from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, read_packed_split
+from reproduce.data.datasets.manifest import file_states, sha256_of_lines
+from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
 from reproduce.data.datasets.voc import annotation_of, image_of, read_voc_list, voc_list_path
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json

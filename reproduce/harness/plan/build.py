@@ -39,7 +39,7 @@ def plan_for_claims(request: Request, chosen: list[Claim]) -> Plan:
 
 def plan_for_seeds(plan: Plan, seeds: tuple[int, ...]) -> Plan:
     """Plan the same tables and claims for other seeds."""
-    return _build(dataclasses.replace(plan.request, seeds=seeds), plan.tables, plan.claims)
+    return _rebuild(plan, dataclasses.replace(plan.request, seeds=seeds))
 
 
 def plan_for_other_seeds(plan: Plan) -> Plan | None:
@@ -55,7 +55,12 @@ def plan_for_other_seeds(plan: Plan) -> Plan | None:
 
 def plan_from_released(plan: Plan) -> Plan:
     """Plan the same tables and claims from public weights: FROM=released."""
-    return _build(dataclasses.replace(plan.request, source="released"), plan.tables, plan.claims)
+    return _rebuild(plan, dataclasses.replace(plan.request, source="released"))
+
+
+def _rebuild(plan: Plan, request: Request) -> Plan:
+    """Plan the same tables and claims for another request, of the same images."""
+    return dataclasses.replace(_build(request, plan.tables, plan.claims), content_hashes=plan.content_hashes)
 
 
 def _build(request: Request, chosen: dict[str, Table], chosen_claims: list[Claim]) -> Plan:

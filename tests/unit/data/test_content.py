@@ -1,5 +1,6 @@
 """The hash of a split's content: equal for copies, another for any other picture, cheap as long as no file changes."""
 
+import gzip
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import content
 from reproduce.data.datasets.content import split_content_sha256
+from reproduce.data.datasets.shards import INDEX_FILE
 from reproduce.data.prepare import verify, write_shards
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -97,9 +99,7 @@ def test_pictures_of_a_second_year_count(own_data: Path) -> None:
 def test_labels_of_shards_count(own_data: Path, tmp_path: Path) -> None:
     write_shards.write_shards(own_data, tmp_path / "shards", IMAGENET, lambda _: None)
     before = hashes(tmp_path / "shards", SHARDS)
-    index = tmp_path / "shards" / "imagenet" / "val" / content.INDEX_FILE
-    import gzip
-
+    index = tmp_path / "shards" / "imagenet" / "val" / INDEX_FILE
     text = gzip.decompress(index.read_bytes()).decode()
     number, offset, size, label, name = text.split("\n", 1)[0].split("\t")
     changed = text.replace("\t".join((number, offset, size, label, name)), "\t".join((number, offset, size, "7", name)))
@@ -135,7 +135,12 @@ def test_a_large_split_is_sampled_and_every_size_counts(own_data: Path, monkeypa
     monkeypatch.setattr(content, "SAMPLE_IMAGES", 3)
     read: list[str] = []
     digest = content._digest
-    monkeypatch.setattr(content, "_digest", lambda reader, name: read.append(name) or digest(reader, name))  # type: ignore[func-returns-value]
+
+    def count(reader: Callable[[str], bytes], name: str) -> str:
+        read.append(name)
+        return digest(reader, name)
+
+    monkeypatch.setattr(content, "_digest", count)
     before = split_content_sha256(own_data, IMAGENET, "val")
     sampled = set(read)
     assert len(sampled) == len(read) == 3
