@@ -97,6 +97,8 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if _execute(plan, options.cores):
         return INCOMPLETE
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
+    for doubt in record_baseline.doubts(plan):
+        print(f"note: {doubt}")
     if left := [name for name in recordable if name not in options.tables]:
         print(f"these tables have no expected numbers now, because a record covers one code version: {', '.join(left)}")
     return 0
