@@ -85,7 +85,7 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
         finish(run, 59.2)
     swav = cells_of(plan)["SwAV/knn20"]
     assert swav.verdict == Verdict.WITHIN
-    assert table_as_data(plan, check.check_tables(plan)[0])["level"] == "public weights"
+    assert table_as_data(plan, check.check_tables(plan)[0], FirstStepsCheck.of_plan(plan))["level"] == "public weights"
 
 
 def test_public_weights_have_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:
