@@ -16,6 +16,7 @@ from reproduce.harness.report.render_tables import table_as_data
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 
