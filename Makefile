@@ -2,7 +2,7 @@
 # If a command fails, make prints "Error N" (.venv/bin/python -m reproduce --help explains N) and exits with 2 itself.
 
 SCALE ?= smoke#      smoke (generated images, minutes), lite (CIFAR-10) or paper (the recipe to the letter)
-SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 8)
+SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20)
 DATA ?=#             folder with your images; scale smoke generates its own
 DATA_CONFIG ?=#      layout of DATA: a name in reproduce/conf/data, or a YAML file
 SKIP_BAD_IMAGES ?=#  1: skip and count unreadable images instead of stopping

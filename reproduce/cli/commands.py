@@ -98,6 +98,8 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if _execute(plan, options.cores):
         return INCOMPLETE
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
+    for doubt in record_baseline.doubts(plan):
+        print(f"note: {doubt}")
     if left := [name for name in recordable if name not in options.tables]:
         print(f"these tables have no expected numbers now, because a record covers one code version: {', '.join(left)}")
     return 0
@@ -278,27 +280,37 @@ def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
 
 def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.report.files import write_verdicts
+    from reproduce.harness.report.headline import headline
+    from reproduce.harness.report.render_checkpoints import checkpoints_as_text
     from reproduce.harness.report.render_claims import claims_as_text
-    from reproduce.harness.report.render_tables import table_as_text
+    from reproduce.harness.report.render_tables import NOTICES_FOOTNOTE, table_as_text
+    from reproduce.harness.report.summary import read_verdicts
     from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
     from reproduce.harness.verdict.claims import check_claims
     from reproduce.harness.verdict.first_steps import FirstStepsCheck
     from reproduce.harness.verdict.strict import open_issues
 
-    checked, claims = check.check_tables(plan), check_claims(plan)
-    changes = write_verdicts(plan, checked, claims)
+    checked, claims, checkpoints = check.check_tables(plan), check_claims(plan), check.check_checkpoints(plan)
+    changes = write_verdicts(plan, checked, claims, checkpoints)
     for table in checked:
         print(table_as_text(table))
+    if checkpoints:
+        print(checkpoints_as_text(checkpoints))
     if claims:
         print(claims_as_text(claims))
     if problem := log_changes(plan, changes):
         print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
     if matches := check.recorded_matches(checked):
         print(matches)
-    if first_steps := FirstStepsCheck.of_plan(plan).in_words():
+    written = read_verdicts(plan.reports, plan.request.scale)
+    proved = headline([table for table in written.tables if table["table"] in plan.tables], written.checkpoints)
+    recorded_only = all(table.expected == "recorded" for table in plan.tables.values()) and not plan.claims
+    if (first_steps := FirstStepsCheck.of_plan(plan).in_words()) and not (proved and recorded_only):
         print(first_steps)
-    status = check.exit_status(checked, claims, claims_requested=bool(plan.claims))
+    if proved:
+        print(f"{NOTICES_FOOTNOTE}\n{proved}")
+    status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)
     print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
     issues = open_issues(plan, checked, claims) if strict else []
     for issue in issues:

@@ -9,15 +9,16 @@ from reproduce.errors import ArgumentParser
 from reproduce.harness.spec.preflight_file import SCALES
 from reproduce.system import usable_cores
 
-RECORD_SEEDS = 8
+RECORD_SEEDS = 20
 DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale smoke
 
 `plan` shows the runs that a table needs, `run` does them, `check` compares their numbers with the expected ones,
 `report` makes the page; `reproduce` does all four.
-Exit status: 0 if every cell that ran agrees, 1 if some cell does not or a run took other first steps than recorded,
-2 if the request is wrong, 3 if a needed run failed or is missing, 130 if interrupted. With --strict, 1 also if a cell
-is inconclusive, has no baseline or no canary, if a claim is inconclusive or lacks a run, if a result lacks first steps
-that are recorded, or if results were made by other code than the checkout's, or by code that is in no commit.
+Exit status: 0 if every cell that ran agrees, 1 if some cell or the mean of a checkpoint's cells does not, or if a run
+took other first steps than recorded, 2 if the request is wrong, 3 if a needed run failed or is missing, 130 if
+interrupted. With --strict, 1 also if a cell is inconclusive, has no baseline or no canary, if a claim is inconclusive
+or lacks a run, if a result lacks first steps that are recorded, or if results were made by other code than the
+checkout's, or by code that is in no commit.
 """
 
 

@@ -13,7 +13,9 @@ from reproduce.files import write_atomic
 from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.spec import baseline
+from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.family import Family, lowest_difference, resolution
 from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
@@ -47,12 +49,13 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
     for cell in plan.cells:
         of_seeds = [done[name] for name in cell.runs.values()]
         values = [float(result["metrics"][cell.metric]) for result in of_seeds]
+        num_test_images = _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0])
         cells[cell.metric_key] = {
             "n": len(values),
             "mean": round(stats.mean(values), 4),
             "sd": round(stats.sd(values) or 0.0, 4),
             "values": [round(value, 4) for value in values],
-            "num_test_images": _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0]),
+            "num_test_images": num_test_images,
             "run_id": next(iter(cell.runs.values())),
         }
     wall: dict[str, list[float]] = {}
@@ -66,15 +69,42 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "packages": next(iter(done.values()))["provenance"]["packages"],
     }
+    recorded = RecordedNumbers(header, {key: baseline.read_cell(key, cell) for key, cell in cells.items()})
+    family = Family.of_plan(plan, recorded)
+    for key, known in recorded.cells.items():
+        fall = stats.noticeable_fall(known.values, 1, resolution(known), family.tail)
+        cells[key]["notices_fall_of"] = None if fall is None else round(fall, 1)
     content = {
         "recorded": header,
         "cells": cells,
         "wall_seconds": {key: round(stats.mean(times), 1) for key, times in wall.items()},
     }
-    opening = "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"
+    opening = (
+        "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"
+        "# notices_fall_of: the smallest fall, in points, that a check of all these cells and one seed calls worse\n"
+        f"# {stats.POWER:.0%} of the time.\n"
+    )
     target = baseline.path(plan.request.scale)
     write_atomic(target, opening + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None))
     return target
+
+
+def doubts(plan: Plan) -> list[str]:
+    """Return a sentence for each recorded number that a check could not hold: too near its control, or too wide."""
+    recorded = baseline.load(plan.request.scale)
+    family = Family.of_plan(plan, recorded)
+    found = []
+    for ours, control in family.controls:
+        lowest = lowest_difference(recorded, (ours, control), 1, family.tail)
+        if lowest <= 0:
+            found.append(
+                f"{ours} does not stand clear of its control {control}: new seeds of unchanged code may give"
+                f" {lowest:+.1f} points, and a check calls 0 or fewer worse. Train it longer, or set has_control: false"
+            )
+    for key, known in recorded.cells.items():
+        if stats.noticeable_fall(known.values, 1, resolution(known), family.tail) is None:
+            found.append(f"{key} would notice no fall: its {len(known.values)} seeds spread too widely for its mean")
+    return found
 
 
 def _num_test_images(run: Run, result: dict[str, Any]) -> int:

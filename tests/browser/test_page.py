@@ -1,10 +1,14 @@
 """The page in a real browser: it opens without errors, sorts, unfolds, fits a phone, and makes no request."""
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
@@ -172,6 +176,28 @@ def test_a_link_to_a_cell_shows_it_and_its_verdict_unfolds_the_reason(window: Br
     window.run(f"new Promise(done => {{ addEventListener('hashchange', () => done()); {click} }})")
     assert window.run("document.querySelector(':target').closest('details').open") is True
     assert window.run("document.querySelector(':target').innerText").startswith("SwAV, Places205")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_shows_that_it_goes_on(window: Browser, page: Path, scheme: str) -> None:
+    """By a shadow at its right edge, without a script, until it is scrolled to its end."""
+    window.open(page, width=390, scheme=scheme, scripts=False)
+    table = "document.querySelector('#table3 .scroll')"
+    assert window.run(f"{table}.scrollWidth > {table}.clientWidth")
+    window.run(f"{table}.scrollIntoView({{ behavior: 'instant' }})")
+
+    def edge() -> np.ndarray:
+        """Return the mean colour of each of the 12 columns of pixels inside the right edge of the header."""
+        box = f"(box => [box.right, box.top + scrollY])({table}.getBoundingClientRect())"
+        right, top = window.run(box)
+        clip = {"x": right - 13, "y": top + 3, "width": 12, "height": 12, "scale": 1}
+        shot = window.send("Page.captureScreenshot", clip=clip)["data"]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(shot))).convert("L"), dtype=float).mean(axis=0)
+
+    more = edge()
+    assert abs(more[-1] - more[0]) > 30
+    window.run(f"{table}.scrollLeft = {table}.scrollWidth")
+    assert np.ptp(edge()) < 5
 
 
 def test_link_to_a_run_unfolds_its_parents(window: Browser, page: Path) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 from reproduce.files import write_atomic, write_json
 from reproduce.harness.plan.model import Plan
-from reproduce.harness.report import summary
+from reproduce.harness.report import render_checkpoints, summary
 from reproduce.harness.report.junit import as_junit
+from reproduce.harness.report.render_checkpoints import checkpoints_as_data
 from reproduce.harness.report.render_claims import claim_as_data, claims_as_markdown, read_claims
 from reproduce.harness.report.render_tables import table_as_data, table_as_markdown
 from reproduce.harness.spec import claims
 from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.checkpoints import CheckpointVerdict
 from reproduce.harness.verdict.claims import ClaimVerdict
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,26 @@ class Changes:
     claims: list[ClaimVerdict]
 
 
-def write_verdicts(plan: Plan, checked: Sequence[TableVerdict], verdicts: Sequence[ClaimVerdict] = ()) -> Changes:
-    """Write JSON and Markdown of each table and of the claims, `junit.xml` and `summary.md`; return what changed."""
+def write_verdicts(
+    plan: Plan,
+    checked: Sequence[TableVerdict],
+    verdicts: Sequence[ClaimVerdict] = (),
+    checkpoints: Sequence[CheckpointVerdict] = (),
+) -> Changes:
+    """Write the verdicts on tables, checkpoints and claims, `junit.xml` and `summary.md`; return what changed."""
     changed_tables = []
+    first_steps = FirstStepsCheck.of_plan(plan)
     for table in checked:
         stem = plan.reports / table.table.table
-        data = table_as_data(plan, table)
+        data = table_as_data(plan, table, first_steps)
         if not _same_verdicts(_read(stem.with_suffix(".json")), data):
             changed_tables.append(table)
         write_json(stem.with_suffix(".json"), data)
         write_atomic(stem.with_suffix(".md"), table_as_markdown(plan, table))
     changed_claims = _write_claims(plan, verdicts) if verdicts else []
-    write_atomic(plan.reports / "junit.xml", as_junit(checked, verdicts, bool(plan.claims)))
+    if any(table.expected == "recorded" for table in plan.tables.values()):
+        write_json(plan.reports / render_checkpoints.FILE, checkpoints_as_data(plan, checkpoints))
+    write_atomic(plan.reports / "junit.xml", as_junit(checked, verdicts, bool(plan.claims), checkpoints))
     summary.write(plan.reports, plan.request.scale)
     return Changes(changed_tables, changed_claims)
 

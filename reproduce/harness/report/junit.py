@@ -1,4 +1,4 @@
-"""The verdicts as JUnit XML, for CI pages: a test suite for each table and one for the claims."""
+"""The verdicts as JUnit XML, for CI pages: a test suite for each table, one for checkpoints and one for claims."""
 
 from collections.abc import Sequence
 from xml.etree import ElementTree
@@ -6,17 +6,23 @@ from xml.etree.ElementTree import Element
 
 from reproduce.harness.spec import claims
 from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.checkpoints import CheckpointVerdict
 from reproduce.harness.verdict.claims import ClaimVerdict
 from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, ClaimStatus, Verdict
 
 
 def as_junit(
-    checked: Sequence[TableVerdict], claim_verdicts: Sequence[ClaimVerdict] = (), claims_requested: bool = False
+    checked: Sequence[TableVerdict],
+    claim_verdicts: Sequence[ClaimVerdict] = (),
+    claims_requested: bool = False,
+    checkpoints: Sequence[CheckpointVerdict] = (),
 ) -> str:
     """Return the verdicts as test cases."""
     root = Element("testsuites", name="reproduce")
     for table in checked:
         _add_table(root, table)
+    if checkpoints:
+        _add_checkpoints(root, checkpoints)
     if claim_verdicts:
         _add_claims(root, claim_verdicts, claims_requested)
     for suite in root:
@@ -30,11 +36,22 @@ def _add_table(root: Element, checked: TableVerdict) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name=checked.table.table)
     for row, key, cell in checked.cells():
         case = ElementTree.SubElement(suite, "testcase", classname=checked.table.table, name=f"{row.label} / {key}")
-        if cell.verdict in AGREEING:
-            continue
-        kind = "error" if cell.needed and cell.verdict != Verdict.NO_BASELINE else "skipped"
-        kind = "failure" if cell.verdict in DISAGREEING else kind
-        ElementTree.SubElement(case, kind, message=f"{cell.verdict}: {cell.reason}")
+        _add_outcome(case, cell.verdict, cell.reason, cell.needed and cell.verdict != Verdict.NO_BASELINE)
+
+
+def _add_checkpoints(root: Element, checkpoints: Sequence[CheckpointVerdict]) -> None:
+    suite = ElementTree.SubElement(root, "testsuite", name="checkpoints")
+    for each in checkpoints:
+        case = ElementTree.SubElement(suite, "testcase", classname="checkpoints", name=each.checkpoint.name)
+        _add_outcome(case, each.verdict, each.reason, required=True)
+
+
+def _add_outcome(case: Element, verdict: Verdict, reason: str, required: bool) -> None:
+    """Mark a case that does not agree. One without a verdict is an error if it is `required`."""
+    if verdict in AGREEING:
+        return
+    kind = "failure" if verdict in DISAGREEING else "error" if required else "skipped"
+    ElementTree.SubElement(case, kind, message=f"{verdict}: {reason}")
 
 
 def _add_claims(root: Element, verdicts: Sequence[ClaimVerdict], requested: bool) -> None:

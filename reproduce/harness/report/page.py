@@ -15,8 +15,10 @@ from reproduce.files import write_atomic
 from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
+from reproduce.harness.report.headline import headline
 from reproduce.harness.report.rendering import render_template
 from reproduce.harness.spec import tables
+from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import LEVELS
 from reproduce.system import cpu_name
@@ -66,21 +68,23 @@ def write_page(scale: str) -> Path:
     Raises `UserError` if nothing was checked yet.
     """
     folder = REPORTS / scale
-    checked, claims = summary.read_verdicts(folder, scale)
-    if not checked and not claims:
+    found = summary.read_verdicts(folder, scale)
+    if not found.tables and not found.claims:
         raise UserError(f"Nothing at scale {scale} was checked yet. Run a check first, for example make check-table3.")
-    write_atomic(folder / "index.html", render(scale, checked, claims, folder))
+    write_atomic(folder / "index.html", render(scale, found, folder))
     in_short = render_preflight.in_short(scale)
     if in_short and in_short["page"]:
         render_preflight.write_preflight_page(scale)
     return folder / "index.html"
 
 
-def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any]], folder: Path) -> str:
+def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
     """Return the page; its links are relative to `folder`."""
+    checked, claims = found.tables, found.claims
     all_runs = runs.collect(checked, claims, scale, folder)
     reasons = _prepare(checked)
-    score = sum((Counter(table["score"]) for table in checked), Counter[str]())
+    # What is compared with recorded numbers is in the headline: a count of `within` does not say what it would notice.
+    score = sum((Counter(table["score"]) for table in checked if table["expected"] == "printed"), Counter[str]())
     return render_template(
         "page.html.j2",
         symbols={str(label): symbol for known in (SYMBOLS, CLAIM_SYMBOLS) for label, symbol in known.items()},
@@ -91,6 +95,9 @@ def render(scale: str, checked: list[dict[str, Any]], claims: list[dict[str, Any
         tables=checked,
         cells=[cell for table in checked for cell in _cells(table)],
         claims=claims,
+        checkpoints=_with_strips(found.checkpoints),
+        proved=headline(checked, found.checkpoints),
+        power=f"{stats.POWER:.0%}",
         figures=list(figures.draw(checked, all_runs)),
         runs={run_id: run for run_id, run in all_runs.items() if run["result"] or run["failure"]},
         num_planned=len(all_runs),
@@ -118,7 +125,9 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
     A reason is `{"id": ..., "cells": [...]}`.
     """
     reasons: dict[str, dict[str, dict[str, Any]]] = {}
+    reach_of_page = svg.reach_in_points(cell for table in checked for cell in _cells(table))
     for table in checked:
+        table["reach"] = reach = svg.reach_in_points(_cells(table))
         for row in table["rows"]:
             for key, cell in row["cells"].items():
                 if cell is None:
@@ -127,7 +136,8 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
                 cell["id"] = f"{table['table']}-{_slug(row['label'])}-{key}"
                 cell["words"] = f"{row['label']}, {column['title']}"
                 cell["table"], cell["column"] = table, column
-                cell["strip"] = svg.cell_strip(cell)
+                cell["strip"] = svg.cell_strip(cell, reach)
+                cell["strip_of_page"] = svg.cell_strip(cell, reach_of_page)
                 cell["order"] = _first(cell["mean"], cell["expected"], tables.parse_printed(cell["printed"]))
                 judged = (*AGREEING, *DISAGREEING, Verdict.FAILED)
                 cell["shown"] = cell["mean"] is not None or cell["verdict"] in judged
@@ -139,6 +149,13 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
                     entry["cells"].append(cell)
                     cell["why"] = entry["id"]
     return reasons
+
+
+def _with_strips(checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to every checkpoint its strip, all on one scale."""
+    cells = [{"margin": None, **each} for each in checkpoints]
+    reach = svg.reach_in_points(cells)
+    return [cell | {"strip": svg.cell_strip(cell, reach), "id": f"checkpoint-{_slug(cell['name'])}"} for cell in cells]
 
 
 def _cells(table: dict[str, Any]) -> Iterator[dict[str, Any]]:

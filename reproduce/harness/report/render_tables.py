@@ -10,16 +10,19 @@ from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.tables import Column, Row, Table
-from reproduce.harness.verdict import notes
+from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.check import TableVerdict
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
 from reproduce.harness.verdict.wording import INTERVALS, sentence
 
 CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
 
+NOTICES_FOOTNOTE = f"notices N: a fall of N points would be called worse with at least {stats.POWER:.0%} probability"
 
-def table_as_data(plan: Plan, checked: TableVerdict) -> dict[str, Any]:
+
+def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsCheck) -> dict[str, Any]:
     """Return a table with its verdicts as plain data: what the page and other programs read."""
     recorded = baseline.load(plan.request.scale)
     table = checked.table
@@ -51,6 +54,7 @@ def table_as_data(plan: Plan, checked: TableVerdict) -> dict[str, Any]:
                 "label": run.label,
                 "folder": run.folder,
                 "parents": run.parents,
+                "first_steps": steps.state if (steps := first_steps.runs.get(run.run_id)) else None,
                 "outdated": run.result.exists() and not valid_result(plan, run),
             }
             for run in plan.runs_of(table.table)
@@ -91,6 +95,11 @@ def _cell_as_data(cell: CellVerdict, column: Column) -> dict[str, Any]:
         "interval_of": INTERVALS[cell.interval_kind] if cell.interval_kind else "",
         "expected_in_words": expected_in_words(cell, column),
     }
+
+
+def notices(fall: float | None) -> str:
+    """Return which fall a number compared with recorded ones would notice, in a word or two."""
+    return "notices none" if fall is None else f"notices {fall:.1f}"
 
 
 def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
@@ -167,6 +176,8 @@ def table_as_text(checked: TableVerdict) -> str:
             line += f"  expected {expected_in_words(cell, table.columns[key])} ({cell.difference:+.2f})"
         if cell.interval:
             line += f"  [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]"
+        if cell.interval_kind == "new seeds":
+            line += f"  {notices(cell.noticeable_fall)}"
         lines.append(line if cell.difference is not None else f"{line}  {cell.reason}")
         if cell.verdict == Verdict.CHANGED and cell.difference is not None:
             lines += [f"      {sentence(note)}" for note in cell.notes if isinstance(note, notes.OtherFirstSteps)]

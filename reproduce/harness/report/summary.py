@@ -1,34 +1,56 @@
 """All verdicts at a scale in one short Markdown file, for a pull request."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
+from reproduce.harness.report import render_checkpoints
+from reproduce.harness.report.headline import headline
+from reproduce.harness.report.render_checkpoints import CHECKPOINT_KEYS, checkpoints_as_markdown, fall_in_words
 from reproduce.harness.report.render_claims import CLAIM_KEYS
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import PUBLIC, status_text
 
-TABLE_KEYS = {"table", "heading", "title", "level", "score", "seeds", "columns", "runs", "rows", "undrawn", "recorded"}
+TABLE_KEYS = {
+    *("table", "heading", "title", "level", "score", "seeds", "expected", "columns", "runs", "rows", "undrawn"),
+    "recorded",
+}
 """Keys of a table's JSON that its readers need."""
+
+
+@dataclass(frozen=True)
+class WrittenVerdicts:
+    """The verdicts that a folder of reports holds, each as data."""
+
+    tables: list[dict[str, Any]]
+    claims: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
+    """Those of the last check with recorded numbers."""
 
 
 def write(folder: Path, scale: str) -> Path:
     """Write `summary.md` from the tables and claims that a folder of reports holds; return its path."""
-    write_atomic(folder / "summary.md", as_markdown(scale, *read_verdicts(folder, scale)))
+    found = read_verdicts(folder, scale)
+    write_atomic(folder / "summary.md", as_markdown(scale, found.tables, found.claims, found.checkpoints))
     return folder / "summary.md"
 
 
-def read_verdicts(folder: Path, scale: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the tables and the claims that were checked at a scale.
+def read_verdicts(folder: Path, scale: str) -> WrittenVerdicts:
+    """Read the tables, claims and checkpoints that were checked at a scale.
 
     Raises `UserError` for a file that this version's checks did not write.
     """
     files = [path for name in tables.names(scale) if (path := folder / f"{name}.json").exists()]
-    return [_read_table(path) for path in files], _read_claims(folder / f"{claims.TARGET}.json")
+    return WrittenVerdicts(
+        [_read_table(path) for path in files],
+        _read_list(folder / f"{claims.TARGET}.json", "claims", CLAIM_KEYS),
+        _read_list(folder / render_checkpoints.FILE, "checkpoints", CHECKPOINT_KEYS),
+    )
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -38,27 +60,33 @@ def _read_table(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_claims(path: Path) -> list[dict[str, Any]]:
-    found = read_json(path) if path.exists() else {"claims": []}
-    known = found.get("claims") if isinstance(found, dict) else None
-    if not isinstance(known, list) or not all(
-        isinstance(claim, dict) and claim.keys() >= CLAIM_KEYS for claim in known
-    ):
+def _read_list(path: Path, key: str, keys_of_each: set[str]) -> list[dict[str, Any]]:
+    found = read_json(path) if path.exists() else {key: []}
+    known = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(known, list) or not all(isinstance(each, dict) and each.keys() >= keys_of_each for each in known):
         raise _unreadable(path)
     return known
 
 
 def _unreadable(path: Path) -> UserError:
+    name = "TABLE" if path.name == render_checkpoints.FILE else path.stem
     return UserError(
-        f"{path} is damaged, or another version's. Delete it, and write it again with make check-{path.stem} (with "
+        f"{path} is damaged, or another version's. Delete it, and write it again with make check-{name} (with "
         "SCALE= and SEEDS= as before)."
     )
 
 
-def as_markdown(scale: str, checked: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> str:
-    """Return the score of every table, the cells that runs of ours made, and the claims that were run."""
+def as_markdown(
+    scale: str,
+    checked: Sequence[Mapping[str, Any]],
+    known: Sequence[Mapping[str, Any]],
+    checkpoints: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return what was proved, every table's score, the cells that runs of ours made, and the claims that were run."""
     code = {f"`{table['commit'][:12] or 'none'}`{' with changes' if table['dirty'] else ''}" for table in checked}
     lines = [f"# Verdicts, scale {scale}", "", f"Checked by commit {', '.join(sorted(code)) or 'none'}.", ""]
+    if proved := headline(checked, checkpoints):
+        lines += [f"**{proved[0].upper()}{proved[1:]}.**", ""]
     lines += ["| Table | Cells |", "|---|---|"]
     for table in checked:
         score = ", ".join(
@@ -67,9 +95,11 @@ def as_markdown(scale: str, checked: Sequence[Mapping[str, Any]], known: Sequenc
             if verdict in table["score"]
         )
         lines.append(f"| [{table['heading']}]({table['table']}.md): {table['title']} | {score or '–'} |")
-    made = [line for table in checked for line in _made_cells(table)]
+    made = [line for table in checked for line in _made_cells(table, bool(proved))]
     if made:
-        lines += ["", "| Cell | Expected | Ours | Seeds | Verdict |", "|---|--:|--:|--:|---|", *made]
+        head = ["Cell", "Expected", "Ours", "Seeds", *(["Would notice a fall of"] if proved else []), "Verdict"]
+        lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 2)}---|", *made]
+    lines += checkpoints_as_markdown(checkpoints)
     if any(cell["canary"] == "missing" for table in checked for cell in _cells(table)):
         lines += ["", CANARY_FOOTNOTE]
     run = [claim for claim in known if claim["status"] != ClaimStatus.NOT_RUN]
@@ -89,8 +119,8 @@ def _cells(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [cell for row in table["rows"] for cell in row["cells"].values() if cell]
 
 
-def _made_cells(table: Mapping[str, Any]) -> list[str]:
-    """Return a line for each cell that has a number or whose run failed."""
+def _made_cells(table: Mapping[str, Any], with_falls: bool) -> list[str]:
+    """Return a line for each cell that has a number or whose run failed; with what it would notice, if requested."""
     lines = []
     for row in table["rows"]:
         for key, cell in row["cells"].items():
@@ -101,8 +131,11 @@ def _made_cells(table: Mapping[str, Any]) -> list[str]:
             ours += "" if cell["sd"] is None else f" ± {cell['sd']:.{column['decimals']}f}"
             mark = "°" if cell["canary"] == "missing" else ""
             theirs = cell["expected_in_words"] or "–"
+            compared = cell["interval"] and table["expected"] == "recorded"
+            fall = fall_in_words(cell["noticeable_fall"]) if compared else "–"
             lines.append(
                 f"| {table['heading']}: {row['label']}, {column['title']} | {theirs} | {ours} |"
-                f" {len(cell['values'])} | {SYMBOLS[Verdict(cell['verdict'])]} {cell['verdict']}{mark} |"
+                f" {len(cell['values'])} |{f' {fall} |' if with_falls else ''}"
+                f" {SYMBOLS[Verdict(cell['verdict'])]} {cell['verdict']}{mark} |"
             )
     return lines

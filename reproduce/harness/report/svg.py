@@ -1,7 +1,7 @@
 """The layout of the page's charts in SVG user units; the templates only write the elements."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,15 +131,28 @@ def downsample(points: Sequence[Point], num_points: int = 160) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def cell_strip(cell: dict[str, Any], width: float = 150) -> IntervalStrip | None:
-    """Return a cell's difference and its seeds in units of its margin; None if there is nothing to compare with.
+def reach_in_points(cells: Iterable[dict[str, Any]]) -> float:
+    """Return how far the strips of cells compared with recorded numbers have to reach to show all of them; 0 for none.
 
-    For recorded numbers, the interval where new seeds fall takes the margin's place.
+    A strip covers so many points on either side of the recorded number, so strips with one reach can be compared.
+    """
+    compared = [
+        cell for cell in cells if cell["difference"] is not None and cell["interval"] and cell["margin"] is None
+    ]
+    shown = [value - cell["expected"] for cell in compared for value in (*cell["interval"], *cell["values"].values())]
+    return math.ceil(max(map(abs, shown), default=0.0))
+
+
+def cell_strip(cell: dict[str, Any], reach: float, width: float = 150) -> IntervalStrip | None:
+    """Return a cell's difference and its seeds on a line; None if there is nothing to compare with.
+
+    The line reaches `REACH` margins to either side or, for recorded numbers, `reach` points. There the interval where
+    new seeds fall takes the margin's place.
     """
     if cell["difference"] is None or cell["expected"] is None:
         return None
     interval, margin = cell["interval"], cell["margin"]
-    unit = margin["points"] if margin else (interval[1] - interval[0]) / 2 if interval else 0.0
+    unit = margin["points"] if margin else reach / REACH
     unit = unit or abs(cell["difference"]) or 1.0
 
     def position(difference: float) -> float:

@@ -32,6 +32,16 @@ class RecordedNumbers:
     wall_seconds: dict[str, float] = field(default_factory=dict)
     """Mean wall time of a run, by "kind/name"."""
 
+    def seed_by_seed(self, *metric_keys: str) -> list[list[float]]:
+        """Return the values of several cells for the seeds that all of them have, in the same order.
+
+        A cell with several values per seed has none that belongs to one seed alone.
+        """
+        seeds = self.header["seeds"]
+        values = [self.cells[key].values for key in metric_keys]
+        common = 0 if any(len(each) > len(seeds) for each in values) else min(map(len, values))
+        return [each[:common] for each in values]
+
 
 def path(scale: str) -> Path:
     """Return the file with the recorded numbers of a scale."""
@@ -45,7 +55,7 @@ def load(scale: str) -> RecordedNumbers:
         return RecordedNumbers()
     try:
         raw = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
-        cells = {key: _read(key, cell) for key, cell in raw["cells"].items()}
+        cells = {key: read_cell(key, cell) for key, cell in raw["cells"].items()}
         return RecordedNumbers(
             _read_header(raw["recorded"]), cells, {key: float(value) for key, value in raw["wall_seconds"].items()}
         )
@@ -61,7 +71,8 @@ def _read_header(found: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
-def _read(key: str, cell: dict[str, Any]) -> RecordedCell:
+def read_cell(key: str, cell: dict[str, Any]) -> RecordedCell:
+    """Return a cell of the file. Raises an error if an entry is missing or is not of the form that is written."""
     values = [float(value) for value in cell["values"]]
     if len(values) < 2 or not all(map(math.isfinite, values)):
         raise ValueError(f"cells.{key}.values is {values}, not the numbers of several seeds")

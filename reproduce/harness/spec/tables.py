@@ -110,8 +110,9 @@ class Row:
     """By column, from whose paper the number is, and what of its protocol is known."""
     rerun_by_authors: list[str] = field(default_factory=list)
     control: str = ""
-    """The label of the row to beat: a number at most `min_points_above_control` above it is `worse` in any case."""
+    """The label of the row to beat: a number that does not clearly beat it is `worse` in any case."""
     min_points_above_control: float = 5.0
+    """How clearly, in points, if no difference is recorded."""
     margins: dict[str, Margin] = field(default_factory=dict)
     """Margins by column that replace the columns' own."""
     errata: dict[str, Erratum] = field(default_factory=dict)

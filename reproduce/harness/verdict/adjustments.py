@@ -31,11 +31,14 @@ def apply_errata(table: Table, rows: VerdictRows) -> VerdictRows:
     return _each_cell(table, rows, adjust)
 
 
-def apply_controls(table: Table, rows: VerdictRows) -> VerdictRows:
-    """Call a number `worse` if it does not clearly beat its row's control, whatever is recorded.
+def apply_controls(table: Table, rows: VerdictRows, lowest_of: Callable[[Row, str, int], float | None]) -> VerdictRows:
+    """Call a number `worse` if it does not clearly beat its row's control.
 
-    Seed variance is fine; failing to beat the control is not. The required points were set for the scale's own images;
-    for other images the difference is only noted. Only tables of recorded numbers have controls.
+    `lowest_of` returns the lowest difference from the control that so many new seeds of unchanged code give, or None if
+    none is recorded. The difference must be no lower, and above zero in any case: seed variance is fine, learning
+    nothing is not. Without a recorded difference it must exceed the row's `min_points_above_control`, which were set
+    for the scale's own images; for other images the difference is only noted. Only tables of recorded numbers have
+    controls.
     """
     if table.expected != "recorded":
         return rows
@@ -43,7 +46,7 @@ def apply_controls(table: Table, rows: VerdictRows) -> VerdictRows:
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
         control = by_label[row.control][key] if row.control and table.columns[key].has_control else None
-        return _compare_with_control(row, cell, control)
+        return _compare_with_control(row, cell, control, lowest_of(row, key, len(cell.values)) if cell.values else None)
 
     return _each_cell(table, rows, adjust)
 
@@ -124,18 +127,22 @@ def _each_cell(
     ]
 
 
-def _compare_with_control(row: Row, ours: CellVerdict, control: CellVerdict | None) -> CellVerdict:
+def _compare_with_control(
+    row: Row, ours: CellVerdict, control: CellVerdict | None, lowest: float | None
+) -> CellVerdict:
     if ours.mean is None or ours.verdict not in (Verdict.WITHIN, Verdict.BETTER, Verdict.NO_BASELINE):
         return ours
     excludes_nothing = ours.interval is not None and ours.interval[0] <= 0 and ours.interval[1] >= 100
     if control is None or control.mean is None:
         return ours.with_notes(notes.EmptyInterval(row.control if control else "")) if excludes_nothing else ours
-    points, bar = ours.mean - control.mean, row.min_points_above_control
+    points = ours.mean - control.mean
+    bar = row.min_points_above_control if lowest is None else max(lowest, 0.0)
     if any(isinstance(note, notes.OtherImages) for note in ours.notes):
         return ours.with_notes(notes.ControlComparison(row.control, points, bar, "other images"))
-    if points <= bar:
+    beaten = points > bar if lowest is None else points > 0 and points >= bar - stats.ROUNDING
+    if not beaten:
         worse = replace(ours, verdict=Verdict.WORSE)
-        return worse.with_notes(notes.ControlComparison(row.control, points, bar, "not beaten"))
+        return worse.with_notes(notes.ControlComparison(row.control, points, bar, "not beaten", lowest))
     if excludes_nothing:
         return ours.with_notes(notes.EmptyInterval(row.control, points))
     if ours.verdict == Verdict.NO_BASELINE:

@@ -12,6 +12,7 @@ from reproduce.harness.spec.baseline import RecordedCell
 from reproduce.harness.spec.paper_data import paper_data_sources
 from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import notes, stats
+from reproduce.harness.verdict.family import resolution
 from reproduce.harness.verdict.labels import IntervalKind, Verdict
 from reproduce.harness.verdict.notes import Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
@@ -44,6 +45,9 @@ class CellVerdict:
     difference: float | None = None
     interval: tuple[float, float] | None = None
     interval_kind: IntervalKind | None = None
+    noticeable_fall: float | None = None
+    """Compared with recorded numbers: the smallest fall, in points, that the interval would almost surely notice
+    (`stats.noticeable_fall`). None if there is none, or if the cell is compared with a margin."""
     p_value: float | None = None
     """For several seeds. Compared with a margin: p-value of the claim that the verdict makes, adjusted for the table's
     other cells (Holm). Compared with recorded numbers: Welch's test of equal means, which the verdict ignores."""
@@ -257,7 +261,9 @@ def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict)
     if known is None:
         return replace(ours, verdict=Verdict.NO_BASELINE, notes=(notes.NothingRecorded(),))
     values = list(ours.values.values())
-    unchanged = stats.prediction_interval(known.values, len(values), known.num_test_images, len(recorded.cells))
+    error, tail = resolution(known), inputs.family.tail
+    unchanged = stats.prediction_interval(known.values, len(values), error, tail)
+    fall = stats.noticeable_fall(known.values, len(values), error, tail)
     verdict = stats.compare_with_recorded(values, unchanged)
     welch = stats.difference(values, known.values)
     repeated = _repetition(known, recorded.header["seeds"], cell, ours, plan)
@@ -266,6 +272,7 @@ def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict)
         verdict=verdict,
         notes=(
             notes.RecordedInterval(verdict, len(known.values)),
+            notes.NoticeableFall(fall),
             *(() if welch.p_value is None else (notes.WelchTest(welch.p_value),)),
             *((repeated,) if repeated else ()),
         ),
@@ -273,6 +280,7 @@ def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict)
         difference=welch.points,
         interval=(unchanged.low, unchanged.high),
         interval_kind="new seeds",
+        noticeable_fall=fall,
         p_value=welch.p_value,
         recorded_match={notes.RecordedMatch: True, notes.RecordedMismatch: False}.get(type(repeated)),
     )

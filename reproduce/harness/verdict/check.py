@@ -1,4 +1,4 @@
-"""The check of a plan: the verdict on every cell of its tables, and the exit status that follows."""
+"""The check of a plan: the verdicts on the cells of its tables and on their checkpoints, and the exit status."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,9 @@ from reproduce.harness.verdict import adjustments
 from reproduce.harness.verdict.adjustments import VerdictRows
 from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict, verdict_for
+from reproduce.harness.verdict.checkpoints import CheckpointVerdict, verdict_for_checkpoint
 from reproduce.harness.verdict.claims import ClaimVerdict
+from reproduce.harness.verdict.family import lowest_difference
 from reproduce.harness.verdict.labels import DISAGREEING, ClaimStatus, Verdict
 from reproduce.harness.verdict.notes import CanaryResult, Note
 from reproduce.harness.verdict.seed_results import VerdictInputs
@@ -21,7 +23,7 @@ AGREES, DISAGREES, INCOMPLETE = 0, 1, 3
 
 STATUS_MEANINGS = {
     AGREES: "every cell that ran agrees",
-    DISAGREES: "some cells disagree or are changed, or claims are contradicted",
+    DISAGREES: "some cells or checkpoints disagree or are changed, or claims are contradicted",
     INCOMPLETE: "a needed run failed or is missing",
 }
 
@@ -55,6 +57,12 @@ def check_tables(plan: Plan) -> list[TableVerdict]:
     return [_check_table(inputs, table) for table in plan.tables.values()]
 
 
+def check_checkpoints(plan: Plan) -> list[CheckpointVerdict]:
+    """Judge the mean of every checkpoint that has enough cells compared with recorded numbers."""
+    inputs = VerdictInputs.load(plan)
+    return [verdict_for_checkpoint(inputs, checkpoint) for checkpoint in inputs.family.checkpoints]
+
+
 def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     plan = inputs.plan
     canaries: dict[str, CanaryResult] = {}
@@ -69,12 +77,19 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
         cell = inputs.cell(table, row.label, key)
         return inputs.first_steps.notes(cell.run_ids) if cell else ()
 
+    def lowest_of(row: Row, key: str, num_new: int) -> float | None:
+        places = (inputs.cell(table, label, key) for label in (row.label, row.control))
+        ours, control = (cell.metric_key if cell else "" for cell in places)
+        if (ours, control) not in inputs.family.controls:
+            return None
+        return lowest_difference(inputs.recorded, (ours, control), num_new, inputs.family.tail)
+
     rows: VerdictRows = [
         {key: verdict_for(inputs, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
         for row in table.rows
     ]
     rows = adjustments.apply_errata(table, rows)
-    rows = adjustments.apply_controls(table, rows)
+    rows = adjustments.apply_controls(table, rows, lowest_of)
     rows = adjustments.apply_holm(table, rows)
     rows = adjustments.apply_canaries(table, rows, canary_of)
     rows = adjustments.apply_first_steps(table, rows, notes_of)
@@ -94,11 +109,15 @@ def recorded_matches(checked: Sequence[TableVerdict]) -> str:
 
 
 def exit_status(
-    checked: Sequence[TableVerdict], claims: Sequence[ClaimVerdict] = (), claims_requested: bool = False
+    checked: Sequence[TableVerdict],
+    claims: Sequence[ClaimVerdict] = (),
+    claims_requested: bool = False,
+    checkpoints: Sequence[CheckpointVerdict] = (),
 ) -> int:
     """Return 0 if every cell that ran agrees, 1 if one disagrees or is changed, 3 if a run is missing.
 
-    1 stands also for a claim that is contradicted or changed, and for a figure's curve that is changed.
+    1 stands also for a checkpoint that disagrees, for a claim that is contradicted or changed, and for a figure's curve
+    that is changed.
 
     Runs that only a claim needs count as missing only if the claims were requested.
     """
@@ -111,4 +130,5 @@ def exit_status(
         return DISAGREES
     if any(table.changed_curves for table in checked):
         return DISAGREES
-    return DISAGREES if any(cell.verdict in DISAGREEING for cell in cells) else AGREES
+    verdicts = {*(cell.verdict for cell in cells), *(each.verdict for each in checkpoints)}
+    return DISAGREES if verdicts & DISAGREEING else AGREES

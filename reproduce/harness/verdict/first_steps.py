@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
@@ -18,6 +19,15 @@ class RunSteps:
     label: str
     recorded: bool
     comparison: Comparison | None
+
+    @property
+    def state(self) -> Literal["equal", "different", "not recorded", "not kept"]:
+        """Whether the run took its recorded first steps, or why that is not known."""
+        if not self.recorded:
+            return "not recorded"
+        if self.comparison is None:
+            return "not kept"
+        return "different" if self.comparison.differences else "equal"
 
     @property
     def equal(self) -> bool:

@@ -98,6 +98,29 @@ class RecordedInterval(Note):
 
 
 @dataclass(frozen=True)
+class NoticeableFall(Note):
+    """The smallest fall that the interval would almost surely notice; None if it would notice none."""
+
+    points: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointMean(Note):
+    """A verdict is about the mean of `num_cells` cells of one checkpoint, over `num_recorded` recorded seeds."""
+
+    num_cells: int
+    num_recorded: int
+
+
+@dataclass(frozen=True)
+class CellsWithoutNumber(Note):
+    """Cells of a checkpoint that have no number yet, so that their mean has none."""
+
+    cells: tuple[str, ...]
+    num_cells: int
+
+
+@dataclass(frozen=True)
 class WelchTest(Note):
     """Welch's test of equal means between our seeds and the recorded ones."""
 
@@ -225,13 +248,15 @@ class HolmCorrection(Note):
 class ControlComparison(Note):
     """Our number less that of the row's control, against the `bar` that learning must clear, in points.
 
-    `other images`: the bar was set for the scale's own images and does not apply.
+    `other images`: the bar was set for the scale's own images and does not apply. `lowest` is the lowest difference
+    that recorded seeds allow, None if nothing is recorded; below zero, it leaves a bar of zero.
     """
 
     control: str
     points: float
     bar: float
     result: Literal["beaten", "not beaten", "other images"]
+    lowest: float | None = None
 
 
 @dataclass(frozen=True)

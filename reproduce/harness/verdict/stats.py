@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from reproduce.harness.verdict.labels import Verdict
 
 FAMILY_LEVEL = 0.01
-"""Probability that a check of unchanged code calls any of its cells `better` or `worse`."""
+"""Probability that a check of unchanged code calls any number `better` or `worse` than recorded."""
+
+POWER = 0.90
+"""Probability with which a fall that a cell "would notice" is called `worse`."""
 
 CONFIDENCE = 0.90
 """Confidence of the interval of a mean over seeds. At 90%, inside the margin equals two one-sided t-tests at 5%."""
@@ -197,37 +200,61 @@ def hedges_g(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     return (mean(ours) - mean(theirs)) / pooled * (1 - 3 / (4 * (n + m) - 9))
 
 
-def prediction_interval(
-    recorded: Sequence[float], num_new: int, num_test_images: int, num_cells: int, family_level: float = FAMILY_LEVEL
-) -> Interval:
+def reach_of_new_seeds(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> float:
+    """Return how far the mean of `num_new` new seeds of unchanged code strays from the recorded mean to one side.
+
+    It strays further with probability `tail`. The distance is the larger of
+
+        t(n-1; 1 - tail) sd(recorded) sqrt(1/n + 1/m)     the spread over n recorded seeds, itself estimated, and
+        z(1 - tail) se sqrt(1/n + 1/m)                    the binomial standard error se of the test set, known,
+
+    with m new seeds. The first is the usual prediction bound for the mean of m future observations (Hahn and Meeker,
+    Statistical Intervals, 4.8). The second is a floor: few seeds can agree by luck, and no difference below the test
+    set's resolution deserves an alarm. (Mean average precision is no share of hits; there it is a rough stand-in of the
+    right size.)
+    """
+    spread = sd(recorded)
+    if spread is None:
+        raise ValueError("one recorded value has no interval")
+    estimated = t_quantile(1 - tail, len(recorded) - 1) * spread
+    known = statistics.NormalDist().inv_cdf(1 - tail) * test_set_error
+    return max(estimated, known) * math.sqrt(1 / len(recorded) + 1 / num_new)
+
+
+def prediction_interval(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> Interval:
     """Return where the mean of `num_new` new seeds falls if nothing has changed since `recorded` was measured.
 
-    The half-width is the larger of
+    It falls beyond each end with probability `tail` (`reach_of_new_seeds`). The interval is clipped to [0, 100].
 
-        t(n-1; 1 - a/2) sd(recorded) sqrt(1/n + 1/m)      the spread over n recorded seeds, itself estimated, and
-        z(1 - a/2) se sqrt(1/n + 1/m)                     the binomial standard error se of the test set, known,
-
-    with m new seeds and a = family_level / num_cells. The first is the usual prediction interval for the mean of m
-    future observations (Hahn and Meeker, Statistical Intervals, 4.8). The second is a floor: few seeds can agree by
-    luck, and no difference below the test set's resolution deserves an alarm. (Mean average precision is no share of
-    hits; there it is a rough stand-in of the right size.) The interval is clipped to [0, 100].
-
-    All cells of a check share seeds and checkpoints, so their errors are correlated. Bonferroni's a / num_cells keeps
-    the chance of any false alarm below `family_level` whatever the correlation; Sidak's level would narrow the interval
-    by a tenth of a percent and needs independence.
+    All cells of a check share seeds and checkpoints, so their errors are correlated. Bonferroni's share of the family's
+    level (`Family.tail`) keeps the chance of any false alarm below that level whatever the correlation; Sidak's level
+    would narrow the interval by a tenth of a percent and needs independence.
 
     Another machine passes too. It runs the same seeds with float sums in another order; training amplifies such
     rounding differences until, at worst, the run is as different as one with another seed, and the interval covers
     that spread. So the false alarm rate of another machine is at most that of a new seed.
     """
-    level = 1 - family_level / num_cells / 2
-    spread = sd(recorded)
-    if spread is None:
-        raise ValueError("one recorded value has no interval")
-    estimated = t_quantile(level, len(recorded) - 1) * spread
-    known = statistics.NormalDist().inv_cdf(level) * binomial_se(mean(recorded), num_test_images)
-    half = max(estimated, known) * math.sqrt(1 / len(recorded) + 1 / num_new)
-    return Interval(max(0.0, mean(recorded) - half), min(100.0, mean(recorded) + half))
+    reach = reach_of_new_seeds(recorded, num_new, test_set_error, tail)
+    return Interval(max(0.0, mean(recorded) - reach), min(100.0, mean(recorded) + reach))
+
+
+def noticeable_fall(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> float | None:
+    """Return the smallest fall, in points, that `prediction_interval` calls `worse` with a probability of `POWER`.
+
+    None if the recorded mean is too small to fall so far.
+
+    A fall d is called if the new mean, less d, lies below the interval. The recorded mean is given and the new one
+    strays above it by more than `reach_of_new_seeds(1 - POWER)` with probability 1 - POWER, so
+
+        d = reach_of_new_seeds(tail) + reach_of_new_seeds(1 - POWER).
+
+    The second part is the new seeds' own spread. It is a quantile of t, as the interval's, because the spread is
+    estimated: over repeated recordings, the d that each of them states is called with a probability of exactly POWER
+    (above it where the test set's floor is the wider one). A noncentral t would give the power of recordings yet to be
+    made, for a spread that somebody knows.
+    """
+    fall = sum(reach_of_new_seeds(recorded, num_new, test_set_error, each) for each in (tail, 1 - POWER))
+    return fall if fall <= mean(recorded) + ROUNDING else None
 
 
 def compare_with_recorded(values: Sequence[float], unchanged: Interval) -> Verdict:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from reproduce.harness.plan.model import Level
-from reproduce.harness.verdict import notes
+from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.labels import ClaimStatus, IntervalKind, Tendency, Verdict
 from reproduce.harness.verdict.notes import Note
 
@@ -65,6 +65,12 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
         case notes.RecordedInterval(verdict, num_recorded):
             place = RECORDED_PLACES[verdict]
             return f"{place} the interval where new seeds of unchanged code fall ({num_recorded} recorded seeds)"
+        case notes.NoticeableFall(points):
+            return noticeable(points)
+        case notes.CheckpointMean(num_cells, num_recorded):
+            return f"The mean of {num_cells} cells of one checkpoint, by seed ({num_recorded} recorded seeds)"
+        case notes.CellsWithoutNumber(cells, num_cells):
+            return f"{len(cells)} of the {num_cells} cells have no number: {_some(cells)}"
         case notes.WelchTest(p_value):
             return f"Welch's test of equal means: p = {p_value:.3f}"
         case notes.ConfigChanged():
@@ -166,8 +172,20 @@ def _margin_test(note: notes.MarginTest) -> str:
     return f"{subject} {place} of {note.margin}{unit} around {note.expected:g}{more}"
 
 
+def noticeable(points: float | None) -> str:
+    """Return which fall a number would notice, as a sentence without its full stop."""
+    if points is None:
+        return "The recorded seeds spread so widely that it would notice no fall at all"
+    return f"It would notice a fall of {points:.1f} points ({stats.POWER:.0%} probability)"
+
+
 def _control_comparison(note: notes.ControlComparison) -> str:
     points = f"{note.points:+.1f} points from {note.control}"
+    if note.lowest is not None:
+        allowed = f"recorded seeds of unchanged code give at least {note.lowest:+.1f}"
+        if note.lowest < 0:
+            allowed = f"learning must beat it, although {allowed}"
+        return f"{points}; {allowed}"
     match note.result:
         case "other images":
             return f"{points}; the required {note.bar:g} apply to the scale's own images"

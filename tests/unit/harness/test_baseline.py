@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
+from reproduce.cli import commands
 from reproduce.errors import UserError
 from reproduce.harness import record_baseline, revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import baseline
+from reproduce.harness.verdict import stats
 from reproduce.system import REPO_ROOT
 
 
@@ -33,6 +35,64 @@ def test_a_recorded_baseline_is_loaded(five: Plan, finish: Callable[..., None]) 
     assert recorded.header["commit"] == "c" * 40
     assert recorded.header["seeds"] == [0, 1, 2, 3, 4]
     assert recorded.header["packages"] == {"torch": "2"}
+
+
+def test_seeds_are_recorded_in_slices(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seeds, a commit that leaves the runs' code alone, and ten more: only these run, and all are one recording."""
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
+    commit, executed = "c" * 40, []
+
+    def execute(plan: Plan, cores: int) -> bool:
+        for run in plan.runs.values():
+            if not run.result.exists():
+                executed.append(run.seed)
+                provenance = {"git_commit": commit, "git_dirty": False, "packages": {"torch": "2"}}
+                finish(run, 50.0 + run.seed % 7, provenance=provenance)
+        return False
+
+    monkeypatch.setattr(commands, "_execute", execute)
+    monkeypatch.setattr(record_baseline, "refuse_dirty", lambda *_: None)
+    assert main(["record-baseline", "table7", "--seeds", "10"]) == 0
+    first = baseline.load("smoke").cells["swav_800ep/knn_head/knn20"].values
+    assert len(first) == 10 and set(executed) == set(range(10))
+    commit, executed[:] = "d" * 40, []
+    assert main(["record-baseline", "table7"]) == 0
+    assert set(executed) == set(range(10, 20))
+    recorded = baseline.load("smoke")
+    whole = recorded.cells["swav_800ep/knn_head/knn20"].values
+    assert whole == [50.0 + seed % 7 for seed in range(20)] and whole[:10] == first
+    assert recorded.header["seeds"] == list(range(20))
+    assert recorded.header["commit"] == f"{'c' * 40}, {'d' * 40}"
+
+
+def test_what_a_cell_would_notice_is_recorded(
+    checkout: Path, finish: Callable[..., None], five: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one seed, in a check of all recorded cells: two tails of each of the four."""
+    for run in five.runs.values():
+        finish(run, 50.0 + run.seed / 100, counts={"num_test_images": 10**9})
+    text = record_baseline.record(five).read_text()
+    fall = stats.noticeable_fall([50.0, 50.01, 50.02, 50.03, 50.04], 1, 0.0, 0.01 / 8)
+    assert fall is not None and text.count(f"notices_fall_of: {fall:.1f}\n") == 4
+    assert record_baseline.doubts(five) == []
+    for run in five.runs.values():
+        finish(run, 20.0 * run.seed)
+    assert "notices_fall_of: null" in record_baseline.record(five).read_text()
+    doubt = "swav_800ep/knn_head/knn20 would notice no fall: its 5 seeds spread too widely for its mean"
+    assert doubt in record_baseline.doubts(five)
+
+
+def test_a_number_near_its_control_is_a_doubt(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = build.build_plan(Request(("knn_pooled",), "smoke", (0, 1, 2, 3, 4)))
+    for run in plan.runs.values():
+        of_swav = run.label.startswith("knn of swav")
+        finish(run, (26.0 if of_swav else 20.0) + (run.seed if of_swav else 0), counts={"num_test_images": 10**9})
+    record_baseline.record(plan)
+    doubt = "swav_800ep/knn/knn20 does not stand clear of its control random/knn/knn20: new seeds of unchanged code may"
+    assert any(each.startswith(doubt) for each in record_baseline.doubts(plan))
+    assert len(record_baseline.doubts(plan)) == 2
 
 
 def test_nothing_recorded_is_empty(checkout: Path) -> None:

@@ -15,6 +15,7 @@ from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.report.render_tables import table_as_data
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 from tests.unit.harness.verdicts import cells_of
 
@@ -81,7 +82,7 @@ def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Cal
         finish(run, 59.2)
     swav = cells_of(plan)["SwAV/knn20"]
     assert swav.verdict == Verdict.WITHIN
-    assert table_as_data(plan, check.check_tables(plan)[0])["level"] == "public weights"
+    assert table_as_data(plan, check.check_tables(plan)[0], FirstStepsCheck.of_plan(plan))["level"] == "public weights"
 
 
 def test_public_weights_have_margins_of_the_evaluation_alone(checkout: Path, finish: Callable[..., None]) -> None:

@@ -348,19 +348,31 @@ def judged(**given: Any) -> dict[str, Any]:
 
 
 def test_a_strip_is_in_margins() -> None:
-    strip = svg.cell_strip(judged(margin={"points": 0.8}, interval=[75.0, 75.8]), width=100)
+    strip = svg.cell_strip(judged(margin={"points": 0.8}, interval=[75.0, 75.8]), reach=0, width=100)
     assert strip and strip.band and strip.interval
     assert strip.centre == 50 and strip.band == (28, 72)
     assert strip.ours == 61 and strip.interval == (50, 72)
-    far = svg.cell_strip(judged(margin={"points": 0.1}, mean=75.4), width=100)
+    far = svg.cell_strip(judged(margin={"points": 0.1}, mean=75.4), reach=0, width=100)
     assert far and far.ours == 94
 
 
 def test_for_recorded_numbers_the_interval_is_the_band() -> None:
     cell = judged(interval=[73.0, 77.0], values={"0": 75.0, "1": 75.8})
-    strip = svg.cell_strip(cell, width=100)
+    strip = svg.cell_strip(cell, reach=4, width=100)
     assert strip and strip.band == (28, 72) and strip.interval is None and strip.seeds == [50, 58.8]
-    assert svg.cell_strip(judged(expected=None, difference=None)) is None
+    assert svg.cell_strip(judged(expected=None, difference=None), reach=4) is None
+
+
+def test_strips_of_recorded_numbers_share_a_scale() -> None:
+    """The wider interval is drawn wider, and the widest one fits."""
+    narrow, wide = judged(interval=[73.0, 77.0]), judged(interval=[65.0, 82.5])
+    reach = svg.reach_in_points([narrow, wide, judged(margin={"points": 0.1}, interval=[0.0, 100.0])])
+    assert reach == 10
+    bands = [strip.band for cell in (narrow, wide) if (strip := svg.cell_strip(cell, reach, width=100))]
+    assert bands == [(41.2, 58.8), (6.0, 83.0)]
+    outside = judged(interval=[73.0, 77.0], mean=50.0, difference=-25.0, values={"0": 50.0})
+    assert svg.reach_in_points([outside]) == 25
+    assert svg.reach_in_points([]) == 0
 
 
 def test_a_claims_strip_has_zero_in_its_middle() -> None:

@@ -77,13 +77,13 @@ def test_reproduced_is_two_one_sided_tests_at_five_percent() -> None:
 
 def test_prediction_interval_follows_the_spread_of_the_seeds() -> None:
     recorded = [40.0, 50.0, 60.0, 45.0, 55.0]
-    interval = stats.prediction_interval(recorded, 2, 10**9, num_cells=10, family_level=0.05)
+    interval = stats.prediction_interval(recorded, 2, test_set_error=0.001, tail=0.0025)
     half = scipy_stats.t.ppf(1 - 0.0025, 4) * np.std(recorded, ddof=1) * math.sqrt(1 / 5 + 1 / 2)
     assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
 
 
 def test_prediction_interval_is_no_narrower_than_the_test_set_resolves() -> None:
-    interval = stats.prediction_interval([50.0] * 5, 1, 100, num_cells=1, family_level=0.05)
+    interval = stats.prediction_interval([50.0] * 5, 1, stats.binomial_se(50.0, 100), tail=0.025)
     half = scipy_stats.norm.ppf(0.975) * 5.0 * math.sqrt(1 / 5 + 1)
     assert (interval.low, interval.high) == pytest.approx((50 - half, 50 + half))
 
@@ -101,11 +101,43 @@ def test_false_alarm_rate_of_a_whole_check_is_as_promised(num_recorded: int, num
     quantile = stats.t_quantile(1 - level / num_cells / 2, num_recorded - 1)
     half = quantile * recorded.std(axis=2, ddof=1) * math.sqrt(1 / num_recorded + 1 / num_new)
     alarms = np.abs(new - recorded.mean(axis=2)) > half
-    example = stats.prediction_interval(list(recorded[0, 0]), num_new, 10**12, num_cells, level)
+    example = stats.prediction_interval(list(recorded[0, 0]), num_new, 0.0, level / num_cells / 2)
     assert example.high - example.low == pytest.approx(2 * half[0, 0])
     standard_error = math.sqrt(level * (1 - level) / num_checks)
     assert alarms.any(axis=1).mean() < level + 3 * standard_error
     assert alarms.mean() == pytest.approx(level / num_cells, abs=3 * math.sqrt(level / num_cells / num_checks / 2))
+
+
+def test_noticeable_fall_by_hand() -> None:
+    recorded, scale = [40.0, 50.0, 60.0, 45.0, 55.0], math.sqrt(1 / 5 + 1 / 2)
+    fall = stats.noticeable_fall(recorded, 2, test_set_error=0.001, tail=0.025)
+    quantiles = scipy_stats.t.ppf(0.975, 4) + scipy_stats.t.ppf(0.9, 4)
+    assert fall == pytest.approx(quantiles * np.std(recorded, ddof=1) * scale)
+    of_floor = stats.noticeable_fall([50.0] * 5, 2, test_set_error=3.0, tail=0.025)
+    assert of_floor == pytest.approx((scipy_stats.norm.ppf(0.975) + scipy_stats.norm.ppf(0.9)) * 3 * scale)
+
+
+def test_a_number_that_cannot_fall_so_far_notices_nothing() -> None:
+    recorded = [10.0, 20.0, 30.0, 15.0, 25.0]
+    assert stats.noticeable_fall(recorded, 1, 0.0, tail=0.0001) is None
+    fall = stats.noticeable_fall(recorded, 1, 0.0, tail=0.25)
+    assert fall is not None and fall < 20
+    assert stats.prediction_interval(recorded, 1, 0.0, tail=0.25).low > 0
+
+
+@pytest.mark.parametrize(("num_recorded", "num_new"), [(5, 1), (20, 1), (20, 3)])
+def test_a_noticeable_fall_is_noticed_as_often_as_it_says(num_recorded: int, num_new: int) -> None:
+    """Each recording states its own fall; new seeds that have fallen so far are called in 90 of 100 recordings."""
+    rng, num_recordings, tail, called = np.random.default_rng(4), 1500, 0.001, 0
+    for _ in range(num_recordings):
+        recorded = list(rng.normal(60, 1.5, size=num_recorded))
+        fall = stats.noticeable_fall(recorded, num_new, 0.0, tail)
+        assert fall is not None
+        new = rng.normal(60, 1.5, size=num_new) - fall
+        unchanged = stats.prediction_interval(recorded, num_new, 0.0, tail)
+        called += stats.compare_with_recorded(list(new), unchanged) == Verdict.WORSE
+    standard_error = math.sqrt(stats.POWER * (1 - stats.POWER) / num_recordings)
+    assert called / num_recordings == pytest.approx(stats.POWER, abs=3 * standard_error)
 
 
 def test_recorded_numbers_have_a_family_level() -> None:
