@@ -360,7 +360,7 @@ def test_training_has_the_configured_group_of_the_class_loss(group_size: int | N
             return logits, boxes
 
     task = DetrTask(Fixed(), Fixed(), None, protocol, context, 1)  # type: ignore[arg-type]
-    found = task.forward((torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.bool), targets), 0)  # type: ignore[arg-type]
+    found = task.forward((torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.bool), targets), 0)
     torch.testing.assert_close(found.loss, expected)
 
 
