@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_folder import ImageList
@@ -15,6 +16,9 @@ from reproduce.files import read_json, write_atomic
 
 STAT_THREADS = 4 * (os.cpu_count() or 1)
 """More threads than cores, because looking up file sizes waits for the disk."""
+STAT_BLOCK = 256
+"""Files that a thread looks up at a time."""
+Found = TypeVar("Found")
 
 
 def summarize_files(files: Mapping[str, int]) -> dict[str, Any]:
@@ -51,8 +55,7 @@ class FileState(NamedTuple):
 
 def file_states(paths: Sequence[str]) -> list[FileState]:
     """Return the size and dates of each file."""
-    with ThreadPoolExecutor(STAT_THREADS) as pool:
-        return list(pool.map(_file_state, paths, chunksize=256))
+    return _map_in_blocks(_file_state, paths)
 
 
 def _file_state(path: str) -> FileState:
@@ -65,8 +68,14 @@ def _file_state(path: str) -> FileState:
 
 def file_sizes(paths: Sequence[str]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing."""
+    return _map_in_blocks(_file_size, paths)
+
+
+def _map_in_blocks(look_up: Callable[[str], Found], paths: Sequence[str]) -> list[Found]:
+    """Call `look_up` on each path in threads, block by block: handing over a path takes longer than looking it up."""
+    blocks = [paths[start : start + STAT_BLOCK] for start in range(0, len(paths), STAT_BLOCK)]
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        return list(pool.map(_file_size, paths, chunksize=256))
+        return list(itertools.chain.from_iterable(pool.map(lambda block: list(map(look_up, block)), blocks)))
 
 
 def _file_size(path: str) -> int:
