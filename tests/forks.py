@@ -82,6 +82,7 @@ def _become(words: list[str], environment: dict[str, str], out: Connection, stde
     """Turn a fork of the server into the run."""
     multiprocessing.set_start_method("fork", force=True)  # for its own: the default of a new interpreter
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a script ignore Ctrl-C
     os.chdir(REPO_ROOT)
     _set_environment(environment)
     os.dup2(out.fileno(), 1)
