@@ -222,7 +222,7 @@ def test_batch_size_scales_the_learning_rates(
     asked = (*TRAINED[kind], *common, f"protocol.batch_size={batch_size}", f"paths.results={tmp_path}")
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
     share = batch_size / 32
-    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.001, 0.05]}[kind]])
+    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.0003, 0.05]}[kind]])
     result, _, _ = outcome(tmp_path)
     said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's 32"
     assert result["provenance"]["lr_scaled"] == said

@@ -12,7 +12,7 @@ import torch
 from evals import coco_detr
 from evals.coco_detr.detector import Detr
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import ResNet
+from models.networks.resnet import BLOCKS, ResNet
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.engine import memory, precision
@@ -32,7 +32,7 @@ def test_memory_estimate_matches_a_forward_pass() -> None:
     cfg = compose("pretrain", ["experiment=swav_800ep", *small])
     counted = estimate_memory(cfg, 2, activation_checkpointing=False)
 
-    net = MultiCropNet(0.0625, 16, 8, cfg.method.num_prototypes)
+    net = MultiCropNet(0.0625, 16, 8, cfg.method.num_prototypes, blocks=BLOCKS[cfg.network.depth])
     crops = [torch.zeros(4, 3, view.size_px, view.size_px) for view in cfg.crops.views for _ in range(view.num)]
     with kept_for_backward() as kept:
         torch.log_softmax(net(crops)[1] / 0.1, dim=1)

@@ -1,5 +1,6 @@
 """GPUs that are missing end a run in one sentence before it reads data; the GPUs here are fakes."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from reproduce import measure, pretrain
 from reproduce.engine.distributed import collectives
 from reproduce.errors import UserError
+from reproduce.system import LAUNCHER
 from tests.runs import TINY, call
 
 
@@ -31,6 +33,7 @@ def test_a_gpu_that_was_requested_and_is_missing_ends_the_run(tmp_path: Path, mo
 @pytest.mark.parametrize("number", [1, 2])
 def test_more_processes_than_gpus_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     have_gpus(monkeypatch, number)
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
     monkeypatch.setenv("WORLD_SIZE", str(number + 1))
     monkeypatch.setenv("LOCAL_RANK", str(number))
     nowhere = (f"paths.data_root={tmp_path / 'none'}", f"paths.results={tmp_path}")

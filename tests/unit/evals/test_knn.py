@@ -40,7 +40,7 @@ def test_neighbors_are_searched_in_the_configured_features(
     asked = (f"eval={name}", f"checkpoint={random_checkpoint}", f"paths.data_root={data}")
     metrics = result_of(monkeypatch, tmp_path, *asked)
     cfg = compose("evaluate", [*asked])
-    trunk, head = load_trunk(random_checkpoint), load_projection_head(random_checkpoint)
+    trunk, head = load_trunk(random_checkpoint, depth=14), load_projection_head(random_checkpoint)
     assert head is not None
     mean, std = (torch.tensor(list(value)).view(3, 1, 1) for value in (cfg.normalize.mean, cfg.normalize.std))
     rows, labels = {}, {}
@@ -62,7 +62,7 @@ def test_neighbors_are_searched_in_the_configured_features(
 def test_a_checkpoint_without_head_ends_in_a_sentence(
     random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save(load_trunk(random_checkpoint).state_dict(), tmp_path / "trunk.pt")
+    torch.save(load_trunk(random_checkpoint, depth=14).state_dict(), tmp_path / "trunk.pt")
     asked = ("eval=knn_head", f"checkpoint={tmp_path / 'trunk.pt'}", f"paths.data_root={data}", "logging.wandb=false")
     status, said = call(evaluate.main, monkeypatch, *asked, "cluster.num_workers=0", f"paths.results={tmp_path}")
     assert status == 2
