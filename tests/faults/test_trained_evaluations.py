@@ -21,7 +21,7 @@ from reproduce.config.validate import to_dataclass
 from reproduce.data.prepare import write_shards
 from reproduce.engine import checkpoint
 from reproduce.errors import EXIT_TRAINING_FAILED, REQUEUE
-from tests.runs import Uninterrupted, call, curve, killed_after, run, start
+from tests.runs import Uninterrupted, call, curve, killed_after, run, start, start_anew
 
 FEW = ("protocol.epochs=3", "protocol.batch_size=12", "logging.wandb=false", "logging.every_steps=1",
        "checkpointing.sync_every_steps=1")  # fmt: skip
@@ -233,7 +233,8 @@ def test_sigterm_during_svms_keeps_finished_classes(
 ) -> None:
     """Two ranks, each with a class judged and one that never ends: all stop, and what was kept is not fitted again."""
     asked = ("eval=voc07_svm", *common, "logging.wandb=false")
-    process = start("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2)
+    process = start_anew("tests.faults.endless_svm", *asked, f"paths.results={tmp_path}", processes=2)
+    assert process.stdout
     while not process.stdout.readline().startswith("step "):
         assert process.returncode is None
     process.send_signal(signal.SIGTERM)
