@@ -306,7 +306,7 @@ FAULTS = (
     Fault(
         "prototypes frozen for a step too many",
         SWAV,
-        "norm of prototypes",
+        "gradient norm",
         plant=wrapped(Swav, "__init__", _freeze_one_step_more),
         num_steps=9,
     ),
@@ -392,7 +392,7 @@ FAULTS = (
         "prototypes_used",
         plant=replaced(deepcluster, "spherical_kmeans", _centroids_not_normalized),
     ),
-    Fault("SeLa-v2's epsilon x 2", "sela_v2_400ep_2x224", "prototypes_used", {"method.epsilon": 0.04}),
+    Fault("SeLa-v2's epsilon x 2", "sela_v2_400ep_2x224", "loss", {"method.epsilon": 0.04}),
     Fault(
         "own pair among SimCLR's negatives",
         "simclr_1000ep",
@@ -403,7 +403,7 @@ FAULTS = (
     Fault("kNN: bilinear for bicubic", "knn", "mean of features", {"protocol.center_crop.interpolation": "bilinear"}),
     Fault("kNN: temperature .1 for .07", "knn", "winning share", {"protocol.temperature": 0.1}),
     Fault("kNN: pooled features for the head's", "knn_head", "mean of features", {"protocol.features": "pooled"}),
-    Fault("linear: weight decay x 10", "linear_places205", "norm of", {"protocol.weight_decay": 1e-3}),
+    Fault("linear: weight decay x 10", "linear_places205", "movement of", {"protocol.weight_decay": 1e-3}),
     Fault("linear: no Nesterov", "linear_places205", "movement of", {"protocol.nesterov": False}),
     Fault("linear: no BatchNorm", "linear_inat18", "loss", {"protocol.feature_batchnorm": False}),
     Fault(
