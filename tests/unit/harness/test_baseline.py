@@ -14,7 +14,6 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import baseline
 from reproduce.harness.verdict import stats
-from reproduce.system import REPO_ROOT
 
 
 @pytest.fixture
@@ -148,6 +147,26 @@ def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
         main(["record-baseline", "--allow-dirty", "--scale", "paper"])
 
 
+RECORD = """\
+recorded:
+  commit: 05542f20f65a1e0fe2d3a6e50efa35b066e47175
+  dirty: false
+  date: '2026-11-24'
+  seeds: [0, 1, 2]
+  machine: {cpu: Abacus, cores: 2, system: Linux x86_64}
+  packages: {torch: 2.14.1}
+cells:
+  swav_800ep/knn/knn20:
+    n: 3
+    mean: 60.0
+    sd: 1.0
+    values: [59.0, 60.0, 61.0]
+    num_test_images: 640
+    run_id: knn-s0-0d5b188df7
+wall_seconds: {evaluate/knn: 5.0}
+"""
+
+
 @pytest.mark.parametrize(
     ("found", "instead", "says"),
     [
@@ -163,7 +182,7 @@ def test_too_few_seeds_and_printed_tables_are_refused(checkout: Path) -> None:
     ],
 )
 def test_a_damaged_record_is_named(checkout: Path, found: str, instead: str, says: str) -> None:
-    whole = (REPO_ROOT / "tables/smoke/recorded.yaml").read_text()
+    whole = RECORD
     baseline.path("smoke").write_text(whole)
     assert baseline.load("smoke").cells
     damaged, changes = re.subn(found, instead, whole, count=1, flags=re.MULTILINE)
