@@ -63,8 +63,8 @@ def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
         for number in range(len(blocks), built):
             delattr(stage, str(number))
     weights = to_detectron2_names(trunk)
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN":  # which counts no batches
-        weights = {name: value for name, value in weights.items() if not name.endswith(".num_batches_tracked")}
+    counters = {name for name in weights if name.endswith(".num_batches_tracked")}  # frozen BatchNorm has none
+    weights = {name: value for name, value in weights.items() if name not in counters - detector.state_dict().keys()}
     missing, unexpected = detector.load_state_dict(weights, strict=False)
     not_loaded = [name for name in missing if not name.startswith(HEAD_PREFIXES)]
     if not_loaded or unexpected:

@@ -11,10 +11,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, REQUEUE, describe_signal
 from reproduce.files import write_json
+from reproduce.forking import FORK_SERVER, ForkedProcess
 from reproduce.system import POLL_SECONDS, without_launcher
 
 GRACE_SECONDS = 20
@@ -65,14 +66,7 @@ def _run_once(command: list[str], folder: Path, title: str, stopping: Callable[[
     (folder / "failure.json").unlink(missing_ok=True)
     with open(folder / "log.txt", "ab", buffering=0) as log:
         log.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {title}\n".encode())
-        process = subprocess.Popen(
-            command,
-            env=without_launcher(os.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if echo else log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # its own process group: all ranks and data-loader workers end with it
-        )
+        process = _start(command, log, echo)
         echoer = threading.Thread(target=_echo, args=(process, log), daemon=True)
         if echo:
             echoer.start()
@@ -106,7 +100,24 @@ def _run_once(command: list[str], folder: Path, title: str, stopping: Callable[[
     return status
 
 
-def stop_process_group(process: subprocess.Popen[Any]) -> None:
+def _start(command: list[str], log: BinaryIO, echo: bool) -> subprocess.Popen[bytes] | ForkedProcess:
+    """Start `command` as a process group of its own, so that ranks and workers end with it; fork it if a server can."""
+    environment = without_launcher(os.environ)
+    server = environment.pop(FORK_SERVER, None)
+    if server and command[:2] == [sys.executable, "-m"]:
+        with suppress(OSError):  # without the server, or with a broken one, the run starts as any program
+            return ForkedProcess(server, command[2], command[3:], environment, log)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if echo else log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def stop_process_group(process: subprocess.Popen[Any] | ForkedProcess) -> None:
     """End a process group: SIGTERM, then SIGKILL once its leader is gone, or after `GRACE_SECONDS`."""
     for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         with suppress(ProcessLookupError):
@@ -133,7 +144,7 @@ def last_error(log: Path) -> str:
     return sentences[-1] if sentences else ""
 
 
-def _echo(process: subprocess.Popen[bytes], log: Any) -> None:
+def _echo(process: subprocess.Popen[bytes], log: BinaryIO) -> None:
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:

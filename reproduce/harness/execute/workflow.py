@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from reproduce.errors import UserError
 from reproduce.files import file_lock
+from reproduce.forking import fork_server
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.events import EVENTS
 from reproduce.harness.execute.job import SNAKEMAKE_DIR
@@ -89,10 +90,11 @@ def execute_plan(
         }
         progress = Progress(plan, cores, expected_seconds(plan, recorded_seconds), states)
         log = path.with_name("snakemake.log")
-        with open(log, "wb") as output, open(events) as new_events:
+        may_fork = executor == "local" and not own_gpus and len(to_do) > 1
+        with open(log, "wb") as output, open(events) as new_events, _fork_server(may_fork, environment) as found:
             workflow = subprocess.Popen(
                 _snakemake_command(path.resolve(), _executor_args(plan, cores, len(own_gpus)), retries),
-                env=environment,
+                env=environment | found,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -123,6 +125,20 @@ def execute_plan(
         took = format_duration(time.monotonic() - began)
         printer.line(f"{len(to_do) - len(missing)} runs done, {len(failed)} failed in {took}")
         return PlanOutcome(failed, missing)
+
+
+@contextmanager
+def _fork_server(wanted: bool, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Have a process that forks for each run while this context lasts; yield what tells jobs about it.
+
+    Where none is wanted or possible, runs start as any program does. Runs on GPUs do: CUDA and forks do not mix.
+    """
+    with ExitStack() as server:
+        found: dict[str, str] = {}
+        if wanted and hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # no socket can be in this file system
+                found = server.enter_context(fork_server(CACHE, environment))
+        yield found
 
 
 def _check_writable(plan: Plan) -> None:
