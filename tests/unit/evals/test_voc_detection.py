@@ -38,7 +38,7 @@ def protocol(scale: str, *overrides: str, name: str = "voc_detection") -> Protoc
 @pytest.fixture(scope="module", params=BLOCKS)
 def detector(request: pytest.FixtureRequest) -> tuple[ResNet, Any, CfgNode]:
     trunk = random_trunk(0.0625, BLOCKS[request.param])
-    cfg = build_config(protocol("smoke").detectron2, trunk)
+    cfg = build_config(protocol("smoke", "scale.detection.freeze_at=0").detectron2, trunk)
     found = build_detector(cfg, trunk).double().eval()
     return trunk.double(), found, cfg
 
@@ -146,6 +146,17 @@ def test_pirls_detector_has_frozen_batchnorm_and_no_extra_one() -> None:
     trunk.layer3[-1].register_forward_hook(lambda _m, _i, out: seen.update(res4=out))
     trunk.double()(images)
     torch.testing.assert_close(found.backbone(images)["res4"], seen["res4"], rtol=1e-12, atol=1e-12)
+
+
+def test_smoke_trains_no_more_of_the_trunk_than_res5() -> None:
+    trunk = random_trunk(0.0625, BLOCKS[14])
+    found: Any = build_detector(build_config(protocol("smoke").detectron2, trunk), trunk).train().double()
+    assert not any(parameter.requires_grad for parameter in found.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in found.roi_heads.parameters())
+    images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+    expected = nn.Sequential(*list(trunk.double().eval().children())[:-2])(images)  # without layer4 and pooling
+    for _ in range(2):  # statistics are frozen, too: the second pass would differ
+        torch.testing.assert_close(found.backbone(images)["res4"], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:
