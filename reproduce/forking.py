@@ -1,7 +1,7 @@
 """Start Python programs by forking a process that has imported their libraries. Uses only the standard library.
 
-On a CPU, importing torch and what comes with it takes longer than a short evaluation. A server imports it once and forks
-for each program. Of this checkout's code the server keeps nothing: a fork imports it as it is by then.
+On a CPU, importing torch and what comes with it takes longer than a short evaluation. A server imports it once, and then
+forks for each program. It keeps nothing of this checkout's code: a fork imports it as it is by then.
 """
 
 import json

@@ -6,6 +6,7 @@ A command imports what only it needs when it runs, so that `--help` and wrong re
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,14 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
         raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
     record_baseline.refuse_dirty(options.allow_dirty)
     plan = _plan(options)
+    before = record_baseline.recorded_before(plan)
+    if before.cells:
+        seeds = tuple(seed for seed in plan.request.seeds if seed not in before.header["seeds"])
+        print(f"{len(before.header['seeds'])} seeds are recorded already; this adds seeds {seeds[0]} to {seeds[-1]}")
+        plan = build.build_plan(replace(plan.request, seeds=seeds))
     if _execute(plan, options.cores):
         return INCOMPLETE
-    print(f"recorded: {record_baseline.record(plan, options.allow_dirty)}")
+    print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before)}")
     for doubt in record_baseline.doubts(plan):
         print(f"note: {doubt}")
     if left := [name for name in recordable if name not in options.tables]:

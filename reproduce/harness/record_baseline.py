@@ -29,11 +29,34 @@ def refuse_dirty(allow_dirty: bool) -> None:
         )
 
 
-def record(plan: Plan, allow_dirty: bool = False) -> Path:
-    """Record every cell of a finished plan and return the file.
+def recorded_before(plan: Plan) -> RecordedNumbers:
+    """Return what is recorded of a plan's cells, if these runs and this code would give it again; else nothing.
 
-    Raises `UserError` if a run has no result, or if the results come from more than one version of the runs' code.
+    Then only the other seeds have to run: a recording grows by seeds, from several machines if need be.
     """
+    recorded = baseline.load(plan.request.scale)
+    if not recorded.cells or recorded.header["dirty"]:
+        return RecordedNumbers()
+    now = revision.run_code_fingerprint(revision.commit())
+    same_code = all(revision.run_code_fingerprint(each) == now for each in recorded.header["commit"].split(", "))
+    seeds = recorded.header["seeds"]
+    known = {cell.metric_key: recorded.cells.get(cell.metric_key) for cell in plan.cells}
+    same_runs = all(
+        (each := known[cell.metric_key]) and each.run_id == cell.runs.get(seeds[0]) and len(each.values) == len(seeds)
+        for cell in plan.cells
+    )
+    if not same_code or not same_runs or set(plan.request.seeds) <= set(seeds):
+        return RecordedNumbers()
+    return RecordedNumbers(recorded.header, {key: each for key, each in known.items() if each}, recorded.wall_seconds)
+
+
+def record(plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None = None) -> Path:
+    """Record every cell of a finished plan, beside the seeds recorded `before`, and return the file.
+
+    Raises `UserError` if a run has no result, or if the results come from more than one version of the runs' code or of
+    the packages.
+    """
+    before = before or RecordedNumbers()
     cells: dict[str, dict[str, Any]] = {}
     found = {run.run_id: run.read_result() for run in plan.runs.values()}
     missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
@@ -46,9 +69,16 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
         what = "uncommitted code" if dirty else f"commits whose runs differ ({', '.join(sorted(commits))})"
         where = f"results/{plan.request.scale}"
         raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")
+    packages = next(iter(done.values()))["provenance"]["packages"]
+    if before.cells and before.header["packages"] != packages:
+        raise UserError(
+            f"cannot record: the seeds in {baseline.path(plan.request.scale)} were made by other versions of packages; "
+            "install those, or delete that file and record again"
+        )
     for cell in plan.cells:
         of_seeds = [done[name] for name in cell.runs.values()]
-        values = [float(result["metrics"][cell.metric]) for result in of_seeds]
+        known = before.cells.get(cell.metric_key)
+        values = [*(known.values if known else ()), *(float(result["metrics"][cell.metric]) for result in of_seeds)]
         num_test_images = _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0])
         cells[cell.metric_key] = {
             "n": len(values),
@@ -56,28 +86,33 @@ def record(plan: Plan, allow_dirty: bool = False) -> Path:
             "sd": round(stats.sd(values) or 0.0, 4),
             "values": [round(value, 4) for value in values],
             "num_test_images": num_test_images,
-            "run_id": next(iter(cell.runs.values())),
+            "run_id": known.run_id if known else next(iter(cell.runs.values())),
         }
     wall: dict[str, list[float]] = {}
     for run in plan.runs.values():
         wall.setdefault(f"{run.kind}/{run.name}", []).append(float(done[run.run_id]["wall_seconds"]))
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    if before.cells:
+        commits |= set(before.header["commit"].split(", "))
+        if machine["cpu"] not in before.header["machine"]["cpu"].split(", "):
+            machine["cpu"] = f"{before.header['machine']['cpu']}, {machine['cpu']}"
     header = {
         "commit": ", ".join(sorted(commits)),
         "dirty": dirty,
         "date": datetime.now(UTC).date().isoformat(),
-        "seeds": list(plan.request.seeds),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
-        "packages": next(iter(done.values()))["provenance"]["packages"],
+        "seeds": [*before.header.get("seeds", ()), *plan.request.seeds],
+        "machine": machine,
+        "packages": packages,
     }
     recorded = RecordedNumbers(header, {key: baseline.read_cell(key, cell) for key, cell in cells.items()})
     family = Family.of_plan(plan, recorded)
-    for key, known in recorded.cells.items():
-        fall = stats.noticeable_fall(known.values, 1, resolution(known), family.tail)
+    for key, each in recorded.cells.items():
+        fall = stats.noticeable_fall(each.values, 1, resolution(each), family.tail)
         cells[key]["notices_fall_of"] = None if fall is None else round(fall, 1)
     content = {
         "recorded": header,
         "cells": cells,
-        "wall_seconds": {key: round(stats.mean(times), 1) for key, times in wall.items()},
+        "wall_seconds": before.wall_seconds | {key: round(stats.mean(times), 1) for key, times in wall.items()},
     }
     opening = (
         "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"

@@ -1,10 +1,13 @@
-"""One place for each thing: no function stands in two modules, and none has an interval of its own for polling."""
+"""One place for each thing: no function stands twice, no interval for polling, and nothing of two sides of a merge."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 
-from reproduce.system import REPO_ROOT
+import pytest
+
+from reproduce.system import REPO_ROOT, git
 
 ROOMS = ("docker", "evals", "models", "reproduce", "requirements", "tests")
 MIN_NODES = 30
@@ -37,3 +40,10 @@ def test_one_interval_for_polling_this_machine() -> None:
         if isinstance(node, ast.Assign) and "POLL_SECONDS" in map(ast.unparse, node.targets)
     }
     assert found == WITH_OWN_INTERVAL
+
+
+@pytest.mark.skipif(not (REPO_ROOT / ".git").exists(), reason="not a git repository")
+def test_no_conflict_of_a_merge_is_left() -> None:
+    marker = re.compile(rb"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    tracked = git("ls-files").splitlines()
+    assert tracked and not [path for path in tracked if marker.search((REPO_ROOT / path).read_bytes())]

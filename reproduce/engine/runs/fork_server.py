@@ -9,7 +9,7 @@ import sys
 
 import hydra  # noqa: F401
 import sklearn.svm  # noqa: F401
-import torch  # noqa: F401
+import torch
 import torch._dynamo  # noqa: F401 - the first optimizer imports it
 import torchvision  # noqa: F401
 import wandb  # noqa: F401

@@ -1,6 +1,7 @@
 """Recording: what is written is what was measured, and nothing is recorded that nobody could make again."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,48 @@ def test_seeds_are_recorded_in_slices(
     assert whole == [50.0 + seed % 7 for seed in range(20)] and whole[:10] == first
     assert recorded.header["seeds"] == list(range(20))
     assert recorded.header["commit"] == f"{'c' * 40}, {'d' * 40}"
+
+
+def test_a_recording_grows_on_another_machine(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the results of the recorded seeds are not, their runs are not done again, unless code or config changed."""
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
+    monkeypatch.setattr(record_baseline, "cpu_name", lambda: "first")
+    plan = build.build_plan(Request(("table7",), "smoke", tuple(range(5))))
+    for run in plan.runs.values():
+        finish(run, 50.0 + run.seed)
+    record_baseline.record(plan)
+    more = build.build_plan(Request(("table7",), "smoke", tuple(range(8))))
+    before = record_baseline.recorded_before(more)
+    assert before.header["seeds"] == [0, 1, 2, 3, 4] and before.cells.keys() == {cell.metric_key for cell in plan.cells}
+    assert not record_baseline.recorded_before(plan).cells  # recording the same seeds again makes them anew
+
+    shutil.rmtree("results")
+    monkeypatch.setattr(record_baseline, "cpu_name", lambda: "second")
+    rest = build.build_plan(Request(("table7",), "smoke", (5, 6, 7)))
+    for run in rest.runs.values():
+        finish(run, 50.0 + run.seed)
+    record_baseline.record(rest, before=before)
+    recorded = baseline.load("smoke")
+    cell = recorded.cells["swav_800ep/knn_head/knn20"]
+    assert cell.values == [50.0 + seed for seed in range(8)]
+    assert cell.run_id == before.cells["swav_800ep/knn_head/knn20"].run_id
+    assert recorded.header["seeds"] == list(range(8)) and recorded.header["machine"]["cpu"] == "first, second"
+
+    finish(next(iter(rest.runs.values())), provenance={"git_commit": "c" * 40, "git_dirty": False, "packages": {}})
+    with pytest.raises(UserError, match="other versions of packages"):
+        record_baseline.record(rest, before=before)
+    ten = build.build_plan(Request(("table7",), "smoke", tuple(range(10))))
+    assert record_baseline.recorded_before(ten).cells
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda commit: commit)
+    assert not record_baseline.recorded_before(ten).cells
+    text = baseline.path("smoke").read_text()
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
+    baseline.path("smoke").write_text(text.replace(cell.run_id, "knn_head-s0-0000000000"))
+    assert not record_baseline.recorded_before(ten).cells
+    baseline.path("smoke").write_text(text.replace("dirty: false", "dirty: true"))
+    assert not record_baseline.recorded_before(ten).cells
 
 
 def test_what_a_cell_would_notice_is_recorded(
