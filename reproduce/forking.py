@@ -1,6 +1,6 @@
 """Start Python programs by forking a process that has imported their libraries. Uses only the standard library.
 
-On a CPU, importing torch and what comes with it takes longer than a short evaluation. A server imports it once, and then
+On a CPU, importing torch and what comes with it takes longer than a short evaluation. A server imports it once and
 forks for each program. It keeps nothing of this checkout's code: a fork imports it as it is by then.
 """
 
