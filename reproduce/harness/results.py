@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,25 @@ def load(path: Path, run_id: str) -> dict[str, Any]:
     result = read_json(path)
     if not isinstance(result, dict) or result.get("run_id") != run_id:
         raise UserError(f"{path} is not the result of {run_id}; delete it and run the same command again")
+    if foreign := next(_foreign_entries(result, run_id), None):
+        raise UserError(
+            f"{path} is called the result of {run_id}, but {foreign}; delete it and run the same command again"
+        )
     if wrong := next(_schema_errors(result), None):
         raise UserError(f"{path} is damaged ({wrong}); delete it and run the same command again")
     return result
+
+
+def _foreign_entries(result: dict[str, Any], run_id: str) -> Iterator[str]:
+    """Yield a phrase for each entry that the run of this name can't have written: a copy of another run's has them."""
+    name, seed, digits = re.fullmatch(r"(.+)-s(\d+)-([0-9a-f]+)", run_id).groups()  # type: ignore[union-attr]
+    provenance = result.get("provenance")
+    config_hash = str(provenance.get("config_hash", digits)) if isinstance(provenance, dict) else digits
+    for key, wanted in (("name", name), ("seed", int(seed)), ("status", "done")):
+        if result.get(key, wanted) != wanted:
+            yield f"its {key} is {result[key]}"
+    if not config_hash.startswith(digits):
+        yield f"its config has the hash {config_hash[: len(digits)]}"
 
 
 def _schema_errors(result: dict[str, Any]) -> Iterator[str]:

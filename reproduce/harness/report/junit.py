@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from reproduce.harness.report.rendering import xml_text
 from reproduce.harness.spec import claims
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.checkpoints import CheckpointVerdict
@@ -28,6 +29,9 @@ def as_junit(
     for suite in root:
         for count, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(count, str(len(suite.findall(f".//{tag}"))))
+    for element in root.iter():
+        for key, value in element.items():
+            element.set(key, xml_text(value))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.report.render_tables import notices
+from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.verdict import notes
 from reproduce.harness.verdict.checkpoints import CheckpointVerdict
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
@@ -70,7 +71,7 @@ def checkpoints_as_markdown(checkpoints: Sequence[Mapping[str, Any]]) -> list[st
         fall = "–" if each["mean"] is None else fall_in_words(each["noticeable_fall"])
         symbol = SYMBOLS[Verdict(each["verdict"])]
         name = f"{each['name']}, {len(each['cells'])} cells"
-        lines.append(f"| {name} | {expected} | {ours} | {fall} | {symbol} {each['verdict']} |")
+        lines.append(markdown_row((name, expected, ours, fall, f"{symbol} {each['verdict']}")))
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.harness.plan.model import Plan
+from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.verdict import notes
 from reproduce.harness.verdict.claims import ClaimVerdict, PartVerdict
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
@@ -56,7 +57,7 @@ def claims_as_markdown(scale: str, claims: Sequence[Mapping[str, Any]]) -> str:
         symbol = CLAIM_SYMBOLS[ClaimStatus(claim["status"])]
         where = claim["section"] + (", public weights" if claim["level"] == PUBLIC else "")
         status = status_text(claim["status"], claim["tendency"])
-        lines.append(f"| {claim['statement']} | {where} | {symbol} {status} | {found} |")
+        lines.append(markdown_row((claim["statement"], where, f"{symbol} {status}", found)))
     return "\n".join(lines) + "\n"
 
 

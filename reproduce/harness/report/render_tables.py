@@ -8,6 +8,7 @@ from typing import Any
 from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
+from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.tables import Column, Row, Table
 from reproduce.harness.verdict import notes, stats
@@ -110,10 +111,10 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
         f"{column.title} ({column.unit}{f', mean of {column.num_runs} runs' if column.num_runs > 1 else ''})"
         for column in table.columns.values()
     ]
-    lines += ["| " + " | ".join(["Method", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [markdown_row(["Method", *heads]), "|---" * (len(heads) + 1) + "|"]
     for row, cells in zip(table.rows, checked.rows, strict=True):
         shown = [_cell_as_text(cell, table.columns[key], key in row.rerun_by_authors) for key, cell in cells.items()]
-        lines.append("| " + " | ".join([row.label, *shown]) + " |")
+        lines.append(markdown_row([row.label, *shown]))
     lines += [f"\nNot drawn yet, no result: {'; '.join(checked.undrawn)}."] if checked.undrawn else []
     lines += [f"\n{SYMBOLS[Verdict.CHANGED]} {Verdict.CHANGED}: {sentence(note)}" for note in checked.changed_curves]
     if not table.columns:

@@ -12,6 +12,7 @@ from reproduce.harness.report.headline import headline
 from reproduce.harness.report.render_checkpoints import CHECKPOINT_KEYS, checkpoints_as_markdown, fall_in_words
 from reproduce.harness.report.render_claims import CLAIM_KEYS
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE
+from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import PUBLIC, status_text
@@ -94,7 +95,7 @@ def as_markdown(
             for verdict in Verdict
             if verdict in table["score"]
         )
-        lines.append(f"| [{table['heading']}]({table['table']}.md): {table['title']} | {score or '–'} |")
+        lines.append(markdown_row((f"[{table['heading']}]({table['table']}.md): {table['title']}", score or "–")))
     made = [line for table in checked for line in _made_cells(table, bool(proved))]
     if made:
         head = ["Cell", "Expected", "Ours", "Seeds", *(["Would notice a fall of"] if proved else []), "Verdict"]
@@ -109,7 +110,7 @@ def as_markdown(
             level = f" ({PUBLIC})" if claim["level"] == PUBLIC else ""
             symbol = CLAIM_SYMBOLS[ClaimStatus(claim["status"])]
             status = status_text(claim["status"], claim["tendency"])
-            lines.append(f"| {claim['statement']}{level} | {symbol} {status} |")
+            lines.append(markdown_row((f"{claim['statement']}{level}", f"{symbol} {status}")))
     if len(run) < len(known):
         lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
     return "\n".join(lines) + "\n"
@@ -133,9 +134,8 @@ def _made_cells(table: Mapping[str, Any], with_falls: bool) -> list[str]:
             theirs = cell["expected_in_words"] or "–"
             compared = cell["interval"] and table["expected"] == "recorded"
             fall = fall_in_words(cell["noticeable_fall"]) if compared else "–"
-            lines.append(
-                f"| {table['heading']}: {row['label']}, {column['title']} | {theirs} | {ours} |"
-                f" {len(cell['values'])} |{f' {fall} |' if with_falls else ''}"
-                f" {SYMBOLS[Verdict(cell['verdict'])]} {cell['verdict']}{mark} |"
-            )
+            what = f"{table['heading']}: {row['label']}, {column['title']}"
+            verdict = f"{SYMBOLS[Verdict(cell['verdict'])]} {cell['verdict']}{mark}"
+            shown = (what, theirs, ours, str(len(cell["values"])), *((fall,) if with_falls else ()), verdict)
+            lines.append(markdown_row(shown))
     return lines

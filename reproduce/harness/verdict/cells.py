@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from reproduce.errors import UserError
 from reproduce.harness.plan.build import public_weights
 from reproduce.harness.plan.model import Cell, Plan
 from reproduce.harness.spec import margins, tables
@@ -85,6 +86,7 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
         return replace(blank, verdict=Verdict.UNAVAILABLE, notes=(found.unavailable[min(found.unavailable)],))
     if found.missing:
         return blank.with_notes(_missing(found))
+    _require_possible(inputs.plan, cell, column, found)
     ours = _measured(found, blank)
     if table.expected == "recorded":
         compared = _compare_with_recorded(inputs, cell, ours)
@@ -95,6 +97,18 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
     chosen = (found.choice,) if found.choice else ()
     others = (notes.OtherSeeds(tuple(sorted(found.other_seeds.items()))),) if found.other_seeds else ()
     return compared.with_notes(*chosen, *others)
+
+
+def _require_possible(plan: Plan, cell: Cell, column: Column, found: SeedResults) -> None:
+    """Raise `UserError` if a column of percentages has a number that is none: it would be called better, or worse."""
+    if not column.unit.endswith("%"):
+        return
+    for run_id, value in zip(found.run_ids, found.values.values(), strict=False):
+        if not 0 <= value <= 100:
+            raise UserError(
+                f"{plan.runs[run_id].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
+                "or the table's unit, delete that file and run the same command again"
+            )
 
 
 def _not_ours(row: Row, column: Column, printed: Printed) -> CellVerdict:

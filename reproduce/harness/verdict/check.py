@@ -14,17 +14,18 @@ from reproduce.harness.verdict.cells import CellVerdict, verdict_for
 from reproduce.harness.verdict.checkpoints import CheckpointVerdict, verdict_for_checkpoint
 from reproduce.harness.verdict.claims import ClaimVerdict
 from reproduce.harness.verdict.family import lowest_difference
-from reproduce.harness.verdict.labels import DISAGREEING, ClaimStatus, Verdict
-from reproduce.harness.verdict.notes import CanaryResult, Note
+from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, ClaimStatus, Verdict
+from reproduce.harness.verdict.notes import CanaryResult, ControlComparison, Note
 from reproduce.harness.verdict.seed_results import VerdictInputs
 
-AGREES, DISAGREES, INCOMPLETE = 0, 1, 3
+AGREES, DISAGREES, INCOMPLETE, NOTHING_COMPARED = 0, 1, 3, 4
 """Exit statuses of a check; 2 stands for a wrong request."""
 
 STATUS_MEANINGS = {
     AGREES: "every cell that ran agrees",
     DISAGREES: "some cells or checkpoints disagree or are changed, or claims are contradicted",
     INCOMPLETE: "a needed run failed or is missing",
+    NOTHING_COMPARED: "runs gave numbers, but there is nothing to compare any of them with",
 }
 
 
@@ -117,7 +118,7 @@ def exit_status(
     """Return 0 if every cell that ran agrees, 1 if one disagrees or is changed, 3 if a run is missing.
 
     1 stands also for a checkpoint that disagrees, for a claim that is contradicted or changed, and for a figure's curve
-    that is changed.
+    that is changed; 4 for numbers none of which was compared with anything, a control included.
 
     Runs that only a claim needs count as missing only if the claims were requested.
     """
@@ -131,4 +132,14 @@ def exit_status(
     if any(table.changed_curves for table in checked):
         return DISAGREES
     verdicts = {*(cell.verdict for cell in cells), *(each.verdict for each in checkpoints)}
-    return DISAGREES if verdicts & DISAGREEING else AGREES
+    if verdicts & DISAGREEING:
+        return DISAGREES
+    decided = any(claim.status == ClaimStatus.HOLDS for claim in claims)
+    uncompared = any(cell.mean is not None for cell in cells) and not any(map(_is_compared, cells))
+    return NOTHING_COMPARED if uncompared and not decided else AGREES
+
+
+def _is_compared(cell: CellVerdict) -> bool:
+    """Return whether a cell's number was held against another: a printed or recorded one, or its control's."""
+    beaten = any(isinstance(note, ControlComparison) and note.result == "beaten" for note in cell.notes)
+    return cell.verdict in AGREEING | DISAGREEING or beaten

@@ -1,6 +1,7 @@
 """What the runs of a cell gave, seed by seed: numbers, failures, missing results."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from reproduce.errors import UserError
@@ -130,6 +131,7 @@ def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
     failed: dict[int, RunFailure] = {}
     unavailable: dict[int, RunFailure] = {}
     missing: dict[int, str] = {}
+    checkpoints: dict[str, Run] = {}
     num_test_images = None
     for seed, run in ((seed, plan.runs[name]) for seed, name in runs.items()):
         if failure := _failure(plan, run):
@@ -139,6 +141,7 @@ def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
             missing[seed] = missing_reason(plan, run)
         else:
             values[seed] = _metric(run, result, metric)
+            _require_own_training(run, result, checkpoints)
             num_test_images = result.get("counts", {}).get("num_test_images")
     return SeedResults(
         values,
@@ -150,6 +153,23 @@ def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
         pretrainings={seed: parent for seed, name in runs.items() for parent in plan.runs[name].parents},
         run_ids=list(runs.values()),
     )
+
+
+def _require_own_training(run: Run, result: dict[str, Any], checkpoints: dict[str, Run]) -> None:
+    """Raise `UserError` if the training behind a seed is that of another one: copied, it would look like certainty.
+
+    `checkpoints` has the runs seen so far, by the hash of the checkpoint that they evaluated.
+    """
+    digest = result.get("provenance", {}).get("checkpoint_sha256")
+    if not digest or not run.parents:
+        return
+    other = checkpoints.setdefault(digest, run)
+    if other.parents != run.parents:
+        raise UserError(
+            f"{other.label} and {run.label} evaluated one and the same checkpoint (SHA-256 {digest[:12]}...), so they "
+            f"are no two trainings: delete {Path(run.folder).with_name(run.parents[0])} and {run.folder} if they are "
+            "the copies, and run the same command again"
+        )
 
 
 def _failure(plan: Plan, run: Run) -> RunFailure | None:

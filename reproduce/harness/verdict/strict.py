@@ -14,7 +14,13 @@ from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
 def open_issues(plan: Plan, checked: Sequence[TableVerdict], claims: Sequence[ClaimVerdict]) -> list[str]:
     """Return a sentence for each kind of doubt that the verdicts leave."""
-    return [*_of_cells(checked), *_of_claims(claims), *_of_first_steps(plan), *_of_code(plan)]
+    return [
+        *_of_cells(checked),
+        *_of_single_seeds(plan, checked),
+        *_of_claims(claims),
+        *_of_first_steps(plan),
+        *_of_code(plan),
+    ]
 
 
 def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
@@ -30,6 +36,21 @@ def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
             yield f"{table.table.heading}: {_cells(count)} {verdict}"
         if missing := sum(cell.canary == "missing" for cell in needed):
             yield f"{table.table.heading}: {_cells(missing)} without a canary"
+
+
+def _of_single_seeds(plan: Plan, checked: Sequence[TableVerdict]) -> Iterator[str]:
+    """Yield the cells that lie within their margins by one training: how far seeds spread is then unknown."""
+    if plan.request.source == "released":
+        return
+    for table in checked:
+        single = sum(
+            bool(cell.margin and table.table.columns[key].eval)
+            and len(cell.values) == 1
+            and cell.verdict == Verdict.WITHIN
+            for _, key, cell in table.cells()
+        )
+        if single:
+            yield f"{table.table.heading}: {_cells(single)} within by one seed; several show how far seeds spread"
 
 
 def _of_claims(claims: Sequence[ClaimVerdict]) -> Iterator[str]:

@@ -125,7 +125,7 @@ def test_nothing_recorded_is_no_baseline(smoke: Plan, finish: Callable[..., None
         finish(run)
     checked = check.check_tables(smoke)
     assert {judged.verdict for table in checked for _, _, judged in table.cells()} == {Verdict.NO_BASELINE}
-    assert check.exit_status(checked) == check.AGREES
+    assert check.exit_status(checked) == check.NOTHING_COMPARED
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(50.5, "within"), (80.0, "better"), (20.0, "worse")])
@@ -386,7 +386,7 @@ def test_on_other_images_the_difference_from_the_control_is_noted(
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     learned(plan, finish, [value])
     judged = swav(plan, checked := check.check_tables(plan))["knn20"]
-    assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.AGREES
+    assert judged.verdict == Verdict.NO_BASELINE and check.exit_status(checked) == check.NOTHING_COMPARED
     told = f"{value - 20:+.1f} points from Random trunk; the required 5 apply to the scale's own images."
     assert told in judged.reason
 

@@ -1,7 +1,7 @@
 """Shares of a row, means of several runs, strict checks and the summary."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,14 @@ from reproduce.harness.verdict.labels import Verdict
 from tests.unit.harness.verdicts import Finish, cells_of
 
 HEAD = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def no_commit_is_known() -> Iterator[None]:
+    """Forget which code commits have: tests pretend other answers of git."""
+    revision.run_code_fingerprint.cache_clear()
+    yield
+    revision.run_code_fingerprint.cache_clear()
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_strict_passes_without_open_issues(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
     finish(sing("knn_head", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
-    plan = build.build_plan(Request(("table7",), "paper"))
+    plan = build.build_plan(Request(("table7",), "paper", (0, 1, 2)))
     for run in plan.runs.values():
         metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
@@ -88,7 +96,8 @@ def test_strict_passes_without_open_issues(
 
 
 def test_strict_names_every_open_issue(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revision, "git", lambda *arguments: HEAD if arguments[0] == "rev-parse" else " M a.py")
+    answers = {"rev-parse": HEAD, "status": " M a.py"}
+    monkeypatch.setattr(revision, "git", lambda *arguments: answers.get(arguments[0], ""))
     plan = build.build_plan(Request(("table7",), "paper"))
     for run in plan.runs.values():
         finish(run, 60.1, provenance={"git_commit": "b" * 40, "git_dirty": True})
@@ -103,15 +112,21 @@ def test_strict_names_every_open_issue(checkout: Path, finish: Finish, monkeypat
 
 
 def test_strict_changes_the_exit_status(
-    smoke: Plan, finish: Finish, committed: None, capsys: pytest.CaptureFixture[str]
+    checkout: Path, finish: Finish, committed: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for run in smoke.runs.values():
-        finish(run, provenance={"git_commit": HEAD, "git_dirty": False})
-    assert main(["check", "table7"]) == check.AGREES
-    assert main(["check", "table7", "--strict"]) == check.DISAGREES
-    assert capsys.readouterr().out.splitlines()[-1] == "strict: Table 7: 4 cells no baseline"
-    next(run for run in smoke.runs.values() if run.name == "knn_head").result.unlink()
-    assert main(["check", "table7", "--strict"]) == check.INCOMPLETE
+    plan = build.build_plan(Request(("table7",), "paper"))
+    plan_file.write(plan)
+    for run in plan.runs.values():
+        metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
+        finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
+    assert main(["check", "table7", "--scale", "paper"]) == check.AGREES
+    assert main(["check", "table7", "--scale", "paper", "--strict"]) == check.DISAGREES
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "strict: Table 7: 2 cells without a canary",
+        "strict: Table 7: 2 cells within by one seed; several show how far seeds spread",
+    ]
+    next(run for run in plan.runs.values() if run.kind == "evaluate").result.unlink()
+    assert main(["check", "table7", "--scale", "paper", "--strict"]) == check.INCOMPLETE
 
 
 def test_strict_counts_claims(checkout: Path, finish: Finish, committed: None) -> None:

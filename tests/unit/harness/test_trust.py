@@ -1,0 +1,111 @@
+"""What can't be what it is called ends a check: copies of seeds, impossible numbers. Its files stay well-formed."""
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from reproduce.errors import UserError
+from reproduce.harness import record_baseline
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Plan, Request, Run
+from reproduce.harness.report.junit import as_junit
+from reproduce.harness.report.rendering import markdown_row, xml_text
+from reproduce.harness.verdict import check
+from tests.unit.harness.verdicts import Finish
+
+
+@pytest.fixture
+def plan(checkout: Path, finish: Finish) -> Plan:
+    """Table 9 with three seeds, done; every evaluation is of its own checkpoint."""
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
+    for run in plan.runs.values():
+        finish(run, 73.9 + run.seed / 100, provenance=provenance(run, sha256=(run.parents or [run.run_id])[0]))
+    return plan
+
+
+def provenance(run: Run, sha256: str = "") -> dict[str, object]:
+    digits = run.run_id.rpartition("-")[2]
+    known = {"git_commit": "c" * 40, "git_dirty": False, "packages": {}, "config_hash": digits + "0" * 54}
+    return known | ({"checkpoint_sha256": sha256} if sha256 else {})
+
+
+def evaluation(plan: Plan, seed: int) -> Run:
+    return next(run for run in plan.runs.values() if run.kind == "evaluate" and run.seed == seed)
+
+
+def edit(run: Run, **changes: object) -> None:
+    run.result.write_text(json.dumps(json.loads(run.result.read_text()) | changes))
+
+
+def test_honest_results_pass(plan: Plan) -> None:
+    assert len(check.check_tables(plan)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 0}, "its seed is 0"),
+        ({"name": "knn"}, "its name is knn"),
+        ({"status": "failed"}, "its status is failed"),
+        ({"provenance": {"config_hash": "f" * 64}}, "its config has the hash ffffffffff"),
+    ],
+)
+def test_a_result_under_another_name_is_refused(plan: Plan, changes: dict[str, object], says: str) -> None:
+    run = evaluation(plan, 1)
+    edit(run, **changes)
+    with pytest.raises(UserError, match=f"{run.run_id}, but {says}"):
+        check.check_tables(plan)
+
+
+def test_another_seeds_file_with_its_run_id_edited_is_refused(plan: Plan) -> None:
+    first, second = evaluation(plan, 0), evaluation(plan, 1)
+    shutil.copy(first.result, second.result)
+    edit(second, run_id=second.run_id)
+    with pytest.raises(UserError, match="its seed is 0"):
+        check.check_tables(plan)
+
+
+def test_one_training_is_not_two_seeds(plan: Plan) -> None:
+    """Seed 0's checkpoint in seed 1's folder: whatever was edited, the evaluations were of one file."""
+    first, second = evaluation(plan, 0), evaluation(plan, 1)
+    edit(second, provenance=provenance(second, sha256=first.parents[0]))
+    edit(plan.runs[second.parents[0]], provenance=provenance(plan.runs[second.parents[0]], sha256=first.parents[0]))
+    with pytest.raises(UserError, match=f"one and the same checkpoint.*delete .*{second.parents[0]}"):
+        check.check_tables(plan)
+
+
+@pytest.mark.parametrize("value", [-0.1, 100.1, 7390.0])
+def test_an_impossible_percentage_is_no_verdict(plan: Plan, finish: Finish, value: float) -> None:
+    run = evaluation(plan, 2)
+    finish(run, value, provenance=provenance(run, sha256=run.parents[0]))
+    with pytest.raises(UserError, match=f"{run.run_id}.*{value}, which is no percentage"):
+        check.check_tables(plan)
+
+
+def test_numbers_that_nothing_is_compared_with_have_a_status_of_their_own(checkout: Path, finish: Finish) -> None:
+    plan = build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
+    for run in plan.runs.values():
+        finish(run, 50.0 + run.seed)
+    assert check.exit_status(check.check_tables(plan)) == check.NOTHING_COMPARED
+    record_baseline.record(plan)
+    assert check.exit_status(check.check_tables(plan)) == check.AGREES
+
+
+def test_no_label_forges_a_row_and_no_message_breaks_a_file() -> None:
+    assert (
+        markdown_row(["a|b", "two\nlines | more\r", "\x1b[31mred\x00"])
+        == "| a\\|b | two lines \\| more | \ufffd[31mred\ufffd |"
+    )
+    assert xml_text("tab\t, line\n, \U0001f600, \x08\ud800\uffff") == "tab\t, line\n, \U0001f600, \ufffd\ufffd\ufffd"
+
+
+def test_a_failures_message_with_control_characters_is_well_formed_xml(plan: Plan) -> None:
+    run = evaluation(plan, 1)
+    run.result.unlink()
+    run.failure.write_text(json.dumps({"status": "failed", "message": "can't decode \x1b\x00 | \ud800"}))
+    checked = check.check_tables(plan)
+    messages = [error.attrib["message"] for error in ElementTree.fromstring(as_junit(checked)).iter("error")]
+    assert messages and "can't decode \ufffd\ufffd | \ufffd" in messages[0]
