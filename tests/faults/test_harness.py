@@ -27,6 +27,7 @@ from reproduce.system import REPO_ROOT
 FAKE = Path(__file__).with_name("fake_run.py")
 
 HARNESS = """
+import os
 import sys
 from pathlib import Path
 from reproduce import __main__ as command_line
@@ -39,7 +40,8 @@ fake, modes = sys.argv[1], dict(item.split("=") for item in sys.argv[2].split(";
 
 def command(run):
     seconds, _, mode = next((what for name, what in modes.items() if name in run.label), "0:ok").partition(":")
-    return [sys.executable, fake, run.folder, seconds, mode, "20" if run.parent_name == "random" else "50"]
+    program = ["-m", "tests.faults.fake_run"] if os.environ.get("AS_MODULE") else [fake]
+    return [sys.executable, *program, run.folder, seconds, mode, "20" if run.parent_name == "random" else "50"]
 
 Run.command = command
 tracking.log_table = lambda *verdicts: None
@@ -60,6 +62,18 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
     data.mkdir(parents=True)
     (data / "manifest.json").write_text("{}")
     return tmp_path
+
+
+@pytest.fixture(params=[False, True], ids=["started", "forked"])
+def any_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs are processes that Python starts, or forks of the server, which ends with the harness."""
+    monkeypatch.setenv("AS_MODULE", "1" if request.param else "")
+    yield
+    server = Path("server.txt")
+    assert server.exists() == request.param
+    assert not (CACHE / "fork_server.socket").exists()
+    if request.param:
+        wait_for(lambda: not Path("/proc", server.read_text()).exists())
 
 
 def popen(modes: str, *arguments: str) -> subprocess.Popen[str]:
@@ -150,6 +164,7 @@ def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.M
             now.remove(device)
 
 
+@pytest.mark.usefixtures("any_start")
 def test_a_failed_run_stops_only_its_children() -> None:
     modes = "voc07_svm=0:wrong;knn_head of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")
@@ -208,6 +223,7 @@ def test_failed_pretraining_fails_its_evaluations() -> None:
     assert Counter(starts()).most_common(1)[0][1] == 1
 
 
+@pytest.mark.usefixtures("any_start")
 def test_killed_harness_resumes() -> None:
     with started("knn_head of=60:ok", "run", "table7", "--cores", "2", until="knn_head") as process:
         wait_for(lambda: len(running()) == 2)  # one that is just being started would count as started again
@@ -223,6 +239,7 @@ def test_killed_harness_resumes() -> None:
     assert running() == []
 
 
+@pytest.mark.usefixtures("any_start")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_harness_leaves_no_process(number: signal.Signals) -> None:
     with started("knn_head of=60:ok", "reproduce", "table7", "--cores", "2", until="knn_head") as process:
@@ -234,6 +251,7 @@ def test_stopped_harness_leaves_no_process(number: signal.Signals) -> None:
     assert not list(Path("results").rglob("failure.json"))  # stopped is not failed
 
 
+@pytest.mark.usefixtures("any_start")
 def test_preempted_run_is_restarted_not_failed() -> None:
     status, out = harness("knn_head of=0:preempted-once", "run", "table7", "--cores", "2")
     assert status == 0, out
@@ -247,6 +265,7 @@ def test_preempted_run_is_restarted_not_failed() -> None:
         assert log.count("attempt 1:") == 2 and "attempt 2:" not in log
 
 
+@pytest.mark.usefixtures("any_start")
 def test_stopped_harness_restarts_no_preempted_run() -> None:
     with started("knn_head of=60:preempted-when-asked", "run", "table7", "--cores", "2", until="knn_head") as process:
         process.send_signal(signal.SIGTERM)

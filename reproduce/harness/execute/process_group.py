@@ -100,11 +100,16 @@ def _run_once(command: list[str], folder: Path, title: str, stopping: Callable[[
     return status
 
 
+def is_module(command: list[str]) -> bool:
+    """Return whether a command is `python -m MODULE ...`, which a fork can become."""
+    return command[:2] == [sys.executable, "-m"]
+
+
 def _start(command: list[str], log: BinaryIO, echo: bool) -> subprocess.Popen[bytes] | ForkedProcess:
     """Start `command` as a process group of its own, so that ranks and workers end with it; fork it if a server can."""
     environment = without_launcher(os.environ)
     server = environment.pop(FORK_SERVER, None)
-    if server and command[:2] == [sys.executable, "-m"]:
+    if server and is_module(command):
         with suppress(OSError):  # without the server, or with a broken one, the run starts as any program
             return ForkedProcess(server, command[2], command[3:], environment, log)
     return subprocess.Popen(

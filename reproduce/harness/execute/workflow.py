@@ -22,7 +22,7 @@ from reproduce.forking import fork_server
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.events import EVENTS
 from reproduce.harness.execute.job import SNAKEMAKE_DIR
-from reproduce.harness.execute.process_group import GRACE_SECONDS, last_error, write_failure
+from reproduce.harness.execute.process_group import GRACE_SECONDS, is_module, last_error, write_failure
 from reproduce.harness.execute.progress import Progress
 from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.execute.supervision import SUPERVISOR
@@ -90,7 +90,8 @@ def execute_plan(
         }
         progress = Progress(plan, cores, expected_seconds(plan, recorded_seconds), states)
         log = path.with_name("snakemake.log")
-        may_fork = executor == "local" and not own_gpus and len(to_do) > 1
+        forkable = [name for name in to_do if is_module(plan.runs[name].command())]
+        may_fork = executor == "local" and not own_gpus and len(forkable) > 1  # one run imports as much by itself
         with open(log, "wb") as output, open(events) as new_events, _fork_server(may_fork, environment) as found:
             workflow = subprocess.Popen(
                 _snakemake_command(path.resolve(), _executor_args(plan, cores, len(own_gpus)), retries),
