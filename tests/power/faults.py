@@ -432,7 +432,7 @@ FAULTS = (
         plant=wrapped(classifier.ClassifierTask, "__init__", _eval_mode),
     ),
     Fault("DETR: weight of 'no object' 1", "coco_detr", "loss", {"protocol.loss_weights.no_object": 1.0}),
-    Fault("DETR: the trunk's rate x 2", "coco_detr", "learning rate", {"protocol.lr_backbone": 4e-4}),
+    Fault("DETR: the trunk's rate x 2", "coco_detr", "learning rate", {"protocol.lr_backbone": 6e-5}),
     Fault("DETR: no auxiliary losses", "coco_detr", "loss", plant=wrapped(coco_detr, "losses", _last_layer_only)),
     Fault("DETR: clipped at 1", "coco_detr", "movement of", {"protocol.clip_norm": 1.0}),
     Fault("Faster R-CNN: BGR", "voc_detection", "projection of view", {"protocol.detectron2.INPUT.FORMAT": "BGR"}),
