@@ -34,8 +34,11 @@ PREFETCH_BATCHES = 4
 
 RUN_CODE_FOLDERS = ("evals", "models", "reproduce")
 """Folders of the code that runs execute."""
-NOT_RUN_CODE = ("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf")
-"""Entries of these that runs do not execute. What a run takes from its config is in its name already."""
+NOT_RUN_CODE = (
+    *("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf"),
+    "reproduce/forking.py",
+)
+"""Entries of these that runs do not execute, or that only start them. What a run takes from its config is in its name."""
 
 
 def git(*arguments: str) -> str:
