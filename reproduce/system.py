@@ -38,7 +38,8 @@ NOT_RUN_CODE = (
     *("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf"),
     "reproduce/forking.py",
 )
-"""Entries of these that runs do not execute, or that only start them. What a run takes from its config is in its name."""
+"""Entries of these that runs do not execute, or that only start them. What a run takes from its config is in its name
+already."""
 
 
 def git(*arguments: str) -> str:

@@ -1,5 +1,7 @@
 """The checkout's commit, and the part of a commit that can change a number of a run."""
 
+import ast
+import hashlib
 from functools import cache
 
 from reproduce.system import NOT_RUN_CODE, git, git_problem
@@ -21,6 +23,29 @@ def dirty() -> bool:
 
 @cache
 def run_code_fingerprint(commit: str) -> str:
-    """Return a text that is equal for two commits whose runs execute the same code; an unknown commit itself."""
-    lines = git("ls-tree", "--full-tree", "--end-of-options", commit, *RUN_CODE).splitlines()
-    return "\n".join(line for line in lines if line.partition("\t")[2] not in NOT_RUN_CODE) or commit
+    """Return a text that is equal for two commits whose runs execute the same code; an unknown commit itself.
+
+    Comments, docstrings and formatting are no code.
+    """
+    lines = git("ls-tree", "-r", "--full-tree", "--end-of-options", commit, *RUN_CODE).splitlines()
+    entries = [(line.split()[2], line.partition("\t")[2]) for line in lines]
+    run_code = [
+        f"{_code_of(blob) if path.endswith('.py') else blob} {path}"
+        for blob, path in entries
+        if not any(path == each or path.startswith(f"{each}/") for each in NOT_RUN_CODE)
+    ]
+    return "\n".join(run_code) or commit
+
+
+@cache
+def _code_of(blob: str) -> str:
+    """Return a hash of a Python file's code; of the text if it can't be parsed."""
+    text = git("cat-file", "blob", blob)
+    try:
+        module = ast.parse(text)
+    except SyntaxError:
+        return blob
+    for node in ast.walk(module):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""  # a docstring, of a module, class, function or constant
+    return hashlib.sha256(ast.dump(module).encode()).hexdigest()

@@ -55,3 +55,14 @@ def test_fingerprint_of_an_unknown_commit_is_the_commit(commit: Callable[[str, s
     commit("models/methods/swav.py", "")
     assert revision.run_code_fingerprint("a" * 40) == "a" * 40
     assert revision.run_code_fingerprint("<b>-x</b>") == "<b>-x</b>"
+
+
+def test_comments_docstrings_and_layout_are_no_code(commit: Callable[[str, str], str]) -> None:
+    first = commit("evals/knn.py", "def vote(x):\n    return x + 1\n")
+    reworded = '"""Vote."""\n\n\ndef vote(x):  # by neighbors\n    """Return one more."""\n    return (\n        x + 1\n    )\n'
+    second = commit("evals/knn.py", reworded)
+    assert revision.run_code_fingerprint(second) == revision.run_code_fingerprint(first)
+    changed = {revision.run_code_fingerprint(commit("evals/knn.py", reworded.replace("1", number))) for number in "23"}
+    assert len({revision.run_code_fingerprint(first), *changed}) == 3
+    broken = {revision.run_code_fingerprint(commit("evals/knn.py", text)) for text in ("def", "def # other")}
+    assert len(broken) == 2
