@@ -42,10 +42,15 @@ def _code_of(blob: str) -> str:
     """Return a hash of a Python file's code; of the text if it can't be parsed."""
     text = git("cat-file", "blob", blob)
     try:
-        module = ast.parse(text)
+        module = _WithoutDocstrings().visit(ast.parse(text))
     except SyntaxError:
         return blob
-    for node in ast.walk(module):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            node.value.value = ""  # a docstring, of a module, class, function or constant
     return hashlib.sha256(ast.dump(module).encode()).hexdigest()
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Removes strings that are statements: docstrings of modules, classes, functions and constants."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802 - the name that ast calls
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
