@@ -51,6 +51,7 @@ def _code_of(blob: str) -> str:
 class _WithoutDocstrings(ast.NodeTransformer):
     """Removes strings that are statements: docstrings of modules, classes, functions and constants."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802 - the name that ast calls
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """Return the node, or None for a string."""
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else node

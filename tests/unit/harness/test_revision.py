@@ -59,7 +59,7 @@ def test_fingerprint_of_an_unknown_commit_is_the_commit(commit: Callable[[str, s
 
 def test_comments_docstrings_and_layout_are_no_code(commit: Callable[[str, str], str]) -> None:
     first = commit("evals/knn.py", "def vote(x):\n    return x + 1\n")
-    reworded = '"""Vote."""\n\n\ndef vote(x):  # by neighbors\n    """Return one more."""\n    return (\n        x + 1\n    )\n'
+    reworded = '"""Vote."""\n\ndef vote(x):  # by neighbors\n    """Return one more."""\n    return (\n        x + 1)\n'
     second = commit("evals/knn.py", reworded)
     assert revision.run_code_fingerprint(second) == revision.run_code_fingerprint(first)
     changed = {revision.run_code_fingerprint(commit("evals/knn.py", reworded.replace("1", number))) for number in "23"}
