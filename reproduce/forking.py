@@ -134,6 +134,7 @@ def serve(listener: socket.socket) -> None:
 
     In a forked process, this runs the program and does not return.
     """
+    os.close(os.pidfd_open(os.getpid()))  # where the kernel has none, this ends before anything was forked
     running: dict[int, tuple[int, socket.socket]] = {}  # process and client, by the descriptor that tells its end
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)

@@ -109,7 +109,7 @@ def _start(command: list[str], log: BinaryIO, echo: bool) -> subprocess.Popen[by
     """Start `command` as a process group of its own, so that ranks and workers end with it; fork it if a server can."""
     environment = without_launcher(os.environ)
     server = environment.pop(FORK_SERVER, None)
-    if server and is_module(command):
+    if server and is_module(command) and not echo:
         with suppress(OSError):  # without the server, or with a broken one, the run starts as any program
             return ForkedProcess(server, command[2], command[3:], environment, log)
     return subprocess.Popen(
