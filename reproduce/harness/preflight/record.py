@@ -63,7 +63,9 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
     precisions = {each.name: each.config.get("precision", "fp64") for each in planned}
     found = measured(observed, precisions)
     all_of = {each.name: _golden(each, *found[each.name]) for each in planned if each.name in found}
-    content = GoldenFile(recorded, {name: each for name, each in all_of.items() if each.values})
+    content = _with_what_stands(
+        GoldenFile(recorded, {name: each for name, each in all_of.items() if each.values}), scale
+    )
     recorded["held_out"] = {
         setting.name: _try(content, _run(planned, setting, scale, num_processes), say)
         for setting in _possible(HELD_OUT)
@@ -92,6 +94,25 @@ def _golden(rehearsal: Rehearsal, values: dict[str, list[float]], tolerances: di
     if rehearsal.trained_trunk or rehearsal.protocol in DETECTORS:
         return golden.free_of_arithmetic(recorded)
     return recorded.restricted_to(name for name in values if not name.startswith(OF_REHEARSALS_ONLY))
+
+
+def _with_what_stands(content: GoldenFile, scale: str) -> GoldenFile:
+    """Keep the earlier entries that this machine's numbers agree with: their tolerances know other arithmetic, too."""
+    if not golden.path(scale).exists():
+        return content
+    earlier = golden.load(scale)
+    standing = {
+        name: known
+        for name, known in {**earlier.rehearsals, **golden.load_runs(scale)}.items()
+        if (new := content.rehearsals.get(name))
+        and (new.recipes, new.overrides) == (known.recipes, known.overrides)
+        and not golden.compare(new.values, known).differences
+    }
+    if standing:
+        whence = {key: earlier.recorded[key] for key in ("commit", "date", "hardware", "settings")}
+        before = earlier.recorded.get("earlier", [])
+        content.recorded["earlier"] = [*before, {**whence, "entries_that_stand": len(standing)}]
+    return GoldenFile(content.recorded, {**content.rehearsals, **standing})
 
 
 def write(target: Path, content: GoldenFile) -> None:
