@@ -132,7 +132,7 @@ def write(target: Path, content: GoldenFile) -> None:
 def _compact(series: Sequence[float | None]) -> str:
     """Return a series as JSON; repeated numbers are written in full, whole ones without a point."""
     return json.dumps(
-        [int(each) if each is not None and each.is_integer() else each for each in series], separators=(",", ":")
+        [int(each) if each is not None and float(each).is_integer() else each for each in series], separators=(",", ":")
     )
 
 

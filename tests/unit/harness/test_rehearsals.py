@@ -206,3 +206,26 @@ def test_a_recording_goes_on_unless_code_or_request_changed(tmp_path: Path, monk
     code[0] = "two"
     record._run([*planned, schedule("c")], setting, "smoke", 1)
     assert done == [3, 4, 4]
+
+
+def test_earlier_entries_that_this_machine_agrees_with_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tolerances know another machine's arithmetic; an entry with other numbers or overrides is replaced."""
+    monkeypatch.setattr(golden.tables, "TABLES_DIR", tmp_path)
+    header = {"commit": "a", "date": "before", "hardware": "other", "settings": ["native"]}
+
+    def entry(value: float, tolerance: float, *overrides: str) -> Golden:
+        return Golden(["recipe"], [*overrides], {"loss": [value, 2]}, {"loss": [tolerance, None]})
+
+    before = {
+        "near": entry(1, 0.1),
+        "far": entry(1, 0.1),
+        "asked otherwise": entry(1, 0.1, "epochs=2"),
+        "gone": entry(1, 1),
+    }
+    record.write(golden.path("smoke"), GoldenFile(header, before))
+    now = {name: entry(1.2 if name == "far" else 1.05, 0.01) for name in ("near", "far", "asked otherwise", "new")}
+    found = record._with_what_stands(GoldenFile({"hardware": "this"}, now), "smoke")
+    assert found.rehearsals == now | {"near": before["near"]}
+    assert found.recorded == {"hardware": "this", "earlier": [{**header, "entries_that_stand": 1}]}
+    record.write(golden.path("smoke"), found)
+    assert golden.load("smoke").rehearsals["near"] == before["near"]
