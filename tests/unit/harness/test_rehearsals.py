@@ -19,6 +19,8 @@ from reproduce.harness.preflight import rehearsals as module
 from reproduce.harness.preflight.rehearsals import NUM_FP64_STEPS, Rehearsal, rehearsals
 from reproduce.harness.preflight.run import run_rehearsals
 from reproduce.harness.preflight.tolerances import Setting
+from reproduce.harness.spec import golden, tables
+from reproduce.harness.spec.golden import Golden, GoldenFile
 from reproduce.rehearsal import REHEARSALS_FILE, Request
 
 NUM_IMAGES = 100
@@ -210,7 +212,7 @@ def test_a_recording_goes_on_unless_code_or_request_changed(tmp_path: Path, monk
 
 def test_earlier_entries_that_this_machine_agrees_with_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their tolerances know another machine's arithmetic; an entry with other numbers or overrides is replaced."""
-    monkeypatch.setattr(golden.tables, "TABLES_DIR", tmp_path)
+    monkeypatch.setattr(tables, "TABLES_DIR", tmp_path)
     header = {"commit": "a", "date": "before", "hardware": "other", "settings": ["native"]}
 
     def entry(value: float, tolerance: float, *overrides: str) -> Golden:
