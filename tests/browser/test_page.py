@@ -42,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             values = dict.fromkeys(metrics, 74 + number % 7 / 10)
             done = {"run_id": run.run_id, "kind": run.kind, "name": run.name, "parents": run.parents, "metrics": values}
             cost = {"wall_seconds": 3600.0 + number, "device_hours": 8.0, "peak_memory_gb": 12.5}
-            provenance = {"git_commit": HOSTILE, "config_hash": "0123456789abcdef" * 8}
+            provenance = {"git_commit": HOSTILE, "config_hash": run.run_id.rpartition("-")[2] * 6}
             run.result.write_text(json.dumps(done | cost | {"provenance": provenance}))
             lines = [json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.1}) for step in range(200)]
             run.result.with_name("metrics.jsonl").write_text("\n".join(lines))

@@ -210,7 +210,7 @@ def test_weights_that_are_not_finite_name_the_evaluations_own_learning_rates(
 def test_batch_size_scales_the_learning_rates(
     kind: str, batch_size: int, common: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scale's learning rates are for its batch of 32."""
+    """The scale's learning rates are for its batches of 32 and 65."""
     rates: list[list[float]] = []
     step = torch.optim.SGD.step
 
@@ -221,10 +221,11 @@ def test_batch_size_scales_the_learning_rates(
     monkeypatch.setattr(torch.optim.SGD, "step", noted)
     asked = (*TRAINED[kind], *common, f"protocol.batch_size={batch_size}", f"paths.results={tmp_path}")
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0
-    share = batch_size / 32
-    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.0003, 0.05]}[kind]])
+    base = {"linear": 32, "finetune": 65}[kind]
+    share = batch_size / base
+    assert rates[0] == pytest.approx([lr * share for lr in {"linear": [0.3], "finetune": [0.001, 0.02]}[kind]])
     result, _, _ = outcome(tmp_path)
-    said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's 32"
+    said = f"learning rates x {share:g}: batch {batch_size} in place of the protocol's {base}"
     assert result["provenance"]["lr_scaled"] == said
 
 

@@ -57,6 +57,7 @@ def test_the_page_says_what_is_counted() -> None:
 @pytest.fixture(scope="module")
 def small_detr() -> coco_detr.ProtocolConfig:
     asked = ["eval=coco_detr", "scale=smoke", "checkpoint=x", "protocol.transforms.max_size_px=96"]
+    asked += ["protocol.batch_size=4"]
     return to_dataclass(compose("evaluate", asked).protocol, coco_detr.ProtocolConfig, "protocol")
 
 
