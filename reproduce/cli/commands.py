@@ -6,7 +6,6 @@ A command imports what only it needs when it runs, so that `--help` and wrong re
 import argparse
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +94,10 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if printed := set(options.tables) - set(recordable):
         raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
     record_baseline.refuse_dirty(options.allow_dirty)
-    plan = _plan(options)
-    before = record_baseline.recorded_before(plan)
+    plan, before = record_baseline.without_recorded_seeds(_plan(options))
     if before.cells:
-        seeds = tuple(seed for seed in plan.request.seeds if seed not in before.header["seeds"])
-        print(f"{len(before.header['seeds'])} seeds are recorded already; this adds seeds {seeds[0]} to {seeds[-1]}")
-        plan = build.build_plan(replace(plan.request, seeds=seeds))
+        first, last = plan.request.seeds[0], plan.request.seeds[-1]
+        print(f"{len(before.header['seeds'])} seeds are recorded already; this adds seeds {first} to {last}")
     if _execute(plan, options.cores):
         return INCOMPLETE
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before)}")

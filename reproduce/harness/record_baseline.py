@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import revision
+from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedNumbers
@@ -29,11 +31,20 @@ def refuse_dirty(allow_dirty: bool) -> None:
         )
 
 
-def recorded_before(plan: Plan) -> RecordedNumbers:
-    """Return what is recorded of a plan's cells, if these runs and this code would give it again; else nothing.
+def without_recorded_seeds(plan: Plan) -> tuple[Plan, RecordedNumbers]:
+    """Return the plan of the seeds that are still to be recorded, and what stands recorded beside them.
 
-    Then only the other seeds have to run: a recording grows by seeds, from several machines if need be.
+    So a recording grows by seeds, on several machines if need be.
     """
+    before = recorded_before(plan)
+    if not before.cells:
+        return plan, before
+    seeds = tuple(seed for seed in plan.request.seeds if seed not in before.header["seeds"])
+    return build.build_plan(replace(plan.request, seeds=seeds)), before
+
+
+def recorded_before(plan: Plan) -> RecordedNumbers:
+    """Return what is recorded of a plan's cells, if these runs and this code would give it again; else nothing."""
     recorded = baseline.load(plan.request.scale)
     if not recorded.cells or recorded.header["dirty"]:
         return RecordedNumbers()

@@ -30,7 +30,10 @@ def load(path: Path, run_id: str) -> dict[str, Any]:
 
 def _foreign_entries(result: dict[str, Any], run_id: str) -> Iterator[str]:
     """Yield a phrase for each entry that the run of this name can't have written: a copy of another run's has them."""
-    name, seed, digits = re.fullmatch(r"(.+)-s(\d+)-([0-9a-f]+)", run_id).groups()  # type: ignore[union-attr]
+    if not (parts := re.fullmatch(r"(.+)-s(\d+)-([0-9a-f]+)", run_id)):
+        yield "no run has such a name"
+        return
+    name, seed, digits = parts.groups()
     provenance = result.get("provenance")
     config_hash = str(provenance.get("config_hash", digits)) if isinstance(provenance, dict) else digits
     for key, wanted in (("name", name), ("seed", int(seed)), ("status", "done")):

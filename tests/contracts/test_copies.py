@@ -5,8 +5,6 @@ import re
 from collections import defaultdict
 from functools import cache
 
-import pytest
-
 from reproduce.system import REPO_ROOT, git
 
 ROOMS = ("docker", "evals", "models", "reproduce", "requirements", "tests")
@@ -42,7 +40,6 @@ def test_one_interval_for_polling_this_machine() -> None:
     assert found == WITH_OWN_INTERVAL
 
 
-@pytest.mark.skipif(not (REPO_ROOT / ".git").exists(), reason="not a git repository")
 def test_no_conflict_of_a_merge_is_left() -> None:
     marker = re.compile(rb"^(<{7} |>{7} |={7}$)", re.MULTILINE)
     tracked = git("ls-files").splitlines()

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from reproduce.errors import UserError
-from reproduce.harness import record_baseline
+from reproduce.harness import record_baseline, results
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report.junit import as_junit
@@ -66,6 +66,12 @@ def test_another_seeds_file_with_its_run_id_edited_is_refused(plan: Plan) -> Non
     edit(second, run_id=second.run_id)
     with pytest.raises(UserError, match="its seed is 0"):
         check.check_tables(plan)
+
+
+def test_a_name_that_no_run_has_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"run_id": "a copy", "metrics": {}, "wall_seconds": 1}))
+    with pytest.raises(UserError, match="called the result of a copy, but no run has such a name"):
+        results.load(tmp_path / "result.json", "a copy")
 
 
 def test_one_training_is_not_two_seeds(plan: Plan) -> None:
