@@ -103,7 +103,7 @@ def _require_possible(plan: Plan, cell: Cell, column: Column, found: SeedResults
     """Raise `UserError` if a column of percentages has a number that is none: it would be called better, or worse."""
     if not column.unit.endswith("%"):
         return
-    for run_id, value in zip(found.run_ids, found.values.values(), strict=False):
+    for run_id, value in zip(found.run_ids, found.values.values(), strict=True):
         if not 0 <= value <= 100:
             raise UserError(
                 f"{plan.runs[run_id].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
