@@ -132,6 +132,22 @@ def test_costs_are_compared_by_scikit_learns_average_precision(monkeypatch: pyte
     assert select_cost(np.arange(8.0)[:, None], truth, [0.1, 1.0], 1) == 1.0
 
 
+def test_the_test_split_is_scored_by_vocs_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SVM that returns its feature, on numbers for which VOC's and scikit-learn's precisions differ."""
+
+    class Scored:
+        def decision_function(self, rows: np.ndarray) -> np.ndarray:
+            return rows[:, 0]
+
+    protocol = voc07_svm.ProtocolConfig("voc07_svm", num_folds=3, costs=[1.0], center_crop=CenterCropConfig(64, 64))
+    truth, scores = np.array([1, -1, 1, -1, -1, 1, -1, -1]), np.array([2.0, 1, 3, 6, 0, 5, 4, 7])
+    monkeypatch.setattr(voc07_svm, "fit_svm", lambda *_: Scored())
+    monkeypatch.setattr(voc07_svm, "select_cost", lambda *_: 1.0)
+    found, _ = voc07_svm.fit_and_score(protocol, scores[:, None], scores[:, None], truth, truth)
+    assert found == pytest.approx(50)  # all three are among the first six: 3 / 6, which no earlier cut exceeds
+    assert average_precision_score(truth == 1, scores) == pytest.approx(0.411, abs=5e-4)
+
+
 def test_a_class_that_is_only_difficult_is_absent_in_training_and_not_scored_in_the_test() -> None:
     protocol = voc07_svm.ProtocolConfig(
         "voc07_svm", num_folds=3, costs=[0.1, 1.0], center_crop=CenterCropConfig(64, 64)
