@@ -100,7 +100,14 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
         print(f"{len(before.header['seeds'])} seeds are recorded already; this adds seeds {first} to {last}")
     if _execute(plan, options.cores):
         return INCOMPLETE
-    print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before)}")
+    others = [] if before.cells else record_baseline.under_other_arithmetic(plan)
+    for setting, other in others:
+        print(f"the first seed's untrained trunks under other arithmetic: {setting.name}")
+        with setting.applied():
+            if _execute(other, options.cores):
+                return INCOMPLETE
+    plan_file.write(plan)  # check and report judge the plan that was written last
+    print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before, [other for _, other in others])}")
     for doubt in record_baseline.doubts(plan):
         print(f"note: {doubt}")
     if left := [name for name in recordable if name not in options.tables]:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +13,22 @@ import yaml
 
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
-from reproduce.harness import revision
+from reproduce.harness import arithmetics, revision
+from reproduce.harness.arithmetics import Setting
+from reproduce.harness.execute.gpus import visible_gpus
 from reproduce.harness.plan import build
-from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.model import CACHE, Cell, Plan, Run
 from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.verdict import stats
-from reproduce.harness.verdict.family import Family, lowest_difference, resolution
+from reproduce.harness.verdict.family import Family, lowest_difference
+from reproduce.harness.verdict.unchanged import unchanged
 from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
+OTHER_ARITHMETIC = CACHE / "other-arithmetic"
+UNTRAINED = "none"
+"""The method of a pretraining that saves its initial weights."""
 
 
 def refuse_dirty(allow_dirty: bool) -> None:
@@ -61,44 +69,78 @@ def recorded_before(plan: Plan) -> RecordedNumbers:
     return RecordedNumbers(recorded.header, {key: each for key, each in known.items() if each}, recorded.wall_seconds)
 
 
-def record(plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None = None) -> Path:
+def under_other_arithmetic(plan: Plan) -> list[tuple[Setting, Plan]]:
+    """Return the runs of the plan's first seed that train no trunk, once for each other arithmetic of this processor.
+
+    Their results are kept apart. None for a cluster or GPUs, whose arithmetic no setting here changes.
+    """
+    if plan.cluster["executor"] != "local" or visible_gpus():
+        return []
+    cells = [cell for cell in plan.cells if not cell.runs_by_override and not _trains_a_trunk(plan, cell)]
+    names = {name for cell in cells for name in _of_first_seed(plan, cell)}
+    if not names:
+        return []
+
+    def elsewhere(run: Run, home: Path) -> Run:
+        folder = str(home / plan.request.scale / run.run_id)
+        return replace(run, folder=folder, overrides=[*run.overrides, f"paths.results={home}"])
+
+    found = []
+    for setting in arithmetics.unlike_this_machine():
+        home = OTHER_ARITHMETIC / re.sub(r"\W+", "-", setting.name)
+        runs = {name: elsewhere(run, home) for name, run in plan.runs.items() if name in names}
+        found.append((setting, replace(plan, runs=runs, cells=cells)))
+    return found
+
+
+def _trains_a_trunk(plan: Plan, cell: Cell) -> bool:
+    """Return whether any network behind a cell is trained before it is evaluated; unknown ones count."""
+    parents = plan.runs[next(iter(cell.runs.values()))].parents
+    return not parents or any(plan.runs[name].workload.method != UNTRAINED for name in parents)
+
+
+def _of_first_seed(plan: Plan, cell: Cell) -> list[str]:
+    """Return the runs behind a cell's number of the plan's first seed, parents first."""
+    name = cell.runs[plan.request.seeds[0]]
+    return [*plan.runs[name].parents, name]
+
+
+def record(
+    plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None = None, others: Sequence[Plan] = ()
+) -> Path:
     """Record every cell of a finished plan, beside the seeds recorded `before`, and return the file.
 
-    Raises `UserError` if a run has no result, or if the results come from more than one version of the runs' code or of
-    the packages.
+    `others` are plans under other arithmetic. Raises `UserError` if a run has no result, or if the results come from
+    more than one version of the runs' code or of the packages.
     """
     before = before or RecordedNumbers()
-    cells: dict[str, dict[str, Any]] = {}
-    found = {run.run_id: run.read_result() for run in plan.runs.values()}
-    missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
-    if missing:
-        raise UserError(f"cannot record: {len(missing)} runs have no result ({missing[0]}, ...); run them first")
-    done = {name: result for name, result in found.items() if result is not None}
-    commits = {str(result["provenance"]["git_commit"]) for result in done.values()}
-    dirty = any(result["provenance"]["git_dirty"] for result in done.values())
-    if not allow_dirty and (dirty or len({revision.run_code_fingerprint(commit) for commit in commits}) > 1):
-        what = "uncommitted code" if dirty else f"commits whose runs differ ({', '.join(sorted(commits))})"
-        where = f"results/{plan.request.scale}"
-        raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")
+    done = _results(plan)
+    elsewhere = [_results(each) for each in others]
+    commits, dirty = _made_by(plan, [done, *elsewhere], allow_dirty)
     packages = next(iter(done.values()))["provenance"]["packages"]
     if before.cells and before.header["packages"] != packages:
         raise UserError(
             f"cannot record: the seeds in {baseline.path(plan.request.scale)} were made by other versions of packages; "
             "install those, or delete that file and record again"
         )
+    cells: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
         of_seeds = [done[name] for name in cell.runs.values()]
         known = before.cells.get(cell.metric_key)
         values = [*(known.values if known else ()), *(float(result["metrics"][cell.metric]) for result in of_seeds)]
         num_test_images = _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0])
+        first = next(iter(cell.runs.values()))
+        same_seed = [float(each[first]["metrics"][cell.metric]) for each in elsewhere if first in each]
         cells[cell.metric_key] = {
             "n": len(values),
             "mean": round(stats.mean(values), 4),
             "sd": round(stats.sd(values) or 0.0, 4),
             "values": [round(value, 4) for value in values],
             "num_test_images": num_test_images,
-            "run_id": known.run_id if known else next(iter(cell.runs.values())),
+            "run_id": known.run_id if known else first,
         }
+        if numbers := known.same_seed if known else same_seed:
+            cells[cell.metric_key]["same_seed"] = [round(value, 4) for value in numbers]
     wall: dict[str, list[float]] = {}
     for run in plan.runs.values():
         wall.setdefault(f"{run.kind}/{run.name}", []).append(float(done[run.run_id]["wall_seconds"]))
@@ -116,9 +158,7 @@ def record(plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None
         "packages": packages,
     }
     recorded = RecordedNumbers(header, {key: baseline.read_cell(key, cell) for key, cell in cells.items()})
-    family = Family.of_plan(plan, recorded)
-    for key, each in recorded.cells.items():
-        fall = stats.noticeable_fall(each.values, 1, resolution(each), family.tail)
+    for key, fall in noticeable_falls(plan, recorded).items():
         cells[key]["notices_fall_of"] = None if fall is None else round(fall, 1)
     content = {
         "recorded": header,
@@ -127,12 +167,43 @@ def record(plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None
     }
     opening = (
         "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"
-        "# notices_fall_of: the smallest fall, in points, that a check of all these cells and one seed calls worse\n"
-        f"# {stats.POWER:.0%} of the time.\n"
+        "# same_seed: what the first seed gives under other arithmetic, where no trunk is trained.\n"
+        "# notices_fall_of: the smallest fall, in points, that a check of all these cells and the first seed calls\n"
+        f"# worse {stats.POWER:.0%} of the time.\n"
     )
     target = baseline.path(plan.request.scale)
     write_atomic(target, opening + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None))
     return target
+
+
+def _results(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the results of a plan's runs by run_id. Raises `UserError` if one is missing."""
+    found = {run.run_id: run.read_result() for run in plan.runs.values()}
+    missing = [run.label for run in plan.runs.values() if found[run.run_id] is None]
+    if missing:
+        raise UserError(f"cannot record: {len(missing)} runs have no result ({missing[0]}, ...); run them first")
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def _made_by(plan: Plan, given: Sequence[dict[str, dict[str, Any]]], allow_dirty: bool) -> tuple[set[str], bool]:
+    """Return the commits that made results, and whether any differed from its commit.
+
+    Raises `UserError` for uncommitted code, unless allowed, and for commits whose runs differ.
+    """
+    provenances = [result["provenance"] for results in given for result in results.values()]
+    commits = {str(each["git_commit"]) for each in provenances}
+    dirty = any(each["git_dirty"] for each in provenances)
+    if not allow_dirty and (dirty or len({revision.run_code_fingerprint(commit) for commit in commits}) > 1):
+        what = "uncommitted code" if dirty else f"commits whose runs differ ({', '.join(sorted(commits))})"
+        where = f"results/{plan.request.scale}" + (f" or {OTHER_ARITHMETIC}" if len(given) > 1 else "")
+        raise UserError(f"cannot record: results in {where} were made by {what}; delete them and record again")
+    return commits, dirty
+
+
+def noticeable_falls(plan: Plan, recorded: RecordedNumbers) -> dict[str, float | None]:
+    """Return the fall that a check of the plan's cells, by the first recorded seed, would notice in each."""
+    seeds, tail = recorded.header["seeds"], Family.of_plan(plan, recorded).tail
+    return {key: unchanged(known, seeds[:1], seeds, tail).noticeable_fall for key, known in recorded.cells.items()}
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -147,9 +218,10 @@ def doubts(plan: Plan) -> list[str]:
                 f"{ours} does not stand clear of its control {control}: new seeds of unchanged code may give"
                 f" {lowest:+.1f} points, and a check calls 0 or fewer worse. Train it longer, or set has_control: false"
             )
-    for key, known in recorded.cells.items():
-        if stats.noticeable_fall(known.values, 1, resolution(known), family.tail) is None:
-            found.append(f"{key} would notice no fall: its {len(known.values)} seeds spread too widely for its mean")
+    for key, fall in noticeable_falls(plan, recorded).items():
+        if fall is None:
+            num_seeds = len(recorded.cells[key].values)
+            found.append(f"{key} would notice no fall: its {num_seeds} seeds spread too widely for its mean")
     return found
 
 

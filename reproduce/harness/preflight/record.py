@@ -12,7 +12,8 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic, write_json
-from reproduce.harness import revision
+from reproduce.harness import arithmetics, revision
+from reproduce.harness.arithmetics import HELD_OUT, SETTINGS, Setting
 from reproduce.harness.preflight.rehearsals import (
     DETECTORS,
     RECORDED_PRECISIONS,
@@ -22,10 +23,10 @@ from reproduce.harness.preflight.rehearsals import (
     same_for_any_number_of_processes,
 )
 from reproduce.harness.preflight.run import generate_images, run_rehearsals
-from reproduce.harness.preflight.tolerances import HELD_OUT, SETTINGS, Setting, measured
+from reproduce.harness.preflight.tolerances import measured
 from reproduce.harness.spec import golden
 from reproduce.harness.spec.golden import Golden, GoldenFile, Values
-from reproduce.system import cpu_flags, cpu_name
+from reproduce.system import cpu_name
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of all settings: they are arithmetics of a CPU."""
@@ -40,7 +41,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
     """
     observed: dict[str, list[Values]] = {}
     last: Mapping[str, Any] = {}
-    settings = _possible(SETTINGS)
+    settings = arithmetics.possible(SETTINGS)
     planned = rehearsals(scale, generate_images(scale), RECORDED_PRECISIONS[scale])
     runs = runs_of_tables(scale) if scale == "smoke" else []
     planned += runs
@@ -68,7 +69,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
     )
     recorded["held_out"] = {
         setting.name: _try(content, _run(planned, setting, scale, num_processes), say)
-        for setting in _possible(HELD_OUT)
+        for setting in arithmetics.possible(HELD_OUT)
     }
     run_ids = {each.name for each in runs}
     of_runs, of_recipes = (
@@ -134,12 +135,6 @@ def _compact(series: Sequence[float | None]) -> str:
     return json.dumps(
         [int(each) if each is not None and float(each).is_integer() else each for each in series], separators=(",", ":")
     )
-
-
-def _possible(settings: Sequence[Setting]) -> list[Setting]:
-    """Return the settings that this processor has."""
-    flags = cpu_flags()
-    return [setting for setting in settings if not setting.needs or setting.needs in flags]
 
 
 def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_processes: int) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ quantities of its kind have at this step (a few settings can agree by chance), a
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,44 +21,6 @@ RESOLUTIONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-8, "fp16": 2.0*
 STORED_DIGITS = 8
 USELESS = 0.3
 """A tolerance that is a larger share of the number says nothing: the number is not compared."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One arithmetic: environment variables that choose other kernels, and processes, which split sums."""
-
-    name: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    num_ranks: int = 1
-    """Processes that train together, by gloo; only what is the same for any number of them is compared."""
-    half_precision: bool = True
-    """Whether bf16 is rehearsed, too: without AVX-512 it is emulated, slowly."""
-    needs: str = ""
-    """A flag of the processor without which the setting is impossible."""
-
-
-def _kernels(aten: str, onednn: str, mkl: str) -> dict[str, str]:
-    """Return the environment that chooses the kernels of torch, of its convolutions and of its matrix products."""
-    return {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl}
-
-
-SETTINGS = (
-    Setting("native"),
-    Setting("2 processes", num_ranks=2),
-    Setting("SSE4.1", _kernels("default", "SSE41", "SSE4_2"), half_precision=False),
-    Setting("AVX2", _kernels("avx2", "AVX2", "AVX2"), needs="avx2"),
-    Setting("AVX-512", _kernels("avx512", "AVX512_CORE", "AVX512"), needs="avx512f"),
-)
-"""What tolerances are measured under."""
-HELD_OUT = (
-    Setting("AVX", _kernels("default", "AVX", "AVX"), half_precision=False),
-    Setting(
-        "AVX-512 kernels with AVX2 convolutions and MKL's compatible products",
-        _kernels("avx512", "AVX2", "AVX2") | {"MKL_CBWR": "COMPATIBLE"},
-        needs="avx512f",
-    ),
-)
-"""What recorded tolerances are tried under: no number may be outside."""
 
 
 Series = dict[str, list[float]]

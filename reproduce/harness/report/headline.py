@@ -39,7 +39,7 @@ def _first_steps(tables: Sequence[Mapping[str, Any]]) -> str:
 
 
 Compared = tuple[str, Sequence[float] | None, float | None]
-"""A verdict, the interval of new seeds (None if nothing was compared), and the noticeable fall."""
+"""A verdict, the interval of unchanged code (None if nothing was compared), and the noticeable fall."""
 
 
 def _distinct_cells(tables: Sequence[Mapping[str, Any]]) -> list[Compared]:

@@ -25,7 +25,7 @@ from reproduce.system import cpu_name
 
 VERDICT_MEANINGS = {
     Verdict.REPRODUCED: "several seeds; the 90% interval of their mean lies inside the margin",
-    Verdict.WITHIN: "inside the margin (one seed), or inside the interval where new seeds of unchanged code fall",
+    Verdict.WITHIN: "inside the margin (one seed), or inside the interval where unchanged code falls",
     Verdict.BETTER: "above the margin or interval",
     Verdict.WORSE: "below the margin or interval",
     Verdict.INCONCLUSIVE: "the interval straddles an edge of the margin",

@@ -16,7 +16,7 @@ from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
-from reproduce.harness.verdict.wording import INTERVALS, sentence
+from reproduce.harness.verdict.wording import INTERVALS, UNCHANGED, sentence
 
 CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
 
@@ -177,7 +177,7 @@ def table_as_text(checked: TableVerdict) -> str:
             line += f"  expected {expected_in_words(cell, table.columns[key])} ({cell.difference:+.2f})"
         if cell.interval:
             line += f"  [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]"
-        if cell.interval_kind == "new seeds":
+        if cell.interval_kind in UNCHANGED:
             line += f"  {notices(cell.noticeable_fall)}"
         lines.append(line if cell.difference is not None else f"{line}  {cell.reason}")
         if cell.verdict == Verdict.CHANGED and cell.difference is not None:

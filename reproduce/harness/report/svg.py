@@ -147,7 +147,7 @@ def cell_strip(cell: dict[str, Any], reach: float, width: float = 150) -> Interv
     """Return a cell's difference and its seeds on a line; None if there is nothing to compare with.
 
     The line reaches `REACH` margins to either side or, for recorded numbers, `reach` points. There the interval where
-    new seeds fall takes the margin's place.
+    unchanged code falls takes the margin's place.
     """
     if cell["difference"] is None or cell["expected"] is None:
         return None

@@ -21,6 +21,8 @@ class RecordedCell:
     num_test_images: int
     run_id: str
     """The run of the first seed, which changes with the config."""
+    same_seed: tuple[float, ...] = ()
+    """The first seed's numbers under other arithmetic, where they were recorded."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def _read_header(found: dict[str, Any]) -> dict[str, Any]:
 def read_cell(key: str, cell: dict[str, Any]) -> RecordedCell:
     """Return a cell of the file. Raises an error if an entry is missing or is not of the form that is written."""
     values = [float(value) for value in cell["values"]]
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    same_seed = tuple(float(value) for value in cell.get("same_seed", ()))
+    if len(values) < 2 or not all(map(math.isfinite, (*values, *same_seed))):
         raise ValueError(f"cells.{key}.values is {values}, not the numbers of several seeds")
-    return RecordedCell(values, int(cell["num_test_images"]), str(cell["run_id"]))
+    return RecordedCell(values, int(cell["num_test_images"]), str(cell["run_id"]), same_seed)

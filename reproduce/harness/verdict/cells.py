@@ -13,10 +13,10 @@ from reproduce.harness.spec.baseline import RecordedCell
 from reproduce.harness.spec.paper_data import paper_data_sources
 from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import notes, stats
-from reproduce.harness.verdict.family import resolution
 from reproduce.harness.verdict.labels import IntervalKind, Verdict
 from reproduce.harness.verdict.notes import Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
+from reproduce.harness.verdict.unchanged import unchanged
 from reproduce.harness.verdict.wording import sentences
 
 FLIPPED = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
@@ -275,27 +275,28 @@ def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict)
     if known is None:
         return replace(ours, verdict=Verdict.NO_BASELINE, notes=(notes.NothingRecorded(),))
     values = list(ours.values.values())
-    error, tail = resolution(known), inputs.family.tail
-    unchanged = stats.prediction_interval(known.values, len(values), error, tail)
-    fall = stats.noticeable_fall(known.values, len(values), error, tail)
-    verdict = stats.compare_with_recorded(values, unchanged)
-    welch = stats.difference(values, known.values)
-    repeated = _repetition(known, recorded.header["seeds"], cell, ours, plan)
+    seeds = recorded.header["seeds"]
+    repeated = _repetition(known, seeds, cell, ours, plan)
+    if isinstance(repeated, notes.ConfigChanged):  # the recorded seed means another run now
+        known = replace(known, same_seed=())
+    falls = unchanged(known, ours.values, seeds, inputs.family.tail)
+    verdict = stats.compare_with_recorded(values, falls.interval)
+    welch = stats.difference(values, known.values) if falls.kind == "new seeds" else None
     return replace(
         ours,
         verdict=verdict,
         notes=(
-            notes.RecordedInterval(verdict, len(known.values)),
-            notes.NoticeableFall(fall),
-            *(() if welch.p_value is None else (notes.WelchTest(welch.p_value),)),
+            notes.RecordedInterval(verdict, falls.kind, falls.num_recorded),
+            notes.NoticeableFall(falls.noticeable_fall),
+            *(() if not welch or welch.p_value is None else (notes.WelchTest(welch.p_value),)),
             *((repeated,) if repeated else ()),
         ),
-        expected=stats.mean(known.values),
-        difference=welch.points,
-        interval=(unchanged.low, unchanged.high),
-        interval_kind="new seeds",
-        noticeable_fall=fall,
-        p_value=welch.p_value,
+        expected=falls.expected,
+        difference=stats.mean(values) - falls.expected,
+        interval=(falls.interval.low, falls.interval.high),
+        interval_kind=falls.kind,
+        noticeable_fall=falls.noticeable_fall,
+        p_value=welch.p_value if welch else None,
         recorded_match={notes.RecordedMatch: True, notes.RecordedMismatch: False}.get(type(repeated)),
     )
 

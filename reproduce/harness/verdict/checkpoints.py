@@ -62,7 +62,7 @@ def verdict_for_checkpoint(inputs: VerdictInputs, checkpoint: Checkpoint) -> Che
         Verdict.CHANGED if changed else position,
         (
             notes.CheckpointMean(len(checkpoint.cells), len(recorded)),
-            notes.RecordedInterval(position, len(recorded)),
+            notes.RecordedInterval(position, "new seeds", len(recorded)),
             notes.NoticeableFall(fall),
             *(_config_note(inputs, checkpoint.cells)),
             *changed,

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reproduce.harness.spec.golden import Difference
-from reproduce.harness.verdict.labels import ClaimStatus, Tendency, Verdict
+from reproduce.harness.verdict.labels import ClaimStatus, IntervalKind, Tendency, Verdict
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ class NothingRecorded(Note):
 
 @dataclass(frozen=True)
 class RecordedInterval(Note):
-    """Where our mean lies relative to the prediction interval of `num_recorded` recorded seeds."""
+    """Where our mean lies relative to the prediction interval of `num_recorded` recorded numbers."""
 
     verdict: Verdict
+    kind: IntervalKind
     num_recorded: int
 
 

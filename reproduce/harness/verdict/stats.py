@@ -200,7 +200,9 @@ def hedges_g(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     return (mean(ours) - mean(theirs)) / pooled * (1 - 3 / (4 * (n + m) - 9))
 
 
-def reach_of_new_seeds(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> float:
+def reach_of_new_seeds(
+    recorded: Sequence[float], num_new: int, test_set_error: float, tail: float, smallest_spread: float = 0.0
+) -> float:
     """Return how far the mean of `num_new` new seeds of unchanged code strays from the recorded mean to one side.
 
     It strays further with probability `tail`. The distance is the larger of
@@ -208,20 +210,23 @@ def reach_of_new_seeds(recorded: Sequence[float], num_new: int, test_set_error: 
         t(n-1; 1 - tail) sd(recorded) sqrt(1/n + 1/m)     the spread over n recorded seeds, itself estimated, and
         z(1 - tail) se sqrt(1/n + 1/m)                    the binomial standard error se of the test set, known,
 
-    with m new seeds. The first is the usual prediction bound for the mean of m future observations (Hahn and Meeker,
-    Statistical Intervals, 4.8). The second is a floor: few seeds can agree by luck, and no difference below the test
-    set's resolution deserves an alarm. (Mean average precision is no share of hits; there it is a rough stand-in of the
-    right size.)
+    with m new seeds. `smallest_spread` replaces a smaller sd, since numbers that move in steps can all agree by luck.
+    The first is the usual prediction bound for the mean of m future observations (Hahn and Meeker, Statistical
+    Intervals, 4.8). The second is a floor: few seeds can agree by luck, and no difference below the test set's
+    resolution deserves an alarm. (Mean average precision is no share of hits; there it is a rough stand-in of the right
+    size.)
     """
     spread = sd(recorded)
     if spread is None:
         raise ValueError("one recorded value has no interval")
-    estimated = t_quantile(1 - tail, len(recorded) - 1) * spread
+    estimated = t_quantile(1 - tail, len(recorded) - 1) * max(spread, smallest_spread)
     known = statistics.NormalDist().inv_cdf(1 - tail) * test_set_error
     return max(estimated, known) * math.sqrt(1 / len(recorded) + 1 / num_new)
 
 
-def prediction_interval(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> Interval:
+def prediction_interval(
+    recorded: Sequence[float], num_new: int, test_set_error: float, tail: float, smallest_spread: float = 0.0
+) -> Interval:
     """Return where the mean of `num_new` new seeds falls if nothing has changed since `recorded` was measured.
 
     It falls beyond each end with probability `tail` (`reach_of_new_seeds`). The interval is clipped to [0, 100].
@@ -234,11 +239,13 @@ def prediction_interval(recorded: Sequence[float], num_new: int, test_set_error:
     rounding differences until, at worst, the run is as different as one with another seed, and the interval covers
     that spread. So the false alarm rate of another machine is at most that of a new seed.
     """
-    reach = reach_of_new_seeds(recorded, num_new, test_set_error, tail)
+    reach = reach_of_new_seeds(recorded, num_new, test_set_error, tail, smallest_spread)
     return Interval(max(0.0, mean(recorded) - reach), min(100.0, mean(recorded) + reach))
 
 
-def noticeable_fall(recorded: Sequence[float], num_new: int, test_set_error: float, tail: float) -> float | None:
+def noticeable_fall(
+    recorded: Sequence[float], num_new: int, test_set_error: float, tail: float, smallest_spread: float = 0.0
+) -> float | None:
     """Return the smallest fall, in points, that `prediction_interval` calls `worse` with a probability of `POWER`.
 
     None if the recorded mean is too small to fall so far.
@@ -253,7 +260,9 @@ def noticeable_fall(recorded: Sequence[float], num_new: int, test_set_error: flo
     (above it where the test set's floor is the wider one). A noncentral t would give the power of recordings yet to be
     made, for a spread that somebody knows.
     """
-    fall = sum(reach_of_new_seeds(recorded, num_new, test_set_error, each) for each in (tail, 1 - POWER))
+    fall = sum(
+        reach_of_new_seeds(recorded, num_new, test_set_error, each, smallest_spread) for each in (tail, 1 - POWER)
+    )
     return fall if fall <= mean(recorded) + ROUNDING else None
 
 

@@ -14,6 +14,7 @@ INTERVALS: dict[IntervalKind, str] = {
     "seeds": "the mean of our seeds on this test set, 90%",
     "test set": "our one seed's test set, not the spread over seeds, 90%",
     "new seeds": "new seeds of unchanged code, 99% over all cells together",
+    "same seed": "the recorded seed under other arithmetic, 99% over all cells together",
 }
 
 PUBLIC: Level = "public weights"
@@ -25,6 +26,10 @@ LEVELS: dict[Level, str] = {
 NUM_SHOWN_RUNS = 3
 """Runs that a sentence names."""
 
+UNCHANGED: dict[IntervalKind, str] = {
+    "new seeds": "new seeds of unchanged code fall ({} recorded seeds)",
+    "same seed": "this seed falls on any machine if nothing has changed (recorded under {} kinds of arithmetic)",
+}
 RECORDED_PLACES = {Verdict.WITHIN: "Inside", Verdict.BETTER: "Above", Verdict.WORSE: "Below"}
 
 
@@ -62,9 +67,8 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return "These are not this scale's own images: there is nothing to compare with"
         case notes.NothingRecorded():
             return "No number is recorded for this cell yet"
-        case notes.RecordedInterval(verdict, num_recorded):
-            place = RECORDED_PLACES[verdict]
-            return f"{place} the interval where new seeds of unchanged code fall ({num_recorded} recorded seeds)"
+        case notes.RecordedInterval(verdict, kind, num_recorded):
+            return f"{RECORDED_PLACES[verdict]} the interval where {UNCHANGED[kind].format(num_recorded)}"
         case notes.NoticeableFall(points):
             return noticeable(points)
         case notes.CheckpointMean(num_cells, num_recorded):

@@ -13,12 +13,12 @@ import pytest
 
 from reproduce import rehearse
 from reproduce.harness import revision
+from reproduce.harness.arithmetics import Setting
 from reproduce.harness.execute import slurm
 from reproduce.harness.preflight import record
 from reproduce.harness.preflight import rehearsals as module
 from reproduce.harness.preflight.rehearsals import NUM_FP64_STEPS, Rehearsal, rehearsals
 from reproduce.harness.preflight.run import run_rehearsals
-from reproduce.harness.preflight.tolerances import Setting
 from reproduce.harness.spec import golden, tables
 from reproduce.harness.spec.golden import Golden, GoldenFile
 from reproduce.rehearsal import REHEARSALS_FILE, Request
