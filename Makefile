@@ -22,13 +22,14 @@ CHECKPOINT ?=#       what to evaluate: run_id of a pretraining, a file, or relea
 OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "batch_size=128 seed=3"
 FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
 BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
-TORCH_INDEX ?=#      package index of torch's small CPU wheels, for setup and for the CPU image
+TORCH ?=#            cpu: torch's small CPU build, without CUDA and 5 GB of its libraries, for setup and for the CPU image
+TORCH_INDEX ?=#      another package index of such builds
 APEX_REPOSITORY ?=#  git mirror of apex for the CUDA image (default: docker/versions.env)
 DETECTRON2_REPOSITORY ?=# git mirror of Detectron2 for the CUDA image (default: docker/versions.env)
 SOURCES ?=#          folder with git mirrors apex and detectron2, for docker-test
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 
-export FLAVOUR BASE TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY
+export FLAVOUR BASE TORCH TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY
 
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
 ifneq ($(strip $(given)),)

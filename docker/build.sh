@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build an image (FLAVOUR=cpu|cuda) with the pins of versions.env. Variables of your site override them if set: BASE,
-# TORCH_INDEX, and the mirrors APEX_REPOSITORY and DETECTRON2_REPOSITORY. The commits stay pinned.
+# TORCH, TORCH_INDEX, and the mirrors APEX_REPOSITORY and DETECTRON2_REPOSITORY. The commits stay pinned.
 # Further options go to `docker build`, e.g. docker/build.sh --target toolkit --tag mine
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,7 +10,9 @@ fail() {
 }
 case ${FLAVOUR:=cpu} in
 cpu) ;;
-cuda) [ -z "${TORCH_INDEX:-}" ] || fail "TORCH_INDEX is for FLAVOUR=cpu: the CUDA image needs PyPI's torch" ;;
+cuda)
+    [ -z "${TORCH:-}${TORCH_INDEX:-}" ] || fail "TORCH and TORCH_INDEX are for FLAVOUR=cpu: the CUDA image needs PyPI's torch"
+    ;;
 *) fail "unknown FLAVOUR=$FLAVOUR: use cpu or cuda" ;;
 esac
 command -v docker > /dev/null || fail "docker is not in PATH: install Docker Engine 20.10 or newer"
@@ -26,7 +28,7 @@ while IFS= read -r pin; do
     *) set -- --build-arg "$pin" "$@" ;;
     esac
 done < docker/versions.env
-for name in BASE TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY; do
+for name in BASE TORCH TORCH_INDEX APEX_REPOSITORY DETECTRON2_REPOSITORY; do
     value=$(printenv "$name" || true)
     if [ -n "$value" ]; then set -- "$@" --build-arg "$name=$value"; fi
 done

@@ -1,5 +1,7 @@
 """Install what a lock file pins into .venv: python3.11 requirements/install.py run|dev
 
+pip installs uv, and uv installs the lock, many packages at a time; where uv can't, pip installs it.
+
 Uses the standard library only. Does nothing if .venv already has it. One process installs at a time; others wait. A
 .venv that an interrupted installation left incomplete, that was moved, or that was installed from another lock is
 created again; one that is a symbolic link is used but never changed.
@@ -18,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+import pip_settings
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV, LOG, STAMP = ROOT / ".venv", ROOT / ".venv.log", ROOT / ".venv/locks.json"
 LOCKS = ("run", "dev")
@@ -26,9 +30,12 @@ DETECTRON2 = "detectron2"
 """A lock that belongs to both: built from source after them, unless a detectron2 is installed already."""
 PYTHON_ONLY = ROOT / "requirements/python_only"
 
+TORCH = "TORCH"
+"""Environment variable: `cpu` replaces PyPI's CUDA build of torch and torchvision, and its gigabytes of libraries, by
+the CPU builds of torch's own index, whose address uv knows."""
 TORCH_INDEX = "TORCH_INDEX"
-"""Environment variable: the URL of a package index whose torch and torchvision (e.g. 2.14.1+cpu) replace PyPI's CUDA
-build and its gigabytes of libraries. The lock has no hashes for these: the index is trusted."""
+"""Environment variable: the URL of another package index with such builds (e.g. 2.14.1+cpu). The lock has no hashes for
+either: the index is trusted."""
 TORCH_PIN = re.compile(r"(torch|torchvision)==")
 CUDA_PIN = re.compile(r"(triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
@@ -112,29 +119,79 @@ def run_logged(arguments: list[str], failure: str, lock: int, **environment: str
                         status = child.wait(timeout=15)
                         break
                     except subprocess.TimeoutExpired:
-                        done = len(list(VENV.glob("lib/*/site-packages/*.dist-info")))
-                        print(f"  {time.monotonic() - start:.0f} s: {done} packages in .venv", flush=True)
+                        print(f"  {time.monotonic() - start:.0f} s: {last_line(LOG)}", flush=True)
             except BaseException:
                 child.terminate()
                 raise
         log.seek(before)
         lines = [line.strip() for line in log if line.strip()]
     if status:
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"exit status {status}"]
-        raise SetupError(f"{failure}: {errors[-1].replace('ERROR: ', '')} (more in {LOG.name})")
+        errors = [line for line in lines if re.match(r"(ERROR|error):|[×╰]", line)] or lines
+        errors = errors or [f"exit status {status}"]
+        raise SetupError(f"{failure}: {re.sub(r'^(ERROR|error): |^[^a-zA-Z]*', '', errors[-1])} (more in {LOG.name})")
+
+
+def last_line(log: Path) -> str:
+    """Return what an installation says that it does."""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
+
+
+class Installer:
+    """Installs locks into .venv: by uv, or by pip once uv has failed."""
+
+    def __init__(self, lock: int) -> None:
+        self._lock, self._uv = lock, VENV / "bin/uv"
+        self._uv_works = self._uv.exists()
+        self._python = str(VENV / "bin/python")
+        self._variables, self._arguments = pip_settings.for_uv(pip_settings.settings(self._python))
+
+    def install(self, what: str, *arguments: str, needs_uv: bool = False, **environment: str) -> None:
+        """Install what pip's and uv's common arguments name. Raises `SetupError` if it can't be."""
+        failure, common = f"could not install {what}", ["--no-deps", "--no-build-isolation", *arguments]
+        if self._uv_works:
+            uv = [str(self._uv), "pip", "install", "--python", self._python, "--index-strategy", "unsafe-best-match"]
+            try:
+                run_logged([*uv, *self._arguments, *common], failure, self._lock, **{**self._variables, **environment})
+                return
+            except (SetupError, OSError) as error:
+                if needs_uv:
+                    raise
+                print(f"uv: {error}; pip tries it now, one package after another", flush=True)
+                self._uv_works = False
+        elif needs_uv:
+            raise SetupError(f"{failure} without uv, which knows where CPU builds of torch are: give {TORCH_INDEX}")
+        pip = [self._python, "-m", "pip", "install", "--progress-bar=off"]
+        run_logged([*pip, *common], failure, self._lock, **environment)
+
+    def install_lock(self, name: str) -> None:
+        """Install a lock; torch and torchvision from another index, without hashes, if the environment says so."""
+        what, wanted = f"requirements/{name}.txt", lock_file(name)
+        backend, index = os.environ.get(TORCH), os.environ.get(TORCH_INDEX)
+        if backend or index:
+            others, torch_pins = split_off_torch(name)
+            wanted = VENV / f"{name}.txt"
+            wanted.write_text("\n".join(others))
+            if torch_pins and index:
+                self.install(f"{what} ({TORCH_INDEX} is {index})", "--index-url", index, *torch_pins)
+            elif torch_pins:
+                self.install(f"{what} ({TORCH}={backend})", f"--torch-backend={backend}", *torch_pins, needs_uv=True)
+        self.install(what, "--require-hashes", "-r", str(wanted))
 
 
 def install_lock(name: str, lock: int) -> None:
     """Install a lock into .venv, on top of the lock that it extends if that is installed, else into a new .venv."""
     for each in ("build", name, DETECTRON2):
         check_lock(each)
+    if os.environ.get(TORCH) not in (None, "", "cpu"):
+        raise SetupError(f"{TORCH}={os.environ[TORCH]} is unknown: there is {TORCH}=cpu; without it torch has CUDA")
     if VENV.is_symlink():
         raise SetupError(
             f".venv is a link to {VENV.resolve()}, which lacks what requirements/{name}.txt pins: run make there, "
             f"or remove the link"
         )
     extends = name != LOCKS[0] and installed_digests().get(LOCKS[0]) == lock_digest(LOCKS[0])
-    print(f"setting up .venv from requirements/{name}.txt (about 6 GB, a minute or more)", flush=True)
+    print(f"setting up .venv from requirements/{name}.txt (a minute or less)", flush=True)
     start = time.monotonic()
     STAMP.unlink(missing_ok=True)  # from here on .venv counts as incomplete
     LOG.unlink(missing_ok=True)
@@ -142,24 +199,26 @@ def install_lock(name: str, lock: int) -> None:
         run_logged(
             [sys.executable, "-m", "venv", "--clear", str(VENV)], f"{sys.executable} could not create .venv", lock
         )
-    pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--no-build-isolation"]
-    index = os.environ.get(TORCH_INDEX)
-    for each in ("build", name):
-        wanted, failure = lock_file(each), f"could not install requirements/{each}.txt"
-        if index:
-            others, torch_pins = split_off_torch(each)
-            wanted = VENV / f"{each}.txt"
-            wanted.write_text("\n".join(others))
-            if torch_pins:
-                run_logged([*pip, "--index-url", index, *torch_pins], f"{failure} ({TORCH_INDEX} is {index})", lock)
-        run_logged([*pip, "--require-hashes", "-r", str(wanted)], failure, lock)
+        pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--require-hashes"]
+        run_logged([*pip, "-r", str(lock_file("build"))], "could not install requirements/build.txt", lock)
+    installer = Installer(lock)
+    installer.install_lock(name)
     if not list(VENV.glob("lib/*/site-packages/detectron2")):
-        source = [*pip, "--require-hashes", "-r", str(lock_file(DETECTRON2))]
-        run_logged(source, f"could not install requirements/{DETECTRON2}.txt", lock, PYTHONPATH=str(PYTHON_ONLY))
+        source = ("--require-hashes", "-r", str(lock_file(DETECTRON2)))
+        installer.install(f"requirements/{DETECTRON2}.txt", *source, PYTHONPATH=str(PYTHON_ONLY))
     stamp = {"root": _venv_owner(), "locks": {each: lock_digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)
-    print(f".venv is ready after {time.monotonic() - start:.0f} s")
+    packages = len(list(VENV.glob("lib/*/site-packages/*.dist-info")))
+    print(
+        f".venv is ready after {time.monotonic() - start:.0f} s: {packages} packages, {size_gb(VENV):.1f} GB in {VENV}"
+    )
+
+
+def size_gb(folder: Path) -> float:
+    """Return the size of the files below a folder."""
+    files = (os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
+    return sum(os.lstat(file).st_size for file in files) / 1e9
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from reproduce.harness import machine
 from tests.unit.test_tooling import ROOT, pins
 
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
-ASKED_FOR = {"FLAVOUR", "GIT_COMMIT", "TORCH_INDEX"}
+ASKED_FOR = {"FLAVOUR", "GIT_COMMIT", "TORCH", "TORCH_INDEX"}
 """Arguments of a build that are no pins."""
 NEVER_IN_AN_IMAGE = (".git", ".venv", ".netrc", ".env", "results", "reports", "data", ".cache", "wandb", "tests")
 
@@ -90,7 +90,7 @@ def build(tmp_path: Path, *options: str, **environment: str) -> "subprocess.Comp
     """Run docker/build.sh on an engine that only repeats what it is told, a word a line."""
     (tmp_path / "docker").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "docker").chmod(0o755)
-    set_here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLAVOUR": "", "BASE": "", "TORCH_INDEX": ""}
+    set_here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLAVOUR": "", "BASE": "", "TORCH": "", "TORCH_INDEX": ""}
     command = [str(ROOT / "docker/build.sh"), *options]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | set_here | environment)
 
@@ -109,7 +109,8 @@ def test_a_build_is_given_the_pins_and_what_the_caller_puts_in_their_place(tmp_p
     ("environment", "says"),
     [
         ({"FLAVOUR": "gpu"}, "unknown FLAVOUR=gpu: use cpu or cuda"),
-        ({"FLAVOUR": "cuda", "TORCH_INDEX": "https://localhost/cpu"}, "TORCH_INDEX is for FLAVOUR=cpu"),
+        ({"FLAVOUR": "cuda", "TORCH_INDEX": "https://localhost/cpu"}, "TORCH and TORCH_INDEX are for FLAVOUR=cpu"),
+        ({"FLAVOUR": "cuda", "TORCH": "cpu"}, "TORCH and TORCH_INDEX are for FLAVOUR=cpu"),
     ],
 )
 def test_a_wrong_build_is_one_sentence(tmp_path: Path, environment: dict[str, str], says: str) -> None:

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+Install = Callable[..., "subprocess.CompletedProcess[str]"]
 HOUSE = {".ci", ".git", "docker", "docs", "evals", "models", "reproduce", "requirements", "tables", "tests"}
 LOCKS = ("build", "run", "nvcc", "dev")
 BY_HAND = "detectron2"
@@ -217,8 +219,8 @@ def test_a_second_set_up_waits_for_the_first_and_says_so(checkout: Path) -> None
     assert second.returncode == 2
 
 
-def wheel(folder: Path, name: str, version: str) -> str:
-    """Write an empty wheel; give what pins it."""
+def wheel(folder: Path, name: str, version: str, script: str = "") -> str:
+    """Write a wheel with nothing but a script of its name, if any; give what pins it."""
     info = f"{name}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}-{version}-py3-none-any.whl"
@@ -226,6 +228,10 @@ def wheel(folder: Path, name: str, version: str) -> str:
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
+        if script:
+            entry = zipfile.ZipInfo(f"{name}-{version}.data/scripts/{name}")
+            entry.external_attr = 0o100755 << 16  # an executable file
+            archive.writestr(entry, script)
     (folder / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
     return f"{name}=={version.removesuffix('+cpu')} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
 
@@ -267,3 +273,104 @@ def test_top_level_folders() -> None:
     folders = {entry.name for entry in ROOT.iterdir() if entry.is_dir()}
     assert folders - made_by_commands <= HOUSE
     assert HOUSE - folders <= {".git", "docker"}
+
+
+@pytest.fixture
+def tiny(checkout: Path) -> Install:
+    """Install locks of three empty packages; uv writes down what it is asked, and does `then`."""
+    packages = checkout / "packages"
+
+    def run(then: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        script = f'#!/bin/sh\necho "$UV_FIND_LINKS $*" >> {checkout}/asked\n{then}\n'
+        for name, pins in {
+            "build": wheel(packages, "uv", "1.0", script),
+            "run": wheel(packages, "library", "2.0") + wheel(packages, "torch", "2.1"),
+            "detectron2": wheel(packages, "detector", "0.6"),
+        }.items():
+            (checkout / f"requirements/{name}.txt").write_text(pins)
+        here = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{packages} /elsewhere"}
+        command = [sys.executable, "-B", str(checkout / "requirements/install.py"), "run"]
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, env={**os.environ, **here, **environment}
+        )
+
+    return run
+
+
+def in_venv(checkout: Path) -> set[str]:
+    """The packages in .venv, without what every one has."""
+    found = {path.name.removesuffix(".dist-info") for path in checkout.glob(".venv/lib/*/site-packages/*.dist-info")}
+    return {name for name in found if not name.startswith(("pip-", "setuptools-"))}
+
+
+def test_uv_installs_from_where_pip_would(checkout: Path, tiny: Install) -> None:
+    done = tiny("exit 0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert in_venv(checkout) == {"uv-1.0"}  # pip has installed nothing else
+    of_lock, of_detectron2 = (checkout / "asked").read_text().splitlines()
+    assert of_lock.startswith(f"{checkout}/packages,/elsewhere pip install --python {checkout}/.venv/bin/python ")
+    assert of_lock.endswith(
+        f"--no-index --no-deps --no-build-isolation --require-hashes -r {checkout}/requirements/run.txt"
+    )
+    assert of_detectron2.endswith(f"--require-hashes -r {checkout}/requirements/detectron2.txt")
+
+
+def test_pip_installs_what_uv_cannot(checkout: Path, tiny: Install) -> None:
+    done = tiny("echo 'error: this machine has no such thing' >&2; exit 2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert in_venv(checkout) == {"uv-1.0", "library-2.0", "torch-2.1", "detector-0.6"}
+    assert (
+        "uv: could not install requirements/run.txt: this machine has no such thing (more in .venv.log); pip tries it "
+        "now, one package after another\n"
+    ) in done.stdout
+    assert len((checkout / "asked").read_text().splitlines()) == 1  # it is not asked again
+
+
+def test_the_cpu_build_of_torch_comes_from_its_own_index(checkout: Path, tiny: Install) -> None:
+    assert tiny("exit 0", TORCH="cpu").returncode == 0
+    of_torch, of_others = (checkout / "asked").read_text().splitlines()[:2]
+    assert of_torch.endswith("--no-deps --no-build-isolation --torch-backend=cpu torch==2.1")
+    assert of_others.endswith(f"--require-hashes -r {checkout}/.venv/run.txt")
+    assert (checkout / ".venv/run.txt").read_text().startswith("library==2.0 --hash=")
+    assert "torch" not in (checkout / ".venv/run.txt").read_text()
+
+
+def test_the_cpu_build_needs_uv(checkout: Path, tiny: Install) -> None:
+    """Without it, the CUDA build would be there without a word."""
+    done = tiny("echo 'error: no network' >&2; exit 2", TORCH="cpu")
+    assert done.returncode == 2
+    assert done.stderr == "error: could not install requirements/run.txt (TORCH=cpu): no network (more in .venv.log)\n"
+    assert in_venv(checkout) == {"uv-1.0"}
+    done = tiny("exit 0", TORCH="gpu")
+    assert done.stderr == "error: TORCH=gpu is unknown: there is TORCH=cpu; without it torch has CUDA\n"
+
+
+def test_pips_configuration_is_uvs(tmp_path: Path) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://one.example/simple\nfind-links =\n    /wheels\n    /more wheels\n"
+        "trusted-host = a.example\n  b.example\ncert = /ca.pem\n[install]\nindex-url = https://two.example/simple\n"
+        "extra-index-url = https://three.example/simple\n[download]\nproxy = http://none.example\n"
+    )
+    script = "import sys, json, pip_settings as p; print(json.dumps(p.for_uv(p.settings(sys.executable))))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "SSL_"))}
+    environment |= {
+        "PIP_CONFIG_FILE": str(config),
+        "PIP_DEFAULT_TIMEOUT": "7",
+        "PIP_NO_INDEX": "true",
+        "HOME": "/nowhere",
+    }
+    environment |= {"UV_INSECURE_HOST": "mine.example"}
+    command = [sys.executable, "-B", "-c", script]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT / "requirements", env=environment
+    )
+    variables, arguments = json.loads(done.stdout)
+    assert arguments == ["--no-index"]
+    assert variables == {
+        "UV_DEFAULT_INDEX": "https://two.example/simple",
+        "UV_INDEX": "https://three.example/simple",
+        "UV_FIND_LINKS": "/wheels,/more,wheels",
+        "UV_HTTP_TIMEOUT": "7",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
