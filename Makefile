@@ -5,6 +5,7 @@ SCALE ?= smoke#      smoke (generated images, minutes), lite (CIFAR-10) or paper
 SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20)
 DATA ?=#             folder with your images; scale smoke generates its own
 DATA_CONFIG ?=#      layout of DATA: a name in reproduce/conf/data, or a YAML file
+IMAGES ?=#           your own pictures instead of DATA: class folders, with or without train and val, or a table of labels
 SKIP_BAD_IMAGES ?=#  1: skip and count unreadable images instead of stopping
 SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data exists instead of refusing
 CLUSTER ?=#          where to run: local (default), slurm or kubernetes (docs/clusters.md)
@@ -41,7 +42,7 @@ REPRODUCE := .venv/bin/python -m reproduce
 quoted = '$(subst ','\'',$(strip $(1)))'
 option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
 CLUSTER_FLAGS = $(call option,--cluster,$(CLUSTER)) $(call option,--cluster-options,$(CLUSTER_OPTIONS))
-DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
+DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) $(call option,--images,$(IMAGES)) \
 	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
 RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) \
 	$(call option,--cores,$(CORES))

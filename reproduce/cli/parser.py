@@ -54,6 +54,7 @@ def _shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
     shared.add_argument("--data", metavar="DIR", help="folder with the images; generated ones need none")
     shared.add_argument("--data-config", metavar="NAME", help="layout of DATA: a name in conf/data, or a YAML file")
+    shared.add_argument("--images", metavar="PATH", help="your own pictures, however they are stored (docs/data.md)")
     shared.add_argument("--skip-bad-images", action="store_true", help="skip and count unreadable images")
     _add_cluster_options(shared)
     return shared
@@ -112,7 +113,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
         sub.add_argument("--cores", type=int, default=default, help="cores to use at once (default: all; of a job, 1)")
         if name == "preflight":
             _add_cluster_options(sub)
-            sub.set_defaults(data=None, data_config=None, skip_bad_images=False, source=None)
+            sub.set_defaults(data=None, data_config=None, images=None, skip_bad_images=False, source=None)
             sub.add_argument(
                 "--precision",
                 nargs="+",

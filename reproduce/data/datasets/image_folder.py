@@ -114,5 +114,7 @@ def read_train_and_val(root: Path, dataset: Dataset) -> tuple[ImageList, ImageLi
     if train.classes != val.classes:
         different = sorted(set(train.classes) ^ set(val.classes))[:5]
         folders = f"{root / dataset.train} and {root / dataset.val}"
-        raise UserError(f"{folders} have different class folders, e.g. {', '.join(different)}")
+        lower = [sorted(name.lower() for name in split.classes) for split in (train, val)]
+        case = ", which differ only in upper and lower case: rename them" if lower[0] == lower[1] else ""
+        raise UserError(f"{folders} have different class folders, e.g. {', '.join(different)}{case}")
     return train, val
