@@ -19,7 +19,7 @@ PRECISION ?=#        precisions of preflight: fp64, fp32 or bf16 (default "fp64 
 CORES ?=#            number of cores to use (default all)
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
-CHECKPOINT ?=#       what to evaluate: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
+CHECKPOINT ?=#       what to evaluate or to export: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
 OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "batch_size=128 seed=3"
 FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
 BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
@@ -95,6 +95,9 @@ data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the s
 data-shard: setup ## write the datasets in DATA as WebDataset shards into SHARDS; the same command resumes
 	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
 		$(call option,--shards,$(SHARDS)) $(DATASETS)
+
+export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
+	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT))
 
 fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch-weights $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
@@ -173,6 +176,6 @@ clean: ## remove .venv and caches; keep results/ and reports/
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-shard data-verify fetch-weights doctor record-baseline setup setup-dev lint format test bench \
+.PHONY: help smoke data-prepare data-shard data-verify export fetch-weights doctor record-baseline setup setup-dev lint format test bench \
 	power preflight record-golden gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import NoReturn
 
-from reproduce.cli import commands, data_commands
+from reproduce.cli import commands, data_commands, export_command
 from reproduce.errors import ArgumentParser
 from reproduce.harness.spec.preflight_file import SCALES
 from reproduce.system import usable_cores
@@ -140,6 +140,11 @@ def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared:
         if group == "eval":
             sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
         sub.set_defaults(command=commands.run_single, group=group)
+    text = "write a trunk as safetensors and for torchvision, with a card that says what it is"
+    export = subparsers.add_parser("export", help=text, description=text)
+    export.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
+    export.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
+    export.set_defaults(command=export_command.export_weights)
 
 
 def _add_data_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> None:

@@ -1,0 +1,64 @@
+"""The command that writes a trunk as files that other code loads: export."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from models.zoo import entries
+from reproduce.errors import UserError
+from reproduce.files import read_json, write_atomic
+
+R50_DEPTH = 50
+
+
+def export_weights(options: argparse.Namespace) -> int:
+    """Write the trunk of a checkpoint, with a card that says what it is; return the exit status."""
+    from reproduce.harness.plan.model import REPORTS
+    from reproduce.harness.report import model_card
+    from reproduce.harness.report.summary import read_verdicts
+
+    checkpoint: str = options.checkpoint
+    if checkpoint.startswith(entries.PREFIX):
+        entry = entries.get_entry(checkpoint.removeprefix(entries.PREFIX))
+        shape = _export(checkpoint, folder := Path("results/export", entry.name), R50_DEPTH)
+        card = model_card.of_released(entry, shape)
+    elif run := _run_folder(checkpoint, options.scale):
+        config = yaml.load((run / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+        depth = config["network"].get("depth") or R50_DEPTH
+        shape = _export(str(run / "checkpoint.pt"), folder := run / "export", depth)
+        card = model_card.of_run(
+            config, read_json(run / "result.json"), run, shape, read_verdicts(REPORTS / options.scale, options.scale)
+        )
+    elif Path(checkpoint).is_file():
+        shape = _export(checkpoint, folder := Path("results/export", Path(checkpoint).stem), R50_DEPTH)
+        card = model_card.of_file(checkpoint, shape)
+    else:
+        raise UserError(
+            f"{checkpoint} is no file, and results/{options.scale} has no finished pretraining of that name: give a "
+            f"run_id, a file, or {entries.PREFIX}NAME"
+        )
+    write_atomic(folder / "README.md", card)
+    print(f"exported: {folder} (trunk.safetensors, trunk.pth, README.md)")
+    return 0
+
+
+def _run_folder(checkpoint: str, scale: str) -> Path | None:
+    """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
+    for folder in (Path("results", scale, checkpoint), Path(checkpoint).parent):
+        if all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json")):
+            return folder
+    return None
+
+
+def _export(checkpoint: str, folder: Path, depth: int) -> dict[str, object]:
+    """Write the files, in a process that has torch; return the trunk's shape. Raises `UserError` if it fails."""
+    command = [sys.executable, "-m", "reproduce.export", checkpoint, str(folder), str(depth)]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    shape: dict[str, object] = read_json(folder / "trunk.json")
+    return shape
