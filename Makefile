@@ -1,30 +1,34 @@
-# `make help` lists every target. Each target first installs what it needs into .venv (requirements/install.py).
+# `make help` lists every target, by the groups that lines with `#:` open. Each target first installs what it needs into .venv (requirements/install.py).
 # If a command fails, make prints "Error N" (.venv/bin/python -m reproduce --help explains N) and exits with 2 itself.
 
+#: What to make
 SCALE ?= smoke#      smoke (generated images, minutes), lite (CIFAR-10) or paper (the recipe to the letter)
 SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20)
-DATA ?=#             folder with your images; scale smoke generates its own
-DATA_CONFIG ?=#      layout of DATA: a name in reproduce/conf/data, or a YAML file
-IMAGES ?=#           your own pictures instead of DATA: class folders, with or without train and val, or a table of labels
-SKIP_BAD_IMAGES ?=#  1: skip and count unreadable images instead of stopping
-SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data exists instead of refusing
-CLUSTER ?=#          where to run: local (default), slurm or kubernetes (docs/clusters.md)
-CLUSTER_OPTIONS ?=#  your site's options, e.g. "slurm.partition=gpu num_processes=64"
-ARCHIVES ?=#         folder of the official archives, for data-prepare
-SHARDS ?=#           folder that data-shard writes to
-DATASETS ?=#         datasets for data-*, e.g. "imagenet voc07" (default all)
-DECODE ?=#           images that data-verify decodes: sample (default) or all
 FROM ?=#             scratch: train (default); released: evaluate public weights
-PRECISION ?=#        precisions of preflight: fp64, fp32 or bf16 (default "fp64 fp32")
-CORES ?=#            number of cores to use (default all)
-TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
-STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
 CHECKPOINT ?=#       what to evaluate or to export: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
 OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "batch_size=128 seed=3"
-FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
-BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
+TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
+STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
+SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data exists instead of refusing
+PRECISION ?=#        precisions of preflight: fp64, fp32 or bf16 (default "fp64 fp32")
+#: Pictures
+IMAGES ?=#           your own pictures instead of DATA: class folders, with or without train and val, or a table of labels
+DATA ?=#             folder with your images; scale smoke generates its own
+DATA_CONFIG ?=#      layout of DATA: a name in reproduce/conf/data, or a YAML file
+SKIP_BAD_IMAGES ?=#  1: skip and count unreadable images instead of stopping
+DATASETS ?=#         datasets for data-*, e.g. "imagenet voc07" (default all)
+DECODE ?=#           images that data-verify decodes: sample (default) or all
+ARCHIVES ?=#         folder of the official archives, for data-prepare
+SHARDS ?=#           folder that data-shard writes to
+#: Where it runs
+CORES ?=#            number of cores to use (default all)
+CLUSTER ?=#          where to run: local (default), slurm or kubernetes (docs/clusters.md)
+CLUSTER_OPTIONS ?=#  your site's options, e.g. "slurm.partition=gpu num_processes=64"
+#: Set-up and images
 TORCH ?=#            cpu: torch's small CPU build, without CUDA and 5 GB of its libraries, for setup and for the CPU image
 TORCH_INDEX ?=#      another package index of such builds
+FLAVOUR ?=#          image of docker-build: cpu (default) or cuda
+BASE ?=#             base of the images, with Python 3.11 (default: docker/versions.env)
 APEX_REPOSITORY ?=#  git mirror of apex for the CUDA image (default: docker/versions.env)
 DETECTRON2_REPOSITORY ?=# git mirror of Detectron2 for the CUDA image (default: docker/versions.env)
 SOURCES ?=#          folder with git mirrors apex and detectron2, for docker-test
@@ -49,14 +53,18 @@ RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--f
 
 STRICT_FLAG = $(if $(STRICT),--strict)
 
+#: Tables
+
 help: ## list targets, variables, tables and configs
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "*", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
-	@echo; echo 'Variables, as in: make reproduce-table3 SEEDS=3 DATA=/images DATA_CONFIG=standard'
-	@awk -F ' [?]=|# *' '/^[A-Z0-9_]+ [?]=.*#/ {printf "  %-22s %s\n", $$1, $$3}' Makefile
-	@echo; for scale in tables/*/; do echo "Tables at scale $$(basename "$$scale"):" \
-		$$(ls "$$scale" | sed -n 's/[.]yaml$$//p' | grep -vx recorded); done
-	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml)))
-	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml)))
+	@awk -F ':.*## ' '/^#: / {title = substr($$0, 4)} /^[a-z%-]+:.*## / {if (title) print "\n" title; title = ""; \
+		sub("%", "*", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@printf '\nVariables, as in: make reproduce-table3 SEEDS=3 DATA=/images DATA_CONFIG=standard\n'
+	@awk -F ' [?]=|# *' '/^#: / {title = substr($$0, 4)} /^[A-Z0-9_]+ [?]=.*#/ {if (title) print "\n" title; title = ""; \
+		printf "  %-22s %s\n", $$1, $$3}' Makefile
+	@echo; for scale in smoke lite paper; do echo "Tables at scale $$scale:" \
+		$$(ls tables/$$scale | sed -n 's/[.]yaml$$//p' | grep -vx recorded); done
+	@echo 'Experiments (pretrain-*):' $(basename $(notdir $(wildcard reproduce/conf/experiment/*.yaml))) | fold -sw 118
+	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml))) | fold -sw 118
 
 smoke: setup ## every evaluation in minutes, on generated images: plan, run, check, report
 	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(RUN_OPTIONS)
@@ -68,14 +76,13 @@ reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 plan-%: setup ## show the runs that a table needs
 	$(REPRODUCE) plan $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
 
-render-%: setup ## write the Kubernetes manifests of the runs that a table needs (CLUSTER=kubernetes)
-	$(REPRODUCE) render $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
-
 check-%: setup ## compare a table's numbers with the expected ones
 	$(REPRODUCE) check $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG)
 
 report-%: setup ## make the HTML page of what was checked
 	$(REPRODUCE) report $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
+
+#: Single runs and weights
 
 pretrain-%: setup ## one pretraining, the same as a table would do (pretrain-swav_800ep)
 	$(REPRODUCE) pretrain $(DATA_OPTIONS) $(CLUSTER_FLAGS) -- $(call quoted,$*) $(OVERRIDES)
@@ -83,6 +90,22 @@ pretrain-%: setup ## one pretraining, the same as a table would do (pretrain-swa
 evaluate-%: setup ## one evaluation, the same as a table would do (evaluate-knn CHECKPOINT=...)
 	$(REPRODUCE) evaluate $(DATA_OPTIONS) $(CLUSTER_FLAGS) $(call option,--checkpoint,$(CHECKPOINT)) -- \
 		$(call quoted,$*) $(OVERRIDES)
+
+export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
+	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT))
+
+fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
+	$(REPRODUCE) fetch-weights $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
+
+#: This machine, data, clusters
+
+doctor: ## describe this machine, which tables can run here (DATA=...), and what is missing
+	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor \
+		$(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
+
+preflight: setup ## compare the first steps of every recipe with the recorded ones; needs no data
+	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each)))) \
+		$(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
 
 data-verify: setup ## report missing, unexpected and broken files in DATA
 	$(REPRODUCE) data-verify $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
@@ -96,28 +119,22 @@ data-shard: setup ## write the datasets in DATA as WebDataset shards into SHARDS
 	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
 		$(call option,--shards,$(SHARDS)) $(DATASETS)
 
-export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
-	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT))
+render-%: setup ## write the Kubernetes manifests of the runs that a table needs (CLUSTER=kubernetes)
+	$(REPRODUCE) render $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
 
-fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
-	$(REPRODUCE) fetch-weights $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
-
-doctor: ## describe this machine, which tables can run here (DATA=...), and what is missing
-	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor \
-		$(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
-
-record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
-	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
-
-preflight: setup ## compare the first steps of every recipe with the recorded ones; needs no data
-	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each)))) \
-		$(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
-
-record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
-	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))
+#: Set-up and images
 
 setup: ## install what runs need into .venv
 	@$(PYTHON) requirements/install.py run
+
+docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.md)
+	docker/build.sh
+
+clean: ## remove .venv and caches; keep results/ and reports/
+	rm -rf .venv .venv.log .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -r {} +
+
+#: Development (CONTRIBUTING.md)
 
 setup-dev: ## install what development needs into .venv
 	@$(PYTHON) requirements/install.py dev
@@ -151,9 +168,6 @@ gpu-test: setup-dev ## test all that a GPU computes: made for 8 minutes on one C
 gpu-bench: setup-dev ## measure what a CUDA GPU does: images/s, idle share, kNN, ... (DATA: folder of photographs)
 	.venv/bin/python -m tests.benchmarks.gpu $(call option,--pictures,$(DATA))
 
-docker-build: ## the image swav-reproduction:cpu, or FLAVOUR=cuda (docs/docker.md)
-	docker/build.sh
-
 docker-test: setup-dev ## build both images and run them with this machine's Docker; not part of CI (docs/docker.md)
 	.venv/bin/python -m pytest --verbose tests/docker $(call option,--sources,$(SOURCES))
 
@@ -165,15 +179,17 @@ sky-test: ## check docker/skypilot.yaml with SkyPilot, in an environment of its 
 	.cache/skypilot/bin/pip install --quiet pytest skypilot==0.14.1
 	.cache/skypilot/bin/python -m pytest --noconftest --override-ini filterwarnings= tests/cluster/test_skypilot.py
 
+record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
+	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
+
+record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
+	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))
+
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb also upgrades wandb
 	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --annotation-style line \
 		--custom-compile-command 'make lock' $(call option,--upgrade-package,$(UPGRADE)) \
 		requirements/$$name.in --output-file requirements/$$name.txt; done
-
-clean: ## remove .venv and caches; keep results/ and reports/
-	rm -rf .venv .venv.log .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke data-prepare data-shard data-verify export fetch-weights doctor record-baseline setup setup-dev lint format test bench \
