@@ -14,7 +14,7 @@ from reproduce.harness.spec.paper_data import paper_data_sources
 from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.family import resolution
-from reproduce.harness.verdict.labels import IntervalKind, Verdict
+from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, IntervalKind, Verdict
 from reproduce.harness.verdict.notes import Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
 from reproduce.harness.verdict.wording import sentences
@@ -77,16 +77,18 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
         from_public_weights = inputs.plan.request.source == "released" and column.eval
         return _without_public_weights(table, row, printed) if from_public_weights else _not_ours(row, column, printed)
     found = inputs.seed_results(cell)
-    blank = CellVerdict(Verdict.NOT_RUN, needed=True, printed=printed, run_ids=tuple(found.run_ids))
+    blank = CellVerdict(
+        Verdict.NOT_RUN, needed=True, printed=printed, run_ids=tuple(run.run_id for run in found.runs.values())
+    )
     if printed == PRINTED_FAILURE:
-        return _compare_with_failure(replace(found, values=found.values | found.other_seeds), blank)
+        return _compare_with_failure(found, blank)
     if failures := found.collapsed | found.failed:  # a failed seed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, notes=(failures[min(failures)],))
     if found.unavailable:
         return replace(blank, verdict=Verdict.UNAVAILABLE, notes=(found.unavailable[min(found.unavailable)],))
     if found.missing:
         return blank.with_notes(_missing(found))
-    _require_possible(inputs.plan, cell, column, found)
+    _require_possible(cell, column, found)
     ours = _measured(found, blank)
     if table.expected == "recorded":
         compared = _compare_with_recorded(inputs, cell, ours)
@@ -95,18 +97,33 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
     else:
         compared = _compare_with_printed(inputs, table, row, key, cell, found, ours)
     chosen = (found.choice,) if found.choice else ()
-    others = (notes.OtherSeeds(tuple(sorted(found.other_seeds.items()))),) if found.other_seeds else ()
-    return compared.with_notes(*chosen, *others)
+    return _require_spread(found, compared).with_notes(*chosen, *_other_seeds(cell, found))
 
 
-def _require_possible(plan: Plan, cell: Cell, column: Column, found: SeedResults) -> None:
+def _other_seeds(cell: Cell, found: SeedResults) -> Iterator[Note]:
+    """Yield a note on the seeds that gave numbers although nobody requested them: are they judged or not."""
+    judged = {seed: value for seed, value in found.values.items() if seed not in cell.runs}
+    for values, are_judged in ((judged, True), (found.other_seeds, False)):
+        if values:
+            yield notes.OtherSeeds(tuple(sorted(values.items())), are_judged)
+
+
+def _require_spread(found: SeedResults, cell: CellVerdict) -> CellVerdict:
+    """Call a number `inconclusive` if several pretrainings gave it to the last digit: one of them may be a copy."""
+    if cell.verdict not in AGREEING | DISAGREEING or not found.pretrainings or not found.without_spread:
+        return cell
+    same = notes.NoSpread(len(found.independent))
+    return replace(cell, verdict=Verdict.INCONCLUSIVE, p_value=None, interval=None, interval_kind=None).with_notes(same)
+
+
+def _require_possible(cell: Cell, column: Column, found: SeedResults) -> None:
     """Raise `UserError` if a column of percentages has a number that is none: it would be called better, or worse."""
     if not column.unit.endswith("%"):
         return
-    for run_id, value in zip(found.run_ids, found.values.values(), strict=True):
+    for seed, value in found.values.items():
         if not 0 <= value <= 100:
             raise UserError(
-                f"{plan.runs[run_id].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
+                f"{found.runs[seed].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
                 "or the table's unit, delete that file and run the same command again"
             )
 

@@ -223,9 +223,17 @@ class BestVariant(Note):
 
 @dataclass(frozen=True)
 class OtherSeeds(Note):
-    """Results of seeds that were not requested: `(seed, value)`."""
+    """Results of seeds that were not requested: `(seed, value)`, and whether they are judged with the others."""
 
     values: tuple[tuple[int, float], ...]
+    judged: bool
+
+
+@dataclass(frozen=True)
+class NoSpread(Note):
+    """Several pretrainings gave one number to the last digit."""
+
+    num_seeds: int
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,16 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
         case notes.BestVariant(means, metric, best):
             others = ", ".join(f"{variant} ({mean:.2f})" for variant, mean in means)
             return f"Of {others}, {best} has the best {metric} and is used, as the authors did"
-        case notes.OtherSeeds(values):
-            return f"Seeds that were not requested gave: {', '.join(f'{seed} ({value:.2f})' for seed, value in values)}"
+        case notes.OtherSeeds(values, judged):
+            what = (
+                "Judged with them are seeds that were not requested" if judged else "Seeds that were not requested gave"
+            )
+            return f"{what}: {', '.join(f'{seed} ({value:.2f})' for seed, value in values)}"
+        case notes.NoSpread(num_seeds):
+            return (
+                f"But {num_seeds} pretrainings gave this number to the last digit, which chance does not do: one of "
+                "them may be a copy, or the seed changes nothing"
+            )
         case notes.Misprint(printed, source):
             return f"Erratum of the paper, which prints {printed:g}: {source}"
         case notes.HolmCorrection(num_cells, p_value):
