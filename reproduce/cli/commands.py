@@ -247,6 +247,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     from reproduce.harness.plan import cost, cost_report
     from reproduce.harness.plan.durations import expected_seconds, format_duration
     from reproduce.harness.spec import baseline
+    from reproduce.harness.verdict.seeds_needed import seeds_in_words
 
     costs = cost.plan_cost(plan)
     print(cost_report.as_text(plan, costs))
@@ -260,6 +261,8 @@ def _print_plan(plan: Plan, cores: int) -> None:
         else ""
     )
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
+    for line in seeds_in_words(plan):
+        print(line)
     if elsewhere := other_data_roots(plan):
         print(f"note: finished runs read their images from {elsewhere}; delete results/ to repeat them")
 

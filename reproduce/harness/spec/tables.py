@@ -39,6 +39,8 @@ class Margin:
 
     points: float
     source: str
+    sd: float | None = None
+    """The published standard deviation over seeds, in points, if there is one."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from reproduce.harness.verdict.family import lowest_difference
 from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, ClaimStatus, Verdict
 from reproduce.harness.verdict.notes import CanaryResult, ControlComparison, Note
 from reproduce.harness.verdict.seed_results import VerdictInputs
+from reproduce.harness.verdict.seeds_needed import num_margin_cells
 
 AGREES, DISAGREES, INCOMPLETE, NOTHING_COMPARED = 0, 1, 3, 4
 """Exit statuses of a check; 2 stands for a wrong request."""
@@ -91,7 +92,7 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     ]
     rows = adjustments.apply_errata(table, rows)
     rows = adjustments.apply_controls(table, rows, lowest_of)
-    rows = adjustments.apply_holm(table, rows)
+    rows = adjustments.apply_holm(table, rows, num_margin_cells(plan, table))
     rows = adjustments.apply_canaries(table, rows, canary_of)
     rows = adjustments.apply_first_steps(table, rows, notes_of)
     curves = [name for cell in plan.cells if cell.table == table.table and not cell.column for name in cell.run_ids]

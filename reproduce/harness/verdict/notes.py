@@ -246,10 +246,11 @@ class Misprint(Note):
 
 @dataclass(frozen=True)
 class HolmCorrection(Note):
-    """The cell's own claim does not survive Holm's correction over the table's cells."""
+    """The cell's own claim does not survive Holm's correction over the table's cells; the corrected interval."""
 
     num_cells: int
     p_value: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -320,12 +321,16 @@ class OneSeedDifference(Note):
 
 @dataclass(frozen=True)
 class WidestDifference(Note):
-    """The widest difference among several experiments, and the bound that it should stay within."""
+    """The widest difference among several experiments, and the bound that it should stay within.
+
+    `reach` is what no difference exceeds, with the seeds' spread allowed for.
+    """
 
     points: float
     bound: float
     status: ClaimStatus
     one_seed: bool
+    reach: float
 
 
 @dataclass(frozen=True)

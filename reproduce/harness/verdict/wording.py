@@ -12,6 +12,7 @@ UNDECIDED = "nothing is known about the spread over seeds, so this decides nothi
 
 INTERVALS: dict[IntervalKind, str] = {
     "seeds": "the mean of our seeds on this test set, 90%",
+    "seeds, corrected": "the mean of our seeds on this test set, at the level that Holm's correction leaves",
     "test set": "our one seed's test set, not the spread over seeds, 90%",
     "new seeds": "new seeds of unchanged code, 99% over all cells together",
 }
@@ -110,8 +111,11 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             )
         case notes.Misprint(printed, source):
             return f"Erratum of the paper, which prints {printed:g}: {source}"
-        case notes.HolmCorrection(num_cells, p_value):
-            return f"But not after Holm's correction over {num_cells} cells (p = {p_value:.3f})"
+        case notes.HolmCorrection(num_cells, p_value, (low, high)):
+            return (
+                f"But not after Holm's correction over {num_cells} cells (p = {p_value:.3f}): at its level the "
+                f"interval [{low:.2f}, {high:.2f}] straddles an edge"
+            )
         case notes.ControlComparison():
             return _control_comparison(note)
         case notes.EmptyInterval():
@@ -230,12 +234,16 @@ def _canary(note: notes.CanaryResult) -> str:
 
 
 def _widest_difference(note: notes.WidestDifference) -> str:
+    within = note.points <= note.bound + stats.ROUNDING
     place = {
         ClaimStatus.HOLDS: "within",
         ClaimStatus.CONTRADICTED: "beyond, with its whole interval,",
-        ClaimStatus.INCONCLUSIVE: "beyond, but its interval reaches within,",
+        ClaimStatus.INCONCLUSIVE: "within" if within else "beyond, but its interval reaches within,",
     }[note.status]
     found = f"The widest difference is {note.points:.2f} points, {place} the bound of {note.bound}"
+    if within and not note.one_seed:
+        but = "" if note.status == ClaimStatus.HOLDS else "but "
+        found += f"; {but}seeds spread so that differences of up to {note.reach:.2f} are possible (90% intervals)"
     return f"One seed each. {found}; {UNDECIDED}" if note.one_seed else found
 
 

@@ -21,6 +21,7 @@ from reproduce.harness.spec import baseline, tables
 from reproduce.harness.verdict import check, stats
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
+from reproduce.harness.verdict.seeds_needed import seeds_in_words
 from tests.unit.harness.verdicts import cells_of
 
 
@@ -417,7 +418,7 @@ def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float =
             if run.kind == "pretrain":
                 collapse(run)
         else:
-            finish(run, value)
+            finish(run, value + run.seed / 1000)
     return plan
 
 
@@ -491,6 +492,28 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     assert [cell.p_value for cell in judged] == pytest.approx(adjusted)
     assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
     assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
+    for cell, own in zip(judged, alone, strict=True):  # the interval shown is that of the corrected level
+        assert cell.interval is not None and cell.interval_kind == "seeds, corrected"
+        assert cell.interval[0] < own.interval.low and own.interval.high < cell.interval[1]
+        inside = cell.interval[1] <= cell.expected + 0.6 and cell.interval[0] >= cell.expected - 0.6
+        assert inside == (cell.verdict == Verdict.REPRODUCED)
+    for run in plan.runs.values():
+        if run.kind == "evaluate" and run.parent_name == "swav_400ep_2x160_4x96":
+            run.result.unlink()
+    left = [cell for _, _, cell in check.check_tables(plan)[0].cells() if cell.p_value is not None]
+    assert len(left) == 2 and all("over 4 cells" in cell.reason for cell in left)  # the family is what is planned
+
+
+def test_a_plan_says_how_many_seeds_a_verdict_needs(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table9", finish, 0, 1, 2)
+    lines = seeds_in_words(build.build_plan(Request(("table9", "table3"), "paper")))
+    assert lines[0].startswith("seeds for a verdict on Table 9 (4 cells tested together; 90% probability")
+    assert lines[1] == "  Top-1: 5, at a spread (sd) of 0.2 points (published), margin 0.6"
+    assert "Table 3 (19 cells" in lines[2]
+    assert lines[3].startswith("  Places205: no spread over seeds is known; margin 0.8: 3 up to 0.06, 5 up to 0.21, ")
+    for run in plan.runs.values():
+        finish(run, 73.9 + 0.4 * run.seed)
+    assert seeds_in_words(plan)[1] == "  Top-1: 10, at a spread (sd) of 0.4 points (measured here), margin 0.6"
 
 
 def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: Callable[..., None]) -> None:
