@@ -82,7 +82,7 @@ def fetch(item: ReleasedWeights, log: LogFn = print, **options: Any) -> Path:
         raise Unavailable(f"unavailable: released:{item.name} can't be downloaded: {item.unavailable}")
     path = cache_path(item)
     lock = path.with_name("released.lock.json")
-    known = item.sha256 or _recorded_digests(lock).get(item.name)
+    known = known_sha256(item)
     digests = [Digest(algorithm, digits) for algorithm, digits in item.published.items()]
     digests += [Digest("sha256", known)] if known else []
     was_cached = path.exists()
@@ -96,6 +96,12 @@ def fetch(item: ReleasedWeights, log: LogFn = print, **options: Any) -> Path:
     if not known:
         _record_digest(lock, item.name, file_digest(path), log)
     return path
+
+
+def known_sha256(item: ReleasedWeights) -> str | None:
+    """Return the SHA-256 of an entry's file: the committed one, or that of this machine's first download; else None."""
+    lock = cache_path(item).with_name("released.lock.json")
+    return item.sha256 or _recorded_digests(lock).get(item.name)
 
 
 def _recorded_digests(lock: Path) -> dict[str, str]:

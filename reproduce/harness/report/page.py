@@ -16,6 +16,7 @@ from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
 from reproduce.harness.report.headline import headline
+from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark
 from reproduce.harness.report.rendering import render_template
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import stats
@@ -97,6 +98,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         claims=claims,
         checkpoints=_with_strips(found.checkpoints),
         proved=headline(checked, found.checkpoints),
+        canary_footnote=CANARY_FOOTNOTE,
         power=f"{stats.POWER:.0%}",
         figures=list(figures.draw(checked, all_runs)),
         runs={run_id: run for run_id, run in all_runs.items() if run["result"] or run["failure"]},
@@ -142,6 +144,7 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
                 judged = (*AGREEING, *DISAGREEING, Verdict.FAILED)
                 cell["shown"] = cell["mean"] is not None or cell["verdict"] in judged
                 cell["why"] = f"why-{cell['id']}"
+                cell["mark"] = canary_mark(cell["canary"])
                 if not cell["shown"]:
                     same = reasons.setdefault(cell["verdict"], {})
                     number = sum(map(len, reasons.values()))

@@ -18,7 +18,8 @@ from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
 from reproduce.harness.verdict.wording import INTERVALS, sentence
 
-CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
+CANARY_MARK = "°"
+CANARY_FOOTNOTE = "° its canary is missing or unverified (tables/canaries.yaml), so it does not count as reproduced."
 
 NOTICES_FOOTNOTE = f"notices N: a fall of N points would be called worse with at least {stats.POWER:.0%} probability"
 
@@ -129,8 +130,13 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def canary_mark(state: str) -> str:
+    """Return the mark of a cell whose canary keeps it from counting as reproduced; "" for any other."""
+    return CANARY_MARK if state in notes.DOUBTFUL_CANARIES else ""
+
+
 def _lacks_canary(checked: TableVerdict) -> bool:
-    return any(cell.canary == "missing" for _, _, cell in checked.cells())
+    return any(canary_mark(cell.canary) for _, _, cell in checked.cells())
 
 
 def _cell_as_text(cell: CellVerdict | None, column: Column, dagger: bool) -> str:
@@ -141,7 +147,7 @@ def _cell_as_text(cell: CellVerdict | None, column: Column, dagger: bool) -> str
     if cell.mean is None:
         return f"{theirs} {SYMBOLS[cell.verdict]} {cell.verdict}".strip()
     spread = "" if cell.sd is None else f" ± {cell.sd:.{column.decimals}f}"
-    mark = "°" if cell.canary == "missing" else ""
+    mark = canary_mark(cell.canary)
     ours = f"**{cell.mean:.{column.decimals}f}**{spread} {SYMBOLS[cell.verdict]} {cell.verdict}{mark}"
     return f"{theirs} → {ours}" if theirs else ours
 
@@ -169,7 +175,7 @@ def table_as_text(checked: TableVerdict) -> str:
     ours = [(row, key, cell) for row, key, cell in checked.cells() if cell.needed]
     names = [f"{row.label}, {table.columns[key].title}" for row, key, _ in ours]
     for name, (_, key, cell) in zip(names, ours, strict=True):
-        verdict = f"{cell.verdict}{'°' if cell.canary == 'missing' else ''}"
+        verdict = f"{cell.verdict}{canary_mark(cell.canary)}"
         line = f"  {SYMBOLS[cell.verdict]} {verdict:<12} {name:<{max(map(len, names))}}"
         if cell.mean is not None:
             line += f"  {cell.mean:7.2f}"

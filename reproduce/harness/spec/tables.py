@@ -2,16 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from reproduce.errors import UserError, did_you_mean
 from reproduce.harness.spec.proper_names import spell_out
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.harness.spec.typed_yaml import load_yaml, parse_yaml
 
 TABLES_DIR = Path(__file__).resolve().parents[3] / "tables"
+PUBLIC_MARGINS = "margins.yaml"
 NON_TABLES = ("recorded",)
 """Files beside the tables that hold something else."""
 
@@ -156,10 +158,9 @@ class Table:
         """Return the evaluation of a cell: the row's own or else the column's, None if it has none."""
         return row.evals.get(column, self.columns[column].eval)
 
-    def margin(self, row: Row, column: str, public_weights: bool = False) -> Margin | None:
-        """Return the margin of a cell. With `public_weights` it covers the evaluation alone, not our own training."""
-        of_cell = row.margins.get(column, self.columns[column].margin)
-        return _public_weights_margins().get(self.eval_of(row, column) or "", of_cell) if public_weights else of_cell
+    def margin(self, row: Row, column: str, public: Mapping[str, Margin] = MappingProxyType({})) -> Margin | None:
+        """Return the margin of a cell. `public` are the margins of evaluations of public weights, if it is of those."""
+        return public.get(self.eval_of(row, column) or "", row.margins.get(column, self.columns[column].margin))
 
     def curve_rows(self) -> Iterator[Row]:
         """Return the rows whose training curve a figure plots."""
@@ -199,9 +200,16 @@ def load(name: str, scale: str) -> Table:
     return table
 
 
-def _public_weights_margins() -> dict[str, Margin]:
-    """Load the margins of evaluations of public weights, by evaluation."""
-    found: dict[str, Margin] = load_yaml(dict[str, Margin], TABLES_DIR / "margins.yaml")
+def parse(text: str, path: Path) -> Table:
+    """Return the table in a text that stood in the file `path` at some time. Raises `UserError` for an error in it."""
+    table: Table = parse_yaml(Table, text, str(path))
+    _check(table, path)
+    return table
+
+
+def public_weights_margins() -> dict[str, Margin]:
+    """Load the margins of evaluations of public weights, by evaluation: they cover the evaluation, no training."""
+    found: dict[str, Margin] = load_yaml(dict[str, Margin], TABLES_DIR / PUBLIC_MARGINS)
     return found
 
 

@@ -15,10 +15,19 @@ from reproduce.errors import UserError, did_you_mean
 def load_yaml(kind: Any, path: Path) -> Any:
     """Return a YAML file as an instance of `kind`. Raises `UserError` with the file and the key that does not fit."""
     try:
-        raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    return parse_yaml(kind, text, str(path))
+
+
+def parse_yaml(kind: Any, text: str, file: str) -> Any:
+    """Return the text of a YAML file as an instance of `kind`. Raises `UserError` as `load_yaml` does."""
+    try:
+        raw = yaml.load(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return convert(kind, raw, str(path), "")
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    return convert(kind, raw, file, "")
 
 
 def convert(kind: Any, raw: Any, file: str, key: str) -> Any:

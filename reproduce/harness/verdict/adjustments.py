@@ -110,7 +110,7 @@ def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVer
         if not needs_canary(table, key, cell):
             return cell
         canary, verdict = canary_of(cell), cell.verdict
-        if canary.state == "missing" and verdict == Verdict.REPRODUCED:
+        if canary.state in notes.DOUBTFUL_CANARIES and verdict == Verdict.REPRODUCED:
             verdict = Verdict.WITHIN
         elif canary.state == "disagreed":
             verdict = Verdict.INCONCLUSIVE
@@ -131,6 +131,16 @@ def apply_first_steps(table: Table, rows: VerdictRows, notes_of: Callable[[Row, 
         if cell.mean is None or cell.verdict == Verdict.NOT_RUN:
             return cell.with_notes(*changed)
         return (replace(cell, verdict=Verdict.CHANGED) if changed else cell).with_notes(*found)
+
+    return _each_cell(table, rows, adjust)
+
+
+def apply_edits(table: Table, rows: VerdictRows, edited: Mapping[tuple[str, str], Note]) -> VerdictRows:
+    """Name what was edited in the table after a number existed."""
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        note = edited.get((row.label, key))
+        return cell.with_notes(note) if note and cell.mean is not None else cell
 
     return _each_cell(table, rows, adjust)
 

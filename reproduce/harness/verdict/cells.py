@@ -15,7 +15,7 @@ from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Print
 from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.family import resolution
 from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, IntervalKind, Verdict
-from reproduce.harness.verdict.notes import Note
+from reproduce.harness.verdict.notes import CanaryState, Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
 from reproduce.harness.verdict.wording import sentences
 
@@ -35,7 +35,7 @@ class CellVerdict:
     """As the paper prints it: a number, a time, or `fail`."""
     share_of: str = ""
     """The row whose number ours is divided by before the comparison; all numbers here are then shares."""
-    canary: Literal["", "agreed", "disagreed", "missing"] = ""
+    canary: CanaryState | Literal[""] = ""
     """State of the evaluation's canary; "" if the cell needs none."""
     expected: float | None = None
     """What ours is compared with: the printed or recorded number, or an erratum's correction."""
@@ -189,7 +189,7 @@ def _compare_with_printed(
     expected = row.errata[key].value if key in row.errata else tables.parse_printed(row.cells.get(key))
     present = inputs.plan.margin(cell)
     assert expected is not None and present is not None
-    margin, before, margin_notes = _margin(inputs.plan, cell, present)
+    margin, before, margin_notes = _margin(inputs, cell, present)
     if column.relative_to:
         compared = _compare_shares(inputs, table, row, key, found, expected, margin, ours)
     else:
@@ -262,16 +262,17 @@ def _compare_with_margin(
     )
 
 
-def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | None, tuple[Note, ...]]:
-    """Return the margin to judge by: the narrowest of the table's and those recorded before the results existed.
+def _margin(inputs: VerdictInputs, cell: Cell, margin: Margin) -> tuple[Margin, float | None, tuple[Note, ...]]:
+    """Return the margin to judge by: the narrowest of the table's, those recorded before the results existed, and the
+    table's at the commits of the results.
 
     Beside it, return the points that were recorded, if they differ, and a note about that. So a margin that was
     widened after a result helps nobody.
     """
-    before = list(_margins_before(plan, cell))
-    if None in before:
+    before = _margins_before(inputs, cell)
+    if any(not points for points in before.values()):
         return margin, None, (notes.NoMarginBefore(),)
-    recorded = min(points for points in before if points is not None)
+    recorded = min(min(points) for points in before.values())
     if recorded == margin.points:
         return margin, None, ()
     if recorded > margin.points:
@@ -279,9 +280,15 @@ def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | Non
     return replace(margin, points=recorded), recorded, (notes.MarginWidened(margin.points, recorded),)
 
 
-def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:
-    for run in (plan.runs[name] for name in cell.run_ids):
-        yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.table_key)
+def _margins_before(inputs: VerdictInputs, cell: Cell) -> dict[str, list[float]]:
+    """Return the points that are known from before each run's result."""
+    found: dict[str, list[float]] = {}
+    for run in (inputs.plan.runs[name] for name in cell.run_ids):
+        recorded = margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.table_key)
+        found[run.run_id] = [] if recorded is None else [recorded]
+    for run_id, points in inputs.earlier.margins(cell):
+        found[run_id].append(points)
+    return found
 
 
 def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict) -> CellVerdict:

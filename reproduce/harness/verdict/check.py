@@ -86,6 +86,7 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
             return None
         return lowest_difference(inputs.recorded, (ours, control), num_new, inputs.family.tail)
 
+    table, edited = inputs.earlier.as_judged(table)
     rows: VerdictRows = [
         {key: verdict_for(inputs, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
         for row in table.rows
@@ -95,6 +96,7 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     rows = adjustments.apply_holm(table, rows, num_margin_cells(plan, table))
     rows = adjustments.apply_canaries(table, rows, canary_of)
     rows = adjustments.apply_first_steps(table, rows, notes_of)
+    rows = adjustments.apply_edits(table, rows, edited)
     curves = [name for cell in plan.cells if cell.table == table.table and not cell.column for name in cell.run_ids]
     undrawn = tuple(plan.runs[name].label for name in curves if valid_result(plan, plan.runs[name]) is None)
     return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves))

@@ -205,6 +205,14 @@ class MarginWidened(Note):
 
 
 @dataclass(frozen=True)
+class EditedSince(Note):
+    """What of a cell was edited in its table after the result existed; it is judged as it was at the commit."""
+
+    commit: str
+    edits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MeanOfRuns(Note):
     """The printed number is a mean of several runs."""
 
@@ -289,18 +297,26 @@ class CanaryMeasurement:
     margin: float
 
 
+CanaryState = Literal["agreed", "disagreed", "missing", "unverified"]
+"""`unverified`: the numbers agree, but nothing says that the file is the authors': its SHA-256 is not known yet."""
+DOUBTFUL_CANARIES: tuple[CanaryState, ...] = ("missing", "unverified")
+"""States that keep a number from counting as reproduced."""
+
+
 @dataclass(frozen=True)
 class CanaryResult(Note):
     """Whether the authors' checkpoint gives the authors' numbers under one of our evaluations.
 
-    `checkpoint` is "" if `tables/canaries.yaml` has no canary of the evaluation.
+    `checkpoint` is "" if `tables/canaries.yaml` has no canary of the evaluation. `refused` has a phrase for each result
+    that is of another file, whatever that is called.
     """
 
-    state: Literal["agreed", "disagreed", "missing"]
+    state: CanaryState
     evaluation: str
     checkpoint: str = ""
     sha256: tuple[str, ...] = ()
     measurements: tuple[CanaryMeasurement, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import Table
 from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.earlier import EarlierTables
 from reproduce.harness.verdict.family import Family
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.notes import BestVariant, RunFailure
@@ -79,13 +80,17 @@ class VerdictInputs:
     """All that the check compares with recorded numbers."""
     other_seeds: Plan | None
     first_steps: FirstStepsCheck
+    earlier: EarlierTables
+    """The tables as they were when the results were made."""
 
     @classmethod
     def load(cls, plan: Plan) -> "VerdictInputs":
         """Read what is recorded, and find the seeds that the plan leaves out."""
         recorded = baseline.load(plan.request.scale)
         family = Family.of_plan(plan, recorded)
-        return cls(plan, recorded, family, plan_for_other_seeds(plan), FirstStepsCheck.of_plan(plan))
+        return cls(
+            plan, recorded, family, plan_for_other_seeds(plan), FirstStepsCheck.of_plan(plan), EarlierTables(plan)
+        )
 
     def cell(self, table: Table, row: str, column: str) -> Cell | None:
         """Return how a number is made, or None if no run of ours makes it."""

@@ -34,8 +34,9 @@ def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
         )
         for verdict, count in undecided.items():
             yield f"{table.table.heading}: {_cells(count)} {verdict}"
-        if missing := sum(cell.canary == "missing" for cell in needed):
-            yield f"{table.table.heading}: {_cells(missing)} without a canary"
+        for state, words in (("missing", "without a canary"), ("unverified", "with an unverified canary")):
+            if number := sum(cell.canary == state for cell in needed):
+                yield f"{table.table.heading}: {_cells(number)} {words}"
 
 
 def _of_single_seeds(plan: Plan, checked: Sequence[TableVerdict]) -> Iterator[str]:

@@ -94,6 +94,8 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return f"The margin was narrowed after the result existed: it was {before} points"
         case notes.MarginWidened(now, before):
             return f"The margin was widened to {now} points after the result existed; the earlier {before} is used"
+        case notes.EditedSince(commit, edits):
+            return f"Edited after the result existed, and judged as at the result's commit {commit}: {'; '.join(edits)}"
         case notes.MeanOfRuns(num_printed, num_ours):
             return f"The printed number is a mean of {num_printed} runs, ours of {num_ours}"
         case notes.BestVariant(means, metric, best):
@@ -222,6 +224,7 @@ def _canary(note: notes.CanaryResult) -> str:
             if note.checkpoint
             else f"tables/canaries.yaml lists none for {note.evaluation}"
         )
+        why += "".join(f"; {phrase}" for phrase in note.refused)
         return f"Its canary is missing, so it does not count as reproduced: {why}"
     gave = "; ".join(
         f"{each.metric} {each.value:.2f}, printed {each.printed:g} (margin {each.margin:g})"
@@ -230,6 +233,12 @@ def _canary(note: notes.CanaryResult) -> str:
     found = f"the authors' {note.checkpoint} (sha256 {', '.join(note.sha256)}) gave {gave}"
     if note.state == "disagreed":
         return f"But its canary disagrees, so the evaluation itself is in doubt: {found}"
+    if note.state == "unverified":
+        return (
+            "Its canary is unverified, so it does not count as reproduced: no SHA-256 of the authors' file is known, "
+            "so that this is theirs is only its name (fetch-weights prints the SHA-256 for models/zoo/released.yaml): "
+            f"{found}"
+        )
     return f"Its canary agreed: {found}"
 
 
