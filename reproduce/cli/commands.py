@@ -294,6 +294,7 @@ def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
     from reproduce.harness.verdict.claims import check_claims
+    from reproduce.harness.verdict.doubts import of_tables
     from reproduce.harness.verdict.first_steps import FirstStepsCheck
     from reproduce.harness.verdict.strict import open_issues
 
@@ -316,6 +317,8 @@ def _check(plan: Plan, strict: bool) -> int:
         print(first_steps)
     if proved:
         print(f"{NOTICES_FOOTNOTE}\n{proved}")
+    for doubt in of_tables():
+        print(f"note: {doubt}")
     status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)
     print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
     issues = open_issues(plan, checked, claims) if strict else []
@@ -325,9 +328,12 @@ def _check(plan: Plan, strict: bool) -> int:
 
 
 def _report(plan: Plan) -> Path:
-    from reproduce.harness.report.page import write_page
+    from reproduce.harness.report import page, summary
 
-    return write_page(plan.request.scale)
+    written = page.write_page(plan.request.scale)
+    for sentence in page.stale_verdicts(summary.read_verdicts(plan.reports, plan.request.scale).tables):
+        print(f"note: {sentence}")
+    return written
 
 
 def _check_choice(group: str, choice: str) -> None:

@@ -1,8 +1,10 @@
 """A table's verdicts as data (JSON), as Markdown and as text for a terminal."""
 
+import hashlib
 from collections import Counter
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from reproduce.harness import revision
@@ -47,6 +49,7 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
         "plots": table.plots,
         "undrawn": list(checked.undrawn),
         "changed_curves": [sentence(note) for note in checked.changed_curves],
+        "doubts": list(checked.doubts),
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
@@ -58,6 +61,7 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
                 "parents": run.parents,
                 "first_steps": steps.state if (steps := first_steps.runs.get(run.run_id)) else None,
                 "outdated": run.result.exists() and not valid_result(plan, run),
+                "result_sha256": result_sha256(run.result),
             }
             for run in plan.runs_of(table.table)
         ],
@@ -76,6 +80,11 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
             for row, cells in zip(table.rows, checked.rows, strict=True)
         ],
     }
+
+
+def result_sha256(file: Path) -> str | None:
+    """Return the SHA-256 of a result's file, by which a report sees whether it was judged; None without the file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def quotes(table: Table, row: Row) -> list[str]:
@@ -118,6 +127,7 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
         lines.append(markdown_row([row.label, *shown]))
     lines += [f"\nNot drawn yet, no result: {'; '.join(checked.undrawn)}."] if checked.undrawn else []
     lines += [f"\n{SYMBOLS[Verdict.CHANGED]} {Verdict.CHANGED}: {sentence(note)}" for note in checked.changed_curves]
+    lines += [f"\nNote: {doubt}." for doubt in checked.doubts]
     if not table.columns:
         return "\n".join(lines) + "\n"
     lines += ["", "Expected, then ours. " + "; ".join(f"{SYMBOLS[v]} {v}" for v in Verdict if checked.score()[v]) + "."]
@@ -190,6 +200,7 @@ def table_as_text(checked: TableVerdict) -> str:
             lines += [f"      {sentence(note)}" for note in cell.notes if isinstance(note, notes.OtherFirstSteps)]
     if _lacks_canary(checked):
         lines.append(f"  {CANARY_FOOTNOTE}")
+    lines += [f"  note: {doubt}" for doubt in checked.doubts]
     others = Counter(str(cell.verdict) for _, _, cell in checked.cells() if not cell.needed)
     if others:
         lines.append("  other cells: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(others.items())))

@@ -19,7 +19,7 @@ from reproduce.harness.verdict.wording import PUBLIC, status_text
 
 TABLE_KEYS = {
     *("table", "heading", "title", "level", "score", "seeds", "expected", "columns", "runs", "rows", "undrawn"),
-    "recorded",
+    *("recorded", "doubts"),
 }
 """Keys of a table's JSON that its readers need."""
 
@@ -101,6 +101,8 @@ def as_markdown(
         head = ["Cell", "Expected", "Ours", "Seeds", *(["Would notice a fall of"] if proved else []), "Verdict"]
         lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 2)}---|", *made]
     lines += checkpoints_as_markdown(checkpoints)
+    if doubted := [(table["heading"], doubt) for table in checked for doubt in table["doubts"]]:
+        lines += ["", *(f"- {heading}: {doubt}." for heading, doubt in doubted)]
     if any(canary_mark(cell["canary"]) for table in checked for cell in _cells(table)):
         lines += ["", CANARY_FOOTNOTE]
     run = [claim for claim in known if claim["status"] != ClaimStatus.NOT_RUN]

@@ -204,6 +204,9 @@ class _PartJudge:
             note = notes.CollapsedUnexpectedly(good.collapsed[min(good.collapsed)], one_seed)
         else:
             num_collapsed, num_seeds = len(bad.collapsed), len(bad.collapsed) + len(bad.values)
+            if hasty := [failure for failure in bad.collapsed.values() if failure.hasty]:
+                early = notes.HastyDetector(hasty[0], notes.MIN_PATIENCE_EPOCHS)
+                return replace(blank, status=ClaimStatus.INCONCLUSIVE, notes=(early,))
             if bad.values and bad.collapsed:
                 status = ClaimStatus.INCONCLUSIVE
             else:

@@ -6,6 +6,10 @@ from typing import Any, Literal
 from reproduce.harness.spec.golden import Difference
 from reproduce.harness.verdict.labels import ClaimStatus, Tendency, Verdict
 
+MIN_PATIENCE_EPOCHS = 2.0
+"""Epochs before a training may count as collapsed, at scale paper. The loss of healthy ones stays at ln K for a while,
+too, so with less patience any training "fails to converge"."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -41,6 +45,13 @@ class RunFailure(Note):
     status: str
     message: str
     requested: bool = True
+    patience_epochs: float | None = None
+    """Of a pretraining that collapsed: the epochs that its config gives it before it may count as collapsed."""
+
+    @property
+    def hasty(self) -> bool:
+        """Whether the run was stopped before it could show that it fails as the paper means."""
+        return self.patience_epochs is not None and self.patience_epochs < MIN_PATIENCE_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,14 @@ class CollapsedAsPrinted(Note):
     """The paper prints that the training fails, and every seed of ours collapsed."""
 
     failure: RunFailure
+
+
+@dataclass(frozen=True)
+class HastyDetector(Note):
+    """A training collapsed by a detector with less patience than the paper's failure asks for."""
+
+    failure: RunFailure
+    min_patience_epochs: float
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,21 @@ def _failure(plan: Plan, run: Run) -> RunFailure | None:
     """Return why a run has no result, if it or its pretraining failed."""
     for each in (*(plan.runs[name] for name in run.parents), run):
         if not each.result.exists() and (failure := each.read_failure()):
-            return RunFailure(each.label, failure["status"], failure["message"])
+            patience = _patience_epochs(tuple(each.overrides)) if _has_collapsed(each, failure) else None
+            return RunFailure(each.label, failure["status"], failure["message"], patience_epochs=patience)
     return None
+
+
+def _has_collapsed(run: Run, failure: Mapping[str, Any]) -> bool:
+    return run.kind == "pretrain" and failure["status"] == "collapsed"
+
+
+@cache
+def _patience_epochs(overrides: tuple[str, ...]) -> float:
+    """Return the patience of a pretraining's collapse detector. The run's name is made from its config, this too."""
+    from reproduce.config.compose import compose  # which imports Hydra
+
+    return float(compose("pretrain", list(overrides)).collapse.patience_epochs)
 
 
 def _metric(run: Run, result: dict[str, Any], name: str) -> float:

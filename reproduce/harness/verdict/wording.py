@@ -53,6 +53,11 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return f"No result yet: {'; '.join(runs)}"
         case notes.CollapsedAsPrinted(failure):
             return f"As in the paper, the training does not converge: {_run_failure(failure)}"
+        case notes.HastyDetector(failure, least):
+            return (
+                f"{failure.run} was stopped after {failure.patience_epochs:g} epochs (collapse.patience_epochs), and a "
+                f"failure as the paper means it shows after {least:g}: restore the setting, and train again"
+            )
         case notes.SomeSeedsCollapsed(num_collapsed, num_seeds):
             return f"In the paper the training fails; here {num_collapsed} of {num_seeds} seeds did"
         case notes.ConvergedUnlikePaper():

@@ -18,9 +18,10 @@ from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_tables import table_as_markdown, table_as_text
 from reproduce.harness.report.tracking import log_changes
 from reproduce.harness.spec import baseline, tables
-from reproduce.harness.verdict import check, stats
+from reproduce.harness.verdict import check, notes, stats
 from reproduce.harness.verdict.cells import CellVerdict
-from reproduce.harness.verdict.labels import SYMBOLS, Verdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.seeds_needed import seeds_in_words
 from tests.unit.harness.verdicts import cells_of
 
@@ -425,6 +426,19 @@ def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float =
 def collapse(run: Run, status: str = "collapsed") -> None:
     run.failure.parent.mkdir(parents=True, exist_ok=True)
     run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "loss stuck at ln K"}))
+
+
+def test_a_detector_without_patience_is_no_failure_of_the_paper(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `collapse.patience_epochs=0` any training collapses. (Here the bar is moved, not every config.)"""
+    monkeypatch.setattr(notes, "MIN_PATIENCE_EPOCHS", 2.5)
+    plan = ablation("table10", finish, broken="swav_400ep_sinkhorn1")
+    one = cells_of(plan)["SwAV, 1 iteration/top1"]
+    assert one.verdict == Verdict.INCONCLUSIVE
+    assert "was stopped after 2 epochs (collapse.patience_epochs)" in one.reason
+    (claim,) = [each for each in check_claims(plan) if each.claim.claim == "three-iterations"]
+    assert claim.status == ClaimStatus.INCONCLUSIVE
 
 
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
