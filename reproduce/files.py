@@ -1,18 +1,23 @@
 """Files that are complete or absent: atomic writes, checked reads, and lock files."""
 
+import errno
 import fcntl
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from reproduce.errors import UserError, os_error_hint
 
 NOT_FINITE = 1e300
 """Stands for infinity, which JSON lacks, and for NaN, which equals nothing, in numbers that may be either."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system without locks answers: some network file systems, and FUSE."""
 
 
 def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -67,6 +72,40 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def try_lock(file: IO[Any], wait: bool = False, shared: bool = False) -> bool | None:
+    """Lock an open file for this process until it is closed; return False if another process has it.
+
+    Return None if its file system has no locks, as some network file systems.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def lock_file(file: IO[Any], path: Path, wait: bool = False) -> bool:
+    """Lock an open file as `try_lock`; without locks, say once that nothing keeps two commands apart, and go on."""
+    locked = try_lock(file, wait)
+    if locked is None:
+        _warn_without_locks(path.parent)
+    return locked is not False
+
+
+@cache
+def _warn_without_locks(folder: Path) -> None:
+    print(
+        f"warning: the file system of {folder.resolve()} has no locks, so nothing keeps two commands from doing the "
+        "same run at once; start one at a time, or use a folder on a local disk",
+        file=sys.stderr,
+    )
+
+
 @contextmanager
 def file_lock(path: Path, owner: str, remedy: str = "wait until it ends, or stop it") -> Iterator[None]:
     """Lock the file `path` for this process. Raises `UserError` with `owner` and `remedy` if another process has it.
@@ -75,12 +114,10 @@ def file_lock(path: Path, owner: str, remedy: str = "wait until it ends, or stop
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_file(file, path):
             file.seek(0)
             other = file.read().strip() or "unknown"
-            raise UserError(f"{owner} is already running here (process {other}, lock {path}); {remedy}") from error
+            raise UserError(f"{owner} is already running here (process {other}, lock {path}); {remedy}")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

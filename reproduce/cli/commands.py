@@ -24,6 +24,9 @@ FLAGS = {
 }
 """Config keys that decide where a single run finds its images, and so can't be its overrides: they would get others."""
 
+MAX_SEEDS = 1000
+"""More seeds than anybody trains: a mistyped number must not fill the memory with runs."""
+
 
 def reproduce_tables(options: argparse.Namespace) -> int:
     """Plan, run, check and report; return the check's exit status."""
@@ -210,6 +213,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
     if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
+    if options.seeds is not None and options.seeds > MAX_SEEDS:
+        raise UserError(f"--seeds {options.seeds}: a plan has {MAX_SEEDS:,} seeds at most")
 
 
 def _request_flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -269,11 +274,13 @@ def _print_plan(plan: Plan, cores: int) -> None:
 
 def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
+    from reproduce.engine.runs import tracking
     from reproduce.harness import data_check
     from reproduce.harness.execute.status_printer import StatusPrinter
     from reproduce.harness.execute.workflow import execute_plan
     from reproduce.harness.spec import baseline
 
+    tracking.check_mode()
     seconds = baseline.load(plan.request.scale).wall_seconds
     possible, why = data_check.runnable_part(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):

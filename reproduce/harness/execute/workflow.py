@@ -1,6 +1,5 @@
 """Execute a plan with Snakemake, print its progress, and leave no process behind."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from reproduce.errors import UserError
-from reproduce.files import file_lock
+from reproduce.files import file_lock, lock_file
 from reproduce.forking import fork_server
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.events import EVENTS
@@ -235,16 +234,12 @@ def _workflow_lock(printer: StatusPrinter, timeout_seconds: int = GRACE_SECONDS 
     with open(CACHE / "workflow.lock", "a") as file:
         deadline = time.monotonic() + timeout_seconds
         waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        "runs of a killed harness are still going here. End them (ps lists them as"
-                        " reproduce.harness.execute.job) and run the same command again"
-                    ) from error
+        while not lock_file(file, Path(file.name)):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    "runs of a killed harness are still going here. End them (ps lists them as"
+                    " reproduce.harness.execute.job) and run the same command again"
+                )
             if not waiting:
                 printer.line("waiting for the runs of a killed harness to stop ...")
                 waiting = True

@@ -1,5 +1,6 @@
 """Read YAML files as dataclasses. A value of another type is an error that names the file and the key."""
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -50,12 +51,22 @@ def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
         if raw not in arguments:
             raise UserError(f"{file}: {key} is {raw!r}; {did_you_mean(str(raw), arguments)}")
         return raw
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
+    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return _finite(raw, f"{file}: {key}")
     if origin is not None or not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         wanted = str(kind) if origin else kind.__name__
         raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
     return raw
+
+
+def _finite(raw: float, where: str) -> float:
+    try:
+        value = float(raw)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise UserError(f"{where} should be a finite number")
+    return value
 
 
 def _convert_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> Any:

@@ -161,8 +161,8 @@ def _compare_with_failure(found: SeedResults, blank: CellVerdict) -> CellVerdict
     if found.missing:
         return blank.with_notes(_missing(found))
     if hasty := [failure for failure in found.collapsed.values() if failure.hasty]:
-        note = notes.HastyDetector(hasty[0], notes.MIN_PATIENCE_EPOCHS)
-        return replace(blank, verdict=Verdict.INCONCLUSIVE, notes=(note,))
+        early = notes.HastyDetector(hasty[0], notes.MIN_PATIENCE_EPOCHS)
+        return replace(blank, verdict=Verdict.INCONCLUSIVE, notes=(early,))
     if not found.values:
         note = notes.CollapsedAsPrinted(found.collapsed[min(found.collapsed)])
         return replace(blank, verdict=Verdict.EXPECTED_FAILURE, notes=(note,))

@@ -110,11 +110,11 @@ def _edits(now: Table, then: Table, cell: Cell) -> Iterator[str]:
     """Yield a phrase for each thing that a verdict on a cell depends on and that two versions of a table differ in."""
     rows: list[Row] = [next(row for row in table.rows if row.label == cell.row) for table in (then, now)]
     columns = [table.columns[cell.column] for table in (then, now)]
-    pairs: list[tuple[str, Any, Any]] = [("printed number", *(row.cells.get(cell.column) for row in rows))]
-    pairs.append(("erratum", *(each.value if (each := row.errata.get(cell.column)) else None for row in rows)))
-    pairs += [(name.replace("_", " "), *(getattr(row, name) for row in rows)) for name in OF_ROW]
-    pairs += [(name.replace("_", " "), *(getattr(column, name) for column in columns)) for name in OF_COLUMN]
-    for name, before, after in pairs:
+    pairs: dict[str, list[Any]] = {"printed number": [row.cells.get(cell.column) for row in rows]}
+    pairs["erratum"] = [each.value if (each := row.errata.get(cell.column)) else None for row in rows]
+    pairs |= {name.replace("_", " "): [getattr(row, name) for row in rows] for name in OF_ROW}
+    pairs |= {name.replace("_", " "): [getattr(column, name) for column in columns] for name in OF_COLUMN}
+    for name, (before, after) in pairs.items():
         if before != after:
             yield f"{name} {_as_text(before)}, now {_as_text(after)}"
 

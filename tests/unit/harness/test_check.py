@@ -507,7 +507,7 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
     assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
     for cell, own in zip(judged, alone, strict=True):  # the interval shown is that of the corrected level
-        assert cell.interval is not None and cell.interval_kind == "seeds, corrected"
+        assert cell.expected is not None and cell.interval is not None and cell.interval_kind == "seeds, corrected"
         assert cell.interval[0] < own.interval.low and own.interval.high < cell.interval[1]
         inside = cell.interval[1] <= cell.expected + 0.6 and cell.interval[0] >= cell.expected - 0.6
         assert inside == (cell.verdict == Verdict.REPRODUCED)
