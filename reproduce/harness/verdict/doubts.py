@@ -63,15 +63,20 @@ def _of_images(done: Done) -> Iterator[str]:
             if len({str(_provenance(each)[key]) for each in of_seeds if key in _provenance(each)}) > 1:
                 yield f"the seeds of {name} read different images ({key})"
                 break
+    yield from dict.fromkeys(_of_test_sets(done))
+    if skipped := sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for _, result in done):
+        yield f"{skipped} images could not be read and were skipped, as requested"
+
+
+def _of_test_sets(done: Done) -> Iterator[str]:
+    """Yield which evaluations used another number of images than the official test set of their source has."""
     sizes = cost_facts.load().data
     for run, result in done:
         size = sizes.get(run.workload.dataset.get("source", ""))
         number = result.get("counts", {}).get("num_test_images")
         if size and number not in (None, size.num_val):
             source = run.workload.dataset["source"]
-            yield f"{run.label} was measured on {number:,} images, but {source} has {size.num_val:,} to test on"
-    if skipped := sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for _, result in done):
-        yield f"{skipped} images could not be read and were skipped, as requested"
+            yield f"{run.name} was measured on {number:,} images, but {source} has {size.num_val:,} to test on"
 
 
 def _of_clocks(done: Done) -> Iterator[str]:

@@ -53,7 +53,7 @@ def test_nothing_is_doubted_without_a_reason(plan: Plan) -> None:
         ({"provenance": KNOWN | {"git_dirty": True}}, "1 of 4 results were made by uncommitted code"),
         ({"provenance": KNOWN | {"code_changed": ["evals/knn.py"]}}, "code changed while {label} ran: evals/knn.py"),
         ({"provenance": KNOWN | {"hardware": "a laptop"}}, "ran on different hardware: 8 x V100; a laptop"),
-        ({"counts": {"num_test_images": 5}}, "{label} was measured on 5 images, but ILSVRC2012 has 50,000 to test on"),
+        ({"counts": {"num_test_images": 5}}, "knn_head was measured on 5 images, but ILSVRC2012 has 50,000 to test on"),
         ({"counts": {"num_skipped_images": 3}}, "3 images could not be read and were skipped"),
         ({"finished": "2999-01-01T00:00:00+00:00"}, "{label} finished in the future, at 2999-01-01"),
         ({"started": "2026-01-02T00:00:00+00:00"}, "{label} started after it finished"),
