@@ -25,7 +25,7 @@ from reproduce.harness.execute.process_group import GRACE_SECONDS, is_module, la
 from reproduce.harness.execute.progress import Progress
 from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.execute.supervision import SUPERVISOR
-from reproduce.harness.plan import plan_file
+from reproduce.harness.plan import cost, plan_file
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
 from reproduce.harness.plan.run_state import run_states, sync_mtimes
@@ -71,6 +71,7 @@ def execute_plan(
         elif executor == "kubernetes":
             kubernetes.check_available(plan.cluster)
         _check_writable(plan)
+        _check_room(plan)
         own_gpus = gpus.visible_gpus() if executor == "local" else []
         beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
         where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"
@@ -147,6 +148,19 @@ def _check_writable(plan: Plan) -> None:
         home.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=home):
             pass
+
+
+def _check_room(plan: Plan) -> None:
+    """Raise `UserError` if the disk has no room for what the runs to do will write: else it is full hours later."""
+    costs = cost.plan_cost(plan)
+    for home in {Path(run.folder).parent for run in plan.runs.values()}:
+        needed = sum(costs.runs[name].disk_gb for name in costs.to_do if Path(plan.runs[name].folder).parent == home)
+        free = shutil.disk_usage(home).free / 1e9
+        if free < needed:
+            raise UserError(
+                f"{home.resolve()} has {free:.1f} GB free, and the runs to do write about {needed:.1f} GB of checkpoints "
+                "and results: free some space there, or move it to another disk, and run the same command again"
+            )
 
 
 def _executor_args(plan: Plan, cores: int, num_gpus: int) -> list[str]:

@@ -95,7 +95,7 @@ class VerdictInputs:
 
     def cell(self, table: Table, row: str, column: str) -> Cell | None:
         """Return how a number is made, or None if no run of ours makes it."""
-        return _find_cell(self.plan, f"{table.table}/{row}/{column}")
+        return next((cell for cell in self.plan.cells if cell.table_key == f"{table.table}/{row}/{column}"), None)
 
     def seed_results(self, cell: Cell) -> SeedResults:
         """Return what a cell's runs gave.
@@ -104,7 +104,7 @@ class VerdictInputs:
         Only numbers that are compared with recorded ones are those of the requested seeds alone: a recording leaves
         results of many seeds, which are of the recorded code and would hide what has changed. Failures always count.
         """
-        same_cell = _find_cell(self.other_seeds, cell.table_key) if self.other_seeds else None
+        same_cell = _find_same(self.other_seeds, cell) if self.other_seeds else None
         if not self.other_seeds or not same_cell:
             return read_seed_results(self.plan, cell)
         table = self.plan.tables.get(cell.table)
@@ -167,8 +167,10 @@ def _ended(plan: Plan, run_id: str) -> bool:
     return valid_result(plan, run) is not None or _failure(plan, run) is not None
 
 
-def _find_cell(plan: Plan, table_key: str) -> Cell | None:
-    return next((cell for cell in plan.cells if cell.table_key == table_key), None)
+def _find_same(plan: Plan, cell: Cell) -> Cell | None:
+    """Return the cell that measures the same in a plan of other seeds; a claim may compare several of one network."""
+    wanted = (cell.table_key, cell.metric_key)
+    return next((each for each in plan.cells if (each.table_key, each.metric_key) == wanted), None)
 
 
 def _read_variant(runs: Mapping[int, _SeedRun], metric: str) -> SeedResults:

@@ -48,8 +48,8 @@ def change(checkout: Path, edit: str) -> None:
         ("table['rows'][3]['min_points_above_control'] = -100.0", r"min_points_above_control is -100: it must be 0 or"),
         ("table['rows'][3]['cells']['knn20'] = float('nan')", r"cells.knn20 should be a finite number"),
         (
-            "table['rows'][3].update(errata={'knn20': {'value': 1.0, 'source': 'x'}}, cells=dict.fromkeys(table['columns'], '4h09'))",
-            r"errata.knn20 corrects nothing",
+            "table['rows'][3].update(errata={'knn20': {'value': 1, 'source': 0}}, cells={'knn20': '', 'knn200': 1})",
+            "errata.knn20 corrects nothing",
         ),
         ("table['rows'][3]['cells']['knn20'] = '4h9'", r"cells.knn20 is '4h9': write a number, 4h09"),
         ("table['rows'][3]['cells']['knn20'] = True", r"rows\[3\].cells.knn20 should be of type float"),
