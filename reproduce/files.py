@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from reproduce.errors import UserError, os_error_hint
+from reproduce.parsing import parse_json
 
 NOT_FINITE = 1e300
 """Stands for infinity, which JSON lacks, and for NaN, which equals nothing, in numbers that may be either."""
@@ -47,8 +48,16 @@ def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to `path`, completely or not at all. Raises as `write_atomic_with` does."""
-    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    data = _as_bytes(content) if isinstance(content, str) else content
     write_atomic_with(path, lambda file: _write_all(file, data))
+
+
+def _as_bytes(text: str) -> bytes:
+    """Return a text as UTF-8; names of files keep their bytes, and halves of characters, as JSON may have, are `?`."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
@@ -63,10 +72,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file that we wrote. Raises `UserError` if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; first run the command that writes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is cut short or damaged ({error}); delete it and run the same command again"
         ) from error

@@ -158,8 +158,8 @@ def _check_room(plan: Plan) -> None:
         free = shutil.disk_usage(home).free / 1e9
         if free < needed:
             raise UserError(
-                f"{home.resolve()} has {free:.1f} GB free, and the runs to do write about {needed:.1f} GB of checkpoints "
-                "and results: free some space there, or move it to another disk, and run the same command again"
+                f"{home.resolve()} has {free:.1f} GB free, and the runs to do write about {needed:.1f} GB of "
+                "checkpoints and results: free some space there, or use another disk, and run the same command again"
             )
 
 

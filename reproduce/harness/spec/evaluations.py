@@ -16,12 +16,11 @@ Group = Literal["eval", "measurement"]
 
 def check_metrics(group: Group, name: str, wanted: Iterable[str], where: str) -> None:
     """Raise `UserError`, which begins with `where`, if there is no such evaluation, or if it reports no such metric."""
-    path = CONF_DIR / group / f"{name}.yaml"
-    if not path.is_file():
+    valid = {path.stem: path for path in (CONF_DIR / group).glob("*.yaml")}
+    if name not in valid:
         what = {"eval": "evaluation", "measurement": "measurement"}[group]
-        valid = (each.stem for each in path.parent.glob("*.yaml"))
         raise UserError(f"{where}: there is no {what} {name!r}: {did_you_mean(name, valid)}")
-    reported = _metrics(path)
+    reported = _metrics(valid[name])
     for metric in wanted:
         if metric not in reported:
             raise UserError(f"{where}: {name} reports no metric {metric!r}: {did_you_mean(metric, reported)}")

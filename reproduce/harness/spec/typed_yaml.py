@@ -8,8 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from reproduce import parsing
 from reproduce.errors import UserError, did_you_mean
 
 
@@ -25,9 +24,9 @@ def load_yaml(kind: Any, path: Path) -> Any:
 def parse_yaml(kind: Any, text: str, file: str) -> Any:
     """Return the text of a YAML file as an instance of `kind`. Raises `UserError` as `load_yaml` does."""
     try:
-        raw = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raw = parsing.parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
     return convert(kind, raw, file, "")
 
 

@@ -12,7 +12,7 @@ from models.zoo import entries
 from models.zoo.entries import PREFIX
 from reproduce.config.compose import compose
 from reproduce.config.identity import identity
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 from reproduce.harness import results
 from reproduce.harness.plan.model import Run
 from reproduce.harness.spec import tables
@@ -58,22 +58,29 @@ class CanaryTarget:
 
 def load() -> Canaries:
     """Read `tables/canaries.yaml`. Raises `UserError` if it is wrong."""
-    found: Canaries = load_yaml(Canaries, tables.TABLES_DIR / "canaries.yaml")
+    found: Canaries = load_yaml(Canaries, _path())
     return found
 
 
+def _path() -> Path:
+    return tables.TABLES_DIR / "canaries.yaml"
+
+
 def targets(file: Canaries) -> Iterator[CanaryTarget]:
-    """Look up each canary of a file in the paper's tables."""
+    """Look up each canary of a file in the paper's tables. Raises `UserError` for one that points at no number there."""
     for canary in file.canaries:
         table = tables.load(canary.table, "paper")
-        column = table.columns[canary.column]
-        (row,) = [row for row in table.rows if row.label == canary.row]
-        printed, margin = (
-            tables.parse_printed(row.cells[canary.column]),
-            table.margin(row, canary.column, tables.public_weights_margins()),
-        )
+        where = f"{_path()}: {canary.table}, {canary.row}, {canary.column}"
+        rows = {row.label: row for row in table.rows}
+        for what, name, valid in (("row", canary.row, rows), ("column", canary.column, table.columns)):
+            if name not in valid:
+                raise UserError(f"{where}: there is no {what} {name!r}: {did_you_mean(name, valid)}")
+        row, column = rows[canary.row], table.columns[canary.column]
+        printed = tables.parse_printed(row.cells.get(canary.column))
+        margin = table.margin(row, canary.column, tables.public_weights_margins())
         evaluation = table.eval_of(row, canary.column)
-        assert printed is not None and margin is not None and evaluation
+        if printed is None or margin is None or not evaluation:
+            raise UserError(f"{where}: no number of an evaluation is printed there")
         yield CanaryTarget(evaluation, column, canary.checkpoint or file.checkpoint, printed, margin)
 
 
