@@ -67,7 +67,7 @@ def _path() -> Path:
 
 
 def targets(file: Canaries) -> Iterator[CanaryTarget]:
-    """Look up each canary of a file in the paper's tables. Raises `UserError` for one that points at no number there."""
+    """Look up each canary of a file in the paper's tables. Raises `UserError` if no number is printed there."""
     for canary in file.canaries:
         table = tables.load(canary.table, "paper")
         where = f"{_path()}: {canary.table}, {canary.row}, {canary.column}"

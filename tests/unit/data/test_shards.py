@@ -221,6 +221,9 @@ def test_ranks_split_the_epoch_of_one_process(batch_size: int, num_ranks: int) -
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == per_epoch * batch_size
     assert epochs[0] != epochs[1]
+    if batch_size == 64:
+        read = [list(dict.fromkeys(order.places.shard[epoch].tolist())) for epoch in epochs]
+        assert read[0] != read[1] != read[2]  # the shards themselves, not only the images in them
     assert (
         list(StepSampler(1000, batch_size, 3, seed=5, first_step=per_epoch + 3, order=order)) == alone[per_epoch + 3 :]
     )
