@@ -243,8 +243,8 @@ def _check_column(table: Table, key: str, where: str) -> None:
     if not column.not_run and not column.metric:
         raise UserError(f"{where} names an eval; it needs a metric too")
     _check_numbers(column, where)
-    for name in dict.fromkeys([column.eval, *(row.evals.get(key) for row in table.rows)]):
-        if name:
+    if column.eval:
+        for name in dict.fromkeys([column.eval, *(row.evals[key] for row in table.rows if key in row.evals)]):
             check_metrics("eval", name, [column.metric, *([column.best_of.metric] if column.best_of else [])], where)
     if column.measurement:
         check_metrics("measurement", column.measurement, [column.metric], where)
