@@ -48,7 +48,7 @@ def change(checkout: Path, edit: str) -> None:
         ("table['rows'][3]['min_points_above_control'] = -100.0", r"min_points_above_control is -100: it must be 0 or"),
         ("table['rows'][3]['cells']['knn20'] = float('nan')", "nan in line 54 is no finite number"),
         (
-            "table['rows'][3] |= dict(errata={'knn20': dict(value=1, source='x')}, cells={'knn20': '1h00', 'knn200': 1})",
+            "table['rows'][3] |= dict(errata={'knn20': dict(value=1, source='')}, cells=dict(knn20='4h09', knn200=1))",
             "errata.knn20 corrects nothing",
         ),
         ("table['rows'][3]['cells']['knn20'] = '4h9'", r"cells.knn20 is '4h9': write a number, 4h09"),
