@@ -3,13 +3,13 @@
 import os
 import sys
 
-from reproduce.cli.parser import build_parser
+from reproduce.cli.parser import parse_arguments
 from reproduce.errors import EXIT_INTERRUPTED, run_cli
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    options = build_parser().parse_args(arguments)
+    options = parse_arguments(arguments)
     try:
         status: int = options.command(options)
         sys.stdout.flush()

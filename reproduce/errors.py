@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import errno
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -99,6 +100,7 @@ def run_cli(main: Callable[[], int | None]) -> int:
 
     Errors that `describe_error` knows, and Ctrl-C, go to stderr as one line.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be in no encoding, or not in the terminal's
             with contextlib.suppress(OSError, ValueError):  # a stream that is closed or broken
@@ -117,6 +119,22 @@ def run_cli(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()  # keeps the order when both streams go to one file
     print(f"{ERROR_PREFIX}{message}", file=sys.stderr)
     return status
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller has closed (`>&-`) as the null device.
+
+    Python has no stream for it, so that printing fails, and the next file that is opened would get its number: child
+    processes would then print into that file.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
 
 
 def describe_signal(number: int) -> str:

@@ -3,7 +3,6 @@
 `models.zoo.layouts` knows the content of the files.
 """
 
-import fcntl
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from reproduce.data.prepare.download import Digest, DigestMismatch, cache_folder, download, file_digest
 from reproduce.data.prepare.progress import LogFn
 from reproduce.errors import Unavailable, UserError, did_you_mean
-from reproduce.files import read_json, write_json
+from reproduce.files import lock_file, read_json, write_json
 
 PREFIX = "released:"
 """Prefix of a `checkpoint` that names an entry of the zoo."""
@@ -82,7 +81,7 @@ def fetch(item: ReleasedWeights, log: LogFn = print, **options: Any) -> Path:
         raise Unavailable(f"unavailable: released:{item.name} can't be downloaded: {item.unavailable}")
     path = cache_path(item)
     lock = path.with_name("released.lock.json")
-    known = item.sha256 or _recorded_digests(lock).get(item.name)
+    known = known_sha256(item)
     digests = [Digest(algorithm, digits) for algorithm, digits in item.published.items()]
     digests += [Digest("sha256", known)] if known else []
     was_cached = path.exists()
@@ -98,12 +97,18 @@ def fetch(item: ReleasedWeights, log: LogFn = print, **options: Any) -> Path:
     return path
 
 
+def known_sha256(item: ReleasedWeights) -> str | None:
+    """Return the SHA-256 of an entry's file: the committed one, or that of this machine's first download; else None."""
+    lock = cache_path(item).with_name("released.lock.json")
+    return item.sha256 or _recorded_digests(lock).get(item.name)
+
+
 def _recorded_digests(lock: Path) -> dict[str, str]:
     return read_json(lock) if lock.exists() else {}
 
 
 def _record_digest(lock: Path, name: str, digest: str, log: LogFn) -> None:
-    with open(lock.with_suffix(".lock"), "a") as lock_file:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
+    with open(lock.with_suffix(".lock"), "a") as file:
+        lock_file(file, lock, wait=True)
         write_json(lock, _recorded_digests(lock) | {name: digest})
     log(f"{name} has the sha256 {digest}; add it to models/zoo/{ZOO.name} to verify it on every machine")

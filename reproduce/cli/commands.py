@@ -27,6 +27,9 @@ FLAGS = {
 }
 """Config keys that decide where a single run finds its images, and so can't be its overrides: they would get others."""
 
+MAX_SEEDS = 1000
+"""More seeds than anybody trains: a mistyped number must not fill the memory with runs."""
+
 
 def reproduce_tables(options: argparse.Namespace) -> int:
     """Plan, run, check and report; return the check's exit status."""
@@ -223,6 +226,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
     if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
+    if options.seeds is not None and options.seeds > MAX_SEEDS:
+        raise UserError(f"--seeds {options.seeds}: a plan has {MAX_SEEDS:,} seeds at most")
 
 
 def _request_flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -278,6 +283,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     from reproduce.harness.plan import cost, cost_report
     from reproduce.harness.plan.durations import expected_seconds, format_duration
     from reproduce.harness.spec import baseline
+    from reproduce.harness.verdict.seeds_needed import seeds_in_words
 
     costs = cost.plan_cost(plan)
     print(cost_report.as_text(plan, costs))
@@ -291,17 +297,21 @@ def _print_plan(plan: Plan, cores: int) -> None:
         else ""
     )
     print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
+    for line in seeds_in_words(plan):
+        print(line)
     if elsewhere := other_data_roots(plan):
         print(f"note: finished runs read their images from {elsewhere}; delete results/ to repeat them")
 
 
 def _execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
+    from reproduce.engine.runs import tracking
     from reproduce.harness import data_check
     from reproduce.harness.execute.status_printer import StatusPrinter
     from reproduce.harness.execute.workflow import execute_plan
     from reproduce.harness.spec import baseline
 
+    tracking.check_mode()
     seconds = baseline.load(plan.request.scale).wall_seconds
     possible, why = data_check.runnable_part(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
@@ -322,6 +332,7 @@ def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
     from reproduce.harness.verdict.claims import check_claims
+    from reproduce.harness.verdict.doubts import of_tables
     from reproduce.harness.verdict.first_steps import FirstStepsCheck
     from reproduce.harness.verdict.strict import open_issues
 
@@ -344,6 +355,8 @@ def _check(plan: Plan, strict: bool) -> int:
         print(first_steps)
     if proved:
         print(f"{NOTICES_FOOTNOTE}\n{proved}")
+    for doubt in of_tables():
+        print(f"note: {doubt}")
     status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)
     print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
     issues = open_issues(plan, checked, claims) if strict else []
@@ -353,9 +366,12 @@ def _check(plan: Plan, strict: bool) -> int:
 
 
 def _report(plan: Plan) -> Path:
-    from reproduce.harness.report.page import write_page
+    from reproduce.harness.report import page, summary
 
-    return write_page(plan.request.scale)
+    written = page.write_page(plan.request.scale)
+    for sentence in page.stale_verdicts(summary.read_verdicts(plan.reports, plan.request.scale).tables):
+        print(f"note: {sentence}")
+    return written
 
 
 def _check_choice(group: str, choice: str) -> None:

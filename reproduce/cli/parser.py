@@ -10,6 +10,8 @@ from reproduce.harness.spec.preflight_file import SCALES
 from reproduce.system import usable_cores
 
 RECORD_SEEDS = 20
+SEVERAL = ("overrides", "tables", "datasets", "names")
+"""Arguments without an option of which a command takes any number."""
 DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale smoke
 
 `plan` shows the runs that a table needs, `run` does them, `check` compares their numbers with the expected ones,
@@ -24,13 +26,26 @@ recorded, or if results were made by other code than the checkout's, or by code 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise `UserError`; name make's variable of a missing option, and where an override belongs."""
+        """Raise `UserError`; name make's variable of a missing option."""
         missing = re.findall(r"--([a-z-]+)", message.partition("are required:")[2])
         for_make = [f"{name.replace('-', '_').upper()}=" for name in missing]
         hint = f" (for make: {' '.join(for_make)})" if for_make else ""
-        if message.startswith("unrecognized arguments") and "=" in message:
-            hint = " (KEY=VALUE has to follow the name of the experiment or evaluation directly)"
         super().error(message + hint)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line; names and overrides may stand before and after options.
+
+    Raises `UserError` for an invalid one.
+    """
+    parser = build_parser()
+    options, left = parser.parse_known_args(arguments)
+    several = next((name for name in SEVERAL if isinstance(getattr(options, name, None), list)), None)
+    if several and not any(item.startswith("-") for item in left):  # argparse takes them from one place only
+        setattr(options, several, [*getattr(options, several), *left])
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ UNHASHED_SECTIONS = {
     "cluster": "how a run uses machines; only the order of float sums depends on it (docs/numerics.md)",
     "logging": "what a run reports while it runs",
     "checkpointing": "when a run saves; a resumed run computes the same numbers as an uninterrupted one",
+    "metrics": "the names of what a run reports",
     "data": "the whole catalog; the one dataset that the run reads is the section `dataset`",
 }
 """Sections that are left out of a run's identity, and why they can't change its numbers."""

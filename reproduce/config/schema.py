@@ -285,6 +285,8 @@ class Measure(Pretrain):
 
     kind: str = "measure"
     measurement: Any = MISSING
+    metrics: list[str] = field(default_factory=list)
+    """What the measurement reports: names that a table's column may have."""
 
 
 @dataclass
@@ -305,6 +307,8 @@ class Evaluate:
     depth: int | None = None
     """Layers of the trunks that are trained at this scale, as `network.depth`."""
     protocol: Any = MISSING
+    metrics: list[str] = field(default_factory=list)
+    """What the evaluation reports: names that a table's column may have."""
     normalize: Normalize = field(default_factory=Normalize)
     precision: str = MISSING
     on_bad_image: str = "stop"

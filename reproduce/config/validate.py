@@ -28,6 +28,8 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
     2: ("protocol.num_folds",),
 }
 """Keys by the smallest value that they may have."""
+MAX_SEED = 2**32 - 1
+"""The largest number that all generators of random numbers take as a seed (NumPy's takes no more)."""
 POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature")
 """Values that cosines are divided by."""
 NAMED_SECTIONS = ("method", "protocol", "measurement")
@@ -49,14 +51,7 @@ def check_values(cfg: DictConfig) -> None:
     for section in (section for section in NAMED_SECTIONS if section in cfg):
         if not isinstance(name := OmegaConf.select(cfg, f"{section}.name"), str):
             raise UserError(f"config {section}.name={name}: it must be a name, as the options of {section} have it")
-    for minimum, key in ((minimum, key) for minimum, keys in MIN_VALUES.items() for key in keys):
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, int | float) and not value >= minimum:  # NaN neither
-            raise UserError(f"config {key}={value}: it must be {minimum:g} or more")
-    for key in POSITIVE:
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, int | float) and not value > 0:
-            raise UserError(f"config {key}={value}: it must be more than 0")
+    _check_bounds(cfg)
     if "epochs" in cfg and cfg.epochs < (trains := cfg.method.name != "none"):
         raise UserError(f"config epochs={cfg.epochs}: it must be {trains:d} or more")
     for key, length in LENGTHS.items():
@@ -68,6 +63,19 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(
             f"there is no on_bad_image {cfg.on_bad_image!r}: {did_you_mean(cfg.on_bad_image, ON_BAD_IMAGE)}"
         )
+
+
+def _check_bounds(cfg: DictConfig) -> None:
+    for minimum, key in ((minimum, key) for minimum, keys in MIN_VALUES.items() for key in keys):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value >= minimum:  # NaN neither
+            raise UserError(f"config {key}={value}: it must be {minimum:g} or more")
+    if cfg.seed > MAX_SEED:
+        raise UserError(f"config seed={cfg.seed}: it must be {MAX_SEED} or less")
+    for key in POSITIVE:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"config {key}={value}: it must be more than 0")
 
 
 def _check_crops(cfg: DictConfig) -> None:

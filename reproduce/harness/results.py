@@ -9,6 +9,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json
+from reproduce.parsing import parse_json
 
 
 def load(path: Path, run_id: str) -> dict[str, Any]:
@@ -74,11 +75,14 @@ def load_failure(path: Path) -> dict[str, Any] | None:
     """Return the failure in a file, or None without the file. If it cannot be read, the message says so."""
     unknown = {"status": "failed", "exit_status": 1, "message": "it did not say why"}
     try:
-        return unknown | json.loads(path.read_text())
+        found = unknown | parse_json(path.read_text())
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         return unknown | {"message": f"{path} cannot be read"}
+    if not isinstance(found["status"], str) or not isinstance(found["message"], str):
+        return unknown | {"message": f"{path} is damaged: status and message are no texts"}
+    return found
 
 
 def last_progress(run_folder: Path) -> tuple[int, int] | None:
@@ -91,7 +95,7 @@ def last_progress(run_folder: Path) -> tuple[int, int] | None:
         return None
     for line in reversed(lines):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.decode())
             return int(entry["step"]), int(entry["num_steps"])
         except (ValueError, KeyError, TypeError):
             continue
@@ -107,7 +111,7 @@ def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
         return {}
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             step = float(entry["step"])
         except (ValueError, KeyError, TypeError):
             continue

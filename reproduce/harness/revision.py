@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 from functools import cache
 
 from reproduce.system import NOT_RUN_CODE, git, git_problem
@@ -10,10 +11,24 @@ REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.
 RUN_CODE = ("models", "evals", "reproduce/", *REQUIREMENTS)
 """The code that runs execute; git lists the content of `reproduce/` entry by entry."""
 
+COMMIT = re.compile("[0-9a-f]{40}")
+
 
 def commit() -> str:
     """Return the checkout's commit, or "" outside of a git repository."""
     return git("rev-parse", "HEAD")
+
+
+def file_at(commit: str, path: str) -> str:
+    """Return the text of a file of the checkout at a commit; "" if git does not know the commit or the file."""
+    if not COMMIT.fullmatch(commit):
+        return ""
+    return git("cat-file", "blob", f"{commit}:{path}")
+
+
+def uncommitted(folder: str) -> list[str]:
+    """Return the files below a folder of the checkout that differ from its commit."""
+    return [line.split(maxsplit=1)[-1] for line in git("status", "--porcelain", "--", folder).splitlines()]
 
 
 def dirty() -> bool:

@@ -139,6 +139,34 @@ def test_decimals_match_the_paper(name: str) -> None:
             assert about.decimals == max(len(text.partition(".")[2]) for text in shown)
 
 
+def test_every_column_is_of_the_evaluation_and_metric_that_the_paper_names() -> None:
+    """A second transcription: two columns may have the same metric, and the wrong one's number looks right."""
+    detection = {column: ("voc_detection", column) for column in ("ap", "ap50", "ap75")}
+    imagenet = ("linear_imagenet", "top1_best")
+    expected: dict[str, dict[str, tuple[str, str]]] = {
+        "table1": {"time_100ep": ("cost", "hours"), "peak_memory_gb": ("cost", "peak_memory_gb")},
+        "table2": {"params_millions": ("parameters", "params_millions"), "top1": imagenet},
+        "table3": {
+            "places205": ("linear_places205", "top1"),
+            "voc07": ("voc07_svm", "map"),
+            "inat18": ("linear_inat18", "top1"),
+            "voc0712_ap50": ("voc_detection", "ap50"),
+            "coco_ap": ("coco_detr", "ap"),
+        },
+        "table4": detection,
+        "table5": {column: ("coco_detr", column) for column in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")},
+        "table6": {
+            f"{metric}_{images}": (f"lowshot_{images}", metric) for images in (13, 128) for metric in ("top1", "top5")
+        },
+        "table7": {column: ("knn_head", column) for column in ("knn20", "knn200")},
+        "knn_pooled": {"knn20": ("knn", "knn20")},
+        **{name: {"top1": imagenet} for name in ("table8", "table9", "table10")},
+    }
+    for name, columns in expected.items():
+        found = tables.load(name, "paper").columns
+        assert {key: (each.eval or each.measurement, each.metric) for key, each in found.items()} == columns, name
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_row_order_matches_the_paper(name: str) -> None:
     table = tables.load(name, "paper")

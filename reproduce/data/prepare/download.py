@@ -1,6 +1,5 @@
 """Download files: https only, resumable, with retries, verified by checksum, and atomic."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from reproduce.data.prepare.progress import LogFn
 from reproduce.errors import Unavailable, UserError
+from reproduce.files import lock_file
 
 MAX_ATTEMPTS = 5
 FIRST_BACKOFF_SECONDS = 1.0
@@ -53,8 +53,14 @@ class Digest:
 
 
 def cache_folder() -> Path:
-    """Return where downloads are cached: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reproduce-swav"
+    """Return where downloads are cached: below XDG_CACHE_HOME, or ~/.cache.
+
+    Raises `UserError` for a user without a home, as in a container that runs under a number without a name.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reproduce-swav"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder to cache downloads in: set XDG_CACHE_HOME to a folder") from error
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -85,7 +91,7 @@ def download(
     except OSError as error:
         raise UserError(f"the download folder {target.parent} can't be written to ({error.strerror})") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait here and then find the file
+        lock_file(lock, target, wait=True)  # other processes wait here and then find the file
         if not target.exists():
             log(f"downloading {url}")
             part = target.with_name(target.name + ".part")

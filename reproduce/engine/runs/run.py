@@ -214,6 +214,8 @@ def run_entry_point(kind: RunKind, body: Callable[[DictConfig, Run, Preemption],
     """
     prepare_process()
     cfg = config_from_command_line(kind, sys.argv[1:])
+    if cfg.logging.wandb:
+        tracking.check_mode()
     configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes):
         try:

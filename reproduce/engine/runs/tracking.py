@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.errors import UserError, did_you_mean
+
 PROJECT = "swav-reproduction"
 TIMEOUT_SECONDS = 20.0
+MODES = ("online", "offline", "disabled")
 NO_KEY = "WANDB_MODE=online needs a key: set WANDB_API_KEY, or run `wandb login`; this run is tracked offline"
 
 
@@ -104,6 +107,13 @@ def log_table(
     tracker = Tracker(folder, f"check-{name}-{scale}", f"{name}-{scale}", "check", {"table": name, "scale": scale})
     tracker.log_table(name, columns, rows)
     tracker.finish(summary or {})
+
+
+def check_mode() -> None:
+    """Raise `UserError` if WANDB_MODE is none of the modes: a misspelt one would decide where a run's data goes."""
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode and mode not in MODES:
+        raise UserError(f"there is no WANDB_MODE {mode!r}: {did_you_mean(mode, MODES)}")
 
 
 def is_disabled() -> bool:

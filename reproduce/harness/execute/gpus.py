@@ -1,6 +1,5 @@
 """Share this machine's GPUs among concurrent runs: every process of a run has a GPU of its own."""
 
-import fcntl
 import os
 import tempfile
 import time
@@ -9,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from reproduce.errors import UserError
+from reproduce.files import lock_file
 from reproduce.harness import machine
 from reproduce.system import POLL_SECONDS, SHARED_GPUS
 
@@ -56,8 +56,4 @@ def _try_lock(name: str, files: ExitStack) -> bool:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}, which locks this user's GPUs, is another's: remove it, or set TMPDIR")
     file = files.enter_context(open(folder / f"{name.replace('/', '_')}.lock", "a"))  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return lock_file(file, Path(file.name))

@@ -1,12 +1,12 @@
 """Whether the harness that started a process still runs: SIGKILL leaves it no time to stop its runs."""
 
-import fcntl
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 
+from reproduce.files import try_lock
 from reproduce.system import POLL_SECONDS
 
 SUPERVISOR = "REPRODUCE_SUPERVISOR"
@@ -36,13 +36,18 @@ def exit_with_supervisor() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def is_locked(lock_file: Path) -> bool:
-    """Return whether a process holds a lock (`reproduce.files.file_lock`)."""
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock (`reproduce.files.file_lock`).
+
+    On a file system without locks, return whether the process that the file names is alive.
+    """
     try:
-        with open(lock_file) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(path) as file:
+            free = try_lock(file, shared=True)
+            return not free if free is not None else _is_alive(file.read().strip())
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
+
+
+def _is_alive(process_id: str) -> bool:
+    return process_id.isdigit() and Path("/proc", process_id).exists()

@@ -1,6 +1,5 @@
 """Execute a plan with Snakemake, print its progress, and leave no process behind."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from reproduce.errors import UserError
-from reproduce.files import file_lock
+from reproduce.files import file_lock, lock_file
 from reproduce.forking import fork_server
 from reproduce.harness.execute import gpus, kubernetes, slurm
 from reproduce.harness.execute.events import EVENTS
@@ -26,7 +25,7 @@ from reproduce.harness.execute.process_group import GRACE_SECONDS, is_module, la
 from reproduce.harness.execute.progress import Progress
 from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.execute.supervision import SUPERVISOR
-from reproduce.harness.plan import plan_file
+from reproduce.harness.plan import cost, plan_file
 from reproduce.harness.plan.durations import expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
 from reproduce.harness.plan.run_state import run_states, sync_mtimes
@@ -72,6 +71,7 @@ def execute_plan(
         elif executor == "kubernetes":
             kubernetes.check_available(plan.cluster)
         _check_writable(plan)
+        _check_room(plan)
         own_gpus = gpus.visible_gpus() if executor == "local" else []
         beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
         where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"
@@ -148,6 +148,19 @@ def _check_writable(plan: Plan) -> None:
         home.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=home):
             pass
+
+
+def _check_room(plan: Plan) -> None:
+    """Raise `UserError` if the disk has no room for what the runs to do will write: else it is full hours later."""
+    costs = cost.plan_cost(plan)
+    for home in {Path(run.folder).parent for run in plan.runs.values()}:
+        needed = sum(costs.runs[name].disk_gb for name in costs.to_do if Path(plan.runs[name].folder).parent == home)
+        free = shutil.disk_usage(home).free / 1e9
+        if free < needed:
+            raise UserError(
+                f"{home.resolve()} has {free:.1f} GB free, and the runs to do write about {needed:.1f} GB of "
+                "checkpoints and results: free some space there, or use another disk, and run the same command again"
+            )
 
 
 def _executor_args(plan: Plan, cores: int, num_gpus: int) -> list[str]:
@@ -235,16 +248,12 @@ def _workflow_lock(printer: StatusPrinter, timeout_seconds: int = GRACE_SECONDS 
     with open(CACHE / "workflow.lock", "a") as file:
         deadline = time.monotonic() + timeout_seconds
         waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        "runs of a killed harness are still going here. End them (ps lists them as"
-                        " reproduce.harness.execute.job) and run the same command again"
-                    ) from error
+        while not lock_file(file, Path(file.name)):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    "runs of a killed harness are still going here. End them (ps lists them as"
+                    " reproduce.harness.execute.job) and run the same command again"
+                )
             if not waiting:
                 printer.line("waiting for the runs of a killed harness to stop ...")
                 waiting = True

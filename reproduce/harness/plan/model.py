@@ -237,5 +237,5 @@ class Plan:
         """Return the margin of a cell, or None if the cell is not compared with a printed number."""
         if not cell.column or cell.table not in self.tables:
             return None
-        public_weights = self.request.source == "released"
-        return self.tables[cell.table].margin(self._row(cell), cell.column, public_weights)
+        public = tables.public_weights_margins() if self.request.source == "released" else {}
+        return self.tables[cell.table].margin(self._row(cell), cell.column, public)

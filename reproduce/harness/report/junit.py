@@ -41,6 +41,8 @@ def _add_table(root: Element, checked: TableVerdict) -> None:
     for row, key, cell in checked.cells():
         case = ElementTree.SubElement(suite, "testcase", classname=checked.table.table, name=f"{row.label} / {key}")
         _add_outcome(case, cell.verdict, cell.reason, cell.needed and cell.verdict != Verdict.NO_BASELINE)
+    if checked.doubts:
+        ElementTree.SubElement(suite, "system-out").text = xml_text("\n".join(checked.doubts))
 
 
 def _add_checkpoints(root: Element, checkpoints: Sequence[CheckpointVerdict]) -> None:

@@ -16,6 +16,7 @@ from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
 from reproduce.harness.report.headline import headline
+from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, result_sha256
 from reproduce.harness.report.rendering import render_template
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import stats
@@ -97,6 +98,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         claims=claims,
         checkpoints=_with_strips(found.checkpoints),
         proved=headline(checked, found.checkpoints),
+        canary_footnote=CANARY_FOOTNOTE,
         power=f"{stats.POWER:.0%}",
         figures=list(figures.draw(checked, all_runs)),
         runs={run_id: run for run_id, run in all_runs.items() if run["result"] or run["failure"]},
@@ -142,6 +144,7 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
                 judged = (*AGREEING, *DISAGREEING, Verdict.FAILED)
                 cell["shown"] = cell["mean"] is not None or cell["verdict"] in judged
                 cell["why"] = f"why-{cell['id']}"
+                cell["mark"] = canary_mark(cell["canary"])
                 if not cell["shown"]:
                     same = reasons.setdefault(cell["verdict"], {})
                     number = sum(map(len, reasons.values()))
@@ -185,37 +188,33 @@ def _first(*values: float | None) -> float | None:
 def _warnings(checked: list[dict[str, Any]], all_runs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what a reader should know before believing the page."""
     done = [run["result"] for run in all_runs.values() if run["result"]]
-    warnings = []
-    skipped = sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for result in done)
-    if skipped:
-        warnings.append(
-            f"{skipped} images could not be read and were skipped, as requested; the table of runs counts them by run."
-        )
-    here = revision.commit()
-    commits = Counter(str(result.get("provenance", {}).get("git_commit")) for result in done)
-    others = {
-        commit: count
-        for commit, count in commits.items()
-        if revision.run_code_fingerprint(commit) != revision.run_code_fingerprint(here)
-    }
-    if here and others:
-        theirs = ", ".join(sorted(commit[:12] for commit in others))
-        warnings.append(
-            f"{sum(others.values())} of {len(done)} results were made by other code ({theirs}) than the checkout's"
-            f" ({here[:12]}). Delete their folders in results to make them again."
-        )
+    warnings = [f"{sentence}." for sentence in stale_verdicts(checked)]
+    warnings += [f"{table['heading']}: {doubt}." for table in checked for doubt in table["doubts"]]
     if outdated := [run["label"] for run in all_runs.values() if run.get("outdated")]:
         warnings.append(
             f"{len(outdated)} of {len(done)} results are not judged because their checkpoint has since been made"
             f" again or removed ({outdated[0]}{', ...' if len(outdated) > 1 else ''}). make reproduce-... measures them"
             " again."
         )
-    dirty = sum(bool(result.get("provenance", {}).get("git_dirty")) for result in done)
-    if dirty:
-        warnings.append(f"{dirty} of {len(done)} results were made by uncommitted code.")
     if len({tuple(table["seeds"]) for table in checked}) > 1:
         warnings.append("The tables were checked with different seeds.")
     return warnings
+
+
+def stale_verdicts(checked: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a sentence for each table whose verdicts are of other results than those that are there now."""
+    for table in checked:
+        changed = [
+            run
+            for run in table["runs"]
+            if "result_sha256" in run and run["result_sha256"] != result_sha256(Path(run["folder"]) / "result.json")
+        ]
+        if changed:
+            yield (
+                f"{table['heading']} was checked before {len(changed)} of its {len(table['runs'])} results changed "
+                f"({changed[0]['label']}{', ...' if len(changed) > 1 else ''}), and shows the verdicts on the earlier "
+                f"ones: make check-{table['table']} judges those of now"
+            )
 
 
 def _slug(text: str) -> str:

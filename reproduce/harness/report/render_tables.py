@@ -1,8 +1,10 @@
 """A table's verdicts as data (JSON), as Markdown and as text for a terminal."""
 
+import hashlib
 from collections import Counter
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from reproduce.harness import revision
@@ -18,7 +20,8 @@ from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import SYMBOLS, Verdict
 from reproduce.harness.verdict.wording import INTERVALS, UNCHANGED, sentence
 
-CANARY_FOOTNOTE = "° its canary is missing (tables/canaries.yaml), so it does not count as reproduced."
+CANARY_MARK = "°"
+CANARY_FOOTNOTE = "° its canary is missing or unverified (tables/canaries.yaml), so it does not count as reproduced."
 
 NOTICES_FOOTNOTE = f"notices N: a fall of N points would be called worse with at least {stats.POWER:.0%} probability"
 
@@ -46,6 +49,7 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
         "plots": table.plots,
         "undrawn": list(checked.undrawn),
         "changed_curves": [sentence(note) for note in checked.changed_curves],
+        "doubts": list(checked.doubts),
         "errata": table.errata,
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
@@ -57,6 +61,7 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
                 "parents": run.parents,
                 "first_steps": steps.state if (steps := first_steps.runs.get(run.run_id)) else None,
                 "outdated": run.result.exists() and not valid_result(plan, run),
+                "result_sha256": result_sha256(run.result),
             }
             for run in plan.runs_of(table.table)
         ],
@@ -75,6 +80,11 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
             for row, cells in zip(table.rows, checked.rows, strict=True)
         ],
     }
+
+
+def result_sha256(file: Path) -> str | None:
+    """Return the SHA-256 of a result's file, by which a report sees whether it was judged; None without the file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def quotes(table: Table, row: Row) -> list[str]:
@@ -117,6 +127,7 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
         lines.append(markdown_row([row.label, *shown]))
     lines += [f"\nNot drawn yet, no result: {'; '.join(checked.undrawn)}."] if checked.undrawn else []
     lines += [f"\n{SYMBOLS[Verdict.CHANGED]} {Verdict.CHANGED}: {sentence(note)}" for note in checked.changed_curves]
+    lines += [f"\nNote: {doubt}." for doubt in checked.doubts]
     if not table.columns:
         return "\n".join(lines) + "\n"
     lines += ["", "Expected, then ours. " + "; ".join(f"{SYMBOLS[v]} {v}" for v in Verdict if checked.score()[v]) + "."]
@@ -129,8 +140,13 @@ def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def canary_mark(state: str) -> str:
+    """Return the mark of a cell whose canary keeps it from counting as reproduced; "" for any other."""
+    return CANARY_MARK if state in notes.DOUBTFUL_CANARIES else ""
+
+
 def _lacks_canary(checked: TableVerdict) -> bool:
-    return any(cell.canary == "missing" for _, _, cell in checked.cells())
+    return any(canary_mark(cell.canary) for _, _, cell in checked.cells())
 
 
 def _cell_as_text(cell: CellVerdict | None, column: Column, dagger: bool) -> str:
@@ -141,7 +157,7 @@ def _cell_as_text(cell: CellVerdict | None, column: Column, dagger: bool) -> str
     if cell.mean is None:
         return f"{theirs} {SYMBOLS[cell.verdict]} {cell.verdict}".strip()
     spread = "" if cell.sd is None else f" ± {cell.sd:.{column.decimals}f}"
-    mark = "°" if cell.canary == "missing" else ""
+    mark = canary_mark(cell.canary)
     ours = f"**{cell.mean:.{column.decimals}f}**{spread} {SYMBOLS[cell.verdict]} {cell.verdict}{mark}"
     return f"{theirs} → {ours}" if theirs else ours
 
@@ -169,7 +185,7 @@ def table_as_text(checked: TableVerdict) -> str:
     ours = [(row, key, cell) for row, key, cell in checked.cells() if cell.needed]
     names = [f"{row.label}, {table.columns[key].title}" for row, key, _ in ours]
     for name, (_, key, cell) in zip(names, ours, strict=True):
-        verdict = f"{cell.verdict}{'°' if cell.canary == 'missing' else ''}"
+        verdict = f"{cell.verdict}{canary_mark(cell.canary)}"
         line = f"  {SYMBOLS[cell.verdict]} {verdict:<12} {name:<{max(map(len, names))}}"
         if cell.mean is not None:
             line += f"  {cell.mean:7.2f}"
@@ -184,6 +200,7 @@ def table_as_text(checked: TableVerdict) -> str:
             lines += [f"      {sentence(note)}" for note in cell.notes if isinstance(note, notes.OtherFirstSteps)]
     if _lacks_canary(checked):
         lines.append(f"  {CANARY_FOOTNOTE}")
+    lines += [f"  note: {doubt}" for doubt in checked.doubts]
     others = Counter(str(cell.verdict) for _, _, cell in checked.cells() if not cell.needed)
     if others:
         lines.append("  other cells: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(others.items())))

@@ -11,7 +11,7 @@ from reproduce.harness.report import render_checkpoints
 from reproduce.harness.report.headline import headline
 from reproduce.harness.report.render_checkpoints import CHECKPOINT_KEYS, checkpoints_as_markdown, fall_in_words
 from reproduce.harness.report.render_claims import CLAIM_KEYS
-from reproduce.harness.report.render_tables import CANARY_FOOTNOTE
+from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark
 from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, SYMBOLS, ClaimStatus, Verdict
@@ -19,7 +19,7 @@ from reproduce.harness.verdict.wording import PUBLIC, status_text
 
 TABLE_KEYS = {
     *("table", "heading", "title", "level", "score", "seeds", "expected", "columns", "runs", "rows", "undrawn"),
-    "recorded",
+    *("recorded", "doubts"),
 }
 """Keys of a table's JSON that its readers need."""
 
@@ -101,7 +101,9 @@ def as_markdown(
         head = ["Cell", "Expected", "Ours", "Seeds", *(["Would notice a fall of"] if proved else []), "Verdict"]
         lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 2)}---|", *made]
     lines += checkpoints_as_markdown(checkpoints)
-    if any(cell["canary"] == "missing" for table in checked for cell in _cells(table)):
+    if doubted := [(table["heading"], doubt) for table in checked for doubt in table["doubts"]]:
+        lines += ["", *(f"- {heading}: {doubt}." for heading, doubt in doubted)]
+    if any(canary_mark(cell["canary"]) for table in checked for cell in _cells(table)):
         lines += ["", CANARY_FOOTNOTE]
     run = [claim for claim in known if claim["status"] != ClaimStatus.NOT_RUN]
     if run:
@@ -130,7 +132,7 @@ def _made_cells(table: Mapping[str, Any], with_falls: bool) -> list[str]:
             column = table["columns"][key]
             ours = "–" if cell["mean"] is None else f"{cell['mean']:.{column['decimals']}f}"
             ours += "" if cell["sd"] is None else f" ± {cell['sd']:.{column['decimals']}f}"
-            mark = "°" if cell["canary"] == "missing" else ""
+            mark = canary_mark(cell["canary"])
             theirs = cell["expected_in_words"] or "–"
             compared = cell["interval"] and table["expected"] == "recorded"
             fall = fall_in_words(cell["noticeable_fall"]) if compared else "–"

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reproduce.errors import UserError
 from reproduce.harness.spec import tables
+from reproduce.parsing import parse_yaml
 
 HEADER = ("commit", "dirty", "date", "seeds", "machine", "packages")
 
@@ -56,12 +55,12 @@ def load(scale: str) -> RecordedNumbers:
     if not file.exists():
         return RecordedNumbers()
     try:
-        raw = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
+        raw = parse_yaml(file.read_text())
         cells = {key: read_cell(key, cell) for key, cell in raw["cells"].items()}
         return RecordedNumbers(
             _read_header(raw["recorded"]), cells, {key: float(value) for key, value in raw["wall_seconds"].items()}
         )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{file} is damaged ({what}); restore it from git, or record it again") from error
 

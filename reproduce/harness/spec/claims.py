@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from reproduce.errors import UserError
 from reproduce.harness.spec import tables
+from reproduce.harness.spec.evaluations import check_metrics
 from reproduce.harness.spec.typed_yaml import load_yaml
 
 TARGET = "claims"
@@ -120,6 +121,9 @@ def load() -> list[Claim]:
             raise UserError(
                 f"{path}: {claim.claim} needs exactly one of compare, spread, convergence, faster_convergence"
             )
+        for each in claim.measurements():
+            if each.eval:
+                check_metrics("eval", each.eval, [each.metric], f"{path}: {claim.claim}")
     return found
 
 

@@ -2,21 +2,28 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from reproduce.errors import UserError, did_you_mean
+from reproduce.harness.spec.evaluations import check_metrics
 from reproduce.harness.spec.proper_names import spell_out
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.harness.spec.typed_yaml import load_yaml, parse_yaml
 
 TABLES_DIR = Path(__file__).resolve().parents[3] / "tables"
+PUBLIC_MARGINS = "margins.yaml"
 NON_TABLES = ("recorded",)
 """Files beside the tables that hold something else."""
 
 PRINTED_FAILURE = "fail"
 """What the paper prints instead of a number if the training does not converge."""
+
+MAX_DECIMALS = 6
+MAX_RUNS = 100
+"""Larger numbers in a table are typing errors."""
 
 CLOCK_TIME = re.compile(r"(?P<whole>\d+)(?:h(?P<minutes>\d\d)|min(?P<seconds>\d\d)s)")
 """4h09 is a number of hours, 3min40s one of minutes."""
@@ -39,6 +46,8 @@ class Margin:
 
     points: float
     source: str
+    sd: float | None = None
+    """The published standard deviation over seeds, in points, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +163,9 @@ class Table:
         """Return the evaluation of a cell: the row's own or else the column's, None if it has none."""
         return row.evals.get(column, self.columns[column].eval)
 
-    def margin(self, row: Row, column: str, public_weights: bool = False) -> Margin | None:
-        """Return the margin of a cell. With `public_weights` it covers the evaluation alone, not our own training."""
-        of_cell = row.margins.get(column, self.columns[column].margin)
-        return _public_weights_margins().get(self.eval_of(row, column) or "", of_cell) if public_weights else of_cell
+    def margin(self, row: Row, column: str, public: Mapping[str, Margin] = MappingProxyType({})) -> Margin | None:
+        """Return the margin of a cell. `public` are the margins of evaluations of public weights, if it is of those."""
+        return public.get(self.eval_of(row, column) or "", row.margins.get(column, self.columns[column].margin))
 
     def curve_rows(self) -> Iterator[Row]:
         """Return the rows whose training curve a figure plots."""
@@ -197,9 +205,16 @@ def load(name: str, scale: str) -> Table:
     return table
 
 
-def _public_weights_margins() -> dict[str, Margin]:
-    """Load the margins of evaluations of public weights, by evaluation."""
-    found: dict[str, Margin] = load_yaml(dict[str, Margin], TABLES_DIR / "margins.yaml")
+def parse(text: str, path: Path) -> Table:
+    """Return the table in a text that stood in the file `path` at some time. Raises `UserError` for an error in it."""
+    table: Table = parse_yaml(Table, text, str(path))
+    _check(table, path)
+    return table
+
+
+def public_weights_margins() -> dict[str, Margin]:
+    """Load the margins of evaluations of public weights, by evaluation: they cover the evaluation, no training."""
+    found: dict[str, Margin] = load_yaml(dict[str, Margin], TABLES_DIR / PUBLIC_MARGINS)
     return found
 
 
@@ -212,8 +227,8 @@ def _check(table: Table, path: Path) -> None:
     """Check what the types do not express."""
     if table.table != path.stem:
         raise UserError(f"{path}: table is {table.table!r}, but the file is named {path.stem!r}; make them the same")
-    for key, column in table.columns.items():
-        _check_column(table, column, f"{path}: columns.{key}")
+    for key in table.columns:
+        _check_column(table, key, f"{path}: columns.{key}")
     for index, row in enumerate(table.rows):
         _check_row(table, row, f"{path}: rows[{index}] ({row.label})")
     labels = [row.label for row in table.rows]
@@ -221,11 +236,18 @@ def _check(table: Table, path: Path) -> None:
         raise UserError(f"{path}: two rows are named {min(twice)!r}; tell them apart by their variant")
 
 
-def _check_column(table: Table, column: Column, where: str) -> None:
+def _check_column(table: Table, key: str, where: str) -> None:
+    column = table.columns[key]
     if sum(map(bool, (column.eval, column.measurement, column.not_run))) != 1:
         raise UserError(f"{where} needs either an eval or a reason under not_run")
     if not column.not_run and not column.metric:
         raise UserError(f"{where} names an eval; it needs a metric too")
+    _check_numbers(column, where)
+    if column.eval:
+        for name in dict.fromkeys([column.eval, *(row.evals[key] for row in table.rows if key in row.evals)]):
+            check_metrics("eval", name, [column.metric, *([column.best_of.metric] if column.best_of else [])], where)
+    if column.measurement:
+        check_metrics("measurement", column.measurement, [column.metric], where)
     if column.best_of and not (column.eval and column.best_of.values):
         raise UserError(f"{where}: best_of needs an eval, and values to choose from")
     if table.expected == "printed" and column.margin is None:
@@ -233,6 +255,22 @@ def _check_column(table: Table, column: Column, where: str) -> None:
     labels = [row.label for row in table.rows]
     if column.relative_to and column.relative_to not in labels:
         raise UserError(f"{where}: relative_to names no row of the table: {did_you_mean(column.relative_to, labels)}")
+
+
+def _check_numbers(column: Column, where: str) -> None:
+    if not 0 <= column.decimals <= MAX_DECIMALS:
+        raise UserError(f"{where}.decimals is {column.decimals}: it must be from 0 to {MAX_DECIMALS}")
+    if not 1 <= column.num_runs <= MAX_RUNS:
+        raise UserError(f"{where}.num_runs is {column.num_runs}: it must be from 1 to {MAX_RUNS}")
+    if column.margin:
+        _check_margin(column.margin, f"{where}.margin")
+
+
+def _check_margin(margin: Margin, where: str) -> None:
+    if not margin.points > 0:
+        raise UserError(f"{where}.points is {margin.points:g}: a margin must be more than 0")
+    if margin.sd is not None and not margin.sd > 0:
+        raise UserError(f"{where}.sd is {margin.sd:g}: a spread must be more than 0")
 
 
 def _check_row(table: Table, row: Row, where: str) -> None:
@@ -252,6 +290,16 @@ def _check_row(table: Table, row: Row, where: str) -> None:
             raise UserError(f"{where}: there is no column {key!r}: {did_you_mean(key, table.columns)}")
     if wrong := [key for key in row.evals if not table.columns[key].eval]:
         raise UserError(f"{where}: evals.{wrong[0]} replaces nothing, because the column has no eval")
+    _check_row_numbers(row, where)
+
+
+def _check_row_numbers(row: Row, where: str) -> None:
+    if row.min_points_above_control < 0:
+        raise UserError(f"{where}.min_points_above_control is {row.min_points_above_control:g}: it must be 0 or more")
+    for key, margin in row.margins.items():
+        _check_margin(margin, f"{where}.margins.{key}")
+    if wrong := [key for key in row.errata if not isinstance(row.cells.get(key), float)]:
+        raise UserError(f"{where}: errata.{wrong[0]} corrects nothing, because no number is printed there")
     for key, printed in row.cells.items():
         if isinstance(printed, str) and printed != PRINTED_FAILURE and parse_printed(printed) is None:
             raise UserError(

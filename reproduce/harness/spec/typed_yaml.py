@@ -1,5 +1,6 @@
 """Read YAML files as dataclasses. A value of another type is an error that names the file and the key."""
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -7,18 +8,26 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from reproduce import parsing
 from reproduce.errors import UserError, did_you_mean
 
 
 def load_yaml(kind: Any, path: Path) -> Any:
     """Return a YAML file as an instance of `kind`. Raises `UserError` with the file and the key that does not fit."""
     try:
-        raw = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return convert(kind, raw, str(path), "")
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    return parse_yaml(kind, text, str(path))
+
+
+def parse_yaml(kind: Any, text: str, file: str) -> Any:
+    """Return the text of a YAML file as an instance of `kind`. Raises `UserError` as `load_yaml` does."""
+    try:
+        raw = parsing.parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    return convert(kind, raw, file, "")
 
 
 def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
@@ -41,12 +50,22 @@ def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
         if raw not in arguments:
             raise UserError(f"{file}: {key} is {raw!r}; {did_you_mean(str(raw), arguments)}")
         return raw
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
+    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return _finite(raw, f"{file}: {key}")
     if origin is not None or not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         wanted = str(kind) if origin else kind.__name__
         raise UserError(f"{file}: {key or 'the file'} should be of type {wanted}, but it is {raw!r}")
     return raw
+
+
+def _finite(raw: float, where: str) -> float:
+    try:
+        value = float(raw)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise UserError(f"{where} should be a finite number")
+    return value
 
 
 def _convert_union(options: tuple[Any, ...], raw: Any, file: str, key: str) -> Any:

@@ -51,11 +51,13 @@ def apply_controls(table: Table, rows: VerdictRows, lowest_of: Callable[[Row, st
     return _each_cell(table, rows, adjust)
 
 
-def apply_holm(table: Table, rows: VerdictRows) -> VerdictRows:
+def apply_holm(table: Table, rows: VerdictRows, num_planned: int) -> VerdictRows:
     """Apply Holm's correction over a table: each cell of several seeds that has a margin makes one claim.
 
-    The family is all such cells of the table, whatever they claim; a cell whose adjusted p-value exceeds 5% is
-    `inconclusive`. Cells compared with recorded numbers have a family level of their own (`prediction_interval`).
+    The family is the table's `num_planned` cells that are to be compared with a margin, whatever they claim and whether
+    or not they have a number yet. A cell whose adjusted p-value exceeds 5% is `inconclusive`, and the interval of every
+    cell is that of its adjusted level, so that it says what the verdict says. Cells compared with recorded numbers have
+    a family level of their own (`prediction_interval`).
     """
     p_values = {
         (row.label, key): cell.p_value
@@ -63,18 +65,33 @@ def apply_holm(table: Table, rows: VerdictRows) -> VerdictRows:
         for key, cell in cells.items()
         if cell and cell.margin and cell.p_value is not None
     }
-    adjusted = dict(zip(p_values, stats.holm(list(p_values.values())), strict=True))
+    adjusted = dict(zip(p_values, stats.holm(list(p_values.values()), num_planned), strict=True))
+    family_size = max(num_planned, len(p_values))
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
         p_value = adjusted.get((row.label, key))
         if p_value is None:
             return cell
-        cell = replace(cell, p_value=p_value)
+        cell = _with_corrected_interval(cell, p_value, family_size)
         if p_value <= stats.SIGNIFICANCE or cell.verdict == Verdict.INCONCLUSIVE:
             return cell
-        return replace(cell, verdict=Verdict.INCONCLUSIVE).with_notes(notes.HolmCorrection(len(adjusted), p_value))
+        assert cell.interval
+        note = notes.HolmCorrection(family_size, p_value, cell.interval)
+        return replace(cell, verdict=Verdict.INCONCLUSIVE).with_notes(note)
 
     return _each_cell(table, rows, adjust)
+
+
+def _with_corrected_interval(cell: CellVerdict, p_value: float, family_size: int) -> CellVerdict:
+    """Return a cell with its adjusted p-value, and with the interval of the level that this stands for."""
+    (num_seeds,) = [note.num_seeds for note in cell.notes if isinstance(note, notes.MarginTest)]
+    if cell.p_value is None or cell.interval is None or num_seeds < 2:
+        return cell
+    factor = p_value / cell.p_value if cell.p_value else family_size
+    if factor == 1:
+        return replace(cell, p_value=p_value)
+    interval = stats.corrected_interval(stats.Interval(*cell.interval), num_seeds, factor)
+    return replace(cell, p_value=p_value, interval=(interval.low, interval.high), interval_kind="seeds, corrected")
 
 
 def needs_canary(table: Table, key: str, cell: CellVerdict) -> bool:
@@ -93,7 +110,7 @@ def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVer
         if not needs_canary(table, key, cell):
             return cell
         canary, verdict = canary_of(cell), cell.verdict
-        if canary.state == "missing" and verdict == Verdict.REPRODUCED:
+        if canary.state in notes.DOUBTFUL_CANARIES and verdict == Verdict.REPRODUCED:
             verdict = Verdict.WITHIN
         elif canary.state == "disagreed":
             verdict = Verdict.INCONCLUSIVE
@@ -114,6 +131,16 @@ def apply_first_steps(table: Table, rows: VerdictRows, notes_of: Callable[[Row, 
         if cell.mean is None or cell.verdict == Verdict.NOT_RUN:
             return cell.with_notes(*changed)
         return (replace(cell, verdict=Verdict.CHANGED) if changed else cell).with_notes(*found)
+
+    return _each_cell(table, rows, adjust)
+
+
+def apply_edits(table: Table, rows: VerdictRows, edited: Mapping[tuple[str, str], Note]) -> VerdictRows:
+    """Name what was edited in the table after a number existed."""
+
+    def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
+        note = edited.get((row.label, key))
+        return cell.with_notes(note) if note and cell.mean is not None else cell
 
     return _each_cell(table, rows, adjust)
 

@@ -12,14 +12,14 @@ from models.zoo import entries
 from models.zoo.entries import PREFIX
 from reproduce.config.compose import compose
 from reproduce.config.identity import identity
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 from reproduce.harness import results
 from reproduce.harness.plan.model import Run
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.tables import BestOf, Column, Margin
 from reproduce.harness.spec.typed_yaml import load_yaml
 from reproduce.harness.verdict import stats
-from reproduce.harness.verdict.notes import CanaryMeasurement, CanaryResult
+from reproduce.harness.verdict.notes import CanaryMeasurement, CanaryResult, CanaryState
 
 Result = dict[str, Any]
 
@@ -58,46 +58,83 @@ class CanaryTarget:
 
 def load() -> Canaries:
     """Read `tables/canaries.yaml`. Raises `UserError` if it is wrong."""
-    found: Canaries = load_yaml(Canaries, tables.TABLES_DIR / "canaries.yaml")
+    found: Canaries = load_yaml(Canaries, _path())
     return found
 
 
+def _path() -> Path:
+    return tables.TABLES_DIR / "canaries.yaml"
+
+
 def targets(file: Canaries) -> Iterator[CanaryTarget]:
-    """Look up each canary of a file in the paper's tables."""
+    """Look up each canary of a file in the paper's tables. Raises `UserError` if no number is printed there."""
     for canary in file.canaries:
         table = tables.load(canary.table, "paper")
-        column = table.columns[canary.column]
-        (row,) = [row for row in table.rows if row.label == canary.row]
-        printed, margin = (
-            tables.parse_printed(row.cells[canary.column]),
-            table.margin(row, canary.column, public_weights=True),
-        )
+        where = f"{_path()}: {canary.table}, {canary.row}, {canary.column}"
+        rows = {row.label: row for row in table.rows}
+        for what, name, valid in (("row", canary.row, rows), ("column", canary.column, table.columns)):
+            if name not in valid:
+                raise UserError(f"{where}: there is no {what} {name!r}: {did_you_mean(name, valid)}")
+        row, column = rows[canary.row], table.columns[canary.column]
+        printed = tables.parse_printed(row.cells.get(canary.column))
+        margin = table.margin(row, canary.column, tables.public_weights_margins())
         evaluation = table.eval_of(row, canary.column)
-        assert printed is not None and margin is not None and evaluation
+        if printed is None or margin is None or not evaluation:
+            raise UserError(f"{where}: no number of an evaluation is printed there")
         yield CanaryTarget(evaluation, column, canary.checkpoint or file.checkpoint, printed, margin)
 
 
 def check_canaries(run: Run) -> CanaryResult:
     """Compare results of the run's evaluation on the authors' checkpoint with what the paper prints.
 
-    If the authors took the best of several variants of the evaluation, the best variant counts here too.
+    Every result must agree by itself: a mean would let one error hide another. If the authors took the best of several
+    variants of the evaluation, the best variant counts here too. A file is the authors' by its SHA-256, not by its
+    name: a network of our own is refused, and so is any other file if theirs is known. As long as it is not, the result
+    is `unverified`.
     """
     wanted = [target for target in targets(load()) if target.evaluation == run.name]
     if not wanted:
         return CanaryResult("missing", run.name)
-    measured, agreed, shas = [], True, set[str]()
-    for target in wanted:
-        found = _results(run, target.checkpoint, target.column.best_of)
+    measured, agreed, shas, refused = [], True, set[str](), set[str]()
+    known = [_known_sha256(target.checkpoint) for target in wanted]
+    own = _own_checkpoints(Path(run.folder).parent)
+    for target, pinned in zip(wanted, known, strict=True):
+        found = []
+        for result in _results(run, target.checkpoint, target.column.best_of):
+            sha256 = _checkpoint_sha256(result)
+            if sha256 and sha256 in own:
+                refused.add(f"{result['run_id']} is of our own {own[sha256]}")
+            elif pinned and sha256 != pinned:
+                refused.add(f"{result['run_id']} is of a file with another SHA-256 than the authors'")
+            else:
+                found.append(result)
         if not found:
-            return CanaryResult("missing", run.name, target.checkpoint)
+            return CanaryResult("missing", run.name, target.checkpoint, refused=tuple(sorted(refused)))
         metric, margin = target.column.metric, target.margin.points
-        value = _mean(found, metric)
-        agreed &= abs(value - target.printed) <= margin + stats.ROUNDING
-        measured.append(CanaryMeasurement(metric, value, target.printed, margin))
-        shas |= {str(result.get("provenance", {}).get("checkpoint_sha256"))[:12] for result in found}
+        for value in sorted({float(result["metrics"][metric]) for result in found}):
+            agreed &= abs(value - target.printed) <= margin + stats.ROUNDING
+            measured.append(CanaryMeasurement(metric, value, target.printed, margin))
+        shas |= {_checkpoint_sha256(result)[:12] or "unknown" for result in found}
+    state: CanaryState = "disagreed" if not agreed else "agreed" if all(known) else "unverified"
     return CanaryResult(
-        "agreed" if agreed else "disagreed", run.name, wanted[0].checkpoint, tuple(sorted(shas)), tuple(measured)
+        state, run.name, wanted[0].checkpoint, tuple(sorted(shas)), tuple(measured), tuple(sorted(refused))
     )
+
+
+def _known_sha256(checkpoint: str) -> str | None:
+    """Return the SHA-256 of the zoo's file of this name, or None as long as nobody has downloaded it."""
+    named = [item for item in entries.load_entries().values() if Path(item.url or "").name == checkpoint]
+    return next((sha256 for item in named if (sha256 := entries.known_sha256(item))), None)
+
+
+def _own_checkpoints(folder: Path) -> dict[str, str]:
+    """Return the run_ids of our pretrainings beside a run, by the SHA-256 of their checkpoints."""
+    found = (results.load(path, path.parent.name) for path in sorted(folder.glob("*/result.json")))
+    return {_checkpoint_sha256(result): result["run_id"] for result in found if result.get("kind") == "pretrain"}
+
+
+def _checkpoint_sha256(result: Result) -> str:
+    return str(result.get("provenance", {}).get("checkpoint_sha256") or "")
 
 
 def _mean(found: list[Result], metric: str) -> float:

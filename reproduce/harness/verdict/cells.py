@@ -13,8 +13,8 @@ from reproduce.harness.spec.baseline import RecordedCell
 from reproduce.harness.spec.paper_data import paper_data_sources
 from reproduce.harness.spec.tables import PRINTED_FAILURE, Column, Margin, Printed, Row, Table
 from reproduce.harness.verdict import notes, stats
-from reproduce.harness.verdict.labels import IntervalKind, Verdict
-from reproduce.harness.verdict.notes import Note
+from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, IntervalKind, Verdict
+from reproduce.harness.verdict.notes import CanaryState, Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
 from reproduce.harness.verdict.unchanged import unchanged
 from reproduce.harness.verdict.wording import sentences
@@ -35,7 +35,7 @@ class CellVerdict:
     """As the paper prints it: a number, a time, or `fail`."""
     share_of: str = ""
     """The row whose number ours is divided by before the comparison; all numbers here are then shares."""
-    canary: Literal["", "agreed", "disagreed", "missing"] = ""
+    canary: CanaryState | Literal[""] = ""
     """State of the evaluation's canary; "" if the cell needs none."""
     expected: float | None = None
     """What ours is compared with: the printed or recorded number, or an erratum's correction."""
@@ -77,16 +77,18 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
         from_public_weights = inputs.plan.request.source == "released" and column.eval
         return _without_public_weights(table, row, printed) if from_public_weights else _not_ours(row, column, printed)
     found = inputs.seed_results(cell)
-    blank = CellVerdict(Verdict.NOT_RUN, needed=True, printed=printed, run_ids=tuple(found.run_ids))
+    blank = CellVerdict(
+        Verdict.NOT_RUN, needed=True, printed=printed, run_ids=tuple(run.run_id for run in found.runs.values())
+    )
     if printed == PRINTED_FAILURE:
-        return _compare_with_failure(replace(found, values=found.values | found.other_seeds), blank)
+        return _compare_with_failure(found, blank)
     if failures := found.collapsed | found.failed:  # a failed seed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, notes=(failures[min(failures)],))
     if found.unavailable:
         return replace(blank, verdict=Verdict.UNAVAILABLE, notes=(found.unavailable[min(found.unavailable)],))
     if found.missing:
         return blank.with_notes(_missing(found))
-    _require_possible(inputs.plan, cell, column, found)
+    _require_possible(cell, column, found)
     ours = _measured(found, blank)
     if table.expected == "recorded":
         compared = _compare_with_recorded(inputs, cell, ours)
@@ -95,18 +97,33 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
     else:
         compared = _compare_with_printed(inputs, table, row, key, cell, found, ours)
     chosen = (found.choice,) if found.choice else ()
-    others = (notes.OtherSeeds(tuple(sorted(found.other_seeds.items()))),) if found.other_seeds else ()
-    return compared.with_notes(*chosen, *others)
+    return _require_spread(found, compared).with_notes(*chosen, *_other_seeds(cell, found))
 
 
-def _require_possible(plan: Plan, cell: Cell, column: Column, found: SeedResults) -> None:
+def _other_seeds(cell: Cell, found: SeedResults) -> Iterator[Note]:
+    """Yield a note on the seeds that gave numbers although nobody requested them: are they judged or not."""
+    judged = {seed: value for seed, value in found.values.items() if seed not in cell.runs}
+    for values, are_judged in ((judged, True), (found.other_seeds, False)):
+        if values:
+            yield notes.OtherSeeds(tuple(sorted(values.items())), are_judged)
+
+
+def _require_spread(found: SeedResults, cell: CellVerdict) -> CellVerdict:
+    """Call a number `inconclusive` if several pretrainings gave it to the last digit: one of them may be a copy."""
+    if cell.verdict not in AGREEING | DISAGREEING or not found.pretrainings or not found.without_spread:
+        return cell
+    same = notes.NoSpread(len(found.independent))
+    return replace(cell, verdict=Verdict.INCONCLUSIVE, p_value=None, interval=None, interval_kind=None).with_notes(same)
+
+
+def _require_possible(cell: Cell, column: Column, found: SeedResults) -> None:
     """Raise `UserError` if a column of percentages has a number that is none: it would be called better, or worse."""
     if not column.unit.endswith("%"):
         return
-    for run_id, value in zip(found.run_ids, found.values.values(), strict=True):
+    for seed, value in found.values.items():
         if not 0 <= value <= 100:
             raise UserError(
-                f"{plan.runs[run_id].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
+                f"{found.runs[seed].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
                 "or the table's unit, delete that file and run the same command again"
             )
 
@@ -143,6 +160,9 @@ def _compare_with_failure(found: SeedResults, blank: CellVerdict) -> CellVerdict
         return replace(blank, verdict=Verdict.FAILED, notes=(found.failed[min(found.failed)],))
     if found.missing:
         return blank.with_notes(_missing(found))
+    if hasty := [failure for failure in found.collapsed.values() if failure.hasty]:
+        early = notes.HastyDetector(hasty[0], notes.MIN_PATIENCE_EPOCHS)
+        return replace(blank, verdict=Verdict.INCONCLUSIVE, notes=(early,))
     if not found.values:
         note = notes.CollapsedAsPrinted(found.collapsed[min(found.collapsed)])
         return replace(blank, verdict=Verdict.EXPECTED_FAILURE, notes=(note,))
@@ -172,7 +192,7 @@ def _compare_with_printed(
     expected = row.errata[key].value if key in row.errata else tables.parse_printed(row.cells.get(key))
     present = inputs.plan.margin(cell)
     assert expected is not None and present is not None
-    margin, before, margin_notes = _margin(inputs.plan, cell, present)
+    margin, before, margin_notes = _margin(inputs, cell, present)
     if column.relative_to:
         compared = _compare_shares(inputs, table, row, key, found, expected, margin, ours)
     else:
@@ -245,16 +265,17 @@ def _compare_with_margin(
     )
 
 
-def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | None, tuple[Note, ...]]:
-    """Return the margin to judge by: the narrowest of the table's and those recorded before the results existed.
+def _margin(inputs: VerdictInputs, cell: Cell, margin: Margin) -> tuple[Margin, float | None, tuple[Note, ...]]:
+    """Return the margin to judge by: the narrowest of the table's, those recorded before the results existed, and the
+    table's at the commits of the results.
 
     Beside it, return the points that were recorded, if they differ, and a note about that. So a margin that was
     widened after a result helps nobody.
     """
-    before = list(_margins_before(plan, cell))
-    if None in before:
+    before = _margins_before(inputs, cell)
+    if any(not points for points in before.values()):
         return margin, None, (notes.NoMarginBefore(),)
-    recorded = min(points for points in before if points is not None)
+    recorded = min(min(points) for points in before.values())
     if recorded == margin.points:
         return margin, None, ()
     if recorded > margin.points:
@@ -262,9 +283,15 @@ def _margin(plan: Plan, cell: Cell, margin: Margin) -> tuple[Margin, float | Non
     return replace(margin, points=recorded), recorded, (notes.MarginWidened(margin.points, recorded),)
 
 
-def _margins_before(plan: Plan, cell: Cell) -> Iterator[float | None]:
-    for run in (plan.runs[name] for name in cell.run_ids):
-        yield margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.table_key)
+def _margins_before(inputs: VerdictInputs, cell: Cell) -> dict[str, list[float]]:
+    """Return the points that are known from before each run's result."""
+    found: dict[str, list[float]] = {}
+    for run in (inputs.plan.runs[name] for name in cell.run_ids):
+        recorded = margins.read(margins.path(run.folder)).get(run.run_id, {}).get(cell.table_key)
+        found[run.run_id] = [] if recorded is None else [recorded]
+    for run_id, points in inputs.earlier.margins(cell):
+        found[run_id].append(points)
+    return found
 
 
 def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict) -> CellVerdict:

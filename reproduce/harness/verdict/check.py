@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec.tables import Row, Table
-from reproduce.harness.verdict import adjustments
+from reproduce.harness.verdict import adjustments, doubts
 from reproduce.harness.verdict.adjustments import VerdictRows
 from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict, verdict_for
@@ -15,8 +15,9 @@ from reproduce.harness.verdict.checkpoints import CheckpointVerdict, verdict_for
 from reproduce.harness.verdict.claims import ClaimVerdict
 from reproduce.harness.verdict.family import lowest_difference
 from reproduce.harness.verdict.labels import AGREEING, DISAGREEING, ClaimStatus, Verdict
-from reproduce.harness.verdict.notes import CanaryResult, ControlComparison, Note
+from reproduce.harness.verdict.notes import CanaryResult, ControlComparison, Note, OtherSeeds
 from reproduce.harness.verdict.seed_results import VerdictInputs
+from reproduce.harness.verdict.seeds_needed import num_margin_cells
 
 AGREES, DISAGREES, INCOMPLETE, NOTHING_COMPARED = 0, 1, 3, 4
 """Exit statuses of a check; 2 stands for a wrong request."""
@@ -39,6 +40,8 @@ class TableVerdict:
     """Runs whose curves a figure needs and that have no result."""
     changed_curves: tuple[Note, ...] = ()
     """That runs whose curves a figure needs took other first steps than recorded."""
+    doubts: tuple[str, ...] = ()
+    """What a reader should know of the results behind the table before believing it, without full stops."""
 
     def cells(self) -> Iterator[tuple[Row, str, CellVerdict]]:
         """Yield every cell that is not a dash as row, column key and verdict."""
@@ -85,18 +88,32 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
             return None
         return lowest_difference(inputs.recorded, (ours, control), num_new, inputs.family.tail)
 
+    table, edited = inputs.earlier.as_judged(table)
     rows: VerdictRows = [
         {key: verdict_for(inputs, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
         for row in table.rows
     ]
     rows = adjustments.apply_errata(table, rows)
     rows = adjustments.apply_controls(table, rows, lowest_of)
-    rows = adjustments.apply_holm(table, rows)
+    rows = adjustments.apply_holm(table, rows, num_margin_cells(plan, table))
     rows = adjustments.apply_canaries(table, rows, canary_of)
     rows = adjustments.apply_first_steps(table, rows, notes_of)
+    rows = adjustments.apply_edits(table, rows, edited)
     curves = [name for cell in plan.cells if cell.table == table.table and not cell.column for name in cell.run_ids]
     undrawn = tuple(plan.runs[name].label for name in curves if valid_result(plan, plan.runs[name]) is None)
-    return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves))
+    found = [*doubts.doubts(plan, plan.runs_of(table.table)), *_of_seeds_left_out(rows)]
+    if table.expected == "recorded":
+        found += doubts.of_recording(inputs.recorded.header)
+    return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves), tuple(found))
+
+
+def _of_seeds_left_out(rows: VerdictRows) -> Iterator[str]:
+    """Yield which seeds gave numbers that are not judged, because nobody requested them."""
+    every = [note for cells in rows for cell in cells.values() if cell for note in cell.notes]
+    left_out = {seed for note in every if isinstance(note, OtherSeeds) and not note.judged for seed, _ in note.values}
+    if left_out:
+        seeds = ", ".join(map(str, sorted(left_out)))
+        yield f"seeds that were not requested have results, which are not judged: {seeds}"
 
 
 def recorded_matches(checked: Sequence[TableVerdict]) -> str:

@@ -163,12 +163,15 @@ class _PartJudge:
             return incomplete
         known = math.hypot(higher.test_set_error, lower.test_set_error)
         found = stats.difference(list(higher.values.values()), list(lower.values.values()), known)
-        return _signed(blank, found, _num_seeds(higher, lower))
+        return _require_spread(_signed(blank, found, _num_seeds(higher, lower)), [higher, lower])
 
     def _spread(self, part: Spread, blank: PartVerdict) -> PartVerdict:
-        """Judge a spread by the means: no test set resolves 0.3 points. Beyond the bound the widest pair decides.
+        """Judge a spread: it holds if every two experiments are equivalent within the bound, beyond doubt by seeds.
 
-        That pair is chosen because it is the widest, so its interval is Bonferroni's over all pairs.
+        All are measured on the same test images, so the error of those images, which resolves no 0.3 points, does not
+        matter for that. It does for the contradiction: the widest pair's interval, with that error, lies beyond the
+        bound. That pair is chosen because it is the widest, so its interval is Bonferroni's over all pairs. One seed
+        each shows no spread over seeds; it points where the means do.
         """
         found = self._seed_results(part.measurements())
         if incomplete := _without_numbers(blank, found):
@@ -176,18 +179,19 @@ class _PartJudge:
         pairs = list(itertools.permutations(found, 2))
         confidence = 1 - (1 - stats.CONFIDENCE) / (len(pairs) // 2)
         widest = max((_difference(*pair, confidence) for pair in pairs), key=lambda pair: pair.points)
-        if widest.points <= part.max_points + stats.ROUNDING:
+        one_seed = _num_seeds(*found) < 2
+        reach = widest.points if one_seed else stats.widest_possible_difference([each.independent for each in found])
+        if reach <= part.max_points + stats.ROUNDING:
             status = ClaimStatus.HOLDS
         elif widest.interval.low > part.max_points:
             status = ClaimStatus.CONTRADICTED
         else:
             status = ClaimStatus.INCONCLUSIVE
-        one_seed = _num_seeds(*found) < 2
-        note = notes.WidestDifference(widest.points, part.max_points, status, one_seed)
+        note = notes.WidestDifference(widest.points, part.max_points, status, one_seed, reach)
         if one_seed:
             undecided = _with_difference(blank, ClaimStatus.INCONCLUSIVE, note, widest)
             return replace(undecided, tendency=TENDENCIES[status])
-        return _with_difference(blank, status, note, widest)
+        return _require_spread(_with_difference(blank, status, note, widest), found)
 
     def _convergence(self, part: Convergence, blank: PartVerdict) -> PartVerdict:
         good, bad = self._seed_results(part.measurements())
@@ -200,6 +204,9 @@ class _PartJudge:
             note = notes.CollapsedUnexpectedly(good.collapsed[min(good.collapsed)], one_seed)
         else:
             num_collapsed, num_seeds = len(bad.collapsed), len(bad.collapsed) + len(bad.values)
+            if hasty := [failure for failure in bad.collapsed.values() if failure.hasty]:
+                early = notes.HastyDetector(hasty[0], notes.MIN_PATIENCE_EPOCHS)
+                return replace(blank, status=ClaimStatus.INCONCLUSIVE, notes=(early,))
             if bad.values and bad.collapsed:
                 status = ClaimStatus.INCONCLUSIVE
             else:
@@ -278,6 +285,15 @@ def _signed(blank: PartVerdict, found: Difference, num_seeds: int) -> PartVerdic
     tendency = TENDENCIES[status]
     note = notes.OneSeedDifference(found.points, tendency)
     return replace(_with_difference(blank, ClaimStatus.INCONCLUSIVE, note, found), tendency=tendency)
+
+
+def _require_spread(part: PartVerdict, sides: Sequence[SeedResults]) -> PartVerdict:
+    """Let a part decide nothing if the pretrainings of a side gave one number: one of them may be a copy."""
+    same = [len(each.independent) for each in sides if each.pretrainings and each.without_spread]
+    if not same:
+        return part
+    found = (*part.notes, notes.NoSpread(same[0]))
+    return replace(part, status=ClaimStatus.INCONCLUSIVE, notes=found, interval=None, p_value=None, effect_size=None)
 
 
 def _num_seeds(*sides: SeedResults) -> int:

@@ -34,9 +34,9 @@ class ClaimStatus(StrEnum):
 Tendency = Literal["right", "wrong", ""]
 """The direction in which one seed per side points, compared with the claim; "" if its known error covers zero."""
 
-IntervalKind = Literal["seeds", "test set", "new seeds", "same seed"]
-"""What an interval is of: the mean of our seeds, one seed's test set, and, of unchanged code, new seeds or the recorded
-seed under other arithmetic."""
+IntervalKind = Literal["seeds", "seeds, corrected", "test set", "new seeds", "same seed"]
+"""What an interval is of: the mean of our seeds (at 90%, or at the level that a correction over the table leaves), one
+seed's test set, and, of unchanged code, new seeds or the recorded seed under other arithmetic."""
 
 AGREEING = frozenset({Verdict.REPRODUCED, Verdict.WITHIN, Verdict.EXPECTED_FAILURE})
 DISAGREEING = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.INCONCLUSIVE, Verdict.CHANGED})

@@ -6,6 +6,10 @@ from typing import Any, Literal
 from reproduce.harness.spec.golden import Difference
 from reproduce.harness.verdict.labels import ClaimStatus, IntervalKind, Tendency, Verdict
 
+MIN_PATIENCE_EPOCHS = 2.0
+"""Epochs before a training may count as collapsed, at scale paper. The loss of healthy ones stays at ln K for a while,
+too, so with less patience any training "fails to converge"."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -41,6 +45,13 @@ class RunFailure(Note):
     status: str
     message: str
     requested: bool = True
+    patience_epochs: float | None = None
+    """Of a pretraining that collapsed: the epochs that its config gives it before it may count as collapsed."""
+
+    @property
+    def hasty(self) -> bool:
+        """Whether the run was stopped before it could show that it fails as the paper means."""
+        return self.patience_epochs is not None and self.patience_epochs < MIN_PATIENCE_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,14 @@ class CollapsedAsPrinted(Note):
     """The paper prints that the training fails, and every seed of ours collapsed."""
 
     failure: RunFailure
+
+
+@dataclass(frozen=True)
+class HastyDetector(Note):
+    """A training collapsed by a detector with less patience than the paper's failure asks for."""
+
+    failure: RunFailure
+    min_patience_epochs: float
 
 
 @dataclass(frozen=True)
@@ -206,6 +225,14 @@ class MarginWidened(Note):
 
 
 @dataclass(frozen=True)
+class EditedSince(Note):
+    """What of a cell was edited in its table after the result existed; it is judged as it was at the commit."""
+
+    commit: str
+    edits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MeanOfRuns(Note):
     """The printed number is a mean of several runs."""
 
@@ -224,9 +251,17 @@ class BestVariant(Note):
 
 @dataclass(frozen=True)
 class OtherSeeds(Note):
-    """Results of seeds that were not requested: `(seed, value)`."""
+    """Results of seeds that were not requested: `(seed, value)`, and whether they are judged with the others."""
 
     values: tuple[tuple[int, float], ...]
+    judged: bool
+
+
+@dataclass(frozen=True)
+class NoSpread(Note):
+    """Several pretrainings gave one number to the last digit."""
+
+    num_seeds: int
 
 
 @dataclass(frozen=True)
@@ -239,10 +274,11 @@ class Misprint(Note):
 
 @dataclass(frozen=True)
 class HolmCorrection(Note):
-    """The cell's own claim does not survive Holm's correction over the table's cells."""
+    """The cell's own claim does not survive Holm's correction over the table's cells; the corrected interval."""
 
     num_cells: int
     p_value: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -281,18 +317,26 @@ class CanaryMeasurement:
     margin: float
 
 
+CanaryState = Literal["agreed", "disagreed", "missing", "unverified"]
+"""`unverified`: the numbers agree, but nothing says that the file is the authors': its SHA-256 is not known yet."""
+DOUBTFUL_CANARIES: tuple[CanaryState, ...] = ("missing", "unverified")
+"""States that keep a number from counting as reproduced."""
+
+
 @dataclass(frozen=True)
 class CanaryResult(Note):
     """Whether the authors' checkpoint gives the authors' numbers under one of our evaluations.
 
-    `checkpoint` is "" if `tables/canaries.yaml` has no canary of the evaluation.
+    `checkpoint` is "" if `tables/canaries.yaml` has no canary of the evaluation. `refused` has a phrase for each result
+    that is of another file, whatever that is called.
     """
 
-    state: Literal["agreed", "disagreed", "missing"]
+    state: CanaryState
     evaluation: str
     checkpoint: str = ""
     sha256: tuple[str, ...] = ()
     measurements: tuple[CanaryMeasurement, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,12 +357,16 @@ class OneSeedDifference(Note):
 
 @dataclass(frozen=True)
 class WidestDifference(Note):
-    """The widest difference among several experiments, and the bound that it should stay within."""
+    """The widest difference among several experiments, and the bound that it should stay within.
+
+    `reach` is what no difference exceeds, with the seeds' spread allowed for.
+    """
 
     points: float
     bound: float
     status: ClaimStatus
     one_seed: bool
+    reach: float
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What the runs of a cell gave, seed by seed: numbers, failures, missing results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import Table
 from reproduce.harness.verdict import stats
+from reproduce.harness.verdict.earlier import EarlierTables
 from reproduce.harness.verdict.family import Family
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.notes import BestVariant, RunFailure
@@ -29,12 +32,12 @@ class SeedResults:
     missing: dict[int, str] = field(default_factory=dict)
     """The run without a valid result, in words."""
     other_seeds: dict[int, float] = field(default_factory=dict)
-    """Results of seeds that were not requested. (If one of these failed, it is in `collapsed` or `failed`.)"""
+    """Results of seeds that were not requested and are not in `values`."""
     num_test_images: int | None = None
     pretrainings: dict[int, str] = field(default_factory=dict)
     """By seed, the run_id that trained the network; empty for public weights and measurements."""
-    run_ids: list[str] = field(default_factory=list)
-    """The runs behind these values; if several variants compete, those of the best one."""
+    runs: dict[int, Run] = field(default_factory=dict)
+    """The runs behind these entries by seed, requested ones first; if several variants compete, those of the best."""
     choice: BestVariant | None = None
     """How the variant was chosen, if several compete."""
 
@@ -51,6 +54,11 @@ class SeedResults:
         values = [stats.mean(each) for each in by_network.values()]
         nothing_drawn = not self.pretrainings and len(set(values)) == 1
         return values[:1] if nothing_drawn else values
+
+    @property
+    def without_spread(self) -> bool:
+        """Whether several independent numbers are equal to the last digit, which trainings with seeds never are."""
+        return len(self.independent) > 1 and len(set(self.independent)) == 1
 
     @property
     def test_set_error(self) -> float:
@@ -73,59 +81,99 @@ class VerdictInputs:
     """All that the check compares with recorded numbers."""
     other_seeds: Plan | None
     first_steps: FirstStepsCheck
+    earlier: EarlierTables
+    """The tables as they were when the results were made."""
 
     @classmethod
     def load(cls, plan: Plan) -> "VerdictInputs":
         """Read what is recorded, and find the seeds that the plan leaves out."""
         recorded = baseline.load(plan.request.scale)
         family = Family.of_plan(plan, recorded)
-        return cls(plan, recorded, family, plan_for_other_seeds(plan), FirstStepsCheck.of_plan(plan))
+        return cls(
+            plan, recorded, family, plan_for_other_seeds(plan), FirstStepsCheck.of_plan(plan), EarlierTables(plan)
+        )
 
     def cell(self, table: Table, row: str, column: str) -> Cell | None:
         """Return how a number is made, or None if no run of ours makes it."""
-        return _find_cell(self.plan, f"{table.table}/{row}/{column}")
+        return next((cell for cell in self.plan.cells if cell.table_key == f"{table.table}/{row}/{column}"), None)
 
     def seed_results(self, cell: Cell) -> SeedResults:
-        """Return what a cell's runs gave. A seed that failed counts even if it was not requested."""
-        found = read_seed_results(self.plan, cell)
-        same_cell = _find_cell(self.other_seeds, cell.table_key) if self.other_seeds else None
+        """Return what a cell's runs gave.
+
+        Every seed that left a result or a failure counts, so that nobody can choose among seeds by requesting fewer.
+        Only numbers that are compared with recorded ones are those of the requested seeds alone: a recording leaves
+        results of many seeds, which are of the recorded code and would hide what has changed. Failures always count.
+        """
+        same_cell = _find_same(self.other_seeds, cell) if self.other_seeds else None
         if not self.other_seeds or not same_cell:
+            return read_seed_results(self.plan, cell)
+        table = self.plan.tables.get(cell.table)
+        found = read_seed_results(self.plan, cell, self.other_seeds, same_cell)
+        if table is None or table.expected == "printed":
             return found
-        more = read_seed_results(self.other_seeds, same_cell)
-        collapsed, failed = (
-            {seed: replace(failure, requested=False) for seed, failure in failures.items()}
-            for failures in (more.collapsed, more.failed)
-        )
-        return replace(
-            found, collapsed=found.collapsed | collapsed, failed=found.failed | failed, other_seeds=more.values
-        )
+        others = {seed: value for seed, value in found.values.items() if seed not in cell.runs}
+        asked = {seed: value for seed, value in found.values.items() if seed in cell.runs}
+        runs = {seed: run for seed, run in found.runs.items() if seed not in others}
+        return replace(found, values=asked, other_seeds=others, runs=runs)
 
 
-def read_seed_results(plan: Plan, cell: Cell) -> SeedResults:
+@dataclass(frozen=True)
+class _SeedRun:
+    """The run of one seed and its plan."""
+
+    plan: Plan
+    run: Run
+    requested: bool = True
+
+
+def read_seed_results(
+    plan: Plan, cell: Cell, other_seeds: Plan | None = None, same_cell: Cell | None = None
+) -> SeedResults:
     """Read the results of a cell's runs; of several variants, those with the highest mean of `cell.selection_metric`.
 
-    If a variant lacks a result, return that variant: there is nothing to choose by yet. Raises `UserError` for a
-    damaged result and for one without the metric.
+    The seeds of `same_cell`, the cell in the plan of `other_seeds`, count too if they ended. If a variant lacks a
+    result, return that variant: there is nothing to choose by yet. Raises `UserError` for a damaged result and for one
+    without the metric.
     """
-    if not cell.runs_by_override:
-        return _read_variant(plan, cell.runs, cell.metric)
-    found = {
-        variant: _read_variant(plan, runs, cell.selection_metric) for variant, runs in cell.runs_by_override.items()
+    variants = {
+        variant: {seed: _SeedRun(plan, plan.runs[name]) for seed, name in runs.items()}
+        for variant, runs in _runs_by_variant(cell).items()
     }
-    incomplete = [each for each in found.values() if len(each.values) < len(each.run_ids)]
+    if other_seeds and same_cell:
+        others = _runs_by_variant(same_cell)
+        of_variants = [{seed for seed, name in runs.items() if _ended(other_seeds, name)} for runs in others.values()]
+        ended = set.intersection(*of_variants)
+        for variant, runs in others.items():
+            more = {seed: _SeedRun(other_seeds, other_seeds.runs[runs[seed]], False) for seed in sorted(ended)}
+            variants[variant] |= more
+    if not cell.runs_by_override:
+        return _read_variant(variants[""], cell.metric)
+    found = {variant: _read_variant(runs, cell.selection_metric) for variant, runs in variants.items()}
+    incomplete = [each for each in found.values() if len(each.values) < len(each.runs)]
     if incomplete:
         return min(incomplete, key=lambda each: len(each.missing))  # a failure before what is only missing
     means = {variant: stats.mean(list(each.values.values())) for variant, each in found.items()}
     best = max(means, key=lambda variant: means[variant])
     choice = BestVariant(tuple(means.items()), cell.selection_metric, best)
-    return replace(_read_variant(plan, cell.runs_by_override[best], cell.metric), choice=choice)
+    return replace(_read_variant(variants[best], cell.metric), choice=choice)
 
 
-def _find_cell(plan: Plan, table_key: str) -> Cell | None:
-    return next((cell for cell in plan.cells if cell.table_key == table_key), None)
+def _runs_by_variant(cell: Cell) -> dict[str, dict[int, str]]:
+    return cell.runs_by_override or {"": cell.runs}
 
 
-def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
+def _ended(plan: Plan, run_id: str) -> bool:
+    run = plan.runs[run_id]
+    return valid_result(plan, run) is not None or _failure(plan, run) is not None
+
+
+def _find_same(plan: Plan, cell: Cell) -> Cell | None:
+    """Return the cell that measures the same in a plan of other seeds; a claim may compare several of one network."""
+    wanted = (cell.table_key, cell.metric_key)
+    return next((each for each in plan.cells if (each.table_key, each.metric_key) == wanted), None)
+
+
+def _read_variant(runs: Mapping[int, _SeedRun], metric: str) -> SeedResults:
     values: dict[int, float] = {}
     collapsed: dict[int, RunFailure] = {}
     failed: dict[int, RunFailure] = {}
@@ -133,10 +181,11 @@ def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
     missing: dict[int, str] = {}
     checkpoints: dict[str, Run] = {}
     num_test_images = None
-    for seed, run in ((seed, plan.runs[name]) for seed, name in runs.items()):
+    for seed, each in runs.items():
+        plan, run = each.plan, each.run
         if failure := _failure(plan, run):
             by_status = {"collapsed": collapsed, "unavailable": unavailable}
-            by_status.get(failure.status, failed)[seed] = failure
+            by_status.get(failure.status, failed)[seed] = replace(failure, requested=each.requested)
         elif (result := valid_result(plan, run)) is None:
             missing[seed] = missing_reason(plan, run)
         else:
@@ -150,8 +199,8 @@ def _read_variant(plan: Plan, runs: dict[int, str], metric: str) -> SeedResults:
         unavailable,
         missing=missing,
         num_test_images=num_test_images,
-        pretrainings={seed: parent for seed, name in runs.items() for parent in plan.runs[name].parents},
-        run_ids=list(runs.values()),
+        pretrainings={seed: parent for seed, each in runs.items() for parent in each.run.parents},
+        runs={seed: each.run for seed, each in runs.items()},
     )
 
 
@@ -176,8 +225,21 @@ def _failure(plan: Plan, run: Run) -> RunFailure | None:
     """Return why a run has no result, if it or its pretraining failed."""
     for each in (*(plan.runs[name] for name in run.parents), run):
         if not each.result.exists() and (failure := each.read_failure()):
-            return RunFailure(each.label, failure["status"], failure["message"])
+            patience = _patience_epochs(tuple(each.overrides)) if _has_collapsed(each, failure) else None
+            return RunFailure(each.label, failure["status"], failure["message"], patience_epochs=patience)
     return None
+
+
+def _has_collapsed(run: Run, failure: Mapping[str, Any]) -> bool:
+    return run.kind == "pretrain" and failure["status"] == "collapsed"
+
+
+@cache
+def _patience_epochs(overrides: tuple[str, ...]) -> float:
+    """Return the patience of a pretraining's collapse detector. The run's name is made from its config, this too."""
+    from reproduce.config.compose import compose  # which imports Hydra
+
+    return float(compose("pretrain", list(overrides)).collapse.patience_epochs)
 
 
 def _metric(run: Run, result: dict[str, Any], name: str) -> float:

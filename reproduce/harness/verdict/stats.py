@@ -3,6 +3,7 @@
 Values are in percent, higher is better. `sd` is the sample standard deviation (divisor n - 1).
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ FAMILY_LEVEL = 0.01
 
 POWER = 0.90
 """Probability with which a fall that a cell "would notice" is called `worse`."""
+
+MAX_SEEDS = 50
+"""More seeds than anybody trains."""
 
 CONFIDENCE = 0.90
 """Confidence of the interval of a mean over seeds. At 90%, inside the margin equals two one-sided t-tests at 5%."""
@@ -160,17 +164,66 @@ def compare_with_printed(
     return PrintedComparison(verdict, mean_interval(values), p_value)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], family_size: int = 0) -> list[float]:
     """Adjust m p-values by Holm's method: the k-th smallest times m - k + 1, none smaller than the one before it.
+
+    m is `family_size` if that is more: claims that are planned and have no p-value yet count as the largest ones, so
+    that a table does not look better while it is incomplete.
 
     Keeping only claims whose adjusted p-value is at most 5% keeps the chance that any of them is wrong below 5%,
     however they depend on each other (Holm 1979, Scand. J. Statist. 6:65).
     """
+    family_size = max(family_size, len(p_values))
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        highest = max(highest, min(1.0, (family_size - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def corrected_interval(interval: Interval, num_seeds: int, factor: float) -> Interval:
+    """Return the interval of a mean over seeds at the level of a test that a correction made `factor` times stricter.
+
+    It lies inside the margin if, and only if, the corrected p-value is at most 5%: for two one-sided tests at level a
+    the interval is that of confidence 1 - 2a.
+    """
+    plain, strict = (t_quantile(1 - SIGNIFICANCE / each, num_seeds - 1) for each in (1.0, factor))
+    middle, half = (interval.low + interval.high) / 2, (interval.high - interval.low) / 2 * strict / plain
+    return Interval(middle - half, middle + half)
+
+
+def reproduction_probability(spread: float, num_seeds: int, margin: float, family_size: int) -> float:
+    """Return how probable `reproduced` is if our mean is the printed number and seeds have this standard deviation.
+
+    The claim holds if |mean| + t(n-1) S / sqrt(n) is below the margin, at Holm's strictest level for the family. S^2 is
+    chi-square with n - 1 degrees of freedom and independent of the mean, so the probability is averaged over S.
+    """
+    if spread == 0:
+        return 1.0
+    from scipy.special import chdtri
+
+    degrees, root = num_seeds - 1, math.sqrt(num_seeds)
+    reach = t_quantile(1 - SIGNIFICANCE / family_size, degrees)
+    cdf, steps = statistics.NormalDist().cdf, 200
+    spreads = (math.sqrt(float(chdtri(degrees, (step + 0.5) / steps)) / degrees) for step in range(steps))
+    return mean([max(0.0, 2 * cdf(root * margin / spread - reach * each) - 1) for each in spreads])
+
+
+def seeds_for(spread: float, margin: float, family_size: int) -> int | None:
+    """Return how many seeds make `reproduced` as probable as `POWER` if it is true; None if `MAX_SEEDS` do not."""
+    numbers = range(2, MAX_SEEDS + 1)
+    enough = (each for each in numbers if reproduction_probability(spread, each, margin, family_size) >= POWER)
+    return next(enough, None)
+
+
+def largest_spread(num_seeds: int, margin: float, family_size: int) -> float:
+    """Return the largest standard deviation over seeds at which so many of them suffice (`seeds_for`), in points."""
+    low, high = 0.0, margin * math.sqrt(num_seeds)
+    for _ in range(30):
+        middle = (low + high) / 2
+        enough = reproduction_probability(middle, num_seeds, margin, family_size) >= POWER
+        low, high = (middle, high) if enough else (low, middle)
+    return low
 
 
 def difference(
@@ -188,6 +241,16 @@ def difference(
         return Difference(points, interval, None, None)
     p_value = 2 * t_tail(abs(points), error, degrees) if error else None
     return Difference(points, interval, p_value, hedges_g(ours, theirs))
+
+
+def widest_possible_difference(samples: Sequence[Sequence[float]]) -> float:
+    """Return how far the means of any two samples may lie apart: the highest end of all pairs' 90% intervals.
+
+    If it is at most d, every pair is equivalent within d by two one-sided Welch tests at 5%, and so the claim that the
+    spread is at most d is wrong with 5% probability at most: all pairs must pass, so no correction is needed (an
+    intersection-union test: Berger 1982, Technometrics 24:295).
+    """
+    return max(difference(*pair).interval.high for pair in itertools.permutations(samples, 2))
 
 
 def hedges_g(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan
-from reproduce.harness.plan.run_state import valid_result
+from reproduce.harness.verdict import doubts
 from reproduce.harness.verdict.check import TableVerdict
 from reproduce.harness.verdict.claims import ClaimVerdict
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
@@ -19,7 +19,7 @@ def open_issues(plan: Plan, checked: Sequence[TableVerdict], claims: Sequence[Cl
         *_of_single_seeds(plan, checked),
         *_of_claims(claims),
         *_of_first_steps(plan),
-        *_of_code(plan),
+        *_of_code(plan, checked),
     ]
 
 
@@ -34,8 +34,9 @@ def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
         )
         for verdict, count in undecided.items():
             yield f"{table.table.heading}: {_cells(count)} {verdict}"
-        if missing := sum(cell.canary == "missing" for cell in needed):
-            yield f"{table.table.heading}: {_cells(missing)} without a canary"
+        for state, words in (("missing", "without a canary"), ("unverified", "with an unverified canary")):
+            if number := sum(cell.canary == state for cell in needed):
+                yield f"{table.table.heading}: {_cells(number)} {words}"
 
 
 def _of_single_seeds(plan: Plan, checked: Sequence[TableVerdict]) -> Iterator[str]:
@@ -65,18 +66,14 @@ def _of_first_steps(plan: Plan) -> Iterator[str]:
         yield f"{not_kept} of {len(runs)} results have no first steps to compare with the recorded ones"
 
 
-def _of_code(plan: Plan) -> Iterator[str]:
-    here = revision.commit()
-    if not here or revision.dirty():
+def _of_code(plan: Plan, checked: Sequence[TableVerdict]) -> Iterator[str]:
+    if not revision.commit() or revision.dirty():
         yield "the checkout differs from its commit"
-    made_by = [result.get("provenance", {}) for run in plan.runs.values() if (result := valid_result(plan, run))]
-    if others := sum(
-        revision.run_code_fingerprint(str(each.get("git_commit"))) != revision.run_code_fingerprint(here)
-        for each in made_by
-    ):
-        yield f"{others} of {len(made_by)} results were made by other code than this commit's"
-    if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
-        yield f"{dirty} of {len(made_by)} results were made by uncommitted code"
+    yield from doubts.of_tables()
+    of_results = doubts.doubts(plan, plan.runs.values())
+    counted = {doubt for table in checked for doubt in doubts.doubts(plan, plan.runs_of(table.table.table))}
+    of_tables = (doubt for table in checked for doubt in table.doubts if doubt not in counted)
+    yield from dict.fromkeys((*of_results, *of_tables))
 
 
 def _cells(count: int) -> str:

@@ -12,6 +12,7 @@ UNDECIDED = "nothing is known about the spread over seeds, so this decides nothi
 
 INTERVALS: dict[IntervalKind, str] = {
     "seeds": "the mean of our seeds on this test set, 90%",
+    "seeds, corrected": "the mean of our seeds on this test set, at the level that Holm's correction leaves",
     "test set": "our one seed's test set, not the spread over seeds, 90%",
     "new seeds": "new seeds of unchanged code, 99% over all cells together",
     "same seed": "the recorded seed under other arithmetic, 99% over all cells together",
@@ -57,6 +58,11 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return f"No result yet: {'; '.join(runs)}"
         case notes.CollapsedAsPrinted(failure):
             return f"As in the paper, the training does not converge: {_run_failure(failure)}"
+        case notes.HastyDetector(failure, least):
+            return (
+                f"{failure.run} was stopped after {failure.patience_epochs:g} epochs (collapse.patience_epochs), and a "
+                f"failure as the paper means it shows after {least:g}: restore the setting, and train again"
+            )
         case notes.SomeSeedsCollapsed(num_collapsed, num_seeds):
             return f"In the paper the training fails; here {num_collapsed} of {num_seeds} seeds did"
         case notes.ConvergedUnlikePaper():
@@ -97,17 +103,30 @@ def _sentence(note: Note) -> str:  # noqa: C901  # one case for each note
             return f"The margin was narrowed after the result existed: it was {before} points"
         case notes.MarginWidened(now, before):
             return f"The margin was widened to {now} points after the result existed; the earlier {before} is used"
+        case notes.EditedSince(commit, edits):
+            return f"Edited after the result existed, and judged as at the result's commit {commit}: {'; '.join(edits)}"
         case notes.MeanOfRuns(num_printed, num_ours):
             return f"The printed number is a mean of {num_printed} runs, ours of {num_ours}"
         case notes.BestVariant(means, metric, best):
             others = ", ".join(f"{variant} ({mean:.2f})" for variant, mean in means)
             return f"Of {others}, {best} has the best {metric} and is used, as the authors did"
-        case notes.OtherSeeds(values):
-            return f"Seeds that were not requested gave: {', '.join(f'{seed} ({value:.2f})' for seed, value in values)}"
+        case notes.OtherSeeds(values, judged):
+            what = (
+                "Judged with them are seeds that were not requested" if judged else "Seeds that were not requested gave"
+            )
+            return f"{what}: {', '.join(f'{seed} ({value:.2f})' for seed, value in values)}"
+        case notes.NoSpread(num_seeds):
+            return (
+                f"But {num_seeds} pretrainings gave this number to the last digit, which chance does not do: one of "
+                "them may be a copy, or the seed changes nothing"
+            )
         case notes.Misprint(printed, source):
             return f"Erratum of the paper, which prints {printed:g}: {source}"
-        case notes.HolmCorrection(num_cells, p_value):
-            return f"But not after Holm's correction over {num_cells} cells (p = {p_value:.3f})"
+        case notes.HolmCorrection(num_cells, p_value, (low, high)):
+            return (
+                f"But not after Holm's correction over {num_cells} cells (p = {p_value:.3f}): at its level the "
+                f"interval [{low:.2f}, {high:.2f}] straddles an edge"
+            )
         case notes.ControlComparison():
             return _control_comparison(note)
         case notes.EmptyInterval():
@@ -214,6 +233,7 @@ def _canary(note: notes.CanaryResult) -> str:
             if note.checkpoint
             else f"tables/canaries.yaml lists none for {note.evaluation}"
         )
+        why += "".join(f"; {phrase}" for phrase in note.refused)
         return f"Its canary is missing, so it does not count as reproduced: {why}"
     gave = "; ".join(
         f"{each.metric} {each.value:.2f}, printed {each.printed:g} (margin {each.margin:g})"
@@ -222,16 +242,26 @@ def _canary(note: notes.CanaryResult) -> str:
     found = f"the authors' {note.checkpoint} (sha256 {', '.join(note.sha256)}) gave {gave}"
     if note.state == "disagreed":
         return f"But its canary disagrees, so the evaluation itself is in doubt: {found}"
+    if note.state == "unverified":
+        return (
+            "Its canary is unverified, so it does not count as reproduced: no SHA-256 of the authors' file is known, "
+            "so that this is theirs is only its name (fetch-weights prints the SHA-256 for models/zoo/released.yaml): "
+            f"{found}"
+        )
     return f"Its canary agreed: {found}"
 
 
 def _widest_difference(note: notes.WidestDifference) -> str:
+    within = note.points <= note.bound + stats.ROUNDING
     place = {
         ClaimStatus.HOLDS: "within",
         ClaimStatus.CONTRADICTED: "beyond, with its whole interval,",
-        ClaimStatus.INCONCLUSIVE: "beyond, but its interval reaches within,",
+        ClaimStatus.INCONCLUSIVE: "within" if within else "beyond, but its interval reaches within,",
     }[note.status]
     found = f"The widest difference is {note.points:.2f} points, {place} the bound of {note.bound}"
+    if within and not note.one_seed:
+        but = "" if note.status == ClaimStatus.HOLDS else "but "
+        found += f"; {but}seeds spread so that differences of up to {note.reach:.2f} are possible (90% intervals)"
     return f"One seed each. {found}; {UNDECIDED}" if note.one_seed else found
 
 

@@ -53,6 +53,16 @@ def test_crop_box_lies_within_the_image(width: int, height: int, least: float, i
     assert (h - 1) / (w + 1) <= 4 / 3 or w == width
 
 
+def test_crop_boxes_reach_every_edge() -> None:
+    """Crops of a third of 12 x 12 pixels begin at the first and end at the last row and column, all of them."""
+    boxes = np.array([random_crop_box(rng_for(0, 0, index), 12, 12, (0.3, 0.4)) for index in range(2000)])
+    assert boxes.min(axis=0)[:2].tolist() == [0, 0]
+    assert boxes.max(axis=0)[2:].tolist() == [12, 12]
+    for low, high in ((0, 2), (1, 3)):
+        starts = boxes[boxes[:, high] - boxes[:, low] == 7][:, low]
+        assert sorted(set(starts.tolist())) == list(range(6))  # each place of a crop of 7 pixels, the last one too
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> ImageList:
     for number in range(12):

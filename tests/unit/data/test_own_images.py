@@ -15,7 +15,6 @@ from reproduce.config.compose import compose
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list, read_train_and_val
-from reproduce.data.prepare import own_images
 from reproduce.data.prepare.own_images import OwnImages, arrange
 from reproduce.errors import UserError
 
@@ -183,7 +182,7 @@ def test_nothing_is_left_of_an_interrupted_arrangement(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(own_images.Path, "symlink_to", interrupt)
+        patched.setattr(Path, "symlink_to", interrupt)
         with pytest.raises(KeyboardInterrupt):
             arrange(pictures, home)
     assert list(home.iterdir()) == []

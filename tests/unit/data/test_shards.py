@@ -209,7 +209,8 @@ def test_changing_or_unreadable_image_stops_packing(
 
 @pytest.mark.parametrize(("batch_size", "num_ranks"), [(64, 2), (96, 3), (10, 2), (7, 7)])
 def test_ranks_split_the_epoch_of_one_process(batch_size: int, num_ranks: int) -> None:
-    order = ShardOrder(places(1000, 30), batch_size)
+    of = places(1000, 30)
+    order = ShardOrder(of, batch_size)
     alone = list(StepSampler(1000, batch_size, 3, seed=5, order=order))
     ranks = [
         list(StepSampler(1000, batch_size, 3, seed=5, rank=rank, world_size=num_ranks, order=order))
@@ -221,6 +222,9 @@ def test_ranks_split_the_epoch_of_one_process(batch_size: int, num_ranks: int) -
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == per_epoch * batch_size
     assert epochs[0] != epochs[1]
+    if batch_size == 64:
+        read = [list(dict.fromkeys(of.shard[epoch].tolist())) for epoch in epochs]
+        assert read[0] != read[1] != read[2]  # the shards themselves, not only the images in them
     assert (
         list(StepSampler(1000, batch_size, 3, seed=5, first_step=per_epoch + 3, order=order)) == alone[per_epoch + 3 :]
     )

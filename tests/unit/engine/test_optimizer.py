@@ -26,6 +26,16 @@ def test_no_trust_coefficient_means_plain_sgd() -> None:
     assert isinstance(build_optimizer([weight], Optimizer(lr=0.1)), Larc)
 
 
+def test_larc_leaves_a_parameter_without_a_gradient_alone() -> None:
+    """|g| = 0: no scaling and no weight decay, so that frozen prototypes and unused heads do not shrink."""
+    still, moved = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([0.0, 2.0]))
+    still.grad, moved.grad = torch.zeros(2), torch.tensor([1.0, 0.0])
+    Larc([still, moved], lr=1.0, momentum=0.9, weight_decay=0.5, trust_coefficient=0.1).step()
+    assert still.tolist() == [3.0, 4.0]
+    rate = 0.1 * 2 / (1 + 0.5 * 2 + 1e-8)
+    torch.testing.assert_close(moved.detach(), torch.tensor([-rate, 2.0 - rate * 0.5 * 2]))
+
+
 @pytest.mark.parametrize(
     ("experiment", "rates"),
     [

@@ -34,6 +34,15 @@ def test_the_mean_loss_over_ranks_is_that_of_the_batchs_images(step: int, monkey
     torch.testing.assert_close(sum(losses) / 2, F.cross_entropy(net(images[everything]), labels[everything]))
 
 
+def test_the_best_epoch_is_that_of_the_best_top1() -> None:
+    """Whatever its top-5; of equal ones the first."""
+    accuracies = EpochAccuracies()
+    for top1, top5 in ((50.0, 90.0), (60.0, 80.0), (60.0, 99.0), (55.0, 95.0)):
+        accuracies.update({"top1": top1, "top5": top5})
+    assert accuracies.best == {"top1": 60.0, "top5": 80.0}
+    assert accuracies.last == {"top1": 55.0, "top5": 95.0}
+
+
 @pytest.mark.parametrize("name", ["linear_imagenet", "semisup_1pct"])
 def test_an_epoch_ends_with_its_incomplete_batch(
     name: str, uninterrupted: Uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

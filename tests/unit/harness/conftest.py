@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from models.zoo import entries
 from reproduce.config.compose import compose
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import CACHE, Plan, Request, Run
 from reproduce.harness.spec import tables
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
+AUTHORS_SHA256 = "5" * 64
 DETECTION = ("ap", "ap50", "ap75")
 METRICS = {
     "knn": ("knn20", "knn200"),
@@ -76,13 +78,16 @@ def finish() -> Callable[..., None]:
 
 
 @pytest.fixture
-def sing(finish: Callable[..., None]) -> Callable[..., Run]:
-    """Write what an evaluation of the authors' checkpoint left: `sing("knn_head", 59.2)`."""
+def sing(finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Write what an evaluation of the authors' checkpoint left: `sing("knn_head", 59.2)`. Its hash is known."""
+    monkeypatch.setattr(entries, "known_sha256", lambda _: AUTHORS_SHA256)
 
-    def write(evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS) -> Run:
+    def write(
+        evaluation: str, value: float, *overrides: str, checkpoint: str = AUTHORS, sha256: str = AUTHORS_SHA256
+    ) -> Run:
         given = f"/far/away/{checkpoint}"
         (run,) = build.single_run_plan(Request((), "paper"), "evaluate", evaluation, given, overrides).runs.values()
-        finish(run, value)
+        finish(run, value, provenance={"git_commit": "c" * 40, "git_dirty": False, "checkpoint_sha256": sha256})
         (Path(run.folder) / "config.yaml").write_text(
             OmegaConf.to_yaml(compose("evaluate", run.overrides), resolve=True)
         )

@@ -10,13 +10,15 @@ from reproduce.errors import UserError
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Request, Run
 from reproduce.harness.report.files import write_verdicts
+from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, table_as_text
 from reproduce.harness.spec import tables
-from reproduce.harness.verdict import canary, check
+from reproduce.harness.verdict import canary, check, strict
 from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import Verdict
 from reproduce.harness.verdict.notes import CanaryMeasurement
+from tests.unit.harness.conftest import AUTHORS_SHA256
 from tests.unit.harness.verdicts import Finish
 
 Sing = Callable[..., Run]
@@ -70,10 +72,56 @@ def test_only_the_same_evaluation_of_the_authors_checkpoint_counts(
     assert judged(finish).canary == "missing"
 
 
+def test_a_file_is_the_authors_by_its_hash_not_by_its_name(
+    checkout: Path, finish: Finish, sing: Sing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sing("linear_imagenet", 75.3, sha256="b" * 64)
+    cell = judged(finish)
+    assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "missing")
+    assert "is of a file with another SHA-256 than the authors'" in cell.reason
+    monkeypatch.setattr(entries, "known_sha256", lambda _: None)
+    cell = judged(finish)
+    assert (cell.verdict, cell.canary) == (Verdict.WITHIN, "unverified")
+    assert "that this is theirs is only its name" in cell.reason
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
+    checked = check.check_tables(plan)
+    assert any(issue.endswith("with an unverified canary") for issue in strict.open_issues(plan, checked, []))
+
+
+def test_our_own_network_is_no_canary(
+    checkout: Path, finish: Finish, sing: Sing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed, it would count as the authors' as long as the hash of theirs is not known."""
+    sing("linear_imagenet", 75.3, sha256="b" * 64)
+    monkeypatch.setattr(entries, "known_sha256", lambda _: None)
+    plan = build.build_plan(Request(("table9",), "paper", (0,)))
+    trained = next(run for run in plan.runs.values() if run.kind == "pretrain")
+    finish(trained, provenance={"checkpoint_sha256": "b" * 64})
+    evaluation = next(run for run in plan.runs.values() if run.kind == "evaluate")
+    found = check_canaries(evaluation)
+    assert found.state == "missing" and found.refused[0].endswith(f"is of our own {trained.run_id}")
+
+
+def test_every_result_of_a_canary_must_agree(checkout: Path, sing: Sing) -> None:
+    """.5 above and .5 below are no agreement, although their mean is."""
+    sing("linear_imagenet", 74.8, "seed=1")
+    run = sing("linear_imagenet", 75.8)
+    found = check_canaries(run)
+    assert found.state == "disagreed" and [each.value for each in found.measurements] == [74.8, 75.8]
+
+
+def test_the_page_marks_cells_without_a_canary(checkout: Path, finish: Finish) -> None:
+    judged(finish)
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1, 2)))
+    write_verdicts(plan, check.check_tables(plan))
+    page = write_page("paper").read_text()
+    assert "within</span>°" in page and f'<p class="foot">{CANARY_FOOTNOTE}</p>' in page
+
+
 def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, finish: Finish) -> None:
     run = sing("knn_head", 59.2)  # knn200 is printed with 55.8
     assert check_canaries(run).state == "disagreed"
-    finish(run, metrics={"knn20": 59.25, "knn200": 55.75})
+    finish(run, metrics={"knn20": 59.25, "knn200": 55.75}, provenance={"checkpoint_sha256": AUTHORS_SHA256})
     assert check_canaries(run).state == "agreed"
 
 

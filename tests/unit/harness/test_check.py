@@ -18,9 +18,11 @@ from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_tables import table_as_markdown, table_as_text
 from reproduce.harness.report.tracking import log_changes
 from reproduce.harness.spec import baseline, tables
-from reproduce.harness.verdict import check, stats
+from reproduce.harness.verdict import check, notes, stats
 from reproduce.harness.verdict.cells import CellVerdict
-from reproduce.harness.verdict.labels import SYMBOLS, Verdict
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import SYMBOLS, ClaimStatus, Verdict
+from reproduce.harness.verdict.seeds_needed import seeds_in_words
 from tests.unit.harness.verdicts import cells_of
 
 
@@ -194,13 +196,15 @@ def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Ca
 def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
     checkout: Path, finish: Callable[..., None]
 ) -> None:
-    """Their means are 82.3 and 82.9: two values, whose interval at one degree of freedom is wide."""
+    """Their means are 82.3 and 82.9: two values, whose interval at one degree of freedom is wide, corrected or not."""
     plan = paper(0, 1)
     for run in plan.runs.values():
         finish(run, printed(run) + (0.3 if run.seed // 5 else -0.3))
     judged = swav(plan, check.check_tables(plan))["voc0712_ap50"]
     assert judged.verdict == Verdict.INCONCLUSIVE and "more seeds would tell" in judged.reason
-    assert judged.interval == pytest.approx((82.6 - 6.314 * 0.3, 82.6 + 6.314 * 0.3), abs=1e-3)
+    assert judged.interval is not None and judged.interval_kind == "seeds, corrected"
+    assert sum(judged.interval) / 2 == pytest.approx(82.6)
+    assert judged.interval[0] < 82.6 - 6.314 * 0.3
 
 
 def test_other_images_are_not_compared_with_the_paper(checkout: Path, finish: Callable[..., None]) -> None:
@@ -417,13 +421,26 @@ def ablation(name: str, finish: Callable[..., None], *seeds: int, value: float =
             if run.kind == "pretrain":
                 collapse(run)
         else:
-            finish(run, value)
+            finish(run, value + run.seed / 1000)
     return plan
 
 
 def collapse(run: Run, status: str = "collapsed") -> None:
     run.failure.parent.mkdir(parents=True, exist_ok=True)
     run.failure.write_text(json.dumps({"status": status, "exit_status": 1, "message": "loss stuck at ln K"}))
+
+
+def test_a_detector_without_patience_is_no_failure_of_the_paper(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `collapse.patience_epochs=0` any training collapses. (Here the bar is moved, not every config.)"""
+    monkeypatch.setattr(notes, "MIN_PATIENCE_EPOCHS", 2.5)
+    plan = ablation("table10", finish, broken="swav_400ep_sinkhorn1")
+    one = cells_of(plan)["SwAV, 1 iteration/top1"]
+    assert one.verdict == Verdict.INCONCLUSIVE
+    assert "was stopped after 2 epochs (collapse.patience_epochs)" in one.reason
+    (claim,) = [each for each in check_claims(plan) if each.claim.claim == "three-iterations"]
+    assert claim.status == ClaimStatus.INCONCLUSIVE
 
 
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
@@ -491,6 +508,28 @@ def test_many_cells_are_corrected_for(checkout: Path, finish: Callable[..., None
     assert [cell.p_value for cell in judged] == pytest.approx(adjusted)
     assert [str(cell.verdict) for cell in judged] == ["reproduced", "inconclusive", "reproduced", "inconclusive"]
     assert "But not after Holm's correction over 4 cells (p = 0.06" in judged[1].reason
+    for cell, own in zip(judged, alone, strict=True):  # the interval shown is that of the corrected level
+        assert cell.expected is not None and cell.interval is not None and cell.interval_kind == "seeds, corrected"
+        assert cell.interval[0] < own.interval.low and own.interval.high < cell.interval[1]
+        inside = cell.interval[1] <= cell.expected + 0.6 and cell.interval[0] >= cell.expected - 0.6
+        assert inside == (cell.verdict == Verdict.REPRODUCED)
+    for run in plan.runs.values():
+        if run.kind == "evaluate" and run.parent_name == "swav_400ep_2x160_4x96":
+            run.result.unlink()
+    left = [cell for _, _, cell in check.check_tables(plan)[0].cells() if cell.p_value is not None]
+    assert len(left) == 2 and all("over 4 cells" in cell.reason for cell in left)  # the family is what is planned
+
+
+def test_a_plan_says_how_many_seeds_a_verdict_needs(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = ablation("table9", finish, 0, 1, 2)
+    lines = seeds_in_words(build.build_plan(Request(("table9", "table3"), "paper")))
+    assert lines[0].startswith("seeds for a verdict on Table 9 (4 cells tested together; 90% probability")
+    assert lines[1] == "  Top-1: 5, at a spread (sd) of 0.2 points (published), margin 0.6"
+    assert "Table 3 (19 cells" in lines[2]
+    assert lines[3].startswith("  Places205: no spread over seeds is known; margin 0.8: 3 up to 0.06, 5 up to 0.21, ")
+    for run in plan.runs.values():
+        finish(run, 73.9 + 0.4 * run.seed)
+    assert seeds_in_words(plan)[1] == "  Top-1: 10, at a spread (sd) of 0.4 points (measured here), margin 0.6"
 
 
 def test_a_margin_widened_after_the_result_helps_nobody(checkout: Path, finish: Callable[..., None]) -> None:

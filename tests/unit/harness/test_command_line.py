@@ -35,7 +35,13 @@ from reproduce.harness.plan.model import Plan
         (["pretrain", "swav_80ep"], "no experiment 'swav_80ep': did you mean 'swav_800ep'"),
         (["evaluate", "knnn", "--checkpoint", "x"], "no evaluation 'knnn': did you mean 'knn'"),
         (["evaluate", "knn"], "required: --checkpoint (for make: CHECKPOINT=); `python -m reproduce evaluate --help`"),
-        (["evaluate", "knn", "--checkpoint", "x", "protocol.temperature=1"], "has to follow the name"),
+        (["evaluate", "knn", "--checkpoint", "x", "protocol.temprature=1"], "no config key 'protocol.temprature'"),
+        (["plan", "table3", "--scale", "smoke", "tabel7"], "did you mean 'table7'"),
+        (["plan", "table3", "--scale", "smoke", "--nope", "x"], "unrecognized arguments: --nope x"),
+        (["list", "table3"], "unrecognized arguments: table3"),
+        (["run", "table3", "--seeds", "1000000000000"], "a plan has 1,000 seeds at most"),
+        (["pretrain", "swav_800ep", "--seed", str(2**64)], "it must be 4294967295 or less"),
+        (["evaluate", "knn", "--checkpoint", "x", f"seed={2**32}"], "it must be 4294967295 or less"),
         (["data-prepare"], "required: --archives, --data (for make: ARCHIVES= DATA=)"),
         (["pretrain", "swav_800ep", "epoch=3"], "no config key 'epoch'"),
         (["pretrain", "swav_800ep", "scale=paper"], "give it as --scale (make: SCALE=)"),
@@ -141,3 +147,12 @@ def test_nothing_is_trained_that_no_cell_can_use(class_folders: list[str], monke
     monkeypatch.setattr(workflow, "execute_plan", lambda *_: pytest.fail("imagenet alone makes no cell of Table 3"))
     with pytest.raises(UserError, match=r"^DATA misses .*coco is missing \([^;]*\)$"):
         main(["run", *class_folders, "--skip-missing-data"])
+
+
+def test_a_misspelt_wandb_mode_is_refused_before_anything_runs(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "dissabled")
+    assert run_cli(lambda: main(["run", "table7"])) == 2
+    assert "there is no WANDB_MODE 'dissabled': did you mean 'disabled'?" in capsys.readouterr().err
+    assert not Path("results").exists()

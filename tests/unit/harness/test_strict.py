@@ -15,6 +15,7 @@ from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict.labels import Verdict
+from tests.unit.harness.conftest import AUTHORS_SHA256
 from tests.unit.harness.verdicts import Finish, cells_of
 
 HEAD = "a" * 40
@@ -85,10 +86,11 @@ def test_a_mean_of_several_runs_is_noted(checkout: Path, finish: Finish) -> None
 def test_strict_passes_without_open_issues(
     checkout: Path, finish: Finish, sing: Callable[..., Run], committed: None
 ) -> None:
-    finish(sing("knn_head", 59.2), metrics={"knn20": 59.2, "knn200": 55.8})
+    sung = {"git_commit": HEAD, "git_dirty": False, "checkpoint_sha256": AUTHORS_SHA256}
+    finish(sing("knn_head", 59.2), metrics={"knn20": 59.2, "knn200": 55.8}, provenance=sung)
     plan = build.build_plan(Request(("table7",), "paper", (0, 1, 2)))
     for run in plan.runs.values():
-        metrics = {"knn20": 59.2, "knn200": 55.8} if run.kind == "evaluate" else {}
+        metrics = {"knn20": 59.2 + run.seed / 100, "knn200": 55.8 + run.seed / 100} if run.kind == "evaluate" else {}
         finish(run, metrics=metrics, provenance={"git_commit": HEAD, "git_dirty": False})
     checked = check.check_tables(plan)
     assert check.exit_status(checked) == check.AGREES
@@ -106,7 +108,8 @@ def test_strict_names_every_open_issue(checkout: Path, finish: Finish, monkeypat
         "Table 7: 1 cell inconclusive",
         "Table 7: 2 cells without a canary",
         "the checkout differs from its commit",
-        "2 of 2 results were made by other code than this commit's",
+        "files in tables/ differ from the commit: a.py",
+        "2 of 2 results were made by other code (bbbbbbbbbbbb) than this commit's",
         "2 of 2 results were made by uncommitted code",
     ]
 
@@ -156,7 +159,8 @@ def test_the_summary_lists_all_checked_tables(checkout: Path, finish: Finish, co
     assert "| Table 3: SwAV, Places205 | 56.7 | 56.7 | 1 | ✓ within° |" in text
     assert "| Table 7: SwAV, 20 neighbours | 59.2 | 56.7 | 1 | ▼ worse° |" in text
     assert "iNat18" not in text  # not run: the table's line counts it
-    assert text.count("\n") < 20
+    assert "- Table 3: linear_places205 was measured on 50,000 images, but Places205 has 20,500 to test on." in text
+    assert text.count("\n") < 26
 
 
 def test_the_summary_lists_the_claims_that_were_run() -> None:

@@ -14,7 +14,9 @@ from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report.junit import as_junit
 from reproduce.harness.report.rendering import markdown_row, xml_text
 from reproduce.harness.verdict import check
-from tests.unit.harness.verdicts import Finish
+from reproduce.harness.verdict.claims import check_claims
+from reproduce.harness.verdict.labels import ClaimStatus, Verdict
+from tests.unit.harness.verdicts import Finish, cells_of
 
 
 @pytest.fixture
@@ -81,6 +83,18 @@ def test_one_training_is_not_two_seeds(plan: Plan) -> None:
     edit(plan.runs[second.parents[0]], provenance=provenance(plan.runs[second.parents[0]], sha256=first.parents[0]))
     with pytest.raises(UserError, match=f"one and the same checkpoint.*delete .*{second.parents[0]}"):
         check.check_tables(plan)
+
+
+def test_trainings_without_spread_are_to_be_explained(plan: Plan, finish: Finish) -> None:
+    """Everything about the copies is edited, down to the hash of the checkpoint. The number gives them away."""
+    for run in plan.runs.values():
+        finish(run, 73.9, provenance=provenance(run, sha256=(run.parents or [run.run_id])[0]))
+    cell = cells_of(plan)["SwAV, learned prototypes/top1"]
+    assert (cell.verdict, cell.p_value, cell.interval) == (Verdict.INCONCLUSIVE, None, None)
+    assert "3 pretrainings gave this number to the last digit" in cell.reason
+    assert check.exit_status(check.check_tables(plan)) == check.DISAGREES
+    (soft,) = [each for each in check_claims(plan) if each.claim.claim == "soft-assignments"]
+    assert soft.status == ClaimStatus.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("value", [-0.1, 100.1, 7390.0])

@@ -201,6 +201,7 @@ def test_holm_by_hand() -> None:
     assert stats.holm([0.9, 0.6]) == [1.0, 1.0]
     assert stats.holm([0.02]) == [0.02]
     assert stats.holm([]) == []
+    assert stats.holm([0.01, 0.03], 4) == pytest.approx([0.04, 0.09])  # two more are planned
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
@@ -253,3 +254,44 @@ def test_one_seed_each_has_no_p_value() -> None:
     found = stats.difference([73.9], [73.1], known=0.3)
     assert (found.p_value, found.effect_size) == (None, None)
     assert found.interval.high - found.interval.low == pytest.approx(2 * scipy_stats.norm.ppf(0.95) * 0.3)
+
+
+@pytest.mark.parametrize(("true_spread", "holds"), [(0.3, (0.0, 0.05)), (0.0, (0.5, 1.0))])
+def test_equivalence_of_several_experiments(true_spread: float, holds: tuple[float, float]) -> None:
+    """Four experiments of three seeds (sd .1), one of them off by the bound: it passes in 5% of the cases at most."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.0, 0.1 if true_spread else 0.05, (1000, 4, 3))
+    draws[:, 3] += true_spread
+    rate = np.mean([stats.widest_possible_difference(each.tolist()) <= 0.3 for each in draws])
+    assert holds[0] <= rate <= holds[1]
+
+
+def test_the_corrected_interval_says_what_the_corrected_test_says() -> None:
+    """At the factor that makes p exactly 5%, its end is the margin's edge."""
+    values = [73.9, 74.1, 74.3]
+    compared = stats.compare_with_printed(values, 73.9, 0.6)
+    assert compared.p_value is not None and compared.p_value < 0.05
+    interval = stats.corrected_interval(compared.interval, 3, 0.05 / compared.p_value)
+    assert interval.high == pytest.approx(74.5)
+    assert (interval.low + interval.high) / 2 == pytest.approx(74.1)
+
+
+@pytest.mark.parametrize(("num_seeds", "spread"), [(3, 0.1), (5, 0.2), (8, 0.36)])
+def test_the_probability_of_reproduction_is_that_of_simulated_checks(num_seeds: int, spread: float) -> None:
+    """19 cells tested together; 4,000 draws know the probability to 1.6% (two standard errors)."""
+    draws = np.random.default_rng(0).normal(0.0, spread, (4000, num_seeds))
+    error = draws.std(axis=1, ddof=1) / math.sqrt(num_seeds)
+    passed = np.abs(draws.mean(axis=1)) + scipy_stats.t.ppf(1 - 0.05 / 19, num_seeds - 1) * error < 0.8
+    assert stats.reproduction_probability(spread, num_seeds, 0.8, 19) == pytest.approx(np.mean(passed), abs=0.02)
+
+
+def test_the_seeds_that_a_verdict_needs() -> None:
+    needed = stats.seeds_for(0.2, 0.6, 4)
+    assert needed == 5
+    assert (
+        stats.reproduction_probability(0.2, 4, 0.6, 4) < stats.POWER <= stats.reproduction_probability(0.2, 5, 0.6, 4)
+    )
+    assert stats.seeds_for(0.0, 0.6, 4) == 2
+    assert stats.seeds_for(50.0, 0.6, 4) is None
+    largest = stats.largest_spread(5, 0.8, 19)
+    assert stats.seeds_for(largest, 0.8, 19) == 5 and stats.seeds_for(largest * 1.02, 0.8, 19) == 6
