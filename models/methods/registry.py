@@ -6,6 +6,7 @@ from typing import Any
 from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
+from models.methods.rotnet import NUM_ROTATIONS, Rotnet, RotnetConfig
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
@@ -22,6 +23,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
+    "rotnet": (RotnetConfig, Rotnet),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
     "supervised": (SupervisedConfig, Supervised),
@@ -37,6 +39,8 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
+    if isinstance(config, RotnetConfig):
+        return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks)
     num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
         sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks

@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "simclr_400ep_2x160_4x96": (),
     "moco_v2_200ep": ("method.queue_length=30",),
     "supervised": (),
+    "rotnet_105ep": (),
 }
 """With overrides that fit twenty pictures."""
 

@@ -31,8 +31,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 16, "momentum": 0.9, "temperature": 0.2},
     "supervised": {},
+    "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "supervised": 1}
+NUM_CROPS = {"moco": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
 
 

@@ -26,6 +26,7 @@ EXPERIMENTS = {
     "simclr": ("experiment=simclr_400ep",),
     "moco": ("experiment=moco_v2_200ep", "method.queue_length=30"),
     "supervised": ("experiment=supervised",),
+    "rotnet": ("experiment=rotnet_105ep",),
 }
 """An experiment of each method, with overrides that fit twenty images."""
 CONVERSIONS = {

@@ -32,6 +32,7 @@ exactly, with the learning rates of all steps."""
 NUM_FP64_STEPS = {
     "deepcluster_v2_800ep": NUM_FIRST_STEPS,
     "moco_v2_200ep": NUM_FIRST_STEPS,
+    "rotnet_105ep": NUM_FIRST_STEPS,
     "sela_v2_400ep_2x160_4x96": NUM_FIRST_STEPS,
     "simclr_1000ep": NUM_FIRST_STEPS,
     "supervised": NUM_FIRST_STEPS,

@@ -43,8 +43,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
     "supervised": {},
+    "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2}
+NUM_CROPS = {"moco": 2, "rotnet": 2}
 """Where it is not all four."""
 
 
