@@ -29,6 +29,11 @@ TINY = (
     "cluster.num_workers=0", "logging.wandb=false",
 )  # fmt: skip
 """Overrides: three epochs of two steps."""
+FEW_CLUSTERS = (
+    "method.num_clusters=[12,14]", "method.num_negative_prototypes=2", "method.queue_length=30",
+    "method.warmup_epochs=1",
+)  # fmt: skip
+"""Overrides of PCL that fit twenty pictures."""
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

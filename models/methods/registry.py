@@ -6,6 +6,7 @@ from typing import Any
 from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
+from models.methods.pcl import Pcl, PclConfig
 from models.methods.rotnet import NUM_ROTATIONS, Rotnet, RotnetConfig
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
@@ -23,6 +24,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
+    "pcl": (PclConfig, Pcl),
     "rotnet": (RotnetConfig, Rotnet),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),

@@ -30,10 +30,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 16, "momentum": 0.9, "temperature": 0.2},
+    "pcl": {
+        "queue_length": 16, "momentum": 0.9, "temperature": 0.2, "num_clusters": [12, 14], "num_negative_prototypes": 4,
+        "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2, "resize_px": 46, "size_px": 40,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "supervised": 1, "rotnet": 1}
+NUM_CROPS = {"moco": 2, "pcl": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
 
 
@@ -49,6 +53,8 @@ def ten_losses(name: str, device: torch.device) -> list[float]:
     torch.manual_seed(0)
     net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4).to(device)
     method = build(config, net, 2 * BATCH, BATCH)
+    images = torch.randn(2 * BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).to(device)
+    method.center_crops = lambda _resize_px, size_px: [(torch.arange(2 * BATCH), images[:, :, :size_px, :size_px])]
     method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))
     labels = (torch.arange(BATCH) % 4).to(device)

@@ -32,6 +32,7 @@ exactly, with the learning rates of all steps."""
 NUM_FP64_STEPS = {
     "deepcluster_v2_800ep": NUM_FIRST_STEPS,
     "moco_v2_200ep": NUM_FIRST_STEPS,
+    "pcl_v1_200ep": NUM_FIRST_STEPS,
     "rotnet_105ep": NUM_FIRST_STEPS,
     "sela_v2_400ep_2x160_4x96": NUM_FIRST_STEPS,
     "simclr_1000ep": NUM_FIRST_STEPS,
@@ -190,7 +191,11 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str, precision: str) 
         changes += [f"method.queue_length={num_batches * batch}"]
         changes += ["method.queue_start_epochs=1"] * bool(method.queue_start_epochs)
     # At .999 the key encoder would stay where it is for 12 steps.
-    changes += ["method.momentum=0.9"] * (method.name == "moco")
+    changes += ["method.momentum=0.9"] * (method.name in ("moco", "pcl"))
+    if method.name == "pcl":
+        clusters, negatives = ("[9,10]", 1) if scale == "paper" else ("[60,80]", 32)
+        changes += [f"method.num_clusters={clusters}", f"method.num_negative_prototypes={negatives}"]
+        changes += ["method.warmup_epochs=1"]
     return changes
 
 

@@ -42,10 +42,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "pcl": {
+        "queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2, "num_clusters": [20, 16],
+        "num_negative_prototypes": 4, "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2,
+        "resize_px": 40, "size_px": 40,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "rotnet": 2}
+NUM_CROPS = {"moco": 2, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
 
 
@@ -66,6 +71,9 @@ def steps(name: str) -> dict[str, Any]:
         sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine].to(device()) for size in sizes]
 
+    images = torch.randn(num_images, 3, 40, 40, generator=torch.Generator().manual_seed(2)).double().to(device())
+    read = torch.arange(num_images).tensor_split(world_size())[rank()]
+    method.center_crops = lambda _resize_px, _size_px: [(read, images[read])]
     trained = wrap_for_distributed(net)
     for own in method.extra_networks:
         convert_batchnorm(own, BatchNormGroups(world_size()))
