@@ -6,6 +6,7 @@ from typing import Any
 from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
+from models.methods.npid import Npid, NpidConfig
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
@@ -22,6 +23,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
+    "npid": (NpidConfig, Npid),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
     "supervised": (SupervisedConfig, Supervised),

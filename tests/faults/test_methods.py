@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "sela_v2_400ep_2x160_4x96": ("method.num_prototypes=6", "optimizer.lr=0.1", "optimizer.warmup_epochs=0"),
     "simclr_400ep_2x160_4x96": (),
     "moco_v2_200ep": ("method.queue_length=30",),
+    "npid_200ep": ("method.num_negatives=30",),
     "supervised": (),
 }
 """With overrides that fit twenty pictures."""

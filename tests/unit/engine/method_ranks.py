@@ -42,9 +42,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "npid": {"num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5},
     "supervised": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2}
+NUM_CROPS = {"moco": 2, "npid": 1}
 """Where it is not all four."""
 
 
