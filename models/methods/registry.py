@@ -7,6 +7,7 @@ from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
 from models.methods.npid import Npid, NpidConfig
+from models.methods.pirl import Pirl, PirlConfig, PirlNet
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
@@ -24,6 +25,7 @@ METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
     "npid": (NpidConfig, Npid),
+    "pirl": (PirlConfig, Pirl),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
     "supervised": (SupervisedConfig, Supervised),
@@ -39,6 +41,8 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
+    if isinstance(config, PirlConfig):
+        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, blocks)
     num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
         sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks
