@@ -33,9 +33,7 @@ class PirlNet(MultiCropNet):
     `(2 * B, embedding_dim)`: those of the images, then those of the patches. Images and patches pass the trunk apart.
     """
 
-    def __init__(
-        self, width: float, embedding_dim: int, num_patches: int, blocks: Sequence[int] = BLOCKS_R50
-    ) -> None:
+    def __init__(self, width: float, embedding_dim: int, num_patches: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
         super().__init__(width, None, embedding_dim, blocks=blocks)
         self.num_patches = num_patches
         self.patch_head = nn.Linear(self.num_features, embedding_dim)

@@ -23,7 +23,9 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: Optimizer) -> to
     With a weight decay of their own, vectors are the second parameter group. LARC knows one group only: `UserError`.
     """
     if config.trust_coefficient is None:
-        return torch.optim.SGD(_groups(parameters, config), config.lr, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            _groups(parameters, config), config.lr, config.momentum, weight_decay=config.weight_decay
+        )
     if config.vector_weight_decay is not None:
         raise UserError("optimizer.vector_weight_decay needs plain SGD: set optimizer.trust_coefficient=null")
     return Larc(parameters, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)

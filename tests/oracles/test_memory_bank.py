@@ -23,7 +23,14 @@ def both(part: str, processes: int, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("part", "processes"),
-    [("lemniscate", 1), ("npid_pp", 1), ("npid_pp", 2), ("npid_pp", 4)],  # NPID's own bank is of one process
+    [
+        ("lemniscate", 1),
+        ("npid_pp", 1),
+        ("npid_pp", 2),
+        ("npid_pp", 4),
+        ("pirl", 1),
+        ("pirl", 2),
+    ],  # NPID's own bank is of one process
 )
 def test_losses_bank_and_weights_are_equal(part: str, processes: int, tmp_path: Path) -> None:
     """Both compare with the same noise, and both set Z by the first batch."""

@@ -43,6 +43,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
     "npid": {"num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5},
+    "pirl": {
+        "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
+    },
     "supervised": {},
 }  # fmt: skip
 NUM_CROPS = {"moco": 2, "npid": 1}
