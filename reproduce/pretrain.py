@@ -129,7 +129,9 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     trainer = Trainer(
         task=PretrainTask(net_on_all_ranks, method, cfg.precision),
         optimizer=optimizer,
-        learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
+        learning_rates=lambda step: (
+            [learning_rate(step, num_steps, cfg.epochs, optimizer_config)] * len(optimizer.param_groups)
+        ),
         scaler=scaler,
         guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,

@@ -6,7 +6,9 @@ from typing import Any
 from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.moco import Moco, MocoConfig
+from models.methods.npid import Npid, NpidConfig
 from models.methods.pcl import Pcl, PclConfig
+from models.methods.pirl import Pirl, PirlConfig, PirlNet
 from models.methods.rotnet import NUM_ROTATIONS, Rotnet, RotnetConfig
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
@@ -24,7 +26,9 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "moco": (MocoConfig, Moco),
+    "npid": (NpidConfig, Npid),
     "pcl": (PclConfig, Pcl),
+    "pirl": (PirlConfig, Pirl),
     "rotnet": (RotnetConfig, Rotnet),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
@@ -43,6 +47,8 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
         return ClassifierNet(sizes.width, num_classes, blocks)
     if isinstance(config, RotnetConfig):
         return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks)
+    if isinstance(config, PirlConfig):
+        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, blocks)
     num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
         sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks

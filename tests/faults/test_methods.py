@@ -15,6 +15,9 @@ EXPERIMENTS = {
     "simclr_400ep_2x160_4x96": (),
     "moco_v2_200ep": ("method.queue_length=30",),
     "pcl_v1_200ep": FEW_CLUSTERS,
+    "npid_200ep": ("method.num_negatives=30",),
+    "npid_pp_800ep": ("method.num_negatives=30",),
+    "pirl_800ep": ("method.num_negatives=30",),
     "supervised": (),
     "rotnet_105ep": (),
 }

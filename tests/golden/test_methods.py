@@ -34,10 +34,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "queue_length": 16, "momentum": 0.9, "temperature": 0.2, "num_clusters": [12, 14], "num_negative_prototypes": 4,
         "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2, "resize_px": 46, "size_px": 40,
     },
+    "npid": {"num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5},
+    "pirl": {
+        "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "pcl": 2, "supervised": 1, "rotnet": 1}
+NUM_CROPS = {"moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
 
 

@@ -10,6 +10,7 @@ from reproduce.config.schema import Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.schedule import learning_rate
+from reproduce.errors import UserError
 from tests.foreach_fast_path import ForeachFastPath
 
 
@@ -26,9 +27,24 @@ def test_no_trust_coefficient_means_plain_sgd() -> None:
     assert isinstance(build_optimizer([weight], Optimizer(lr=0.1)), Larc)
 
 
+def test_vectors_may_have_a_weight_decay_of_their_own() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    config = Optimizer(lr=0.1, momentum=0, weight_decay=0.5, vector_weight_decay=0, trust_coefficient=None)
+    optimizer = build_optimizer([vector, matrix], config)
+    matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(vector.detach(), torch.ones(2))
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+    with pytest.raises(UserError, match="vector_weight_decay"):
+        build_optimizer([matrix], Optimizer(lr=0.1, vector_weight_decay=0))
+
+
 @pytest.mark.parametrize(
     ("experiment", "rates"),
     [
+        ("npid_200ep", {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}),
+        ("npid_pp_800ep", {0: 0.12, 400: 0.06006}),
+        ("pirl_800ep", {0: 0.12, 400: 0.06006}),
         ("moco_v1_200ep", {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}),
         ("moco_v2_200ep", {0: 0.03, 100: 0.015}),
         ("moco_v2_800ep", {0: 0.03, 400: 0.015, 600: 0.03 * (1 - 0.5**0.5) / 2}),
