@@ -34,6 +34,8 @@ FEW_CLUSTERS = (
     "method.warmup_epochs=1",
 )  # fmt: skip
 """Overrides of PCL that fit twenty pictures."""
+FEW_NEIGHBORS = ("method.num_negatives=30", "method.num_neighbors=8", "method.num_clusters=6", "method.warmup_epochs=1")
+"""Those of Local Aggregation."""
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

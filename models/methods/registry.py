@@ -5,6 +5,7 @@ from typing import Any
 
 from models.methods.base import Method
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
+from models.methods.local_aggregation import LocalAggregation, LocalAggregationConfig
 from models.methods.moco import Moco, MocoConfig
 from models.methods.npid import Npid, NpidConfig
 from models.methods.pcl import Pcl, PclConfig
@@ -25,6 +26,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
+    "local_aggregation": (LocalAggregationConfig, LocalAggregation),
     "moco": (MocoConfig, Moco),
     "npid": (NpidConfig, Npid),
     "pcl": (PclConfig, Pcl),

@@ -38,10 +38,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pirl": {
         "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
     },
+    "local_aggregation": {
+        "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 8, "num_clusters": 5,
+        "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 2,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
+NUM_CROPS = {"local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
 
 

@@ -31,6 +31,7 @@ are not in `NUM_FP64_STEPS` share the code of their transitions with one that is
 exactly, with the learning rates of all steps."""
 NUM_FP64_STEPS = {
     "deepcluster_v2_800ep": NUM_FIRST_STEPS,
+    "local_aggregation_200ep": NUM_FIRST_STEPS,
     "moco_v2_200ep": NUM_FIRST_STEPS,
     "pcl_v1_200ep": NUM_FIRST_STEPS,
     "rotnet_105ep": NUM_FIRST_STEPS,
@@ -192,6 +193,9 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str, precision: str) 
         changes += ["method.queue_start_epochs=1"] * bool(method.queue_start_epochs)
     # At .999 the key encoder would stay where it is for 12 steps.
     changes += ["method.momentum=0.9"] * (method.name in ("moco", "pcl"))
+    if method.name == "local_aggregation":
+        clusters, neighbors = (5, 5) if scale == "paper" else (20, 16)
+        changes += [f"method.num_clusters={clusters}", f"method.num_neighbors={neighbors}", "method.warmup_epochs=1"]
     if method.name == "pcl":
         clusters, negatives = ("[9,10]", 1) if scale == "paper" else ("[60,80]", 32)
         changes += [f"method.num_clusters={clusters}", f"method.num_negative_prototypes={negatives}"]

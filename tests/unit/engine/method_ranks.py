@@ -51,10 +51,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pirl": {
         "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
     },
+    "local_aggregation": {
+        "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 10, "num_clusters": 6,
+        "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 1,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
+NUM_CROPS = {"local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
 
 
