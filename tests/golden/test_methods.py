@@ -47,14 +47,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 NUM_CROPS = {"local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
+SIZES_PX = {"pirl": (40, 24, 24, 24)}
+"""Where they are not two of 40 and two of 24."""
 
 
 def ten_losses(name: str, device: torch.device) -> list[float]:
     """Five epochs of two steps, each picture's crops drawn anew in each step."""
-    rng = np.random.default_rng(0)
+    rng, sizes = np.random.default_rng(0), SIZES_PX.get(name, (40, 40, 24, 24))
 
     def draw() -> list[torch.Tensor]:
-        drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
+        drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in sizes]
         return [crop.to(device) for crop in drawn[: NUM_CROPS.get(name)]]
 
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})

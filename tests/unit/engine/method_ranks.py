@@ -60,6 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 NUM_CROPS = {"local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
+SIZES_PX = {"pirl": (40, 24, 24, 24), "supervised": (24, 24)}
 
 
 def steps(name: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def steps(name: str) -> dict[str, Any]:
     labels = (torch.arange(BATCH) % 3).to(device())
 
     def my_crops() -> list[Tensor]:
-        sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
+        sizes = SIZES_PX.get(name, (40, 40, 24, 24)[: NUM_CROPS.get(name)])
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine].to(device()) for size in sizes]
 
     images = torch.randn(num_images, 3, 40, 40, generator=torch.Generator().manual_seed(2)).double().to(device())
