@@ -110,6 +110,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
+    method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     checkpoints, first_step = resume(run, LR_KEYS, model=net, method=method, optimizer=optimizer, scaler=scaler)
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch

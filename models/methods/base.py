@@ -33,6 +33,8 @@ class Method(ABC):
     """Further networks that see crops. Their BatchNorm statistics cover the same ranks as the trained network's."""
     center_crops: CenterCrops
     """Reads all training images without augmentation; the run sets it before `on_train_start`."""
+    reset_optimizer: Callable[[], None]
+    """Makes the optimizer forget its momentum; the run sets it before `on_train_start`."""
     note: str = ""
     """What a reader of the result must know about this run; goes into the result's provenance."""
 

@@ -70,7 +70,7 @@ class LocalAggregation(Npid):
             )
         self.steps_per_epoch = num_images // batch_size
         self.uniform_loss = None  # the two losses have one each
-        self.loss_jump_step = config.warmup_epochs * self.steps_per_epoch
+        self.loss_jump_step = self.first_step_of_clusters = config.warmup_epochs * self.steps_per_epoch
         self.log_z.fill_(math.log(NORMALIZER_PER_IMAGE * num_images))
         self.labels = torch.zeros(config.num_clusterings, num_images, dtype=torch.int32, device=self.bank.rows.device)
         """Each image's cluster, by clustering."""
@@ -93,7 +93,7 @@ class LocalAggregation(Npid):
         if num_crops != 1:
             raise UserError(f"Local Aggregation has a crop of each image, but crops has {num_crops}; use crops=npid")
         images = upload(self.sampler.indices_at(step), embeddings.device)
-        if step < self.loss_jump_step:
+        if step < self.first_step_of_clusters:
             loss = nce_loss(self.logits(embeddings, step, 0), self.log_z, self.num_images)
         else:
             sizes = self.config.num_neighbors, self.config.temperature

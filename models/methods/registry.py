@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.methods.base import Method
+from models.methods.bownet import Bownet, BownetConfig, BownetNet
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.local_aggregation import LocalAggregation, LocalAggregationConfig
 from models.methods.moco import Moco, MocoConfig
@@ -25,6 +26,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 """Build a method from its config, its network, the number of images and the global batch size."""
 
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
+    "bownet": (BownetConfig, Bownet),
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "local_aggregation": (LocalAggregationConfig, LocalAggregation),
     "moco": (MocoConfig, Moco),
@@ -47,6 +49,8 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
+    if isinstance(config, BownetConfig):
+        return BownetNet(sizes.width, config.num_words, blocks)
     if isinstance(config, RotnetConfig):
         return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks)
     if isinstance(config, PirlConfig):

@@ -242,6 +242,8 @@ class Optimizer:
     """Replace the cosine: fractions of the epochs at which the rate falls by a constant factor, down to `final_lr`."""
     warmup_epochs: float = MISSING
     warmup_start_lr: float = MISSING
+    restart_epoch: int | None = None
+    """The epoch from which the schedule, warm-up included, is run again; None runs it once."""
     momentum: float = 0.9
     weight_decay: float = 1e-6
     vector_weight_decay: float | None = None

@@ -7,7 +7,17 @@ import pytest
 from reproduce import pretrain
 from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
-from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, TINY, Uninterrupted, assert_same_training, call, curve, killed_after
+from tests.runs import (
+    FEW_CLUSTERS,
+    FEW_NEIGHBORS,
+    FEW_WORDS,
+    TINY,
+    Uninterrupted,
+    assert_same_training,
+    call,
+    curve,
+    killed_after,
+)
 
 EXPERIMENTS = {
     "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
@@ -19,6 +29,7 @@ EXPERIMENTS = {
     "npid_pp_800ep": ("method.num_negatives=30",),
     "pirl_800ep": ("method.num_negatives=30",),
     "local_aggregation_200ep": FEW_NEIGHBORS,
+    "bownet_305ep": FEW_WORDS,
     "supervised": (),
     "rotnet_105ep": (),
 }

@@ -1,4 +1,4 @@
-"""RotNet, PCL and Local Aggregation: our losses, clusters and recipes beside their authors' code, on one process."""
+"""RotNet, PCL, Local Aggregation and BoWNet: losses, clusters and recipes beside their authors' code."""
 
 import argparse
 import ast
@@ -20,6 +20,8 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
+from models.methods.bownet import bag_of_words
+from models.methods.kmeans import nearest_rows
 from models.methods.local_aggregation import LocalAggregation, LocalAggregationConfig
 from models.methods.memory_bank import nce_loss
 from models.methods.pcl import Pcl, PclConfig
@@ -303,3 +305,57 @@ def test_local_aggregations_recipe_is_that_of_its_resnet50() -> None:
     for epoch in range(cfg.epochs):
         found = learning_rate(epoch * steps_per_epoch, cfg.epochs * steps_per_epoch, cfg.epochs, optimizer)
         assert found == pytest.approx(0.03 * 0.1 ** sum(epoch >= drop for drop in drops), rel=1e-9)
+
+
+@pytest.mark.usefixtures("alone_in_double_precision")
+def test_bags_of_words_and_their_loss_are_those_of_bownets_authors_next_code() -> None:
+    """OBoW's bags of hard assignments, pooled by their maximum, are BoWNet's. Its loss lacks their entropy."""
+    root = checkout("obow", "obow/builder_obow.py") / "obow"
+    pooling = definitions(root / "utils.py", "global_pooling", F=F)["global_pooling"]
+    utils = SimpleNamespace(global_pooling=pooling, reduce_all=lambda value: value, get_world_size=lambda: 1)
+    code = definitions(
+        root / "builder_obow.py", "BoWExtractor", "OBoW", "expand_target", torch=torch, nn=nn, F=F, utils=utils
+    )
+    torch.manual_seed(0)
+    extractor = code["BoWExtractor"](num_words=20, num_channels=5, inv_delta=None, bow_pool="max").eval()
+    maps = torch.randn(4, 5, 7, 7)
+    theirs, _ = extractor(maps)
+    places = maps[:, :, 1:-1, 1:-1].flatten(2).transpose(1, 2)
+    words, _ = nearest_rows(places.flatten(0, 1), extractor.get_dictionary())
+    ours = bag_of_words(words.view(4, 25), 20)
+    torch.testing.assert_close(ours, theirs)
+
+    gradients, losses = [], []
+    for name in ("theirs", "ours"):
+        logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        if name == "theirs":
+            loss = code["OBoW"]._bow_loss(SimpleNamespace(_num_bow_levels=1), [logits], [theirs])
+        else:
+            loss = F.cross_entropy(logits, ours)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(logits.grad)
+    entropy = -torch.xlogy(ours, ours).sum(dim=1).mean()
+    torch.testing.assert_close(losses[1] - entropy, losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_bownets_recipe_is_that_of_its_authors_next_code() -> None:
+    """Its rate changes once per epoch, ours with each step; ours has the schedule twice."""
+    root = checkout("obow", "config/ImageNetFull/ResNet50_OBoW_full.yaml")
+    theirs = yaml.safe_load((root / "config/ImageNetFull/ResNet50_OBoW_full.yaml").read_text())
+    cfg = compose("pretrain", ["experiment=bownet_305ep", "scale=paper"])
+    optimizer, rates = to_dataclass(cfg.optimizer, Optimizer, "optimizer"), theirs["optim"]
+    first = optimizer.restart_epoch
+    assert first is not None and cfg.epochs - first == rates["num_epochs"]
+    assert cfg.batch_size == theirs["data"]["batch_size"]
+    assert cfg.method.num_words == theirs["model"]["bow_extractor_opts"]["num_words"]
+    assert optimizer.weight_decay == rates["weight_decay"]
+    code = definitions(root / "obow/solver.py", "compute_cosine_learning_rate", math=math)
+    for epoch in range(rates["num_epochs"]):
+        expected = code["compute_cosine_learning_rate"](
+            epoch, rates["lr"], rates["end_lr"], rates["num_epochs"], rates["warmup_epochs"]
+        )
+        step = (first + epoch) * STEPS_PER_EPOCH
+        found = learning_rate(step, cfg.epochs * STEPS_PER_EPOCH, cfg.epochs, optimizer)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -30,6 +30,7 @@ NUM_FEW_STEPS = 4
 are not in `NUM_FP64_STEPS` share the code of their transitions with one that is. When theirs happen is compared
 exactly, with the learning rates of all steps."""
 NUM_FP64_STEPS = {
+    "bownet_305ep": NUM_FIRST_STEPS,
     "deepcluster_v2_800ep": NUM_FIRST_STEPS,
     "local_aggregation_200ep": NUM_FIRST_STEPS,
     "moco_v2_200ep": NUM_FIRST_STEPS,
@@ -193,13 +194,14 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str, precision: str) 
         changes += ["method.queue_start_epochs=1"] * bool(method.queue_start_epochs)
     # At .999 the key encoder would stay where it is for 12 steps.
     changes += ["method.momentum=0.9"] * (method.name in ("moco", "pcl"))
-    if method.name == "local_aggregation":
-        clusters, neighbors = (5, 5) if scale == "paper" else (20, 16)
-        changes += [f"method.num_clusters={clusters}", f"method.num_neighbors={neighbors}", "method.warmup_epochs=1"]
-    if method.name == "pcl":
-        clusters, negatives = ("[9,10]", 1) if scale == "paper" else ("[60,80]", 32)
-        changes += [f"method.num_clusters={clusters}", f"method.num_negative_prototypes={negatives}"]
-        changes += ["method.warmup_epochs=1"]
+    sizes: dict[str, dict[str, tuple[Any, Any]]] = {
+        "bownet": {"num_words": (20, 5)},
+        "local_aggregation": {"num_clusters": (20, 5), "num_neighbors": (16, 5)},
+        "pcl": {"num_clusters": ("[60,80]", "[9,10]"), "num_negative_prototypes": (32, 1)},
+    }
+    changes += [f"method.{key}={values[scale == 'paper']}" for key, values in sizes.get(method.name, {}).items()]
+    changes += ["method.warmup_epochs=1"] * ("warmup_epochs" in method)
+    changes += ["method.rotation_epochs=1", "optimizer.restart_epoch=1"] * ("rotation_epochs" in method)
     return changes
 
 

@@ -55,10 +55,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 10, "num_clusters": 6,
         "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 1,
     },
+    "bownet": {
+        "rotation_epochs": 1, "num_words": 10, "stage": 2, "num_vocabulary_features": 20, "num_kmeans_iterations": 5,
+        "resize_px": 40, "size_px": 40,
+    },
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
+NUM_CROPS = {"bownet": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
 SIZES_PX = {"pirl": (40, 24, 24, 24), "supervised": (24, 24)}
 
@@ -86,10 +90,11 @@ def steps(name: str) -> dict[str, Any]:
     trained = wrap_for_distributed(net)
     for own in method.extra_networks:
         convert_batchnorm(own, BatchNormGroups(world_size()))
+    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.5))
+    method.reset_optimizer = optimizer.state.clear
     method.on_train_start(
         trained, StepSampler(num_images, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
-    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.5))
     losses: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
     for step in range(NUM_STEPS):

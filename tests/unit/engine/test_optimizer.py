@@ -1,5 +1,7 @@
 """What a config makes of the optimiser and of the learning rate; LARC's numbers are in tests/golden."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -90,3 +92,12 @@ def test_0_dim_partners_would_leave_the_multi_tensor_kernels() -> None:
     weights = [torch.ones(2, 2), torch.ones(3)]
     with ForeachFastPath(), pytest.raises(AssertionError, match="leaves the fast path"):
         torch._foreach_mul_(weights, list(torch.ones(2).unbind()))
+
+
+@pytest.mark.parametrize("milestones", [None, [0.5]])
+def test_a_restarted_schedule_is_run_twice(milestones: list[float] | None) -> None:
+    """Over three epochs of four steps, then over five, each with its warm-up."""
+    once = Optimizer(lr=1.0, final_lr=0.1, milestones=milestones, warmup_epochs=1, warmup_start_lr=0.2)
+    again = replace(once, restart_epoch=3)
+    expected = [learning_rate(step, 4 * epochs, epochs, once) for epochs in (3, 5) for step in range(4 * epochs)]
+    assert [learning_rate(step, 32, 8, again) for step in range(32)] == expected
