@@ -158,8 +158,7 @@ class Bownet(Method):
 
     def _partners(self, rows: Tensor) -> Tensor:
         """Return the row that each row is mixed with: of two neighbors the other one, which is on the same rank."""
-        numbers = torch.arange(len(rows), device=rows.device)
-        return torch.minimum(numbers ^ 1, numbers.new_tensor(len(rows) - 1))
+        return (torch.arange(len(rows), device=rows.device) ^ 1).clamp_max(len(rows) - 1)
 
     def _make_words(self) -> Tensor:
         """Cluster features of drawn images, and return the nearest cluster at each place of all images. A collective.
