@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from reproduce.config.schema import Crops, Dataset, Normalize, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.pipeline import nvjpeg
-from reproduce.data.pipeline.dataloader import multicrop_batches
+from reproduce.data.pipeline.dataloader import center_crop_batches, multicrop_batches
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
@@ -29,6 +30,8 @@ from reproduce.errors import run_cli
 from reproduce.network import build_network, validate_runtime_options
 
 LR_KEYS = "optimizer.lr"
+CENTER_CROP_BATCH_SIZE = 128
+"""Images per forward pass without gradients; changes speed and memory, not features."""
 
 
 class PretrainData:
@@ -60,6 +63,24 @@ class PretrainData:
         num_images, batch_size, seed = len(self.images), self.cfg.batch_size, self.cfg.seed
         return StepSampler(num_images, batch_size, epochs, seed, first_step, rank(), world_size(), order=self.order)
 
+    def center_crops(self, resize_px: int, size_px: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield indices and normalized center crops of this rank's share of all images, in reading order."""
+        start, end = (len(self.images) * number // world_size() for number in (rank(), rank() + 1))
+        share = self.images.reading_order()[start:end]
+        found = center_crop_batches(
+            self.images.subset(share.tolist()),
+            resize_px,
+            size_px,
+            "bilinear",
+            self.normalize,
+            batch_size=CENTER_CROP_BATCH_SIZE,
+            num_workers=self.cfg.cluster.num_workers,
+            device=device(),
+            on_unreadable=self.run.handle_unreadable_images,
+        )
+        for indices, pixels in found:
+            yield torch.from_numpy(share)[indices], pixels
+
     def batches(self, sampler: StepSampler) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Yield this rank's crops and labels of each of the sampler's steps, on the device."""
         return multicrop_batches(
@@ -83,11 +104,13 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     data = PretrainData(cfg, run)
     net = build_network(cfg, method_config, len(data.images.classes))
     method = build_method(method_config, net, len(data.images), cfg.batch_size)
+    method.center_crops = data.center_crops
     # Before the optimizer is built: apex's conversion replaces the weights of BatchNorm.
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
+    method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     checkpoints, first_step = resume(run, LR_KEYS, model=net, method=method, optimizer=optimizer, scaler=scaler)
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
@@ -107,7 +130,9 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     trainer = Trainer(
         task=PretrainTask(net_on_all_ranks, method, cfg.precision),
         optimizer=optimizer,
-        learning_rates=lambda step: [learning_rate(step, num_steps, cfg.epochs, optimizer_config)],
+        learning_rates=lambda step: (
+            [learning_rate(step, num_steps, cfg.epochs, optimizer_config)] * len(optimizer.param_groups)
+        ),
         scaler=scaler,
         guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,

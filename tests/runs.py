@@ -29,6 +29,15 @@ TINY = (
     "cluster.num_workers=0", "logging.wandb=false",
 )  # fmt: skip
 """Overrides: three epochs of two steps."""
+FEW_CLUSTERS = (
+    "method.num_clusters=[12,14]", "method.num_negative_prototypes=2", "method.queue_length=30",
+    "method.warmup_epochs=1",
+)  # fmt: skip
+"""Overrides of PCL that fit twenty pictures."""
+FEW_NEIGHBORS = ("method.num_negatives=30", "method.num_neighbors=8", "method.num_clusters=6", "method.warmup_epochs=1")
+"""Those of Local Aggregation."""
+FEW_WORDS = ("method.num_words=10", "method.num_vocabulary_features=20", "method.rotation_epochs=1")
+"""Those of BoWNet, whose second epoch begins with words."""
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -1,7 +1,7 @@
 """The contract of a pretraining method, and the task by which the training loop trains one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import StepOutput, TrainTask
 from reproduce.engine.precision import autocast
+
+CenterCrops = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+"""`read(resize_px, size_px)` yields indices `(B,)` and center crops `(B, 3, size_px, size_px)` of this rank's share of
+all training images, each once; unreadable ones are left out."""
 
 
 class Method(ABC):
@@ -27,6 +31,10 @@ class Method(ABC):
     """What to change in the method's config after a collapse."""
     extra_networks: Sequence[nn.Module] = ()
     """Further networks that see crops. Their BatchNorm statistics cover the same ranks as the trained network's."""
+    center_crops: CenterCrops
+    """Reads all training images without augmentation; the run sets it before `on_train_start`."""
+    reset_optimizer: Callable[[], None]
+    """Makes the optimizer forget its momentum; the run sets it before `on_train_start`."""
     note: str = ""
     """What a reader of the result must know about this run; goes into the result's provenance."""
 

@@ -4,8 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.methods.base import Method
+from models.methods.bownet import Bownet, BownetConfig, BownetNet
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
+from models.methods.local_aggregation import LocalAggregation, LocalAggregationConfig
 from models.methods.moco import Moco, MocoConfig
+from models.methods.npid import Npid, NpidConfig
+from models.methods.pcl import Pcl, PclConfig
+from models.methods.pirl import Pirl, PirlConfig, PirlNet
+from models.methods.rotnet import NUM_ROTATIONS, Rotnet, RotnetConfig
 from models.methods.sela import Sela, SelaConfig
 from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
@@ -20,8 +26,14 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 """Build a method from its config, its network, the number of images and the global batch size."""
 
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
+    "bownet": (BownetConfig, Bownet),
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
+    "local_aggregation": (LocalAggregationConfig, LocalAggregation),
     "moco": (MocoConfig, Moco),
+    "npid": (NpidConfig, Npid),
+    "pcl": (PclConfig, Pcl),
+    "pirl": (PirlConfig, Pirl),
+    "rotnet": (RotnetConfig, Rotnet),
     "sela_v2": (SelaConfig, Sela),
     "simclr": (SimclrConfig, Simclr),
     "supervised": (SupervisedConfig, Supervised),
@@ -37,6 +49,12 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
+    if isinstance(config, BownetConfig):
+        return BownetNet(sizes.width, config.num_words, blocks)
+    if isinstance(config, RotnetConfig):
+        return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks)
+    if isinstance(config, PirlConfig):
+        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, blocks)
     num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
         sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks

@@ -179,6 +179,9 @@ class View:
     num: int = MISSING
     size_px: int = MISSING
     scale: list[float] = MISSING
+    cell_share: float | None = None
+    """If set, the crops are patches of a jigsaw: one random crop is divided into a square of `num` cells, and a random
+    part of each, with this share of its side, becomes a crop; in random order."""
 
 
 @dataclass
@@ -239,8 +242,12 @@ class Optimizer:
     """Replace the cosine: fractions of the epochs at which the rate falls by a constant factor, down to `final_lr`."""
     warmup_epochs: float = MISSING
     warmup_start_lr: float = MISSING
+    restart_epoch: int | None = None
+    """The epoch from which the schedule, warm-up included, is run again; None runs it once."""
     momentum: float = 0.9
     weight_decay: float = 1e-6
+    vector_weight_decay: float | None = None
+    """Weight decay of vectors, i.e. of BatchNorm and biases; None: as of all weights. Not with LARC."""
     trust_coefficient: float | None = 0.001
     """LARC's trust coefficient; None is plain SGD."""
 

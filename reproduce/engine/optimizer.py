@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reproduce.config.schema import Optimizer
 from reproduce.data.pipeline.upload import upload
+from reproduce.errors import UserError
 
 EPSILON = 1e-8
 BLOCK = 1024
@@ -17,10 +18,25 @@ BLOCK = 1024
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.SGD:
-    """Return SGD with momentum, under LARC if the config has a trust coefficient."""
+    """Return SGD with momentum, under LARC if the config has a trust coefficient.
+
+    With a weight decay of their own, vectors are the second parameter group. LARC knows one group only: `UserError`.
+    """
     if config.trust_coefficient is None:
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            _groups(parameters, config), config.lr, config.momentum, weight_decay=config.weight_decay
+        )
+    if config.vector_weight_decay is not None:
+        raise UserError("optimizer.vector_weight_decay needs plain SGD: set optimizer.trust_coefficient=null")
     return Larc(parameters, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
+
+
+def _groups(parameters: Iterable[nn.Parameter], config: Optimizer) -> list[dict[str, Any]]:
+    every = list(parameters)
+    if config.vector_weight_decay is None:
+        return [{"params": every}]
+    others, vectors = ([p for p in every if (p.ndim == 1) == is_vector] for is_vector in (False, True))
+    return [{"params": others}, {"params": vectors, "weight_decay": config.vector_weight_decay}]
 
 
 class Larc(torch.optim.SGD):

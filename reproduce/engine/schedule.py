@@ -1,6 +1,7 @@
 """Learning-rate schedules, as functions of the step or the epoch."""
 
 import math
+from dataclasses import replace
 
 from reproduce.config.schema import Optimizer
 
@@ -8,8 +9,14 @@ from reproduce.config.schema import Optimizer
 def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimizer) -> float:
     """Return a pretraining's rate at `step`: linear warm-up, then a cosine per step, or step decay per epoch.
 
+    With a `restart_epoch`, the epochs before and those from it on have the whole schedule each.
     With milestones, each multiplies the rate by the same factor, so that the last one reaches `final_lr`.
     """
+    if again := optimizer.restart_epoch:
+        once, first = replace(optimizer, restart_epoch=None), again * num_steps // num_epochs
+        if step < first:
+            return learning_rate(step, first, again, once)
+        return learning_rate(step - first, num_steps - first, num_epochs - again, once)
     warmup_steps = round(optimizer.warmup_epochs * num_steps / num_epochs)
     lr, final_lr, milestones = optimizer.lr, optimizer.final_lr, optimizer.milestones
     if not milestones or step < warmup_steps:

@@ -7,14 +7,31 @@ import pytest
 from reproduce import pretrain
 from reproduce.errors import EXIT_TRAINING_FAILED
 from reproduce.files import read_json
-from tests.runs import TINY, Uninterrupted, assert_same_training, call, curve, killed_after
+from tests.runs import (
+    FEW_CLUSTERS,
+    FEW_NEIGHBORS,
+    FEW_WORDS,
+    TINY,
+    Uninterrupted,
+    assert_same_training,
+    call,
+    curve,
+    killed_after,
+)
 
 EXPERIMENTS = {
     "deepcluster_v2_400ep_2x160_4x96": ("method.num_prototypes=6",),
     "sela_v2_400ep_2x160_4x96": ("method.num_prototypes=6", "optimizer.lr=0.1", "optimizer.warmup_epochs=0"),
     "simclr_400ep_2x160_4x96": (),
     "moco_v2_200ep": ("method.queue_length=30",),
+    "pcl_v1_200ep": FEW_CLUSTERS,
+    "npid_200ep": ("method.num_negatives=30",),
+    "npid_pp_800ep": ("method.num_negatives=30",),
+    "pirl_800ep": ("method.num_negatives=30",),
+    "local_aggregation_200ep": FEW_NEIGHBORS,
+    "bownet_305ep": FEW_WORDS,
     "supervised": (),
+    "rotnet_105ep": (),
 }
 """With overrides that fit twenty pictures."""
 
@@ -36,7 +53,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert call(pretrain.main, monkeypatch, *common, f"paths.results={tmp_path}")[0] == 0
     assert_same_training(tmp_path, whole, num_steps=6)
     (result,) = whole.glob("smoke/*/result.json")
-    assert ("note" in read_json(result)["provenance"]) == experiment.startswith("moco")  # BatchNorm not shuffled
+    assert ("note" in read_json(result)["provenance"]) == experiment.startswith(
+        ("moco", "pcl")
+    )  # BatchNorm not shuffled
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

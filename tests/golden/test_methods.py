@@ -30,26 +30,48 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 16, "momentum": 0.9, "temperature": 0.2},
+    "pcl": {
+        "queue_length": 16, "momentum": 0.9, "temperature": 0.2, "num_clusters": [12, 14], "num_negative_prototypes": 4,
+        "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2, "resize_px": 46, "size_px": 40,
+    },
+    "npid": {"num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5},
+    "pirl": {
+        "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
+    },
+    "local_aggregation": {
+        "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 8, "num_clusters": 5,
+        "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 2,
+    },
+    "bownet": {
+        "rotation_epochs": 2, "num_words": 12, "stage": 2, "num_vocabulary_features": 16, "num_kmeans_iterations": 5,
+        "resize_px": 46, "size_px": 40,
+    },
     "supervised": {},
+    "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2, "supervised": 1}
+NUM_CROPS = {"bownet": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
 """Of those that are drawn; else all four."""
+SIZES_PX = {"pirl": (40, 24, 24, 24)}
+"""Where they are not two of 40 and two of 24."""
 
 
 def ten_losses(name: str, device: torch.device) -> list[float]:
     """Five epochs of two steps, each picture's crops drawn anew in each step."""
-    rng = np.random.default_rng(0)
+    rng, sizes = np.random.default_rng(0), SIZES_PX.get(name, (40, 40, 24, 24))
 
     def draw() -> list[torch.Tensor]:
-        drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in (40, 40, 24, 24)]
+        drawn = [torch.from_numpy(rng.standard_normal((BATCH, 3, s, s), np.float32)) for s in sizes]
         return [crop.to(device) for crop in drawn[: NUM_CROPS.get(name)]]
 
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
     net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4).to(device)
     method = build(config, net, 2 * BATCH, BATCH)
-    method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))
+    method.reset_optimizer = optimizer.state.clear
+    images = torch.randn(2 * BATCH, 3, 40, 40, generator=torch.Generator().manual_seed(1)).to(device)
+    method.center_crops = lambda _resize_px, size_px: [(torch.arange(2 * BATCH), images[:, :, :size_px, :size_px])]
+    method.on_train_start(net, StepSampler(2 * BATCH, BATCH, NUM_STEPS // 2, seed=0), (draw() for _ in range(2)))
     labels = (torch.arange(BATCH) % 4).to(device)
     losses = []
     for step in range(NUM_STEPS):

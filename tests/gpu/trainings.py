@@ -16,7 +16,7 @@ from models.methods.base import Method, PretrainTask
 from reproduce.config.schema import Network, Optimizer
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm, wrap_for_distributed
-from reproduce.engine.distributed.collectives import world_size
+from reproduce.engine.distributed.collectives import rank, world_size
 from reproduce.engine.loop import Trainer
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.optimizer import build_optimizer
@@ -42,9 +42,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "pcl": {
+        "queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2, "num_clusters": [20, 24],
+        "num_negative_prototypes": 8, "warmup_epochs": 0, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2,
+        "resize_px": 46, "size_px": 40,
+    },
+    "local_aggregation": {
+        "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 16, "num_clusters": 6,
+        "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 0,
+    },
+    "bownet": {
+        "rotation_epochs": 0, "num_words": 12, "stage": 2, "num_vocabulary_features": 32, "num_kmeans_iterations": 5,
+        "resize_px": 46, "size_px": 40,
+    },
+    "rotnet": {},
     "supervised": {},
 }  # fmt: skip
-SIZES_PX = {"moco": (40, 40), "supervised": (40,)}
+SIZES_PX = {
+    "moco": (40, 40), "pcl": (40, 40),
+    "local_aggregation": (40,), "bownet": (40,), "rotnet": (40,), "supervised": (40,),
+}  # fmt: skip
 """Sizes of a method's crops, unless they are `MULTI_CROP`."""
 MULTI_CROP = (40, 40, 24, 24)
 
@@ -111,12 +128,17 @@ def build_training(
     for network in method.extra_networks:
         convert_batchnorm(network, groups)
     sampler = StepSampler(NUM_IMAGES, BATCH, NUM_EPOCHS, seed=0)
+    optimizer = build_optimizer(net.parameters(), Optimizer(lr=lr))
+    method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a checkpoint replaces the state
+    images = torch.randn(NUM_IMAGES, 3, 40, 40, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    read = torch.arange(NUM_IMAGES).tensor_split(world_size())[rank()]
+    method.center_crops = lambda _resize_px, _size_px: [(read, images[read.to(device)])]
     extra_epoch = (crops for crops, _ in draw_batches(sizes, STEPS_PER_EPOCH, device, dtype, seed=2))
     with autocast(precision, device.type):
         method.on_train_start(trained, sampler, extra_epoch)
     trainer: Trainer[Batch] = Trainer(
         task=PretrainTask(trained, method, precision),
-        optimizer=build_optimizer(net.parameters(), Optimizer(lr=lr)),
+        optimizer=optimizer,
         learning_rates=lambda _: [lr],
         scaler=loss_scaler(precision),
         guard=FiniteGuard(lambda _: pytest.fail("a loss is not finite")),

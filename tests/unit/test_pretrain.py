@@ -17,7 +17,7 @@ from models.methods.registry import METHODS
 from reproduce import network, pretrain
 from reproduce.engine import batchnorm
 from reproduce.engine.loop import Trainer
-from tests.runs import TINY, call
+from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, call
 
 EXPERIMENTS = {
     "swav": ("experiment=swav_800ep", "method.queue_length=0"),
@@ -25,7 +25,11 @@ EXPERIMENTS = {
     "sela_v2": ("experiment=sela_v2_400ep_2x224", "method.num_prototypes=6"),
     "simclr": ("experiment=simclr_400ep",),
     "moco": ("experiment=moco_v2_200ep", "method.queue_length=30"),
+    "pcl": ("experiment=pcl_v1_200ep", *FEW_CLUSTERS),
+    "local_aggregation": ("experiment=local_aggregation_200ep", *FEW_NEIGHBORS),
+    "bownet": ("experiment=bownet_305ep", *FEW_WORDS),
     "supervised": ("experiment=supervised",),
+    "rotnet": ("experiment=rotnet_105ep",),
 }
 """An experiment of each method, with overrides that fit twenty images."""
 CONVERSIONS = {

@@ -19,6 +19,7 @@ from reproduce.config.schema import Augment, View
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.image_io import decode_image, read_or_next
 from reproduce.data.pipeline.sampler import rng_for
+from reproduce.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Range of a crop's width / height, drawn log-uniformly (torchvision's default)."""
@@ -126,7 +127,10 @@ def draw_crops(
     """Draw the boxes and augmentation parameters of an image's crops, per view."""
     out = []
     for view in views:
-        boxes = [random_crop_box(rng, width, height, view.scale) for _ in range(view.num)]
+        if view.cell_share is None:
+            boxes = [random_crop_box(rng, width, height, view.scale) for _ in range(view.num)]
+        else:
+            boxes = random_patch_boxes(rng, width, height, view)
         rows = np.stack([draw_augment_parameters(rng, augment) for _ in boxes])
         out.append(CropDraw(boxes, torch.from_numpy(rows), view.size_px))
     return out
@@ -148,6 +152,26 @@ def random_crop_box(rng: np.random.Generator, width: int, height: int, scale: Se
     h = min(height, round(width / ASPECT_RATIOS[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def random_patch_boxes(rng: np.random.Generator, width: int, height: int, view: View) -> list[Box]:
+    """Draw the boxes of a jigsaw's patches, in random order: a random part of each cell of one random crop (PIRL).
+
+    Patches are cut from the image itself. The original cuts them from the resized crop: the same, up to the rounding of
+    their positions to pixels. Raises `UserError` if `view.num` is no square.
+    """
+    per_side, share = math.isqrt(view.num), view.cell_share or 1
+    if per_side**2 != view.num:
+        raise UserError(f"a jigsaw has a square number of patches, but a view of crops has num: {view.num}")
+    left, top, right, bottom = random_crop_box(rng, width, height, view.scale)
+    w, h = (right - left) / per_side, (bottom - top) / per_side
+    boxes = []
+    for number in rng.permutation(view.num):
+        row, column = divmod(int(number), per_side)
+        x = min(round(left + w * (column + rng.uniform(0, 1 - share))), right - 1)
+        y = min(round(top + h * (row + rng.uniform(0, 1 - share))), bottom - 1)
+        boxes.append((x, y, x + max(1, round(w * share)), y + max(1, round(h * share))))
+    return boxes
 
 
 def crop_and_resize(image: Tensor, box: Box, size_px: int) -> Tensor:

@@ -30,8 +30,12 @@ NUM_FEW_STEPS = 4
 are not in `NUM_FP64_STEPS` share the code of their transitions with one that is. When theirs happen is compared
 exactly, with the learning rates of all steps."""
 NUM_FP64_STEPS = {
+    "bownet_305ep": NUM_FIRST_STEPS,
     "deepcluster_v2_800ep": NUM_FIRST_STEPS,
+    "local_aggregation_200ep": NUM_FIRST_STEPS,
     "moco_v2_200ep": NUM_FIRST_STEPS,
+    "pcl_v1_200ep": NUM_FIRST_STEPS,
+    "rotnet_105ep": NUM_FIRST_STEPS,
     "sela_v2_400ep_2x160_4x96": NUM_FIRST_STEPS,
     "simclr_1000ep": NUM_FIRST_STEPS,
     "supervised": NUM_FIRST_STEPS,
@@ -189,7 +193,15 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str, precision: str) 
         changes += [f"method.queue_length={num_batches * batch}"]
         changes += ["method.queue_start_epochs=1"] * bool(method.queue_start_epochs)
     # At .999 the key encoder would stay where it is for 12 steps.
-    changes += ["method.momentum=0.9"] * (method.name == "moco")
+    changes += ["method.momentum=0.9"] * (method.name in ("moco", "pcl"))
+    sizes: dict[str, dict[str, tuple[Any, Any]]] = {
+        "bownet": {"num_words": (20, 5)},
+        "local_aggregation": {"num_clusters": (20, 5), "num_neighbors": (16, 5)},
+        "pcl": {"num_clusters": ("[60,80]", "[9,10]"), "num_negative_prototypes": (32, 1)},
+    }
+    changes += [f"method.{key}={values[scale == 'paper']}" for key, values in sizes.get(method.name, {}).items()]
+    changes += ["method.warmup_epochs=1"] * ("warmup_epochs" in method)
+    changes += ["method.rotation_epochs=1", "optimizer.restart_epoch=1"] * ("rotation_epochs" in method)
     return changes
 
 

@@ -28,6 +28,7 @@ from reproduce.data.pipeline.multicrop import (
     draw_augment_parameters,
     multi_crop,
     random_crop_box,
+    random_patch_boxes,
 )
 from reproduce.data.pipeline.sampler import StepSampler, rng_for
 from reproduce.errors import UserError
@@ -61,6 +62,24 @@ def test_crop_boxes_reach_every_edge() -> None:
     for low, high in ((0, 2), (1, 3)):
         starts = boxes[boxes[:, high] - boxes[:, low] == 7][:, low]
         assert sorted(set(starts.tolist())) == list(range(6))  # each place of a crop of 7 pixels, the last one too
+
+
+@given(width=st.integers(9, 900), height=st.integers(9, 900), index=st.integers(0, 999))
+def test_patches_of_a_jigsaw_lie_in_its_cells_in_random_order(width: int, height: int, index: int) -> None:
+    """Each cell has one patch, of three quarters of its side, up to the rounding of pixels."""
+    boxes = random_patch_boxes(rng_for(0, 0, index), width, height, View(9, 64, [1.0, 1.0], cell_share=0.75))
+    left, top, right, bottom = random_crop_box(rng := rng_for(0, 0, index), width, height, [1.0, 1.0])
+    w, h = (right - left) / 3, (bottom - top) / 3
+    for number, (x, y, x_end, y_end) in zip(rng.permutation(9), boxes, strict=True):
+        row, column = divmod(int(number), 3)
+        assert left + w * column - 1 <= x < x_end <= left + w * (column + 1) + 1.5 and x_end <= width
+        assert top + h * row - 1 <= y < y_end <= top + h * (row + 1) + 1.5 and y_end <= height
+        assert x_end - x == max(1, round(w * 0.75)) and y_end - y == max(1, round(h * 0.75))
+
+
+def test_a_jigsaw_of_eight_patches_raises() -> None:
+    with pytest.raises(UserError, match="num: 8"):
+        random_patch_boxes(rng_for(0, 0, 0), 60, 60, View(8, 16, [0.6, 1.0], cell_share=0.75))
 
 
 @pytest.fixture

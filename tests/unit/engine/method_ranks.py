@@ -42,10 +42,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "simclr": {"temperature": 0.1},
     "moco": {"queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2},
+    "pcl": {
+        "queue_length": 3 * BATCH, "momentum": 0.9, "temperature": 0.2, "num_clusters": [20, 16],
+        "num_negative_prototypes": 4, "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2,
+        "resize_px": 40, "size_px": 40,
+    },
+    "npid": {"num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5},
+    "pirl": {
+        "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
+    },
+    "local_aggregation": {
+        "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_neighbors": 10, "num_clusters": 6,
+        "num_clusterings": 2, "num_kmeans_iterations": 5, "warmup_epochs": 1,
+    },
+    "bownet": {
+        "rotation_epochs": 1, "num_words": 10, "stage": 2, "num_vocabulary_features": 20, "num_kmeans_iterations": 5,
+        "resize_px": 40, "size_px": 40,
+    },
     "supervised": {},
+    "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"moco": 2}
+NUM_CROPS = {"bownet": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
+SIZES_PX = {"pirl": (40, 24, 24, 24), "supervised": (24, 24)}
 
 
 def steps(name: str) -> dict[str, Any]:
@@ -62,16 +81,20 @@ def steps(name: str) -> dict[str, Any]:
     labels = (torch.arange(BATCH) % 3).to(device())
 
     def my_crops() -> list[Tensor]:
-        sizes = (24, 24) if name == "supervised" else (40, 40, 24, 24)[: NUM_CROPS.get(name)]
+        sizes = SIZES_PX.get(name, (40, 40, 24, 24)[: NUM_CROPS.get(name)])
         return [torch.randn(BATCH, 3, size, size, generator=draw).double()[mine].to(device()) for size in sizes]
 
+    images = torch.randn(num_images, 3, 40, 40, generator=torch.Generator().manual_seed(2)).double().to(device())
+    read = torch.arange(num_images).tensor_split(world_size())[rank()]
+    method.center_crops = lambda _resize_px, _size_px: [(read, images[read])]
     trained = wrap_for_distributed(net)
     for own in method.extra_networks:
         convert_batchnorm(own, BatchNormGroups(world_size()))
+    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.5))
+    method.reset_optimizer = optimizer.state.clear
     method.on_train_start(
         trained, StepSampler(num_images, BATCH, 2, 0, 0, rank(), world_size()), (my_crops() for _ in range(2))
     )
-    optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.5))
     losses: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
     for step in range(NUM_STEPS):

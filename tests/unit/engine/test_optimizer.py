@@ -1,5 +1,7 @@
 """What a config makes of the optimiser and of the learning rate; LARC's numbers are in tests/golden."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from reproduce.config.schema import Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.optimizer import Larc, build_optimizer
 from reproduce.engine.schedule import learning_rate
+from reproduce.errors import UserError
 from tests.foreach_fast_path import ForeachFastPath
 
 
@@ -36,9 +39,24 @@ def test_larc_leaves_a_parameter_without_a_gradient_alone() -> None:
     torch.testing.assert_close(moved.detach(), torch.tensor([-rate, 2.0 - rate * 0.5 * 2]))
 
 
+def test_vectors_may_have_a_weight_decay_of_their_own() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    config = Optimizer(lr=0.1, momentum=0, weight_decay=0.5, vector_weight_decay=0, trust_coefficient=None)
+    optimizer = build_optimizer([vector, matrix], config)
+    matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(vector.detach(), torch.ones(2))
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+    with pytest.raises(UserError, match="vector_weight_decay"):
+        build_optimizer([matrix], Optimizer(lr=0.1, vector_weight_decay=0))
+
+
 @pytest.mark.parametrize(
     ("experiment", "rates"),
     [
+        ("npid_200ep", {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}),
+        ("npid_pp_800ep", {0: 0.12, 400: 0.06006}),
+        ("pirl_800ep", {0: 0.12, 400: 0.06006}),
         ("moco_v1_200ep", {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}),
         ("moco_v2_200ep", {0: 0.03, 100: 0.015}),
         ("moco_v2_800ep", {0: 0.03, 400: 0.015, 600: 0.03 * (1 - 0.5**0.5) / 2}),
@@ -84,3 +102,12 @@ def test_0_dim_partners_would_leave_the_multi_tensor_kernels() -> None:
     weights = [torch.ones(2, 2), torch.ones(3)]
     with ForeachFastPath(), pytest.raises(AssertionError, match="leaves the fast path"):
         torch._foreach_mul_(weights, list(torch.ones(2).unbind()))
+
+
+@pytest.mark.parametrize("milestones", [None, [0.5]])
+def test_a_restarted_schedule_is_run_twice(milestones: list[float] | None) -> None:
+    """Over three epochs of four steps, then over five, each with its warm-up."""
+    once = Optimizer(lr=1.0, final_lr=0.1, milestones=milestones, warmup_epochs=1, warmup_start_lr=0.2)
+    again = replace(once, restart_epoch=3)
+    expected = [learning_rate(step, 4 * epochs, epochs, once) for epochs in (3, 5) for step in range(4 * epochs)]
+    assert [learning_rate(step, 32, 8, again) for step in range(32)] == expected

@@ -1,0 +1,62 @@
+"""k-means by Euclidean distance, for methods whose images are all in one matrix (PCL, Local Aggregation, BoWNet).
+
+`spherical_kmeans` in deepcluster.py is that of DeepCluster-v2: by cosine, each rank with rows of its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.methods.clustering import iter_blocks
+from reproduce.engine.distributed.collectives import all_reduce_sum, rank, world_size
+
+
+class Clusters(NamedTuple):
+    """Centroids `(K, D)`, and each row's cluster `(N,)` int64 and distance `(N,)` to its centroid."""
+
+    centroids: Tensor
+    labels: Tensor
+    distances: Tensor
+
+
+def nearest_rows(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index `(N,)` of the centroid nearest to each row, and the distance `(N,)`, block by block."""
+    offsets = -centroids.square().sum(dim=1) / 2
+    found = [torch.addmm(offsets, block, centroids.T).max(dim=1) for block in iter_blocks(rows, centroids)]
+    scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return labels, (rows.square().sum(dim=1) - 2 * scores).clamp_min(0).sqrt()
+
+
+@torch.no_grad()
+def kmeans(rows: Tensor, start: Tensor, num_iterations: int) -> Clusters:
+    """Cluster rows `(N, D)`, which are the same on every rank, from centroids `start` `(K, D)`; all in fp32 or more.
+
+    Each iteration moves every centroid to the mean of its rows; a centroid without rows stays. Ranks share the rows:
+    sums and counts, `(K, D + 1)`, are all-reduced.
+    """
+    first, last = (len(rows) * number // world_size() for number in (rank(), rank() + 1))
+    mine, centroids = rows[first:last], start
+    with torch.autocast(rows.device.type, enabled=False):
+        for _ in range(num_iterations):
+            labels, _ = nearest_rows(mine, centroids)
+            sums = torch.zeros_like(centroids).index_add_(0, labels, mine)
+            counts = torch.bincount(labels, minlength=len(centroids)).to(rows.dtype)
+            totals = all_reduce_sum(torch.cat([sums, counts[:, None]], dim=1))
+            centroids = torch.where(totals[:, -1:] > 0, totals[:, :-1] / totals[:, -1:].clamp_min(1), centroids)
+        everyone = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
+        everyone[:, first:last] = torch.stack(nearest_rows(mine, centroids))
+        labels, distances = all_reduce_sum(everyone)
+        return Clusters(centroids, labels.long(), distances.to(rows.dtype))
+
+
+def best_kmeans(
+    rows: Tensor, num_clusters: int, num_iterations: int, num_restarts: int, seed: tuple[int, ...]
+) -> Clusters:
+    """Return the result with the least squared distances of `num_restarts` starts from random rows, drawn by `seed`."""
+    found = []
+    for restart in range(num_restarts):
+        drawn = np.random.default_rng((*seed, restart)).permutation(len(rows))[:num_clusters]
+        found.append(kmeans(rows, rows[torch.from_numpy(drawn).to(rows.device)], num_iterations))
+    return min(found, key=lambda clusters: float(clusters.distances.square().sum()))
