@@ -63,9 +63,10 @@ class Npid(Method):
             self.log_z = log_normalizer(logits[-1], self.num_images)
         losses = torch.stack([nce_loss(each, self.log_z, self.num_images) for each in logits])
         images = upload(self.sampler.indices_at(step), embeddings.device)
-        self.bank.update(images, embeddings[: len(images)])
+        own = embeddings[: len(images)]
+        self.bank.update(images, own)
         return self.combine(losses), {
-            "embedding_spread": embedding_spread(embeddings),
+            "embedding_spread": embedding_spread(own),
             "unit_length_error": unit_length_error(embeddings.detach(), self.bank.rows[images]),
         }
 
