@@ -47,14 +47,7 @@ def protocol_module(name: str) -> ModuleType:
 
 def run_evaluation(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     """Evaluate and write the result."""
-    metrics = evaluate(cfg, run, preemption)
-    if unlisted := sorted(metrics.keys() - set(cfg.metrics)):
-        print(
-            f"warning: {cfg.name} reports {', '.join(unlisted)}, which its config does not list under `metrics`, so "
-            "that no table can show it (conf/eval)",
-            flush=True,
-        )
-    run.finish(metrics, parent_run_ids(cfg))
+    run.finish(evaluate(cfg, run, preemption), parent_run_ids(cfg))
 
 
 def main() -> int:

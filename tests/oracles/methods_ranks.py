@@ -32,12 +32,10 @@ from reproduce.engine.batchnorm import BatchNormGroups, convert_batchnorm
 from reproduce.engine.distributed.collectives import (
     all_gather,
     all_reduce_mean,
-    is_main,
-    process_group,
     rank,
     world_size,
 )
-from tests.oracles.official import definitions, module, stay_on_the_cpu
+from tests.oracles.official import definitions, module, save_outcome
 
 BATCH, WIDTH, DIM, SEED, TEMPERATURE, MOMENTUM, NUM_STEPS = 8, 0.0625, 8, 5, 0.2, 0.9, 3
 QUEUE_LENGTH = 3 * BATCH
@@ -214,15 +212,5 @@ PARTS: dict[str, tuple[Callable[[Path], Pair], str]] = {
 """Each part, and the official file that it needs, below the folder of checkouts."""
 
 
-def main(part: str, checkouts: str, output: str) -> None:
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    stay_on_the_cpu()
-    with process_group():
-        outcome = PARTS[part][0](Path(checkouts))
-        if is_main():
-            torch.save(outcome, output)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    save_outcome(PARTS[sys.argv[1]][0], *sys.argv[2:])

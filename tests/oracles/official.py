@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
+from reproduce.engine.distributed.collectives import is_main, process_group
 
 VARIABLE = "ORACLES"
 """The environment variable that names the folder. It holds a checkout per repository (README.md)."""
@@ -57,3 +60,14 @@ def stay_on_the_cpu() -> None:
 
     torch.Tensor.cuda = itself  # type: ignore[assignment]
     nn.Module.cuda = itself  # type: ignore[assignment]
+
+
+def save_outcome(compute: Callable[[Path], Any], checkouts: str, output: str) -> None:
+    """Save what all processes compute together, in double precision on CPUs."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    stay_on_the_cpu()
+    with process_group():
+        outcome = compute(Path(checkouts))
+        if is_main():
+            torch.save(outcome, output)
