@@ -139,7 +139,7 @@ def test_cfg_job_says_where_values_come_from_and_what_they_are(capsys: pytest.Ca
         (["--cfg", "job", "--resolve", "--package", "optimizer", "optimizer.lr=0.7"], "lr: 0.7"),
         (["--cfg", "job", "-p", "optimizer.lr", "--resolve"], "1.2"),
         (["--cfg", "job", "-p", "network.batchnorm_group_size", "--resolve"], "null\n"),
-        (["--help"], "experiment: deepcluster_v2"),
+        (["--help"], "experiment: bownet_305ep"),
     ):
         with pytest.raises(SystemExit) as end:
             config_from_command_line("pretrain", arguments)

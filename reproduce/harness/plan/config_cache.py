@@ -82,6 +82,7 @@ class ConfigCache:
     def _compose(self, kind: RunKind, overrides: list[str]) -> dict[str, Any]:
         """Return the summary of a run. Runs that differ only in `PLAIN_KEYS` share one composed config."""
         from reproduce.config.compose import compose
+        from reproduce.config.validate import check_values
 
         rest, plain = _plain_keys(overrides)
         shared = [*rest, *(f"{key}=0" for key in plain)]
@@ -89,6 +90,7 @@ class ConfigCache:
         if key not in self.composed:
             self.composed[key] = compose(kind, shared)
         self.composed[key].update(plain)
+        check_values(self.composed[key])
         return _summary(kind, self.composed[key])
 
     def save(self) -> None:

@@ -28,7 +28,7 @@ def seeds_in_words(plan: Plan) -> list[str]:
             continue
         lines.append(
             f"seeds for a verdict on {table.heading} ({len(cells)} cells tested together; {stats.POWER:.0%} "
-            "probability of reproduced if the printed numbers are ours):"
+            "probability of reproduced if that is true):"
         )
         for column in columns:
             in_column = [(row, cell) for row, cell in cells if cell.column == column]

@@ -220,7 +220,7 @@ wall_seconds: {evaluate/knn: 5.0}
         (r"^  seeds: .*", "  seeds: []", "recorded names no seeds"),
         (r"^  machine: .*", "  machine: {}", "recorded names no seeds, or not the machine"),
         (r"values: \[[\d.]+", "values: [x", "could not convert string to float: 'x'"),
-        (r"values: \[[\d.]+", "values: [.nan", r"cells\.\S+\.values is \[nan, .*, not the numbers of several seeds"),
+        (r"values: \[[\d.]+", "values: [.nan", r"\.nan in line \d+ is no finite number"),
         (r"values: \[[^]]+", "values: [5.0", r"values is \[5\.0\], not the numbers of several seeds"),
     ],
 )
