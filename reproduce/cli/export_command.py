@@ -48,7 +48,8 @@ def export_weights(options: argparse.Namespace) -> int:
 def _run_folder(checkpoint: str, scale: str) -> Path | None:
     """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
     for folder in (Path("results", scale, checkpoint), Path(checkpoint).parent):
-        if all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json")):
+        has_all = all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json"))
+        if has_all and read_json(folder / "result.json").get("kind") == "pretrain":  # classifiers have checkpoints, too
             return folder
     return None
 

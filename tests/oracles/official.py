@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from reproduce.engine.distributed.collectives import is_main, process_group
+from tests.runs import run
 
 VARIABLE = "ORACLES"
 """The environment variable that names the folder. It holds a checkout per repository (README.md)."""
@@ -71,3 +72,12 @@ def save_outcome(compute: Callable[[Path], Any], checkouts: str, output: str) ->
         outcome = compute(Path(checkouts))
         if is_main():
             torch.save(outcome, output)
+
+
+def outcome_of(module: str, part: str, official: str, processes: int, output: Path) -> dict[str, Any]:
+    """Return what `save_outcome` saves in a module's processes; skip without `official`, a file of the checkouts."""
+    name, _, file = official.partition("/")
+    done = run(module, part, str(checkout(name, file).parent), str(output), processes=processes)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = torch.load(output, weights_only=True)
+    return found

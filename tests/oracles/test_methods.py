@@ -7,20 +7,14 @@ import pytest
 import torch
 
 from tests.oracles.methods_ranks import PARTS
-from tests.oracles.official import checkout
-from tests.runs import run
+from tests.oracles.official import outcome_of
 
 PROCESSES = pytest.mark.parametrize("processes", [2, 4])
 
 
 def both(part: str, processes: int, tmp_path: Path) -> dict[str, Any]:
     """What the official code and ours made of one part on so many processes."""
-    name, _, file = PARTS[part][1].partition("/")
-    folder = checkout(name, file).parent
-    done = run("tests.oracles.methods_ranks", part, str(folder), str(tmp_path / "out.pt"), processes=processes)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = torch.load(tmp_path / "out.pt", weights_only=True)
-    return found
+    return outcome_of("tests.oracles.methods_ranks", part, PARTS[part][1], processes, tmp_path / "out.pt")
 
 
 @PROCESSES

@@ -73,7 +73,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     from omegaconf import OmegaConf
 
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    made = {"run_id": folder.name, "name": "swav_800ep", "seed": 0, "scale": "smoke", "metrics": {}, "parents": []}
+    made = {
+        "run_id": folder.name,
+        "kind": "pretrain",
+        "name": "swav_800ep",
+        "seed": 0,
+        "scale": "smoke",
+        "metrics": {},
+        "parents": [],
+    }
     (folder / "result.json").write_text(json.dumps(made | {"provenance": {"git_commit": "c" * 40}}))
     evaluated = {"run_id": "knn-s0-1", "name": "knn", "seed": 0, "metrics": {"knn20": 91.5}, "parents": [folder.name]}
     Path("results/smoke/knn-s0-1").mkdir()
@@ -125,6 +133,12 @@ def test_public_weights_keep_their_licence() -> None:
 def test_what_cannot_be_exported_is_a_sentence(run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing is no file, and results/smoke has no finished pretraining"):
         main(["export", "--checkpoint", "nothing"])
+    classifier = Path("results/smoke/linear_imagenet-s0-1")
+    classifier.mkdir()
+    for name in ("checkpoint.pt", "config.yaml", "result.json"):
+        (classifier / name).write_text(json.dumps({"kind": "evaluate"}))
+    with pytest.raises(UserError, match=r"linear_imagenet-s0-1 is no file, and .* has no finished pretraining"):
+        main(["export", "--checkpoint", classifier.name])
     Path("other.pt").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match=r"other\.pt"):
         main(["export", "--checkpoint", "other.pt"])

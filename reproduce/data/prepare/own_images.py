@@ -79,11 +79,11 @@ def arrange(images: Path, home: Path) -> OwnImages:
     elif not labeled:
         found = {"train": found.get("", {}) or found["train"], "val": {}}  # nothing to validate: a pretraining's only
     listing = _listing(found)
-    digest = hashlib.sha256(f"{images.resolve()}\n{listing}".encode(errors="surrogateescape")).hexdigest()[:10]
-    folder = home / f"{_plain(images)}-{digest}"
+    # Links know where the pictures are; runs are named after what they are.
+    folder = home / f"{_plain(images)}-{_digest(str(images.resolve()) + listing)}"
     if not folder.exists():
         _link(folder, found, listing)
-    return _configured(home, images, folder, ("train", "val"), f"{_plain(images)} {digest}", what, labeled)
+    return _configured(home, images, folder, ("train", "val"), f"{_plain(images)} {_digest(listing)}", what, labeled)
 
 
 def _split_folders(images: Path) -> tuple[str, str] | None:
@@ -255,11 +255,14 @@ def _configured(
 ) -> OwnImages:
     """Write the data config, which names the only dataset that there is."""
     train, val = splits
-    where = hashlib.sha256(str(images.resolve()).encode(errors="surrogateescape")).hexdigest()[:10]
-    config = home / f"{_plain(images)}-{where}.yaml"
+    config = home / f"{_plain(images)}-{_digest(str(images.resolve()))}.yaml"
     dataset = {"name": "imagenet", "source": source, "layout": "folders", "root": ".", "train": train, "val": val}
     write_atomic(config, yaml.safe_dump({"name": _plain(images), "imagenet": dataset}, sort_keys=False))
     return OwnImages(data, config, labeled, f"IMAGES={images}: {what}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]
 
 
 def _plain(images: Path) -> str:

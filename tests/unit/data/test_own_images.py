@@ -86,6 +86,18 @@ def test_class_folders_are_divided_class_by_class_and_always_alike(pictures: Pat
     assert arrange(pictures, home) == own  # the links that are there
 
 
+def test_pictures_that_were_moved_are_the_same_dataset(pictures: Path, home: Path) -> None:
+    """Their runs keep their names; the links lead to where they are now."""
+    draw(pictures, *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
+    before = yaml.safe_load(arrange(pictures, home).config.read_text())
+    moved = pictures.parent / "elsewhere" / pictures.name
+    moved.parent.mkdir()
+    pictures.rename(moved)
+    own = arrange(moved, home)
+    assert yaml.safe_load(own.config.read_text()) == before
+    assert all(path.resolve().is_relative_to(moved) for path in own.data.glob("*/*/*"))
+
+
 def test_other_pictures_are_another_dataset(pictures: Path, home: Path) -> None:
     draw(pictures, *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
     before = arrange(pictures, home)
