@@ -1,10 +1,10 @@
-"""The argument parser of `python -m reproduce`. Each command's function is in `commands` or `data_commands`."""
+"""The argument parser of `python -m reproduce`. Each command's function is in a module beside it."""
 
 import argparse
 import re
 from typing import NoReturn
 
-from reproduce.cli import commands, data_commands, export_command
+from reproduce.cli import data_commands, export_command, recording_commands, run_commands, table_commands
 from reproduce.errors import ArgumentParser
 from reproduce.harness.spec.preflight_file import SCALES
 from reproduce.system import usable_cores
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_commands(subparsers, shared)
     _add_data_commands(subparsers)
     text = "list tables, claims, experiments and evaluations"
-    subparsers.add_parser("list", help=text, description=text).set_defaults(command=commands.list_names)
+    subparsers.add_parser("list", help=text, description=text).set_defaults(command=table_commands.list_names)
     return parser
 
 
@@ -94,12 +94,12 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
     )
     many.add_argument("--cores", type=int, default=usable_cores(), help="cores to use at once (default: all)")
     for name, command, text in (
-        ("reproduce", commands.reproduce_tables, "plan, run, check and report"),
-        ("plan", commands.plan_tables, "show the runs that tables need"),
-        ("render", commands.render_manifests, "write the runs' Kubernetes manifests"),
-        ("run", commands.run_tables, "do the runs that are not done"),
-        ("check", commands.check_tables, "compare the runs' numbers with the expected ones"),
-        ("report", commands.report_tables, "make the page of what was checked"),
+        ("reproduce", table_commands.reproduce_tables, "plan, run, check and report"),
+        ("plan", table_commands.plan_tables, "show the runs that tables need"),
+        ("render", table_commands.render_manifests, "write the runs' Kubernetes manifests"),
+        ("run", table_commands.run_tables, "do the runs that are not done"),
+        ("check", table_commands.check_tables, "compare the runs' numbers with the expected ones"),
+        ("report", table_commands.report_tables, "make the page of what was checked"),
     ):
         sub = subparsers.add_parser(name, parents=[many], help=text, description=text)
         sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
@@ -114,13 +114,21 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
     record.add_argument("tables", nargs="*", metavar="TABLE", help="tables to record (default: all of the scale)")
     record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"number of seeds (default: {RECORD_SEEDS})")
     record.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark the record")
-    record.set_defaults(command=commands.record_baseline_numbers)
+    record.set_defaults(command=recording_commands.record_baseline_numbers)
 
 
 def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     for name, command, text in (
-        ("preflight", commands.preflight_recipes, "compare every recipe's first steps with the recorded ones; no data"),
-        ("record-golden", commands.record_golden_steps, "record every recipe's first steps, and measure tolerances"),
+        (
+            "preflight",
+            recording_commands.preflight_recipes,
+            "compare every recipe's first steps with the recorded ones; no data",
+        ),
+        (
+            "record-golden",
+            recording_commands.record_golden_steps,
+            "record every recipe's first steps, and measure tolerances",
+        ),
     ):
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.add_argument("--scale", choices=SCALES, default=SCALES[0], help="smoke (default) or paper")
@@ -154,7 +162,7 @@ def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared:
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of its config")
         if group == "eval":
             sub.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
-        sub.set_defaults(command=commands.run_single, group=group)
+        sub.set_defaults(command=run_commands.run_single, group=group)
     text = "write a trunk as safetensors and for torchvision, with a card that says what it is"
     export = subparsers.add_parser("export", help=text, description=text)
     export.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from reproduce.__main__ import main
-from reproduce.cli import commands
+from reproduce.cli import table_commands
 from reproduce.config.compose import compose
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
@@ -236,7 +236,7 @@ def test_numbers_of_own_pictures_have_nothing_to_be_compared_with(
     draw(tmp_path / "own", *(f"{split}/{label}/1.png" for split in ("train", "val") for label in "ab"))
     dataset = {"name": "imagenet", "source": "mine", "layout": "folders", "root": ".", "train": "train", "val": "val"}
     Path("own.yaml").write_text(yaml.safe_dump({"name": "own", "imagenet": dataset}))
-    monkeypatch.setattr(commands, "_execute", lambda *_: False)
-    monkeypatch.setattr(commands, "_report", lambda _: "page")
-    monkeypatch.setattr(commands, "_check", lambda *_: 4)
+    monkeypatch.setattr(table_commands, "execute", lambda *_: False)
+    monkeypatch.setattr(table_commands, "_report", lambda _: "page")
+    monkeypatch.setattr(table_commands, "_check", lambda *_: 4)
     assert main(["reproduce", "table7", *given]) == status

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.__main__ import main
-from reproduce.cli import commands
+from reproduce.cli import recording_commands
 from reproduce.errors import UserError
 from reproduce.harness import record_baseline, revision
 from reproduce.harness.plan import build
@@ -52,7 +52,7 @@ def test_seeds_are_recorded_in_slices(
                 finish(run, 50.0 + run.seed % 7, provenance=provenance)
         return False
 
-    monkeypatch.setattr(commands, "_execute", execute)
+    monkeypatch.setattr(recording_commands, "execute", execute)
     monkeypatch.setattr(record_baseline, "refuse_dirty", lambda *_: None)
     assert main(["record-baseline", "table7", "--seeds", "10"]) == 0
     first = baseline.load("smoke").cells["swav_800ep/knn_head/knn20"].values

@@ -102,7 +102,7 @@ def test_ctrl_c_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reproduce.cli.commands.list_names", stop)
+    monkeypatch.setattr("reproduce.cli.table_commands.list_names", stop)
     assert run_cli(lambda: main(["list"])) == EXIT_INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
 

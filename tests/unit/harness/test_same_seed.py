@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from reproduce.__main__ import main
-from reproduce.cli import commands
+from reproduce.cli import recording_commands
 from reproduce.errors import UserError
 from reproduce.harness import arithmetics, record_baseline, revision
 from reproduce.harness.arithmetics import Setting
@@ -87,7 +87,7 @@ def recorded(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) ->
             finish(run, WIDE[run.seed] + (0.1 if arithmetic == "2" else 0), counts={"num_test_images": 1000})
         return False
 
-    monkeypatch.setattr(commands, "_execute", execute)
+    monkeypatch.setattr(recording_commands, "execute", execute)
     assert main(["record-baseline", "table7", "--seeds", "5"]) == 0
     return executed
 

@@ -1,0 +1,87 @@
+"""From the options of a command line to a request and its plan."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from reproduce.config.quoting import hydra_quote
+from reproduce.errors import UserError
+from reproduce.harness.plan import build, plan_file
+from reproduce.harness.plan.model import CACHE, Plan, Request
+
+OWN_IMAGES = CACHE / "images"
+"""Links to own pictures, as class folders of two splits."""
+
+MAX_SEEDS = 1000
+"""More seeds than anybody trains: a mistyped number must not fill the memory with runs."""
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Build the plan of a command's tables. Raises `UserError` for an option that no plan can have."""
+    _check_numbers(options)
+    return build.build_plan(Request(tuple(options.tables), options.scale, **request_flags(options)))
+
+
+def plan_to_judge(options: argparse.Namespace) -> Plan:
+    """Return the plan that was written last, and print how the request differs from it."""
+    _check_numbers(options)
+    plan, difference = plan_file.plan_to_judge(tuple(options.tables), options.scale, request_flags(options))
+    if difference:
+        print(f"note: {difference}")
+    return plan
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.source == "released" and options.scale != "paper":
+        raise UserError("--from released evaluates full-size public weights: give it --scale paper")
+    if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
+        raise UserError("--seeds and --cores count from 1")
+    if options.seeds is not None and options.seeds > MAX_SEEDS:
+        raise UserError(f"--seeds {options.seeds}: a plan has {MAX_SEEDS:,} seeds at most")
+
+
+def request_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a `Request` that the command line sets, without its tables and scale."""
+    if options.images:
+        _arrange_own_images(options)
+    seeds, cluster_options = getattr(options, "seeds", None), options.cluster_options
+    flags = {
+        "seeds": (options.seed,) if "seed" in options else seeds and tuple(range(seeds)),
+        "data": options.data,
+        "data_config": options.data_config,
+        "skip_bad_images": options.skip_bad_images or None,
+        "source": options.source,
+        "cluster": options.cluster,
+        "cluster_options": None if cluster_options is None else _cluster_options(cluster_options),
+    }
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _arrange_own_images(options: argparse.Namespace) -> None:
+    """Put what reads the pictures of --images in the place of --data and --data-config."""
+    from reproduce.data.prepare.own_images import arrange
+
+    if options.data or options.data_config:
+        raise UserError("--images finds the layout of your pictures: give it without --data and --data-config")
+    own = arrange(Path(options.images), OWN_IMAGES)
+    if not own.labeled and getattr(options, "group", "") != "experiment":
+        raise UserError(
+            f"{own.summary}: they can train a network (make pretrain-swav_800ep IMAGES={options.images}), and only an "
+            "evaluation needs labels"
+        )
+    print(own.summary)
+    options.data, options.data_config = str(own.data), str(own.config)
+
+
+def _cluster_options(given: str) -> tuple[str, ...]:
+    """Convert `KEY=VALUE "KEY=A VALUE"` to Hydra overrides below `cluster`."""
+    try:
+        pairs = [item.partition("=") for item in shlex.split(given)]
+    except ValueError as error:
+        raise UserError(f"--cluster-options {given}: {error}") from error
+    if wrong := [key for key, equals, _ in pairs if not key or not equals]:
+        raise UserError(
+            f"--cluster-options takes KEY=VALUE KEY=VALUE, e.g. slurm.partition=gpu; {wrong[0]!r} is not one"
+        )
+    return tuple(f"{key}={hydra_quote(value)}" for key, _, value in pairs)

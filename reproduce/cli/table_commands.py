@@ -1,0 +1,178 @@
+"""The commands on tables: reproduce, plan, render, run, check, report, list.
+
+A command imports what only it needs when it runs, so that `--help` and wrong requests answer at once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reproduce.cli.requests import plan_of, plan_to_judge
+from reproduce.errors import UserError
+from reproduce.harness.plan import plan_file
+from reproduce.harness.plan.model import Plan
+from reproduce.harness.spec import tables
+
+
+def reproduce_tables(options: argparse.Namespace) -> int:
+    """Plan, run, check and report; return the check's exit status."""
+    from reproduce.harness.verdict.check import AGREES, NOTHING_COMPARED
+
+    plan = plan_of(options)
+    _print_plan(plan, options.cores)
+    execute(plan, options.cores, options.skip_missing_data)
+    status = _check(plan, options.strict)
+    print(f"report: {_report(plan)}")
+    # Who asks for numbers of own pictures knows that there are no others.
+    return AGREES if options.images and status == NOTHING_COMPARED else status
+
+
+def plan_tables(options: argparse.Namespace) -> int:
+    """Print the runs that the tables need and what they cost; write plan.json."""
+    plan = plan_of(options)
+    _print_plan(plan, options.cores)
+    print(f"plan: {plan_file.write(plan)}")
+    return 0
+
+
+def render_manifests(options: argparse.Namespace) -> int:
+    """Write the Kubernetes manifests of the runs. Raises UserError for another cluster."""
+    from reproduce.files import read_json
+    from reproduce.harness.execute import kubernetes_manifests
+
+    plan = plan_of(options)
+    if plan.cluster["executor"] != "kubernetes":
+        raise UserError("render writes Kubernetes manifests: add --cluster kubernetes (make: CLUSTER=kubernetes)")
+    folder = plan.reports / "kubernetes" / "-".join(plan.request.tables)
+    written = kubernetes_manifests.render(read_json(plan_file.write(plan)), folder)
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def run_tables(options: argparse.Namespace) -> int:
+    """Do the runs that are not done; return 3 if one is missing in the end."""
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
+
+    return INCOMPLETE if execute(plan_of(options), options.cores, options.skip_missing_data) else AGREES
+
+
+def check_tables(options: argparse.Namespace) -> int:
+    """Give the cells of the written plan their verdicts; return the check's exit status."""
+    return _check(plan_to_judge(options), options.strict)
+
+
+def report_tables(options: argparse.Namespace) -> int:
+    """Write the page of what was checked."""
+    print(f"report: {_report(plan_to_judge(options))}")
+    return 0
+
+
+def list_names(_options: argparse.Namespace) -> int:
+    """Print the names of tables, claims, experiments and evaluations."""
+    from reproduce.config.compose import group_options
+    from reproduce.harness.spec import claims
+
+    for scale in tables.scales():
+        print(f"tables at scale {scale}: {', '.join(tables.names(scale))}")
+    print(f"claims, at every scale: {', '.join(claim.claim for claim in claims.load())}")
+    print(f"experiments: {', '.join(group_options('experiment'))}")
+    print(f"evaluations: {', '.join(group_options('eval'))}")
+    return 0
+
+
+def _print_plan(plan: Plan, cores: int) -> None:
+    """Print a line per run with its state, cells and cost, and a summary."""
+    from reproduce.harness.data_check import other_data_roots
+    from reproduce.harness.execute.progress import Progress
+    from reproduce.harness.plan import cost, cost_report
+    from reproduce.harness.plan.durations import expected_seconds, format_duration
+    from reproduce.harness.spec import baseline
+    from reproduce.harness.verdict.seeds_needed import seeds_in_words
+
+    costs = cost.plan_cost(plan)
+    print(cost_report.as_text(plan, costs))
+    progress = Progress(
+        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
+    )
+    seconds = progress.seconds_left(0.0)
+    time = (
+        f", about {format_duration(seconds)} on {cores} cores"
+        if seconds and plan.cluster["executor"] == "local"
+        else ""
+    )
+    print(f"{len(plan.cells)} cells need {len(plan.runs)} runs, of which {len(costs.to_do)} are to do{time}")
+    for line in seeds_in_words(plan):
+        print(line)
+    if elsewhere := other_data_roots(plan):
+        print(f"note: finished runs read their images from {elsewhere}; delete results/ to repeat them")
+
+
+def execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
+    """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
+    from reproduce.engine.runs import tracking
+    from reproduce.harness import data_check
+    from reproduce.harness.execute.status_printer import StatusPrinter
+    from reproduce.harness.execute.workflow import execute_plan
+    from reproduce.harness.spec import baseline
+
+    tracking.check_mode()
+    seconds = baseline.load(plan.request.scale).wall_seconds
+    possible, why = data_check.runnable_part(plan, skip_missing_data)
+    if len(possible.runs) in (0, len(plan.runs)):
+        data_check.check_data(plan)
+        return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
+    print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
+    execute_plan(possible, cores, seconds, StatusPrinter())
+    return True
+
+
+def _check(plan: Plan, strict: bool) -> int:
+    from reproduce.harness.report.files import write_verdicts
+    from reproduce.harness.report.headline import headline
+    from reproduce.harness.report.render_checkpoints import checkpoints_as_text
+    from reproduce.harness.report.render_claims import claims_as_text
+    from reproduce.harness.report.render_tables import NOTICES_FOOTNOTE, table_as_text
+    from reproduce.harness.report.summary import read_verdicts
+    from reproduce.harness.report.tracking import log_changes
+    from reproduce.harness.verdict import check
+    from reproduce.harness.verdict.claims import check_claims
+    from reproduce.harness.verdict.doubts import of_tables
+    from reproduce.harness.verdict.first_steps import FirstStepsCheck
+    from reproduce.harness.verdict.strict import open_issues
+
+    checked, claims, checkpoints = check.check_tables(plan), check_claims(plan), check.check_checkpoints(plan)
+    changes = write_verdicts(plan, checked, claims, checkpoints)
+    for table in checked:
+        print(table_as_text(table))
+    if checkpoints:
+        print(checkpoints_as_text(checkpoints))
+    if claims:
+        print(claims_as_text(claims))
+    if problem := log_changes(plan, changes):
+        print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
+    if matches := check.recorded_matches(checked):
+        print(matches)
+    written = read_verdicts(plan.reports, plan.request.scale)
+    proved = headline([table for table in written.tables if table["table"] in plan.tables], written.checkpoints)
+    recorded_only = all(table.expected == "recorded" for table in plan.tables.values()) and not plan.claims
+    if (first_steps := FirstStepsCheck.of_plan(plan).in_words()) and not (proved and recorded_only):
+        print(first_steps)
+    if proved:
+        print(f"{NOTICES_FOOTNOTE}\n{proved}")
+    for doubt in of_tables():
+        print(f"note: {doubt}")
+    status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)
+    print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
+    issues = open_issues(plan, checked, claims) if strict else []
+    for issue in issues:
+        print(f"strict: {issue}")
+    return status or (check.DISAGREES if issues else check.AGREES)
+
+
+def _report(plan: Plan) -> Path:
+    from reproduce.harness.report import page, summary
+
+    written = page.write_page(plan.request.scale)
+    for sentence in page.stale_verdicts(summary.read_verdicts(plan.reports, plan.request.scale).tables):
+        print(f"note: {sentence}")
+    return written
