@@ -2,7 +2,8 @@
 # If a command fails, make prints "Error N" (.venv/bin/python -m reproduce --help explains N) and exits with 2 itself.
 
 #: What to make
-SCALE ?= smoke#      smoke (generated images, minutes), lite (CIFAR-10) or paper (the recipe to the letter)
+SCALE ?= $(if $(BUDGET)$(filter released,$(FROM)),paper,smoke)# smoke (generated images, minutes), lite (CIFAR-10) or paper (to the letter; default with BUDGET or FROM=released)
+BUDGET ?=#           GPU-hours: plan-* and reproduce-* take the cells that prove most in so many, e.g. 24 or "24 H100"
 SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20)
 FROM ?=#             scratch: train (default); released: evaluate public weights
 CHECKPOINT ?=#       what to evaluate or to export: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
@@ -48,7 +49,7 @@ option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
 CLUSTER_FLAGS = $(call option,--cluster,$(CLUSTER)) $(call option,--cluster-options,$(CLUSTER_OPTIONS))
 DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) $(call option,--images,$(IMAGES)) \
 	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
-RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) \
+RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) $(call option,--budget,$(BUDGET)) \
 	$(call option,--cores,$(CORES))
 
 STRICT_FLAG = $(if $(STRICT),--strict)
@@ -73,7 +74,7 @@ reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) \
 		$(if $(SKIP_MISSING_DATA),--skip-missing-data)
 
-plan-%: setup ## show the runs that a table needs
+plan-%: setup ## show the runs that a table needs (plan-all: every table and claim)
 	$(REPRODUCE) plan $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
 
 check-%: setup ## compare a table's numbers with the expected ones

@@ -92,6 +92,9 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
         choices=["scratch", "released"],
         help="train (default), or evaluate public weights",
     )
+    many.add_argument(
+        "--budget", metavar="GPU-HOURS", help="only the cells that prove most in so many, e.g. 24 or '24 H100'"
+    )
     many.add_argument("--cores", type=int, default=usable_cores(), help="cores to use at once (default: all)")
     for name, command, text in (
         ("reproduce", table_commands.reproduce_tables, "plan, run, check and report"),
@@ -102,7 +105,7 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
         ("report", table_commands.report_tables, "make the page of what was checked"),
     ):
         sub = subparsers.add_parser(name, parents=[many], help=text, description=text)
-        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., or claims")
+        sub.add_argument("tables", nargs="+", metavar="TABLE", help="table3, figure2, ..., claims, or all")
         sub.add_argument("--seeds", type=int, help="number of seeds; 3 means seeds 0, 1, 2 (default: 1)")
         if name in ("reproduce", "run"):
             sub.add_argument("--skip-missing-data", action="store_true", help="make the cells whose data exists")

@@ -7,12 +7,14 @@ from typing import Any
 
 from reproduce.config.quoting import hydra_quote
 from reproduce.errors import UserError
-from reproduce.harness.plan import build, plan_file
+from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.model import CACHE, Plan, Request
+from reproduce.harness.spec import claims, tables
 
 OWN_IMAGES = CACHE / "images"
 """Links to own pictures, as class folders of two splits."""
 
+EVERY_TABLE = "all"
 MAX_SEEDS = 1000
 """More seeds than anybody trains: a mistyped number must not fill the memory with runs."""
 
@@ -20,21 +22,29 @@ MAX_SEEDS = 1000
 def plan_of(options: argparse.Namespace) -> Plan:
     """Build the plan of a command's tables. Raises `UserError` for an option that no plan can have."""
     _check_numbers(options)
-    return build.build_plan(Request(tuple(options.tables), options.scale, **request_flags(options)))
+    return plan_file.planned(Request(_table_names(options), options.scale, **request_flags(options)))
 
 
 def plan_to_judge(options: argparse.Namespace) -> Plan:
     """Return the plan that was written last, and print how the request differs from it."""
     _check_numbers(options)
-    plan, difference = plan_file.plan_to_judge(tuple(options.tables), options.scale, request_flags(options))
+    plan, difference = plan_file.plan_to_judge(_table_names(options), options.scale, request_flags(options))
     if difference:
         print(f"note: {difference}")
     return plan
 
 
+def _table_names(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the tables that are asked for; `all` stands for every table of the scale, and the claims."""
+    every = (*tables.names(options.scale), claims.TARGET) if EVERY_TABLE in options.tables else ()
+    return tuple(dict.fromkeys([*every, *(name for name in options.tables if name != EVERY_TABLE)]))
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
     if options.source == "released" and options.scale != "paper":
         raise UserError("--from released evaluates full-size public weights: give it --scale paper")
+    if options.budget and options.scale != "paper":
+        raise UserError("--budget counts the GPU-hours of full-size runs: give it --scale paper")
     if (options.seeds is not None and options.seeds < 1) or options.cores < 1:
         raise UserError("--seeds and --cores count from 1")
     if options.seeds is not None and options.seeds > MAX_SEEDS:
@@ -52,6 +62,7 @@ def request_flags(options: argparse.Namespace) -> dict[str, Any]:
         "data_config": options.data_config,
         "skip_bad_images": options.skip_bad_images or None,
         "source": options.source,
+        "budget": getattr(options, "budget", None),
         "cluster": options.cluster,
         "cluster_options": None if cluster_options is None else _cluster_options(cluster_options),
     }

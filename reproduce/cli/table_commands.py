@@ -84,13 +84,16 @@ def _print_plan(plan: Plan, cores: int) -> None:
     """Print a line per run with its state, cells and cost, and a summary."""
     from reproduce.harness.data_check import other_data_roots
     from reproduce.harness.execute.progress import Progress
-    from reproduce.harness.plan import cost, cost_report
+    from reproduce.harness.plan import budget, build, cost, cost_report
     from reproduce.harness.plan.durations import expected_seconds, format_duration
     from reproduce.harness.spec import baseline
     from reproduce.harness.verdict.seeds_needed import seeds_in_words
 
     costs = cost.plan_cost(plan)
     print(cost_report.as_text(plan, costs))
+    if plan.request.budget:
+        whole = build.build_plan(plan.request)
+        print("\n".join(budget.in_words(budget.choose(whole, cost.plan_cost(whole)), plan, len(whole.cells))))
     progress = Progress(
         plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
     )

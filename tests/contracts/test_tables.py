@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from reproduce.config.compose import group_options
-from reproduce.harness.spec import tables
-from reproduce.harness.verdict import canary
+from reproduce.harness.spec import canaries, tables
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
 EVERY = [(scale, name) for scale in tables.scales() for name in tables.names(scale)]
@@ -291,7 +290,7 @@ def test_table_7_takes_the_heads_output_and_the_other_table_pooled_features(scal
 
 
 def test_the_canaries_decide_between_the_heads_output_and_pooled_features() -> None:
-    found = {(each.table, each.column) for each in canary.load().canaries}
+    found = {(each.table, each.column) for each in canaries.load().canaries}
     assert found >= {("table7", "knn20"), ("table7", "knn200"), ("knn_pooled", "knn20")}
 
 

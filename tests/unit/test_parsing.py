@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 from reproduce.harness import results
-from reproduce.harness.spec import baseline, claims, tables
-from reproduce.harness.verdict import canary
+from reproduce.harness.spec import baseline, canaries, claims, tables
 from reproduce.parsing import parse_json, parse_yaml
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -98,7 +97,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "paper/table9.yaml": lambda: tables.load("table9", "paper"),
     "paper/table3.yaml": lambda: tables.load("table3", "paper"),
     "claims.yaml": claims.load,
-    "canaries.yaml": lambda: list(canary.targets(canary.load())),
+    "canaries.yaml": lambda: list(canaries.targets(canaries.load())),
     "margins.yaml": tables.public_weights_margins,
     "smoke/recorded.yaml": lambda: baseline.load("smoke"),
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,8 @@ class Request:
     cluster: str = "local"
     cluster_options: tuple[str, ...] = ()
     """Site-specific KEY=VALUE overrides below `cluster` of the config, such as `slurm.partition=gpu`."""
+    budget: str = ""
+    """The GPU-hours that the runs may take, such as "24" or "24 H100"; "" for all cells (`budget.parse`)."""
 
     def overrides(self) -> list[str]:
         """Return the Hydra overrides that all runs of the request share."""
@@ -212,7 +214,14 @@ class Plan:
     def restricted_to(self, possible: Callable[[Run], bool]) -> "Plan":
         """Return the plan of the cells whose runs are all `possible`, with only the runs that these need."""
         can = {run_id for run_id, run in self.runs.items() if possible(run)}
-        cells = [cell for cell in self.cells if all(can.issuperset(self.behind(name)) for name in cell.run_ids)]
+        return self.with_cells(
+            cell for cell in self.cells if all(can.issuperset(self.behind(name)) for name in cell.run_ids)
+        )
+
+    def with_cells(self, chosen: Iterable[Cell]) -> "Plan":
+        """Return the plan of some of its cells, in its own order, with only the runs that these need."""
+        wanted = list(chosen)
+        cells = [cell for cell in self.cells if cell in wanted]
         needed = {name for cell in cells for run_id in cell.run_ids for name in self.behind(run_id)}
         runs = {run_id: run for run_id, run in self.runs.items() if run_id in needed}
         return dataclasses.replace(self, runs=runs, cells=cells)

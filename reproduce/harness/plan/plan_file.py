@@ -11,13 +11,15 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_json
-from reproduce.harness.plan import build, cost, cost_report
+from reproduce.harness.plan import budget, build, cost, cost_report
 from reproduce.harness.plan.model import REPORTS, Plan, Request
 from reproduce.harness.spec import margins
 from reproduce.harness.spec.typed_yaml import convert
 
 VERSION = 1
 """The version of the file's format."""
+PLACE = ("table", "row", "column", "metric")
+"""The fields of a cell that say which it is."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,13 @@ class WrittenPlan:
     request: Request
     run_ids: dict[str, set[str]]
     """The run ids behind the cells of each table, without their parents."""
+    cells: set[tuple[str, ...]]
+    """The cells, by table, row, column and metric."""
+
+    def answers(self, request: Request) -> bool:
+        """Return whether a request is the one that was planned, or that for some of its tables."""
+        same = dataclasses.replace(self.request, tables=request.tables) == request
+        return same and set(request.tables) <= set(self.request.tables)
 
 
 def path_of(scale: str) -> Path:
@@ -73,7 +82,8 @@ def read(scale: str) -> WrittenPlan | None:
         for cell in content["cells"]:
             for runs in [cell["runs"], *cell["runs_by_override"].values()]:
                 run_ids[cell["table"]].update(runs.values())
-        return WrittenPlan(path, request, run_ids)
+        places = {tuple(cell[key] for key in PLACE) for cell in content["cells"]}
+        return WrittenPlan(path, request, run_ids, places)
     except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}). Write it again: make plan-..., or delete it") from error
 
@@ -85,6 +95,22 @@ def _read_request(raw: Any, path: Path, scale: str) -> Request:
     return request
 
 
+def planned(request: Request) -> Plan:
+    """Build the plan of a request; with a budget, of the cells that it pays for.
+
+    What a budget bought is decided once: the same request again, when some runs are done, has the same cells.
+    """
+    plan = build.build_plan(request)
+    if not request.budget:
+        return plan
+    written = read(request.scale)
+    if written and written.answers(request):
+        return plan.with_cells(
+            cell for cell in plan.cells if tuple(getattr(cell, key) for key in PLACE) in written.cells
+        )
+    return plan.with_cells(budget.choose(plan, cost.plan_cost(plan)).cells)
+
+
 def plan_to_judge(tables: tuple[str, ...], scale: str, flags: Mapping[str, Any]) -> tuple[Plan, str]:
     """Return the plan that check and report judge, and a sentence on how it differs from the written one.
 
@@ -93,12 +119,12 @@ def plan_to_judge(tables: tuple[str, ...], scale: str, flags: Mapping[str, Any])
     """
     written = read(scale)
     if written is None:
-        return build.build_plan(Request(tables, scale, **flags)), ""
+        return planned(Request(tables, scale, **flags)), ""
     if others := [name for name in tables if name not in written.request.tables]:
-        planned = ", ".join(written.request.tables) or "a single run"
-        sentence = f"{written.path} plans {planned}, not {', '.join(others)}: judged is the request by its own flags"
-        return build.build_plan(Request(tables, scale, **flags)), sentence
-    plan = build.build_plan(dataclasses.replace(written.request, tables=tables, **flags))
+        what = ", ".join(written.request.tables) or "a single run"
+        sentence = f"{written.path} plans {what}, not {', '.join(others)}: judged is the request by its own flags"
+        return planned(Request(tables, scale, **flags)), sentence
+    plan = planned(dataclasses.replace(written.request, tables=tables, **flags))
     differences = [
         f"{name.replace('_', ' ')} {_as_text(value)} (planned: {_as_text(getattr(written.request, name))})"
         for name, value in flags.items()

@@ -1,7 +1,5 @@
 """Canaries: the authors' own checkpoint must give the authors' numbers under our evaluation before ours count."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,76 +10,15 @@ from models.zoo import entries
 from models.zoo.entries import PREFIX
 from reproduce.config.compose import compose
 from reproduce.config.identity import identity
-from reproduce.errors import UserError, did_you_mean
+from reproduce.errors import UserError
 from reproduce.harness import results
 from reproduce.harness.plan.model import Run
-from reproduce.harness.spec import tables
-from reproduce.harness.spec.tables import BestOf, Column, Margin
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.harness.spec import canaries
+from reproduce.harness.spec.tables import BestOf
 from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.notes import CanaryMeasurement, CanaryResult, CanaryState
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A printed number that a public checkpoint should give, by its place in the paper's tables.
-
-    `checkpoint` is the file name of other authors' checkpoint, if the number is theirs.
-    """
-
-    table: str
-    row: str
-    column: str
-    checkpoint: str = ""
-
-
-@dataclass(frozen=True)
-class Canaries:
-    """The file `tables/canaries.yaml`: the file name of SwAV's checkpoint, and the numbers that are to come out."""
-
-    checkpoint: str
-    canaries: list[Canary]
-
-
-@dataclass(frozen=True)
-class CanaryTarget:
-    """A canary looked up: what measures it, on which checkpoint, the printed number, and how close ours must come."""
-
-    evaluation: str
-    column: Column
-    checkpoint: str
-    printed: float
-    margin: Margin
-
-
-def load() -> Canaries:
-    """Read `tables/canaries.yaml`. Raises `UserError` if it is wrong."""
-    found: Canaries = load_yaml(Canaries, _path())
-    return found
-
-
-def _path() -> Path:
-    return tables.TABLES_DIR / "canaries.yaml"
-
-
-def targets(file: Canaries) -> Iterator[CanaryTarget]:
-    """Look up each canary of a file in the paper's tables. Raises `UserError` if no number is printed there."""
-    for canary in file.canaries:
-        table = tables.load(canary.table, "paper")
-        where = f"{_path()}: {canary.table}, {canary.row}, {canary.column}"
-        rows = {row.label: row for row in table.rows}
-        for what, name, valid in (("row", canary.row, rows), ("column", canary.column, table.columns)):
-            if name not in valid:
-                raise UserError(f"{where}: there is no {what} {name!r}: {did_you_mean(name, valid)}")
-        row, column = rows[canary.row], table.columns[canary.column]
-        printed = tables.parse_printed(row.cells.get(canary.column))
-        margin = table.margin(row, canary.column, tables.public_weights_margins())
-        evaluation = table.eval_of(row, canary.column)
-        if printed is None or margin is None or not evaluation:
-            raise UserError(f"{where}: no number of an evaluation is printed there")
-        yield CanaryTarget(evaluation, column, canary.checkpoint or file.checkpoint, printed, margin)
 
 
 def check_canaries(run: Run) -> CanaryResult:
@@ -92,7 +29,7 @@ def check_canaries(run: Run) -> CanaryResult:
     name: a network of our own is refused, and so is any other file if theirs is known. As long as it is not, the result
     is `unverified`.
     """
-    wanted = [target for target in targets(load()) if target.evaluation == run.name]
+    wanted = [target for target in canaries.targets(canaries.load()) if target.evaluation == run.name]
     if not wanted:
         return CanaryResult("missing", run.name)
     measured, agreed, shas, refused = [], True, set[str](), set[str]()

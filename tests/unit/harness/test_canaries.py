@@ -12,8 +12,8 @@ from reproduce.harness.plan.model import Request, Run
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, table_as_text
-from reproduce.harness.spec import tables
-from reproduce.harness.verdict import canary, check, strict
+from reproduce.harness.spec import canaries, tables
+from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.labels import Verdict
@@ -148,7 +148,7 @@ def test_the_best_setting_of_the_authors_checkpoint_counts(checkout: Path, finis
 
 def test_every_evaluation_of_the_authors_checkpoint_has_a_canary() -> None:
     """Except low-shot learning, for which the paper prints no number of this checkpoint. MoCo's detector has MoCo's."""
-    checked = {each.evaluation for each in canary.targets(canary.load())}
+    checked = {each.evaluation for each in canaries.targets(canaries.load())}
     tables_of_paper = [tables.load(name, "paper") for name in tables.names("paper")]
     cells = [(table, row, key) for table in tables_of_paper for row in table.rows for key in table.columns]
     evaluations = {name for table, row, key in cells if (name := table.eval_of(row, key))}
@@ -157,7 +157,7 @@ def test_every_evaluation_of_the_authors_checkpoint_has_a_canary() -> None:
 
 
 def test_every_canary_is_a_printed_number_of_the_published_checkpoint() -> None:
-    for each, expected in zip(canary.load().canaries, canary.targets(canary.load()), strict=True):
+    for each, expected in zip(canaries.load().canaries, canaries.targets(canaries.load()), strict=True):
         table = tables.load(each.table, "paper")
         (row,) = [row for row in table.rows if row.label == each.row]
         assert row.pretrain == ("moco_v2_800ep" if each.checkpoint else "swav_800ep")
