@@ -33,6 +33,11 @@ class RecordedNumbers:
     wall_seconds: dict[str, float] = field(default_factory=dict)
     """Mean wall time of a run, by "kind/name"."""
 
+    @property
+    def commits(self) -> list[str]:
+        """The commits of the code that gave the numbers."""
+        return [each.strip() for each in str(self.header.get("commit") or "").split(",") if each.strip()]
+
     def seed_by_seed(self, *metric_keys: str) -> list[list[float]]:
         """Return the values of several cells for the seeds that all of them have, in the same order.
 
@@ -52,10 +57,13 @@ def path(scale: str) -> Path:
 def load(scale: str) -> RecordedNumbers:
     """Load the recorded numbers of a scale, empty without the file. Raises `UserError` if the file is damaged."""
     file = path(scale)
-    if not file.exists():
-        return RecordedNumbers()
+    return parse(file.read_text(), file) if file.exists() else RecordedNumbers()
+
+
+def parse(text: str, file: Path) -> RecordedNumbers:
+    """Return the recorded numbers of a text; `file` is where it is from. Raises `UserError` if it is damaged."""
     try:
-        raw = parse_yaml(file.read_text())
+        raw = parse_yaml(text)
         cells = {key: read_cell(key, cell) for key, cell in raw["cells"].items()}
         return RecordedNumbers(
             _read_header(raw["recorded"]), cells, {key: float(value) for key, value in raw["wall_seconds"].items()}

@@ -295,9 +295,10 @@ def _margins_before(inputs: VerdictInputs, cell: Cell) -> dict[str, list[float]]
 
 
 def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict) -> CellVerdict:
-    plan, recorded = inputs.plan, inputs.recorded
+    plan = inputs.plan
     if not plan.uses_reference_data:
         return replace(ours, verdict=Verdict.NO_BASELINE, notes=(notes.OtherImages(),))
+    recorded, edited = inputs.earlier.recorded(cell, inputs.recorded)
     known = recorded.cells.get(cell.metric_key)
     if known is None:
         return replace(ours, verdict=Verdict.NO_BASELINE, notes=(notes.NothingRecorded(),))
@@ -317,6 +318,7 @@ def _compare_with_recorded(inputs: VerdictInputs, cell: Cell, ours: CellVerdict)
             notes.NoticeableFall(falls.noticeable_fall),
             *(() if not welch or welch.p_value is None else (notes.WelchTest(welch.p_value),)),
             *((repeated,) if repeated else ()),
+            *((edited,) if edited else ()),
         ),
         expected=falls.expected,
         difference=stats.mean(values) - falls.expected,

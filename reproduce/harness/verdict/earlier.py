@@ -1,18 +1,19 @@
 """Tables as they were when results were made: what is edited after a result does not change its verdict.
 
-A result names the commit of its code. If git knows that commit, printed numbers, errata, margins and controls are those
-of the table at that commit, and what differs is named.
+A result names the commit of its code. If git knows that commit, printed numbers, errata, margins, controls and recorded
+numbers are those of the tables at that commit, and what differs is named.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.harness import revision
-from reproduce.harness.plan.model import Cell, Plan
+from reproduce.harness.plan.model import Cell, Plan, Run
 from reproduce.harness.plan.run_state import valid_result
-from reproduce.harness.spec import tables
+from reproduce.harness.spec import baseline, tables
+from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import Margin, Row, Table
 from reproduce.harness.spec.typed_yaml import parse_yaml
 from reproduce.harness.verdict.notes import EditedSince
@@ -28,6 +29,7 @@ class EarlierTables:
 
     plan: Plan
     _parsed: dict[tuple[str, str], Table | None] = field(default_factory=dict, compare=False, repr=False)
+    _recordings: dict[str, RecordedNumbers] = field(default_factory=dict, compare=False, repr=False)
 
     def as_judged(self, table: Table) -> tuple[Table, dict[tuple[str, str], EditedSince]]:
         """Return the table to judge by, and by row and column what was edited since the results were made.
@@ -68,10 +70,51 @@ class EarlierTables:
                 if margin:
                     yield run_id, margin.points
 
-    def _of_cell(self, cell: Cell) -> Iterator[tuple[str, Table]]:
+    def recorded(self, cell: Cell, now: RecordedNumbers) -> tuple[RecordedNumbers, EditedSince | None]:
+        """Return the recorded numbers to judge a cell by, and what was edited since the results were made.
+
+        They are those of the commit of the first result, unless that commit's code made the recording of today, or has
+        none of this config.
+        """
+        known = now.cells.get(cell.metric_key)
+        for run, _ in self._results(cell):
+            commit = self._commit(run.run_id)
+            earlier = self._recorded_at(commit)
+            then = earlier.cells.get(cell.metric_key)
+            of_config = known.run_id if known else run.run_id
+            if then is None or commit in now.commits or then.run_id != of_config or then == known:
+                break
+            edits = [
+                f"recorded {name} {_of_numbers(before)}, now {_of_numbers(after)}"
+                for name, before, after in (
+                    ("values", then.values, known.values if known else ()),
+                    ("values of the same seed", then.same_seed, known.same_seed if known else ()),
+                )
+                if list(before) != list(after)
+            ]
+            return earlier, EditedSince(commit[:12], tuple(edits or ["number of recorded test images"]))
+        return now, None
+
+    def _recorded_at(self, commit: str) -> RecordedNumbers:
+        """Return the numbers recorded at a commit; none if git does not know it, or if this version can't read them."""
+        if commit not in self._recordings:
+            scale = self.plan.request.scale
+            text = revision.file_at(commit, f"tables/{scale}/recorded.yaml")
+            try:
+                found = baseline.parse(text, baseline.path(scale)) if text else RecordedNumbers()
+            except UserError:
+                found = RecordedNumbers()
+            self._recordings[commit] = found
+        return self._recordings[commit]
+
+    def _results(self, cell: Cell) -> list[tuple[Run, Mapping[str, Any]]]:
+        """Return the runs behind a cell that have valid results, the one that finished first in front."""
         runs = [self.plan.runs[name] for name in cell.run_ids]
         found = [(run, result) for run in runs if (result := valid_result(self.plan, run))]
-        for run, _ in sorted(found, key=lambda each: str(each[1].get("finished") or "")):
+        return sorted(found, key=lambda each: str(each[1].get("finished") or ""))
+
+    def _of_cell(self, cell: Cell) -> Iterator[tuple[str, Table]]:
+        for run, _ in self._results(cell):
             commit = self._commit(run.run_id)
             if earlier := self._at(commit, cell.table):
                 yield commit, earlier
@@ -117,6 +160,10 @@ def _edits(now: Table, then: Table, cell: Cell) -> Iterator[str]:
     for name, (before, after) in pairs.items():
         if before != after:
             yield f"{name} {_as_text(before)}, now {_as_text(after)}"
+
+
+def _of_numbers(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f} (mean of {len(values)})" if values else "none"
 
 
 def _as_text(value: Any) -> str:
