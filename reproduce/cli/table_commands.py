@@ -176,6 +176,6 @@ def _report(plan: Plan) -> Path:
     from reproduce.harness.report import page, summary
 
     written = page.write_page(plan.request.scale)
-    for sentence in page.stale_verdicts(summary.read_verdicts(plan.reports, plan.request.scale).tables):
+    for sentence in page.stale_verdicts(summary.read_verdicts(plan.reports, plan.request.scale)):
         print(f"note: {sentence}")
     return written

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from reproduce.harness.report.render_claims import doubts_in_words
 from reproduce.harness.report.rendering import xml_text
 from reproduce.harness.spec import claims
 from reproduce.harness.verdict.check import TableVerdict
@@ -71,3 +72,5 @@ def _add_claims(root: Element, verdicts: Sequence[ClaimVerdict], requested: bool
         kind = "failure" if verdict.status in (ClaimStatus.CONTRADICTED, ClaimStatus.CHANGED) else kind
         reasons = " ".join(part.reason for part in verdict.parts if part.status == verdict.status)
         ElementTree.SubElement(case, kind, message=f"{verdict.status}: {reasons}")
+    if doubted := doubts_in_words((each.claim.claim, each.doubts) for each in verdicts):
+        ElementTree.SubElement(suite, "system-out").text = xml_text("\n".join(doubted))

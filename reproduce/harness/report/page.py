@@ -16,9 +16,11 @@ from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
 from reproduce.harness.report.headline import headline
+from reproduce.harness.report.render_claims import doubts_in_words
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, result_sha256
 from reproduce.harness.report.rendering import render_template
 from reproduce.harness.spec import tables
+from reproduce.harness.spec.claims import TARGET
 from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
 from reproduce.harness.verdict.wording import LEVELS
@@ -111,7 +113,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         verdict_meanings={str(verdict): VERDICT_MEANINGS[verdict] for verdict in Verdict},
         status_meanings={str(status): STATUS_MEANINGS[status] for status in ClaimStatus},
         levels={level: LEVELS[level] for level in LEVELS if any(table["level"] == level for table in checked)},
-        warnings=_warnings(checked, all_runs),
+        warnings=_warnings(found, all_runs),
         preflight=render_preflight.in_short(scale),
         recorded=next((table["recorded"] for table in checked if table["recorded"]), None),
         written=datetime.now(UTC),
@@ -185,35 +187,39 @@ def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-def _warnings(checked: list[dict[str, Any]], all_runs: dict[str, dict[str, Any]]) -> list[str]:
+def _warnings(found: summary.WrittenVerdicts, all_runs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what a reader should know before believing the page."""
     done = [run["result"] for run in all_runs.values() if run["result"]]
-    warnings = [f"{sentence}." for sentence in stale_verdicts(checked)]
-    warnings += [f"{table['heading']}: {doubt}." for table in checked for doubt in table["doubts"]]
+    warnings = [f"{sentence}." for sentence in stale_verdicts(found)]
+    warnings += [f"{table['heading']}: {doubt}." for table in found.tables for doubt in table["doubts"]]
+    doubted = doubts_in_words((claim["claim"], claim["doubts"]) for claim in found.claims)
+    warnings += [f"{each[0].upper()}{each[1:]}." for each in doubted]
     if outdated := [run["label"] for run in all_runs.values() if run.get("outdated")]:
         warnings.append(
             f"{len(outdated)} of {len(done)} results are not judged because their checkpoint has since been made"
             f" again or removed ({outdated[0]}{', ...' if len(outdated) > 1 else ''}). make reproduce-... measures them"
             " again."
         )
-    if len({tuple(table["seeds"]) for table in checked}) > 1:
+    if len({tuple(table["seeds"]) for table in found.tables}) > 1:
         warnings.append("The tables were checked with different seeds.")
     return warnings
 
 
-def stale_verdicts(checked: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a sentence for each table whose verdicts are of other results than those that are there now."""
-    for table in checked:
+def stale_verdicts(found: summary.WrittenVerdicts) -> Iterator[str]:
+    """Yield a sentence for each table and claim whose verdict is of other results than those that are there now."""
+    judged = [(table["heading"], table["table"], table["runs"]) for table in found.tables]
+    judged += [(f"Claim {claim['claim']}", TARGET, claim["runs"]) for claim in found.claims]
+    for name, target, runs_then in judged:
         changed = [
             run
-            for run in table["runs"]
+            for run in runs_then
             if "result_sha256" in run and run["result_sha256"] != result_sha256(Path(run["folder"]) / "result.json")
         ]
         if changed:
             yield (
-                f"{table['heading']} was checked before {len(changed)} of its {len(table['runs'])} results changed "
+                f"{name} was checked before {len(changed)} of its {len(runs_then)} results changed "
                 f"({changed[0]['label']}{', ...' if len(changed) > 1 else ''}), and shows the verdicts on the earlier "
-                f"ones: make check-{table['table']} judges those of now"
+                f"ones: make check-{target} judges those of now"
             )
 
 

@@ -1,20 +1,23 @@
 """The verdicts on claims as data (JSON), as Markdown and as text for a terminal."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from reproduce.harness.plan.model import Plan
+from reproduce.harness.report.render_tables import result_as_judged
 from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.verdict import notes
 from reproduce.harness.verdict.claims import ClaimVerdict, PartVerdict
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
 from reproduce.harness.verdict.wording import LEVELS, PUBLIC, status_text
 
-CLAIM_KEYS = {"claim", "statement", "section", "status", "tendency", "level", "seeds", "checked", "parts"}
+CLAIM_KEYS = {
+    *("claim", "statement", "section", "status", "tendency", "level", "seeds", "checked", "parts", "runs", "doubts"),
+}
 """What a claim in `claims.json` has; claims that an earlier version wrote lack some of these."""
 
 
@@ -39,7 +42,18 @@ def claim_as_data(plan: Plan, verdict: ClaimVerdict) -> dict[str, Any]:
         "seeds": list(plan.request.seeds),
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
         "parts": [_part_as_data(part) for part in verdict.parts],
+        "runs": [result_as_judged(run) for run in verdict.runs],
+        "doubts": list(verdict.doubts),
     }
+
+
+def doubts_in_words(claims: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return each doubt once, after the names of the claims that it is about; claims are given as name and doubts."""
+    names: dict[str, list[str]] = {}
+    for name, doubts in claims:
+        for doubt in doubts:
+            names.setdefault(doubt, []).append(name)
+    return [f"claim{'s' * (len(of) > 1)} {', '.join(of)}: {doubt}" for doubt, of in names.items()]
 
 
 def _part_as_data(part: PartVerdict) -> dict[str, Any]:
@@ -58,6 +72,8 @@ def claims_as_markdown(scale: str, claims: Sequence[Mapping[str, Any]]) -> str:
         where = claim["section"] + (", public weights" if claim["level"] == PUBLIC else "")
         status = status_text(claim["status"], claim["tendency"])
         lines.append(markdown_row((claim["statement"], where, f"{symbol} {status}", found)))
+    doubted = doubts_in_words((claim["claim"], claim["doubts"]) for claim in claims)
+    lines += ["", *(f"- Note: {each}." for each in doubted)] if doubted else []
     return "\n".join(lines) + "\n"
 
 
@@ -78,7 +94,9 @@ def claims_as_text(verdicts: Sequence[ClaimVerdict]) -> str:
                 f"  {CLAIM_SYMBOLS[ClaimStatus.NOT_RUN]} not run      {verdict.claim.claim}: {verdict.parts[0].reason}"
             )
     names = ", ".join(verdict.claim.claim for verdict in not_run if verdict.incomplete)
-    return "\n".join([*lines, *([f"  not run: {names}"] if names else [])])
+    lines += [f"  not run: {names}"] if names else []
+    lines += [f"  note: {each}" for each in doubts_in_words((each.claim.claim, each.doubts) for each in verdicts)]
+    return "\n".join(lines)
 
 
 def _part_as_text(part: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.harness import revision
-from reproduce.harness.plan.model import Plan
+from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.spec import baseline, tables
@@ -54,14 +54,12 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
         "columns": {key: asdict(column) for key, column in table.columns.items()},
         "runs": [
             {
+                **result_as_judged(run),
                 "run_id": run.run_id,
                 "kind": run.kind,
-                "label": run.label,
-                "folder": run.folder,
                 "parents": run.parents,
                 "first_steps": steps.state if (steps := first_steps.runs.get(run.run_id)) else None,
                 "outdated": run.result.exists() and not valid_result(plan, run),
-                "result_sha256": result_sha256(run.result),
             }
             for run in plan.runs_of(table.table)
         ],
@@ -80,6 +78,11 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
             for row, cells in zip(table.rows, checked.rows, strict=True)
         ],
     }
+
+
+def result_as_judged(run: Run) -> dict[str, str | None]:
+    """Return a run's name for people, its folder and the hash of its result as plain data."""
+    return {"label": run.label, "folder": run.folder, "result_sha256": result_sha256(run.result)}
 
 
 def result_sha256(file: Path) -> str | None:

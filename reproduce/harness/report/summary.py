@@ -10,7 +10,7 @@ from reproduce.files import read_json, write_atomic
 from reproduce.harness.report import render_checkpoints
 from reproduce.harness.report.headline import headline
 from reproduce.harness.report.render_checkpoints import CHECKPOINT_KEYS, checkpoints_as_markdown, fall_in_words
-from reproduce.harness.report.render_claims import CLAIM_KEYS
+from reproduce.harness.report.render_claims import CLAIM_KEYS, doubts_in_words
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark
 from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.spec import claims, tables
@@ -113,6 +113,8 @@ def as_markdown(
             symbol = CLAIM_SYMBOLS[ClaimStatus(claim["status"])]
             status = status_text(claim["status"], claim["tendency"])
             lines.append(markdown_row((f"{claim['statement']}{level}", f"{symbol} {status}")))
+    if doubted_claims := doubts_in_words((claim["claim"], claim["doubts"]) for claim in known):
+        lines += ["", *(f"- {each[0].upper()}{each[1:]}." for each in doubted_claims)]
     if len(run) < len(known):
         lines += ["", f"{len(known) - len(run)} of {len(known)} claims were not run."]
     return "\n".join(lines) + "\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 from models.zoo import entries
 from reproduce.harness import results
 from reproduce.harness.plan import build
-from reproduce.harness.plan.model import Cell, Level, Plan
+from reproduce.harness.plan.model import Cell, Level, Plan, Run
 from reproduce.harness.plan.run_state import missing_reason, valid_result
 from reproduce.harness.spec import claims
 from reproduce.harness.spec.claims import Claim, Comparison, Convergence, FasterConvergence, Measurement, Spread
-from reproduce.harness.verdict import notes, stats
+from reproduce.harness.verdict import doubts, notes, stats
 from reproduce.harness.verdict.labels import ClaimStatus, Tendency
 from reproduce.harness.verdict.notes import Note
 from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
@@ -69,6 +69,10 @@ class ClaimVerdict:
     parts: tuple[PartVerdict, ...]
     level: Level
     """Whose networks were compared: public weights, or those of our own training."""
+    runs: tuple[Run, ...] = ()
+    """The runs behind its parts, with those that these build on."""
+    doubts: tuple[str, ...] = ()
+    """What a reader should know of the results before believing it, without full stops."""
 
     @property
     def status(self) -> ClaimStatus:
@@ -96,8 +100,8 @@ def check_claims(plan: Plan) -> list[ClaimVerdict]:
     cells = {
         Measurement(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells
     }
-    judge, level = _PartJudge(VerdictInputs.load(own), cells), own.level
-    return [ClaimVerdict(claim, tuple(map(judge.verdict_for, claim.parts())), level) for claim in chosen]
+    judge = _PartJudge(VerdictInputs.load(own), cells)
+    return [judge.claim_verdict(claim) for claim in chosen]
 
 
 def part_label(part: Part) -> str:
@@ -120,6 +124,15 @@ class _PartJudge:
 
     inputs: VerdictInputs
     cells: dict[Measurement, Cell]
+
+    def claim_verdict(self, claim: Claim) -> ClaimVerdict:
+        """Return the verdict on a claim, with its runs and the doubts about their results."""
+        plan, parts = self.inputs.plan, claim.parts()
+        measured = [self.cells[each] for part in parts for each in part.measurements() if each in self.cells]
+        behind = dict.fromkeys(name for cell in measured for run_id in cell.run_ids for name in plan.behind(run_id))
+        runs = tuple(plan.runs[name] for name in behind)
+        verdicts = tuple(map(self.verdict_for, parts))
+        return ClaimVerdict(claim, verdicts, plan.level, runs, tuple(doubts.doubts(plan, runs)))
 
     def verdict_for(self, part: Part) -> PartVerdict:
         public = self.inputs.plan.request.source == "released"

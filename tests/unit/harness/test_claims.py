@@ -298,3 +298,38 @@ def test_nothing_checked_is_still_refused(checkout: Path) -> None:
 def test_a_claim_has_the_status_of_its_worst_part(parts: tuple[ClaimStatus, ...], whole: ClaimStatus) -> None:
     verdicts = tuple(PartVerdict("", status) for status in parts)
     assert ClaimVerdict(claims.load()[0], verdicts, "own training").status == whole
+
+
+def test_doubts_about_results_reach_every_reader(
+    checkout: Path, finish: Finish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two claims have a result of uncommitted code, another has none; nothing else was requested."""
+    plan = done(finish, {BASE: 73.4, FIXED: 74.0, HARD: 73.3, ONE: 50.0})
+    (fixed,) = [run for run in plan.runs.values() if run.parent_name == FIXED]
+    finish(fixed, 74.0, provenance={"git_commit": "c" * 40, "git_dirty": True})
+    assert main(["check", "claims", "--scale", "paper"]) == check.INCOMPLETE
+    doubt = "claim learned-prototypes: 1 of 4 results were made by uncommitted code"
+    assert f"  note: {doubt}\n" in capsys.readouterr().out
+    folder = Path("reports/paper")
+    (judged,) = [each for each in json.loads((folder / "claims.json").read_text())["claims"]
+                 if each["claim"] == "learned-prototypes"]  # fmt: skip
+    assert "1 of 4 results were made by uncommitted code" in judged["doubts"]
+    assert f"- Note: {doubt}." in (folder / "claims.md").read_text()
+    assert f"- C{doubt[1:]}." in (folder / "summary.md").read_text()
+    suite = ElementTree.parse(folder / "junit.xml").find("testsuite[@name='claims']")
+    assert suite is not None and doubt in (suite.findtext("system-out") or "")
+    assert f"C{doubt[1:]}." in write_page("paper").read_text()
+    assert any("uncommitted code" in issue for issue in strict.open_issues(plan, [], check_claims(plan)))
+
+
+def test_a_report_notices_that_results_of_claims_were_replaced(
+    checkout: Path, finish: Finish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = done(finish, {BASE: 73.4, FIXED: 74.0})
+    main(["check", "claims", "--scale", "paper"])
+    assert main(["report", "claims", "--scale", "paper"]) == 0
+    assert "was checked before" not in capsys.readouterr().out
+    finish(next(run for run in plan.runs.values() if run.parent_name == FIXED), 60.0)
+    assert main(["report", "claims", "--scale", "paper"]) == 0
+    says = "Claim learned-prototypes was checked before 1 of its 4 results changed"
+    assert says in capsys.readouterr().out and says in Path("reports/paper/index.html").read_text()
