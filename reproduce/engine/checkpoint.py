@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ OPTIONAL = {"first_steps"}
 """States that checkpoints of earlier versions lack, and a resumed run can do without."""
 NUM_KEPT = 2
 """Checkpoints kept during a run: the newest, and the one before it in case the newest is damaged."""
+ROOM_CHECK_SECONDS = 30.0
+"""How often a training looks whether the disk has room for its next checkpoint."""
 FINAL = -1
 """Stands for `checkpoint.pt`, the checkpoint of a finished training, where a step number is expected."""
 
@@ -102,7 +105,8 @@ class CheckpointManager:
         self._nonfinite_remedy = nonfinite_remedy
         self.path, self.states, self.save_every_seconds = path, states, save_every_seconds
         self._sync_every_steps = sync_every_steps if world_size() > 1 else 1
-        self._last_save_time = time.monotonic()
+        self._last_save_time = self._last_room_check = time.monotonic()
+        self._without_room = False
         self._pending_write: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -149,7 +153,13 @@ class CheckpointManager:
         return int(all_reduce_sum(torch.tensor(number, device=device())).item())
 
     def save_if_due(self, step: int) -> None:
-        """Save if `save_every_seconds` have passed since the last save. A collective every `sync_every_steps`."""
+        """Save if `save_every_seconds` have passed since the last save. A collective every `sync_every_steps`.
+
+        Between saves, say it at once if the disk has no room for the next one: there is time to make some.
+        """
+        if is_main() and time.monotonic() - self._last_room_check >= ROOM_CHECK_SECONDS:
+            self._last_room_check = time.monotonic()
+            self._warn_without_room()
         if step % self._sync_every_steps:
             return
         if any_rank(time.monotonic() - self._last_save_time >= self.save_every_seconds):
@@ -162,6 +172,20 @@ class CheckpointManager:
         if is_main():
             self._pending_write = self._writer.submit(self._write, step, {"step": step, **_copy_to_cpu(states)})
         self._last_save_time = time.monotonic()
+
+    def _warn_without_room(self) -> None:
+        """Warn, once for each time that it happens, if the disk has less room than the next checkpoint needs."""
+        free = shutil.disk_usage(self.path.parent).free
+        needed = _num_bytes({name: source.state_dict() for name, source in self.states.items()})
+        if free < needed and not self._without_room:
+            print(
+                f"warning: {self.path.parent} has {free / 1e9:.1f} GB free, and the next checkpoint takes about "
+                f"{needed / 1e9:.1f} GB: free some space there, or this run will end when it saves, within "
+                f"{self.save_every_seconds / 60:.0f} minutes, and resume from the checkpoint before",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._without_room = free < needed
 
     def wait(self) -> None:
         """Wait until the last save is on disk. Raises the error of that save, if it failed."""
@@ -246,6 +270,14 @@ def _is_finite(value: Any) -> bool:
         return not value.is_floating_point() or bool(value.isfinite().all())
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return all(_is_finite(item) for item in items)
+
+
+def _num_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_num_bytes, items))
 
 
 def sha256_of(path: Path) -> str:

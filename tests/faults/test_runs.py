@@ -4,9 +4,12 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +247,26 @@ def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     assert (step, part.value.item()) == (3, 3.0)
     assert f"{newest} is damaged; using the previous one" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint-00000003.pt"]  # it is not one of two kept
+
+
+def test_a_disk_without_room_is_noticed_before_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network has 4 x 6 + 6 weights of 4 bytes; the room runs out, comes back and runs out again."""
+    free = iter([120, 119, 100, 5000, 0])
+    now = [0.0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    manager = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {"network": torch.nn.Linear(4, 6)}, 600.0)
+    manager.save_if_due(1)  # too early to look
+    said = []
+    for step in range(2, 7):
+        now[0] += checkpoint.ROOM_CHECK_SECONDS
+        manager.save_if_due(step)
+        said.append(capsys.readouterr().err)
+    assert [bool(each) for each in said] == [False, True, False, False, True]
+    assert f"warning: {tmp_path} has 0.0 GB free" in said[1] and "within 10 minutes" in said[1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_checkpoints_damaged_is_an_error_and_deletes_none(tmp_path: Path) -> None:
