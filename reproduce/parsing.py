@@ -14,7 +14,7 @@ MAX_BYTES = 50_000_000
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
 """Values of a file, with each alias counted as what it stands for."""
-MAX_DIGITS = 300
+MAX_DIGITS = 308
 """Digits of a whole number: a float holds no more."""
 
 

@@ -3,14 +3,13 @@
 `models.zoo.layouts` knows the content of the files.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
+from reproduce import typed_yaml
 from reproduce.data.prepare.download import Digest, DigestMismatch, cache_folder, download, file_digest
 from reproduce.data.prepare.progress import LogFn
 from reproduce.errors import Unavailable, UserError, did_you_mean
@@ -40,21 +39,32 @@ class ReleasedWeights:
     unavailable: str | None = None
 
 
+@dataclass(frozen=True)
+class _Zoo:
+    """The file: values that entries have if they do not set them, and the entries."""
+
+    defaults: dict[str, Any]
+    checkpoints: dict[str, dict[str, Any]]
+
+
 def load_entries(zoo: Path = ZOO) -> dict[str, ReleasedWeights]:
-    """Load all entries, by name. Raises `UserError` if an entry has an unknown key."""
-    return dict(_parse_entries(zoo, zoo.read_text()))
+    """Load all entries, by name. Raises `UserError` if the file is damaged, or if an entry has another form."""
+    try:
+        text = zoo.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{zoo} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    return dict(_parse_entries(zoo, text))
 
 
 @cache
 def _parse_entries(zoo: Path, text: str) -> dict[str, ReleasedWeights]:
-    content = yaml.load(text, Loader=yaml.CSafeLoader)
-    known = {field.name for field in fields(ReleasedWeights)}
-    entries = {}
-    for name, entry in content["checkpoints"].items():
-        if unknown := set(entry) - known:
-            raise UserError(f"{zoo}: {name} has an unknown key {sorted(unknown)[0]!r}")
-        entries[name] = ReleasedWeights(name=name, **(content["defaults"] | entry))
-    return entries
+    content = typed_yaml.parse_yaml(_Zoo, text, str(zoo))
+    return {
+        name: typed_yaml.convert(
+            ReleasedWeights, {"name": name, **content.defaults, **entry}, str(zoo), f"checkpoints.{name}"
+        )
+        for name, entry in content.checkpoints.items()
+    }
 
 
 def get_entry(name: str, zoo: Path = ZOO) -> ReleasedWeights:

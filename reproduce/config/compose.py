@@ -20,6 +20,7 @@ from reproduce.config.quoting import quote_paths
 from reproduce.config.schema import DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
+from reproduce.parsing import parse_yaml
 
 CONF_DIR = Path(__file__).parents[1] / "conf"
 GLOBAL_PACKAGE = "# @package _global_"
@@ -101,9 +102,10 @@ def _replace_catalog(cfg: DictConfig, path: Path) -> None:
             f"data config {path} is not there: give a YAML file, or one of {', '.join(group_options('data'))}"
         )
     try:
+        parse_yaml(text := path.read_text())  # refuses what OmegaConf would take in silence, or never end to read
         own = OmegaConf.load(path)
-        texts = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - builds texts, lists and dicts only
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        texts = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - builds texts, lists and dicts only
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"data config {path} is no YAML file: {' '.join(str(error).split())}") from error
     except OSError as error:  # OmegaConf's, for a file that is one number or text
         raise UserError(f"data config {path} can't be used: {error}") from error

@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.zoo import entries
+from reproduce.config.compose import compose
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 from reproduce.harness import results
-from reproduce.harness.spec import baseline, canaries, claims, tables
+from reproduce.harness.spec import baseline, canaries, claims, golden, tables
 from reproduce.parsing import parse_json, parse_yaml
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -100,6 +103,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "canaries.yaml": lambda: list(canaries.targets(canaries.load())),
     "margins.yaml": tables.public_weights_margins,
     "smoke/recorded.yaml": lambda: baseline.load("smoke"),
+    "golden/smoke_runs.json": lambda: golden.load_runs("smoke"),
 }
 PIECES = [
     "",
@@ -121,19 +125,25 @@ PIECES = [
 ]
 
 
+def mutated(text: str, seed: int) -> str:
+    """Cut out or replace one to three places of a text."""
+    rng = random.Random(seed)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randrange(len(text))
+        end = min(len(text), start + rng.choice([0, 1, 5, 40]))
+        text = text[:start] + rng.choice(PIECES) + text[end:]
+    return text
+
+
 @pytest.mark.parametrize("name", FILES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_a_mutated_file_is_read_or_refused(name: str, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A place in a file is cut out or replaced; nothing but `UserError` may come of it."""
     source = Path(__file__).parents[2] / "tables"
-    rng, text = random.Random(seed), (source / name).read_text()
-    for _ in range(rng.randint(1, 3)):
-        start = rng.randrange(len(text))
-        end = min(len(text), start + rng.choice([0, 1, 5, 40]))
-        text = text[:start] + rng.choice(PIECES) + text[end:]
+    text = mutated((source / name).read_text(), seed)
     folder = tmp_path_factory.mktemp("tables")
-    for path in ("paper", "smoke"):
+    for path in ("paper", "smoke", "golden"):
         shutil.copytree(source / path, folder / path)
     for path in ("claims.yaml", "canaries.yaml", "margins.yaml"):
         shutil.copy(source / path, folder)
@@ -143,3 +153,48 @@ def test_a_mutated_file_is_read_or_refused(name: str, seed: int, tmp_path_factor
         with contextlib.suppress(UserError):
             FILES[name]()
     shutil.rmtree(folder)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_mutated_zoo_is_read_or_refused(seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        zoo = Path(folder, "released.yaml")
+        zoo.write_bytes(mutated(entries.ZOO.read_text(), seed).encode(errors="surrogatepass"))
+        with contextlib.suppress(UserError):
+            entries.load_entries(zoo)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("defaults: {}", "needs a value for 'checkpoints'"),
+        ("defaults: {}\ncheckpoints: {a: {url: 3}}", "checkpoints.a"),
+        ("defaults: {}\ncheckpoints: {a: {colour: red}}", "there is no key 'colour' in checkpoints.a"),
+        ("defaults: {}\ncheckpoints: {a: {url: x}, a: {url: y}}", "the key 'a' stands twice"),
+    ],
+)
+def test_a_zoo_of_another_form_is_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "released.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        entries.load_entries(tmp_path / "released.yaml")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BOMB, "aliases multiply"),
+        ("imagenet: {root: a, root: b}", "the key 'root' stands twice"),
+        ("imagenet: " + "[" * 10_000, "nested too deeply"),
+        ("imagenet: {root: \0}", "can't be|no YAML file"),
+    ],
+)
+def test_a_data_config_that_nobody_can_read_is_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        compose("pretrain", [f"data={tmp_path / 'mine.yaml'}", "scale=smoke"])

@@ -21,6 +21,7 @@ from reproduce.data.datasets.class_folders import is_hidden, list_class_folders,
 from reproduce.data.datasets.image_file import IMAGE_SUFFIXES
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
+from reproduce.parsing import parse_json
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
@@ -177,7 +178,7 @@ def _read_table(table: Path, split: str) -> Splits:
 def _rows(table: Path) -> Iterator[Mapping[str, object]]:
     with open(table, newline="", encoding="utf-8-sig") as lines:
         if table.suffix == ".jsonl":
-            yield from (json.loads(line) for line in lines if line.strip())
+            yield from (parse_json(line) for line in lines if line.strip())
         else:
             yield from csv.DictReader(lines)
 

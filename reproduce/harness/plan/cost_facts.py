@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.tables import Table
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.typed_yaml import load_yaml
 
 REFERENCE_GPU = "V100"
 """The paper's GPU, which all published and estimated hours are for."""

@@ -14,7 +14,7 @@ from reproduce.files import read_json, write_json
 from reproduce.harness.plan import budget, build, cost, cost_report
 from reproduce.harness.plan.model import REPORTS, Plan, Request
 from reproduce.harness.spec import margins
-from reproduce.harness.spec.typed_yaml import convert
+from reproduce.typed_yaml import convert
 
 VERSION = 1
 """The version of the file's format."""

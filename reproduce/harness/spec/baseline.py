@@ -57,7 +57,13 @@ def path(scale: str) -> Path:
 def load(scale: str) -> RecordedNumbers:
     """Load the recorded numbers of a scale, empty without the file. Raises `UserError` if the file is damaged."""
     file = path(scale)
-    return parse(file.read_text(), file) if file.exists() else RecordedNumbers()
+    if not file.exists():
+        return RecordedNumbers()
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it from git, or record it again") from error
+    return parse(text, file)
 
 
 def parse(text: str, file: Path) -> RecordedNumbers:

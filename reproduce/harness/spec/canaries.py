@@ -7,7 +7,7 @@ from pathlib import Path
 from reproduce.errors import UserError, did_you_mean
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.tables import Column, Margin
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.typed_yaml import load_yaml
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from reproduce.errors import UserError
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.evaluations import check_metrics
-from reproduce.harness.spec.typed_yaml import load_yaml
+from reproduce.typed_yaml import load_yaml
 
 TARGET = "claims"
 """The name that requests all claims, like the name of a table: `plan claims`."""

@@ -5,7 +5,6 @@
 that it says nothing has no tolerance from that step on.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from reproduce.errors import UserError
 from reproduce.files import NOT_FINITE
 from reproduce.harness.spec import tables
+from reproduce.parsing import parse_json
 
 Values = Mapping[str, Sequence[float]]
 """By quantity: one number for each step, or one alone."""
@@ -205,7 +205,7 @@ def kind_of(quantity: str) -> str:
 
 def _read(file: Path) -> GoldenFile:
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
         return GoldenFile(content["recorded"], {name: _golden(each) for name, each in content["rehearsals"].items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it from git, or record it again") from error

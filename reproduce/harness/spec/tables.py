@@ -11,7 +11,7 @@ from typing import Literal
 from reproduce.errors import UserError, did_you_mean
 from reproduce.harness.spec.evaluations import check_metrics
 from reproduce.harness.spec.proper_names import spell_out
-from reproduce.harness.spec.typed_yaml import load_yaml, parse_yaml
+from reproduce.typed_yaml import load_yaml, parse_yaml
 
 TABLES_DIR = Path(__file__).resolve().parents[3] / "tables"
 PUBLIC_MARGINS = "margins.yaml"

@@ -15,8 +15,8 @@ from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.spec.tables import Margin, Row, Table
-from reproduce.harness.spec.typed_yaml import parse_yaml
 from reproduce.harness.verdict.notes import EditedSince
+from reproduce.typed_yaml import parse_yaml
 
 OF_ROW = ("control", "min_points_above_control")
 OF_COLUMN = ("unit", "metric", "eval", "relative_to", "lower_is_better", "has_control", "num_runs")

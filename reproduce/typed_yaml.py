@@ -33,8 +33,10 @@ def parse_yaml(kind: Any, text: str, file: str) -> Any:
 def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
     """Convert plain YAML or JSON data to `kind`: a dataclass, a container, or a plain type.
 
-    Raises `UserError` with `file` and the `key` that does not fit.
+    `Any` takes all of it as it is. Raises `UserError` with `file` and the `key` that does not fit.
     """
+    if kind is Any:
+        return raw
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if hasattr(kind, "__dataclass_fields__"):
         return _convert_dataclass(kind, raw, file, key)
