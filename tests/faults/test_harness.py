@@ -31,6 +31,7 @@ import os
 import sys
 from pathlib import Path
 from reproduce import __main__ as command_line
+from reproduce import forking
 from reproduce.engine.runs import tracking
 from reproduce.errors import run_cli
 from reproduce.harness.plan.model import Run
@@ -44,6 +45,7 @@ def command(run):
     return [sys.executable, *program, run.folder, seconds, mode, "20" if run.parent_name == "random" else "50"]
 
 Run.command = command
+forking.SERVER_MODULE = "tests.faults.light_server"
 tracking.log_table = lambda *verdicts: None
 baseline.path = lambda scale: Path("recorded.yaml")
 raise SystemExit(run_cli(lambda: command_line.main(sys.argv[3:])))

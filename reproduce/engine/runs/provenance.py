@@ -151,9 +151,13 @@ def hardware_name() -> str:
 
 
 def peak_memory_gb() -> float:
-    """Return this process's peak memory in GB (1e9 bytes): allocated on its GPU, or resident with its largest child."""
+    """Return the peak memory in GB (1e9 bytes): allocated on this process's GPU, or resident on the CPU.
+
+    On the CPU it is that of this process or of its largest child, whichever is more: a data loader's worker is a fork,
+    whose resident pages are for the most part its parent's.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return (own + largest_child) * 1024 / 1e9
+    return max(own, largest_child) * 1024 / 1e9

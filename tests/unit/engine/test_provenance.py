@@ -1,6 +1,7 @@
 """Whether a result says that its code is in no commit."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,19 @@ def test_the_code_of_a_resumed_attempt_counts(checkout: Path, tmp_path: Path) ->
     third = Attempts(tmp_path / "run")
     third.begin(start.code.summary())
     assert start.entries(CodeState.now(), third.resumed_code)["git_dirty"] is False
+
+
+def test_a_fork_counts_its_parents_pages_once() -> None:
+    """A process of 300 MB whose child writes nothing has a peak of little more than 300 MB beside its imports."""
+    code = """
+import os
+from reproduce.engine.runs.provenance import peak_memory_gb
+before = peak_memory_gb()
+held = b"x" * 300_000_000
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+print(peak_memory_gb() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.2 < float(done.stdout) < 0.4
