@@ -8,6 +8,7 @@ SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20
 FROM ?=#             scratch: train (default); released: evaluate public weights
 CHECKPOINT ?=#       what to evaluate or to export: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
 OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "batch_size=128 seed=3"
+SAME_SEED ?=#        1: record-baseline adds only what the first seed's untrained trunks give under all arithmetic here
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
 SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data exists instead of refusing
@@ -181,7 +182,7 @@ sky-test: ## check docker/skypilot.yaml with SkyPilot, in an environment of its 
 	.cache/skypilot/bin/python -m pytest --noconftest --override-ini filterwarnings= tests/cluster/test_skypilot.py
 
 record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
-	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) -- $(TABLES)
+	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) $(if $(SAME_SEED),--same-seed) -- $(TABLES)
 
 record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
 	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))

@@ -116,6 +116,11 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
     record = subparsers.add_parser("record-baseline", parents=[many], help=text, description=text)
     record.add_argument("tables", nargs="*", metavar="TABLE", help="tables to record (default: all of the scale)")
     record.add_argument("--seeds", type=int, default=RECORD_SEEDS, help=f"number of seeds (default: {RECORD_SEEDS})")
+    record.add_argument(
+        "--same-seed",
+        action="store_true",
+        help="only add the first seed's untrained trunks under all arithmetic here",
+    )
     record.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark the record")
     record.set_defaults(command=recording_commands.record_baseline_numbers)
 

@@ -2,13 +2,19 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reproduce.cli.requests import plan_of, request_flags
 from reproduce.cli.table_commands import execute
 from reproduce.errors import UserError, did_you_mean
-from reproduce.harness.plan import plan_file
+from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Request
-from reproduce.harness.spec import tables
+from reproduce.harness.spec import baseline, tables
+
+if TYPE_CHECKING:
+    from reproduce.harness.arithmetics import Setting
+    from reproduce.harness.plan.model import Plan
 
 
 def record_baseline_numbers(options: argparse.Namespace) -> int:
@@ -30,6 +36,8 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if printed := set(options.tables) - set(recordable):
         raise UserError(f"{min(printed)} cannot be recorded: {did_you_mean(min(printed), recordable)}")
     record_baseline.refuse_dirty(options.allow_dirty)
+    if options.same_seed:
+        return _record_same_seed(options)
     plan, before = record_baseline.without_recorded_seeds(plan_of(options))
     if before.cells:
         first, last = plan.request.seeds[0], plan.request.seeds[-1]
@@ -37,11 +45,8 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if execute(plan, options.cores):
         return INCOMPLETE
     others = [] if before.cells else record_baseline.under_other_arithmetic(plan)
-    for setting, other in others:
-        print(f"the first seed's untrained trunks under other arithmetic: {setting.name}")
-        with setting.applied():
-            if execute(other, options.cores):
-                return INCOMPLETE
+    if not _execute_under(others, options.cores):
+        return INCOMPLETE
     plan_file.write(plan)  # check and report judge the plan that was written last
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before, [other for _, other in others])}")
     for doubt in record_baseline.doubts(plan):
@@ -49,6 +54,36 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if left := [name for name in recordable if name not in options.tables]:
         print(f"these tables have no expected numbers now, because a record covers one code version: {', '.join(left)}")
     return 0
+
+
+def _record_same_seed(options: argparse.Namespace) -> int:
+    """Add to the recorded numbers what their first seed gives under every arithmetic of this machine."""
+    from reproduce.harness import arithmetics, record_baseline
+    from reproduce.harness.verdict.check import AGREES, INCOMPLETE
+
+    recorded = baseline.load(options.scale)
+    if not recorded.cells:
+        raise UserError(f"nothing is recorded at scale {options.scale}: make record-baseline records seeds first")
+    options.seeds = 1
+    plan = build.plan_for_seeds(plan_of(options), tuple(recorded.header["seeds"][:1]))
+    others = record_baseline.under_other_arithmetic(plan, arithmetics.of_this_machine())
+    if not others:
+        raise UserError("no evaluation of an untrained trunk is left to repeat here: use a CPU, CLUSTER=local")
+    if not _execute_under(others, options.cores):
+        return INCOMPLETE
+    written = record_baseline.record_same_seed(plan, [other for _, other in others], options.allow_dirty)
+    print(f"recorded: {written}")
+    return AGREES
+
+
+def _execute_under(plans: "Sequence[tuple[Setting, Plan]]", cores: int) -> bool:
+    """Do the runs of plans, each under its arithmetic; return whether all are done."""
+    for setting, plan in plans:
+        print(f"the first seed's untrained trunks under other arithmetic: {setting.name}")
+        with setting.applied():
+            if execute(plan, cores):
+                return False
+    return True
 
 
 def preflight_recipes(options: argparse.Namespace) -> int:

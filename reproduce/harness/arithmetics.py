@@ -72,8 +72,13 @@ def possible(settings: Sequence[Setting]) -> list[Setting]:
     return [setting for setting in settings if not setting.needs or setting.needs in flags]
 
 
-def unlike_this_machine() -> list[Setting]:
-    """Return all settings of one process in which this processor computes otherwise than by itself."""
-    found = [each for each in possible((*SETTINGS, *HELD_OUT, *MIXED)) if each.environment]
+def of_this_machine() -> list[Setting]:
+    """Return this processor's own arithmetic, and all settings of one process in which it computes otherwise."""
+    found = [each for each in possible((*SETTINGS, *HELD_OUT, *MIXED)) if each.num_ranks == 1]
     native = "AVX-512" if "AVX-512" in {each.name for each in found} else "AVX2"
     return [each for each in found if each.name != native]
+
+
+def unlike_this_machine() -> list[Setting]:
+    """Return all settings of one process in which this processor computes otherwise than by itself."""
+    return [each for each in of_this_machine() if each.environment]

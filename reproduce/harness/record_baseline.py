@@ -23,6 +23,7 @@ from reproduce.harness.spec.baseline import RecordedNumbers
 from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.family import Family, lowest_difference
 from reproduce.harness.verdict.unchanged import unchanged
+from reproduce.parsing import parse_yaml
 from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
@@ -69,10 +70,11 @@ def recorded_before(plan: Plan) -> RecordedNumbers:
     return RecordedNumbers(recorded.header, {key: each for key, each in known.items() if each}, recorded.wall_seconds)
 
 
-def under_other_arithmetic(plan: Plan) -> list[tuple[Setting, Plan]]:
-    """Return the runs of the plan's first seed that train no trunk, once for each other arithmetic of this processor.
+def under_other_arithmetic(plan: Plan, settings: Sequence[Setting] | None = None) -> list[tuple[Setting, Plan]]:
+    """Return the runs of the plan's first seed that train no trunk, once for each setting.
 
-    Their results are kept apart. None for a cluster or GPUs, whose arithmetic no setting here changes.
+    Without `settings`, these are all in which this processor computes otherwise than by itself. Their results are kept
+    apart. None for a cluster or GPUs, whose arithmetic no setting here changes.
     """
     if plan.cluster["executor"] != "local" or visible_gpus():
         return []
@@ -86,7 +88,7 @@ def under_other_arithmetic(plan: Plan) -> list[tuple[Setting, Plan]]:
         return replace(run, folder=folder, overrides=[*run.overrides, f"paths.results={home}"])
 
     found = []
-    for setting in arithmetics.unlike_this_machine():
+    for setting in arithmetics.unlike_this_machine() if settings is None else settings:
         home = OTHER_ARITHMETIC / re.sub(r"\W+", "-", setting.name)
         runs = {name: elsewhere(run, home) for name, run in plan.runs.items() if name in names}
         found.append((setting, replace(plan, runs=runs, cells=cells)))
@@ -157,14 +159,47 @@ def record(
         "machine": machine,
         "packages": packages,
     }
+    if known_machines := before.header.get("same_seed"):
+        header["same_seed"] = known_machines
+    return _write(
+        plan, header, cells, before.wall_seconds | {key: round(stats.mean(times), 1) for key, times in wall.items()}
+    )
+
+
+def record_same_seed(plan: Plan, others: Sequence[Plan], allow_dirty: bool = False) -> Path:
+    """Add to a recording what its first seed gives under the arithmetic of `others`, and return the file.
+
+    Raises `UserError` if what is recorded is of other configs than the plan's, or if the results are of uncommitted or
+    of several versions of the code. If today's code gives other numbers than the recorded, the interval is wide.
+    """
+    recorded = baseline.load(plan.request.scale)
+    elsewhere = [_results(each) for each in others]
+    commits, dirty = _made_by(plan, elsewhere, allow_dirty)
+    raw = parse_yaml(baseline.path(plan.request.scale).read_text())
+    for cell in others[0].cells:
+        first = cell.runs[plan.request.seeds[0]]
+        known = recorded.cells.get(cell.metric_key)
+        if known is None:  # of a table that is not recorded
+            continue
+        if known.run_id != first:
+            raise UserError(
+                f"cannot record: {baseline.path(plan.request.scale)} has no number of {first}, because the config of "
+                f"{cell.metric_key} has changed; record its seeds first"
+            )
+        numbers = [float(each[first]["metrics"][cell.metric]) for each in elsewhere]
+        raw["cells"][cell.metric_key]["same_seed"] = [round(value, 4) for value in numbers]
+    raw["recorded"]["same_seed"] = {"commit": ", ".join(sorted(commits)), "dirty": dirty, "cpu": cpu_name()}
+    return _write(plan, raw["recorded"], raw["cells"], raw["wall_seconds"])
+
+
+def _write(
+    plan: Plan, header: dict[str, Any], cells: dict[str, dict[str, Any]], wall_seconds: dict[str, float]
+) -> Path:
+    """Write the file, with the fall that each number would notice."""
     recorded = RecordedNumbers(header, {key: baseline.read_cell(key, cell) for key, cell in cells.items()})
     for key, fall in noticeable_falls(plan, recorded).items():
         cells[key]["notices_fall_of"] = None if fall is None else round(fall, 1)
-    content = {
-        "recorded": header,
-        "cells": cells,
-        "wall_seconds": before.wall_seconds | {key: round(stats.mean(times), 1) for key, times in wall.items()},
-    }
+    content = {"recorded": header, "cells": cells, "wall_seconds": wall_seconds}
     opening = (
         "# Written by `python -m reproduce record-baseline`; not by hand. Percent; sd with divisor n - 1.\n"
         "# same_seed: what the first seed gives under other arithmetic, where no trunk is trained.\n"

@@ -10,6 +10,8 @@ from reproduce.harness.spec import tables
 from reproduce.parsing import parse_yaml
 
 HEADER = ("commit", "dirty", "date", "seeds", "machine", "packages")
+OPTIONAL = ("same_seed",)
+"""What made the numbers of the same seed, if they were added later."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def parse(text: str, file: Path) -> RecordedNumbers:
 
 
 def _read_header(found: dict[str, Any]) -> dict[str, Any]:
-    header = {key: found[key] for key in HEADER}
+    header = {key: found[key] for key in HEADER} | {key: found[key] for key in OPTIONAL if key in found}
     if not header["seeds"] or not header["machine"].keys() >= {"cpu", "cores"}:
         raise ValueError("recorded names no seeds, or not the machine")
     return header

@@ -81,7 +81,7 @@ def recorded(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) ->
         for run in plan.runs.values():
             arithmetic = os.environ.get("A")
             executed.append((run.label, arithmetic))
-            if arithmetic:
+            if Path(run.folder).is_relative_to(".cache"):
                 assert Path(run.folder).is_relative_to(".cache/other-arithmetic")
                 assert f"paths.results={Path(run.folder).parents[1]}" in run.overrides
             finish(run, WIDE[run.seed] + (0.1 if arithmetic == "2" else 0), counts={"num_test_images": 1000})
@@ -116,6 +116,35 @@ def test_a_check_of_the_recorded_seed_notices_more(
     assert cell.interval_kind == ("same seed" if seeds == (0,) else "new seeds")
     assert cell.difference == pytest.approx(value - (cell.expected or 0))
     assert cell.p_value is None or seeds != (0,)
+
+
+def test_a_recording_gets_the_same_seed_of_another_machine_later(
+    recorded: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own arithmetic counts as well, because another machine's recorded."""
+    before = baseline.load("smoke")
+    monkeypatch.setattr(arithmetics, "of_this_machine", lambda: [Setting("native"), *OTHERS, Setting("2b", {"A": "2"})])
+    monkeypatch.setattr(record_baseline, "cpu_name", lambda: "another CPU")
+    recorded.clear()
+    assert main(["record-baseline", "table7", "--same-seed"]) == 0
+    runs = ("random, seed 0", "knn_head of random, seed 0")
+    assert recorded == [(label, each) for each in (None, "1", "2", "2") for label in runs]
+    now = baseline.load("smoke")
+    assert now.cells[RANDOM].same_seed == (52.0, 52.0, 52.1, 52.1)
+    assert now.header["same_seed"]["cpu"] == "another CPU" and "same_seed" not in before.header
+    assert now.cells[SWAV] == before.cells[SWAV] and now.cells[RANDOM].values == before.cells[RANDOM].values
+
+
+def test_the_same_seed_of_another_config_is_refused(recorded: list[tuple[str, str | None]]) -> None:
+    path = baseline.path("smoke")
+    path.write_text(path.read_text().replace(baseline.load("smoke").cells[RANDOM].run_id, "knn_head-s0-0123456789"))
+    text = path.read_text()
+    with pytest.raises(UserError, match="the config of random/knn_head/knn20 has changed; record its seeds first"):
+        main(["record-baseline", "table7", "--same-seed"])
+    assert path.read_text() == text
+    path.unlink()
+    with pytest.raises(UserError, match="nothing is recorded at scale smoke"):
+        main(["record-baseline", "table7", "--same-seed"])
 
 
 def test_another_config_is_another_run(recorded: list[tuple[str, str | None]], finish: Finish) -> None:
