@@ -156,6 +156,10 @@ test: setup-dev ## all tests, on all cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 		--ignore=tests/benchmarks --ignore=tests/docker --ignore=tests/cluster
 
+docs: setup-dev ## the pages of docs/ as a site, in site/index.html; a broken link is an error
+	.venv/bin/python -m sphinx -W --keep-going --quiet docs site
+	@echo "site: site/index.html"
+
 power: setup-dev ## plant faults in recipes one by one: preflight has to name each, under arithmetic it was not recorded with
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m power \
 		--numprocesses=auto tests/power
@@ -194,6 +198,6 @@ lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb also 
 		requirements/$$name.in --output-file requirements/$$name.txt; done
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-shard data-verify export fetch-weights doctor record-baseline setup setup-dev lint format test bench \
+.PHONY: help smoke data-prepare data-shard data-verify export fetch-weights doctor record-baseline setup setup-dev lint format test docs bench \
 	power preflight record-golden gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

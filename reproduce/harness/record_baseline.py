@@ -28,6 +28,8 @@ from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
 OTHER_ARITHMETIC = CACHE / "other-arithmetic"
+FINETUNING = {"finetune", "voc_detection", "coco_detr"}
+"""The protocols that train the trunk: rounding moves their numbers as far as a seed does."""
 UNTRAINED = "none"
 """The method of a pretraining that saves its initial weights."""
 
@@ -96,9 +98,14 @@ def under_other_arithmetic(plan: Plan, settings: Sequence[Setting] | None = None
 
 
 def _trains_a_trunk(plan: Plan, cell: Cell) -> bool:
-    """Return whether any network behind a cell is trained before it is evaluated; unknown ones count."""
-    parents = plan.runs[next(iter(cell.runs.values()))].parents
-    return not parents or any(plan.runs[name].workload.method != UNTRAINED for name in parents)
+    """Return whether any network behind a cell is trained, before it is evaluated or by that; unknown ones count."""
+    run = plan.runs[next(iter(cell.runs.values()))]
+    parents = run.parents
+    return (
+        run.workload.method in FINETUNING
+        or not parents
+        or any(plan.runs[name].workload.method != UNTRAINED for name in parents)
+    )
 
 
 def _of_first_seed(plan: Plan, cell: Cell) -> list[str]:

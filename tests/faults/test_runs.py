@@ -269,6 +269,34 @@ def test_a_disk_without_room_is_noticed_before_the_next_save(
     assert not list(tmp_path.iterdir())
 
 
+def test_saves_are_as_far_apart_as_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, saved = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    manager = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {}, save_every_seconds=100)
+    monkeypatch.setattr(manager, "_write", lambda step, _: saved.append(step))
+    for step in range(1, 11):
+        now[0] += 40
+        manager.save_if_due(step)
+    manager.wait()
+    assert saved == [3, 6, 9]
+
+
+def test_ranks_agree_on_a_save_only_when_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each agreement waits for the device, so several ranks have one every `sync_every_steps` steps."""
+    asked, step = [], 0
+
+    def agree(flag: bool) -> bool:
+        asked.append((step, flag))
+        return False
+
+    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
+    manager = checkpoint.CheckpointManager(tmp_path / "checkpoint.pt", {}, save_every_seconds=0, sync_every_steps=4)
+    monkeypatch.setattr(checkpoint, "any_rank", agree)
+    for step in range(1, 10):
+        manager.save_if_due(step)
+    assert asked == [(4, True), (8, True)]
+
+
 def test_all_checkpoints_damaged_is_an_error_and_deletes_none(tmp_path: Path) -> None:
     saved_checkpoints(tmp_path, steps=2)
     for path in tmp_path.glob("*.pt"):
