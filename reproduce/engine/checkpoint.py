@@ -174,9 +174,10 @@ class CheckpointManager:
         self._last_save_time = time.monotonic()
 
     def _warn_without_room(self) -> None:
-        """Warn, once for each time that it happens, if the disk has less room than the next checkpoint needs."""
+        """Warn, once for each time that it happens, if the disk has less room than the last checkpoint takes."""
         free = shutil.disk_usage(self.path.parent).free
-        needed = _num_bytes({name: source.state_dict() for name, source in self.states.items()})
+        # Not from the states: a method's is a collective, and only rank 0 is here.
+        needed = max((path.stat().st_size for path in self._numbered_paths()), default=0)
         if free < needed and not self._without_room:
             print(
                 f"warning: {self.path.parent} has {free / 1e9:.1f} GB free, and the next checkpoint takes about "
@@ -270,14 +271,6 @@ def _is_finite(value: Any) -> bool:
         return not value.is_floating_point() or bool(value.isfinite().all())
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return all(_is_finite(item) for item in items)
-
-
-def _num_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in a nested state."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_num_bytes, items))
 
 
 def sha256_of(path: Path) -> str:
