@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.engine.runs.picture_files import Picture, jpeg_path
 from reproduce.errors import UserError, did_you_mean
 
 PROJECT = "swav-reproduction"
@@ -71,6 +72,21 @@ class Tracker:
 
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def log_pictures(self, run_folder: Path, pictures: Sequence[Picture], step: int) -> None:
+        """Log pictures of a run's folder with their captions."""
+        import wandb
+
+        media = {
+            f"pictures/{each.name}": wandb.Image(str(jpeg_path(run_folder, each.name)), caption=each.caption)
+            for each in pictures
+            if each.jpeg
+        }
+        self._run.log(media, step=step)
+
+    def add_config(self, values: Mapping[str, Any]) -> None:
+        """Add facts that are known only after the start to the run's config."""
+        self._run.config.update(dict(values), allow_val_change=True)  # type: ignore[no-untyped-call]
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and close. Stops waiting for a service that is down; the files are on disk."""
         self._run.summary.update(dict(summary))
@@ -87,6 +103,12 @@ class NoTracker:
     problem: str | None = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_pictures(self, run_folder: Path, pictures: Sequence[Picture], step: int) -> None:
+        """Do nothing."""
+
+    def add_config(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
