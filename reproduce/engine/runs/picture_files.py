@@ -22,6 +22,8 @@ from reproduce.run_images import PICTURES
 CROPS, NEIGHBORS, ATLAS, MAP = "crops", "neighbors", "atlas", "map"
 NAMES = (CROPS, NEIGHBORS, ATLAS, MAP)
 """The pictures that a run may have, in the order in which a page shows them."""
+THRESHOLDS_FILE = "thresholds.json"
+"""What the collapse detector of a pretraining watches for, which is drawn into its curves (`Run.record_thresholds`)."""
 JPEG_QUALITY = 80
 GROUND = (27, 30, 34)
 """Color between tiles: dark, as on a sheet of film, so that it suits a light page and a dark one."""
@@ -103,6 +105,11 @@ def jpeg_path(run_folder: Path, name: str) -> Path:
     return run_folder / PICTURES / f"{name}.jpg"
 
 
+def svg_path(run_folder: Path, name: str) -> Path:
+    """Return the file of a map, which the report draws of its points."""
+    return run_folder / PICTURES / f"{name}.svg"
+
+
 def words_path(run_folder: Path, name: str) -> Path:
     """Return the file with a picture's words and points. Written last: without it there is no picture."""
     return run_folder / PICTURES / f"{name}.json"
@@ -116,10 +123,10 @@ def write_picture(run_folder: Path, picture: Picture) -> None:
     write_atomic(words_path(run_folder, picture.name), json.dumps(content, separators=(",", ":")))
 
 
-def read_pictures(run_folder: Path, checkpoint_sha256: str = "") -> list[Picture]:
-    """Read a run's pictures, without those of another checkpoint, and without damaged ones."""
-    found = (_read(run_folder, name) for name in NAMES)
-    return [each for each in found if each and each.checkpoint_sha256 in ("", checkpoint_sha256)]
+def read_pictures(run_folder: Path, checkpoint_sha256: str | None = "") -> list[Picture]:
+    """Read a run's pictures, without damaged ones and those of another checkpoint (None: of any)."""
+    found = [each for name in NAMES if (each := _read(run_folder, name))]
+    return [each for each in found if checkpoint_sha256 is None or each.checkpoint_sha256 in ("", checkpoint_sha256)]
 
 
 def _read(run_folder: Path, name: str) -> Picture | None:

@@ -40,9 +40,6 @@ HOW_TO_SKIP = (
     "what was skipped"
 )
 
-THRESHOLDS_FILE = "thresholds.json"
-"""What the collapse detector of a pretraining watches for (`CollapseDetector.thresholds`)."""
-
 
 class Run:
     """A run that is under way: what it records, and its folder. Only rank 0 writes, except for failures."""
@@ -159,13 +156,13 @@ class Run:
     def add_picture(self, picture: Picture) -> None:
         """Write a picture into the run's folder and log it to W&B."""
         picture_files.write_picture(self.folder, picture)
-        self._tracker.log_pictures(self.folder, [picture], step=0)
+        self._tracker.log_pictures(self.folder, [picture.name], step=0)
 
     def record_thresholds(self, thresholds: Mapping[str, Any]) -> None:
         """Write what the collapse detector watches for, which the report draws into the curves."""
         if is_main():
             with only_warn("the collapse detector's thresholds"):
-                write_json(self.folder / THRESHOLDS_FILE, thresholds)
+                write_json(self.folder / picture_files.THRESHOLDS_FILE, thresholds)
                 self._tracker.add_config({"collapse_thresholds": thresholds})
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
