@@ -22,22 +22,25 @@ def nearest_rows(features: Tensor, queries: list[int], number: int) -> list[list
 def neighbors_picture(sample: Sample) -> Picture:
     """Return the picture of a few images and their nearest neighbors, a row each."""
     queries = spread(len(sample.features), NUM_QUERIES)
-    rows, words, hits, total = [], [], 0, 0
+    labeled = len(set(sample.images.labels)) > 1
+    rows, words, hits = [], [], []
     for query, found in zip(queries, nearest_rows(sample.features, queries, NUM_NEIGHBORS), strict=True):
         same = [sample.class_of(row) == sample.class_of(query) for row in found]
-        tiles = [sample.tile(row, marked=mark) for row, mark in zip(found, same, strict=True)]
+        tiles = [sample.tile(row, marked=labeled and mark) for row, mark in zip(found, same, strict=True)]
         rows.append([sample.tile(query), None, *tiles])
         words.append(f"{sample.class_of(query)} {sum(same)} of {len(same)}")
-        hits, total = hits + sum(same), total + len(same)
+        hits += same
+    marked = f" A green line marks the class of the first image: {sum(hits)} of {len(hits)}." if labeled else ""
+    classes = f" Neighbors of the same class: {', '.join(words)}." if labeled else ""
     return sheet_picture(
         rows,
         name=NEIGHBORS,
         title="Nearest neighbors",
         caption=(
-            f"Each row: an image, then those nearest to it among {sample.words}, by the cosine of pooled features. A "
-            f"green line marks the class of the first image: {hits} of {total}."
+            f"Each row: an image, then those nearest to it among {sample.words}, by the cosine of pooled features."
+            f"{marked}"
         ),
-        alt=f"{len(rows)} images and their nearest neighbors. Neighbors of the same class: {', '.join(words)}.",
+        alt=f"{len(rows)} images and their nearest neighbors.{classes}",
         checkpoint_sha256=sample.checkpoint_sha256,
     )
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reproduce import pretrain
 from reproduce.__main__ import main
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.checkpoint import load, save, sha256_of
-from reproduce.engine.runs.picture_files import GAP_PX, MAP, read_pictures
+from reproduce.engine.runs.picture_files import GAP_PX, GROUND, MAP, read_pictures
 from reproduce.errors import UserError
 from reproduce.harness.report import pictures
 from reproduce.pictures.__main__ import make_pictures
@@ -172,6 +173,14 @@ def test_images_of_a_pretraining_without_validation_images_are_its_own(trained: 
     shutil.rmtree(own_data / "imagenet" / "val")
     cfg: Any = OmegaConf.load(trained / "config.yaml")
     assert compute_sample(cfg, trained / "checkpoint.pt", "", own_data).words == "20 training images"
+
+
+def test_images_of_one_class_have_no_marks(sample: Sample) -> None:
+    one = replace(sample, images=ImageList(sample.images.paths, [0] * 20, ["unlabeled"]))
+    picture = neighbors_picture(one)
+    assert "class" not in picture.caption + picture.alt
+    marks = np.asarray(Image.open(io.BytesIO(picture.jpeg or b"")), dtype=int)[GAP_PX + 40 : GAP_PX + 43]
+    assert (np.abs(marks - GROUND).max(axis=2) < 60).all(), "up to what JPEG makes of edges"
 
 
 def test_a_broken_image_is_left_out(trained: Path, own_data: Path) -> None:
