@@ -96,6 +96,9 @@ evaluate-%: setup ## one evaluation, the same as a table would do (evaluate-knn 
 export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
 	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT))
 
+pictures: setup ## draw what CHECKPOINT has learned: nearest neighbors, prototypes, a map of features
+	$(REPRODUCE) pictures --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT)) $(call option,--data,$(DATA))
+
 fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch-weights $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
 
@@ -198,6 +201,6 @@ lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb also 
 		requirements/$$name.in --output-file requirements/$$name.txt; done
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-shard data-verify export fetch-weights doctor record-baseline setup setup-dev lint format test docs bench \
+.PHONY: help smoke data-prepare data-shard data-verify export pictures fetch-weights doctor record-baseline setup setup-dev lint format test docs bench \
 	power preflight record-golden gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

@@ -19,6 +19,7 @@ from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
 from reproduce.engine.collapse import CollapseDetector
+from reproduce.engine.crops_picture import with_crops_picture
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
 from reproduce.engine.loop import StepLogger, Trainer, build_nan_guard, resume
 from reproduce.engine.optimizer import build_optimizer
@@ -115,6 +116,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * sampler.steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
+    run.record_thresholds(collapse_detector.thresholds())
 
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
@@ -140,7 +142,8 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         checkpoints=checkpoints,
         preemption=preemption,
     )
-    trainer.train(data.batches(sampler), first_step, num_steps)
+    batches = with_crops_picture(data.batches(sampler), run, data.normalize, first_step)
+    trainer.train(batches, first_step, num_steps)
 
 
 def save_initial_weights(cfg: DictConfig, run: Run) -> None:

@@ -4,6 +4,7 @@ The name of a run does not tell, because it says what a data config calls the im
 """
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ RECORD = "images.json"
 """The content of each split that the files of an unfinished run are made from, by name (imagenet/train)."""
 ASIDE = "of-other-images-"
 """Start of the name of the folder, inside the run's, that keeps what other images gave."""
+
+PICTURES = "pictures"
+"""Name of the folder of pictures in a run's."""
 
 
 def start_over_on_other_images(folder: Path, split: str, content_sha256: str) -> Path | None:
@@ -31,11 +35,12 @@ def start_over_on_other_images(folder: Path, split: str, content_sha256: str) ->
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a run's result and checkpoints to a folder named after the images they are of; return that folder."""
+    """Move a run's result, checkpoints and pictures to a folder named after their images; return that folder."""
     content = "".join(value for _, value in sorted(_recorded(folder).items()))
     aside = folder / f"{ASIDE}{content[:8] or 'unknown'}"
     aside.mkdir(exist_ok=True)
-    for path in [*folder.glob("checkpoint*"), folder / "result.json", folder / RECORD]:
+    shutil.rmtree(aside / PICTURES, ignore_errors=True)
+    for path in [*folder.glob("checkpoint*"), folder / "result.json", folder / PICTURES, folder / RECORD]:
         if path.exists():
             path.replace(aside / path.name)
     return aside

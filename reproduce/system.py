@@ -36,7 +36,7 @@ RUN_CODE_FOLDERS = ("evals", "models", "reproduce")
 """Folders of the code that runs execute."""
 NOT_RUN_CODE = (
     *("reproduce/__main__.py", "reproduce/cli", "reproduce/harness", "reproduce/memory.py", "reproduce/conf"),
-    "reproduce/forking.py",
+    *("reproduce/forking.py", "reproduce/pictures"),
 )
 """Entries of these that runs do not execute, or that only start them. What a run takes from its config is in its name
 already."""

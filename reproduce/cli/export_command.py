@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from models.zoo import entries
+from reproduce.cli.requests import pretraining_folder
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 
@@ -25,7 +26,7 @@ def export_weights(options: argparse.Namespace) -> int:
         entry = entries.get_entry(checkpoint.removeprefix(entries.PREFIX))
         shape = _export(checkpoint, folder := Path("results/export", entry.name), R50_DEPTH)
         card = model_card.of_released(entry, shape)
-    elif run := _run_folder(checkpoint, options.scale):
+    elif run := pretraining_folder(checkpoint, options.scale):
         config = yaml.load((run / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
         depth = config["network"].get("depth") or R50_DEPTH
         shape = _export(str(run / "checkpoint.pt"), folder := run / "export", depth)
@@ -43,15 +44,6 @@ def export_weights(options: argparse.Namespace) -> int:
     write_atomic(folder / "README.md", card)
     print(f"exported: {folder} (trunk.safetensors, trunk.pth, README.md)")
     return 0
-
-
-def _run_folder(checkpoint: str, scale: str) -> Path | None:
-    """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
-    for folder in (Path("results", scale, checkpoint), Path(checkpoint).parent):
-        has_all = all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json"))
-        if has_all and read_json(folder / "result.json").get("kind") == "pretrain":  # classifiers have checkpoints, too
-            return folder
-    return None
 
 
 def _export(checkpoint: str, folder: Path, depth: int) -> dict[str, object]:

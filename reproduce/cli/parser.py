@@ -4,7 +4,14 @@ import argparse
 import re
 from typing import NoReturn
 
-from reproduce.cli import data_commands, export_command, recording_commands, run_commands, table_commands
+from reproduce.cli import (
+    data_commands,
+    export_command,
+    pictures_command,
+    recording_commands,
+    run_commands,
+    table_commands,
+)
 from reproduce.errors import ArgumentParser
 from reproduce.harness.spec.preflight_file import SCALES
 from reproduce.system import usable_cores
@@ -176,6 +183,12 @@ def _add_run_commands(subparsers: "argparse._SubParsersAction[_Parser]", shared:
     export.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
     export.add_argument("--checkpoint", required=True, help="run_id of a pretraining, a file, or released:NAME")
     export.set_defaults(command=export_command.export_weights)
+    text = "draw what a pretraining has learned: nearest neighbors, prototypes, a map of features"
+    pictures = subparsers.add_parser("pictures", help=text, description=text)
+    pictures.add_argument("--scale", default="smoke", help="smoke (default), lite or paper")
+    pictures.add_argument("--checkpoint", required=True, help="run_id of a pretraining, or its checkpoint")
+    pictures.add_argument("--data", metavar="DIR", help="folder with the images (default: where the run found them)")
+    pictures.set_defaults(command=pictures_command.draw_pictures)
 
 
 def _add_data_commands(subparsers: "argparse._SubParsersAction[_Parser]") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from reproduce.config.quoting import hydra_quote
 from reproduce.errors import UserError
+from reproduce.files import read_json
 from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.model import CACHE, Plan, Request
 from reproduce.harness.spec import claims, tables
@@ -96,3 +97,12 @@ def _cluster_options(given: str) -> tuple[str, ...]:
             f"--cluster-options takes KEY=VALUE KEY=VALUE, e.g. slurm.partition=gpu; {wrong[0]!r} is not one"
         )
     return tuple(f"{key}={hydra_quote(value)}" for key, _, value in pairs)
+
+
+def pretraining_folder(checkpoint: str, scale: str) -> Path | None:
+    """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
+    for folder in (Path("results", scale, checkpoint), Path(checkpoint).parent):
+        has_all = all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json"))
+        if has_all and read_json(folder / "result.json").get("kind") == "pretrain":  # classifiers have checkpoints, too
+            return folder
+    return None

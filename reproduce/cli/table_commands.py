@@ -15,13 +15,15 @@ from reproduce.harness.spec import tables
 
 
 def reproduce_tables(options: argparse.Namespace) -> int:
-    """Plan, run, check and report; return the check's exit status."""
+    """Plan, run, check, draw pictures and report; return the check's exit status."""
+    from reproduce.harness.report.pictures import make_pictures_of_plan
     from reproduce.harness.verdict.check import AGREES, NOTHING_COMPARED
 
     plan = plan_of(options)
     _print_plan(plan, options.cores)
     execute(plan, options.cores, options.skip_missing_data)
     status = _check(plan, options.strict)
+    make_pictures_of_plan(plan)
     print(f"report: {_report(plan)}")
     # Who asks for numbers of own pictures knows that there are no others.
     return AGREES if options.images and status == NOTHING_COMPARED else status

@@ -7,7 +7,7 @@ embedding, so the assignments are uniform. In a healthy run the loss falls below
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from reproduce.config import schema
 from reproduce.errors import TrainingFailed, UserError, did_you_mean
@@ -82,6 +82,24 @@ class CollapseDetector:
         if method.loss_jump_step is not None:
             detector.suspend(method.loss_jump_step, epochs=2)
         return detector
+
+    def thresholds(self) -> dict[str, Any]:
+        """Return, as plain data, the range of each metric that means a collapse, and the step when the checks begin.
+
+        A range is `low`, `high` (None: open) and its meaning in `words`.
+        """
+        ranges: dict[str, tuple[float | None, float | None, str]] = {
+            "embedding_spread": (None, MIN_SPREAD, "all images have the same embedding"),
+            "prototypes_used": (None, MIN_PROTOTYPES_USED, "all images of a batch share one prototype"),
+            "unit_length_error": (MAX_UNIT_LENGTH_ERROR, None, "scores are not cosines"),
+        }
+        if (uniform := self._uniform_loss) is not None:
+            off = PLATEAU_TOLERANCE * uniform
+            ranges["loss"] = (uniform - off, uniform + off, f"the loss of uniform predictions, {uniform:.3f}")
+        return {
+            "first_step": max(end for start, end in self._suspensions if start == 0),
+            "ranges": {name: {"low": low, "high": high, "words": words} for name, (low, high, words) in ranges.items()},
+        }
 
     def suspend(self, step: int, epochs: float) -> None:
         """Skip the check for `epochs` from `step` on. Suspensions may overlap."""

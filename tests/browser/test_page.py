@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reproduce.engine.runs.picture_files import Picture, Tile, sheet_picture, write_picture
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
 from reproduce.harness.report.files import write_verdicts
@@ -46,8 +47,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             run.result.write_text(json.dumps(done | cost | {"provenance": provenance}))
             lines = [json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.1}) for step in range(200)]
             run.result.with_name("metrics.jsonl").write_text("\n".join(lines))
+            if run.name == "swav_800ep":
+                add_pictures(run.result.parent)
         write_verdicts(plan, check.check_tables(plan), check_claims(plan))
         yield write_page("paper").resolve()
+
+
+def add_pictures(folder: Path) -> None:
+    """Write a wide sheet, a map of classes with long names, and thresholds into a run's folder."""
+    rows = [[Tile(np.full((60, 60, 3), 99, np.uint8), 60)] * 12] * 3
+    write_picture(folder, sheet_picture(rows, "crops", "Crops", HOSTILE, HOSTILE))
+    points = {f"a_class_with_a_long_name_{number}": [(number / 11, 0.3)] for number in range(12)}
+    write_picture(folder, Picture("map", "Map", "A map.", "Twelve points.", points={HOSTILE: [(0.5, 0.6)], **points}))
+    ranges = {"loss": {"low": 5.0, "high": 5.2, "words": HOSTILE}}
+    (folder / "thresholds.json").write_text(json.dumps({"first_step": 50, "ranges": ranges}))
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +217,8 @@ def test_link_to_a_run_unfolds_its_parents(window: Browser, page: Path) -> None:
     run_id = next(path.parent.name for path in sorted(page.parents[2].glob("results/paper/swav_800ep-s0-*/log.txt")))
     window.open(page, f"#{run_id}")
     assert window.run(f"document.getElementById('{run_id}').open && document.querySelector('.all-runs').open") is True
-    assert window.run(f"document.querySelectorAll('#{run_id} .chart polyline').length") == 2
+    lines = window.run(f"document.querySelectorAll('#{run_id} .chart polyline').length")
+    assert lines == 3, "the loss, its mean, and the rate"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -263,9 +277,27 @@ def luminance(colour: str) -> float:
 def test_html_in_results_is_escaped(window: Browser, page: Path) -> None:
     window.open(page)
     window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
-    assert window.run("document.querySelectorAll('img, iframe, object').length") == 0
+    others = 'img:not([src^="data:image/jpeg"]), iframe, object'
+    assert window.run(f"document.querySelectorAll('{others}').length") == 0
     assert HOSTILE in window.run("document.querySelector('#runs').innerText")
     assert window.run("document.title").endswith("scale paper")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_are_seen_and_unfold_by_keyboard(window: Browser, page: Path, scheme: str) -> None:
+    window.open(page, scheme=scheme, width=800)
+    image = "document.querySelector('#pictures details[open] img')"
+    assert window.run(f"{image}.decode().then(() => {image}.naturalWidth)") == 759
+    assert window.run(f"{image}.alt") == HOSTILE
+    assert window.run(f"{image}.getBoundingClientRect().width") <= 800
+    box = window.run("(b => [b.left, b.top + scrollY])(document.querySelector('.dot').getBoundingClientRect())")
+    clip = {"x": box[0] + 6, "y": box[1] + 6, "width": 1, "height": 1, "scale": 1}
+    shot = window.send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+    color = Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB").getpixel((0, 0))
+    assert color == (0x3B, 0x78, 0xC3), "the first class's"
+    window.run("document.querySelectorAll('#pictures summary')[1].focus()")
+    window.press("Enter", 13)
+    assert window.run("document.querySelectorAll('#pictures details[open]').length") == 2
 
 
 def test_without_scripts_the_page_still_reads(window: Browser, page: Path) -> None:

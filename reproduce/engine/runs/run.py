@@ -25,10 +25,11 @@ from reproduce.engine.distributed.collectives import barrier, is_main, others_wa
 from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.first_steps import FirstSteps
 from reproduce.engine.preemption import Preempted, Preemption
-from reproduce.engine.runs import result, tracking
+from reproduce.engine.runs import picture_files, result, tracking
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.counts import Counts
 from reproduce.engine.runs.metrics_log import MetricsLog
+from reproduce.engine.runs.picture_files import Picture, only_warn
 from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
 from reproduce.errors import REQUEUE, UserError, describe_error
@@ -147,6 +148,22 @@ class Run:
                 print(f"left out: {problem}", file=sys.stderr, flush=True)
         self.counts.broken_annotations.update(problems)
         self.counts["num_broken_annotations"] = len(self.counts.broken_annotations)
+
+    def wants_picture(self, name: str) -> bool:
+        """Return whether this rank writes pictures, and the run does not have this one yet."""
+        return is_main() and not picture_files.words_path(self.folder, name).exists()
+
+    def add_picture(self, picture: Picture) -> None:
+        """Write a picture into the run's folder and log it to W&B."""
+        picture_files.write_picture(self.folder, picture)
+        self._tracker.log_pictures(self.folder, [picture.name], step=0)
+
+    def record_thresholds(self, thresholds: Mapping[str, Any]) -> None:
+        """Write what the collapse detector watches for, which the report draws into the curves."""
+        if is_main():
+            with only_warn("the collapse detector's thresholds"):
+                write_json(self.folder / picture_files.THRESHOLDS_FILE, thresholds)
+                self._tracker.add_config({"collapse_thresholds": thresholds})
 
     def finish(self, metrics: Mapping[str, float], parents: list[str] | None = None) -> None:
         """Write result.json, which marks the run as done. A collective."""

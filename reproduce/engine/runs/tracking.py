@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.engine.runs.picture_files import ATLAS, MAP, NEIGHBORS, jpeg_path, read_pictures, svg_path
 from reproduce.errors import UserError, did_you_mean
 
 PROJECT = "swav-reproduction"
@@ -71,6 +72,24 @@ class Tracker:
 
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def log_pictures(self, run_folder: Path, names: Sequence[str], step: int | None = None, prefix: str = "") -> None:
+        """Log pictures in a run's folder with their captions; maps as SVG, if the report has drawn them."""
+        import wandb
+
+        media: dict[str, Any] = {}
+        for each in read_pictures(run_folder, None):
+            if each.name in names and each.jpeg:
+                path = str(jpeg_path(run_folder, each.name))
+                media[f"pictures/{prefix}{each.name}"] = wandb.Image(path, caption=each.caption)
+            elif each.name in names and svg_path(run_folder, each.name).exists():
+                drawn = svg_path(run_folder, each.name).read_text()
+                media[f"pictures/{prefix}{each.name}"] = wandb.Html(drawn, inject=False)
+        self._run.log(media, step=step)
+
+    def add_config(self, values: Mapping[str, Any]) -> None:
+        """Add facts that are known only after the start to the run's config."""
+        self._run.config.update(dict(values), allow_val_change=True)  # type: ignore[no-untyped-call]
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and close. Stops waiting for a service that is down; the files are on disk."""
         self._run.summary.update(dict(summary))
@@ -87,6 +106,12 @@ class NoTracker:
     problem: str | None = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_pictures(self, run_folder: Path, names: Sequence[str], step: int | None = None, prefix: str = "") -> None:
+        """Do nothing."""
+
+    def add_config(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -107,6 +132,19 @@ def log_table(
     tracker = Tracker(folder, f"check-{name}-{scale}", f"{name}-{scale}", "check", {"table": name, "scale": scale})
     tracker.log_table(name, columns, rows)
     tracker.finish(summary or {})
+
+
+def log_pictures(scale: str, folder: Path, run_folders: Sequence[Path]) -> None:
+    """Log the pictures of trained networks, in these runs' folders, as a run of its own in the scale's group.
+
+    They come after the trainings: added to a training's own run, its curves would have to be written again.
+    """
+    if is_disabled() or not run_folders:
+        return
+    tracker = Tracker(folder, f"pictures-{scale}", scale, "pictures", {"runs": [each.name for each in run_folders]})
+    for each in run_folders:
+        tracker.log_pictures(each, (NEIGHBORS, ATLAS, MAP), prefix=f"{each.name}/")
+    tracker.finish({})
 
 
 def check_mode() -> None:

@@ -14,7 +14,7 @@ from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
-from reproduce.harness.report import benchmarks, figures, render_preflight, runs, summary, svg
+from reproduce.harness.report import benchmarks, figures, render_pictures, render_preflight, runs, summary, svg
 from reproduce.harness.report.headline import headline
 from reproduce.harness.report.render_claims import doubts_in_words
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, result_sha256
@@ -103,6 +103,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         canary_footnote=CANARY_FOOTNOTE,
         power=f"{stats.POWER:.0%}",
         figures=list(figures.draw(checked, all_runs)),
+        pictured=render_pictures.collect(all_runs, folder),
         runs={run_id: run for run_id, run in all_runs.items() if run["result"] or run["failure"]},
         num_planned=len(all_runs),
         cost=_cost(all_runs),

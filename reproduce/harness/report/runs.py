@@ -2,17 +2,41 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reproduce.engine.runs import detection_examples
+from reproduce.engine.runs.picture_files import THRESHOLDS_FILE
+from reproduce.errors import UserError
+from reproduce.files import read_json
 from reproduce.harness import results
-from reproduce.harness.report.svg import Chart, Series, downsample, draw_chart
+from reproduce.harness.report.svg import Band, Chart, Series, downsample, draw_chart, smooth
 
+EXACT = ("lr", "peak_memory_gb", "loss_scale")
+"""Metrics without noise, which are not smoothed."""
 FILES = ("config.yaml", "log.txt", "metrics.jsonl", "result.json")
 LOG_BYTES = 6000
 CONFIG_BYTES = 20_000
 """Longer files are cut to their end (log) or start (config), so that a page of a hundred runs still opens at once."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The chart of a metric, its last value, and where it would mean a collapse."""
+
+    chart: Chart
+    last: float
+    band: Band | None
+
+    @property
+    def danger(self) -> str:
+        """Where the collapse detector stops the run, in words; "" if it does not watch this metric."""
+        if self.band is None:
+            return ""
+        low, high = (None if edge is None else f"{edge:.4g}" for edge in (self.band.low, self.band.high))
+        where = f"{low} to {high}" if low and high else f"above {low}" if low else f"below {high}"
+        return f"{where}: {self.band.words}"
 
 
 def collect(checked: list[dict[str, Any]], claims: list[dict[str, Any]], scale: str, page: Path) -> dict[str, Any]:
@@ -35,7 +59,7 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
         "failure": failure,
         "links": {name: os.path.relpath(at / name, page) for name in FILES if (at / name).exists()},
         "curves": curves,
-        "charts": dict(_charts(curves)),
+        "charts": dict(_charts(curves, _bands(at))),
         "detections": [_most_confident(image) for image in detection_examples.read_examples(at)],
         "config": _text(at / "config.yaml", CONFIG_BYTES),
         "log": _text(at / "log.txt", -LOG_BYTES),
@@ -43,9 +67,26 @@ def _read(run: dict[str, Any], page: Path) -> dict[str, Any]:
     }
 
 
-def _charts(curves: dict[str, list[tuple[float, float]]]) -> Iterator[tuple[str, Chart]]:
+def _charts(curves: dict[str, list[tuple[float, float]]], bands: Mapping[str, Band]) -> Iterator[tuple[str, Curve]]:
+    """Yield a chart of each metric by its name: the logged values and their running mean, or only the former."""
     for name, points in curves.items():
-        yield name.replace("_", " "), draw_chart([Series(name, downsample(points))], width=300, height=130)
+        raw, mean = downsample(points), downsample(smooth(points))
+        noisy = name not in EXACT and mean != raw
+        series = [Series("logged", raw, "raw"), Series("mean", mean)] if noisy else [Series("logged", raw)]
+        band = bands.get(name)
+        yield name.replace("_", " "), Curve(draw_chart(series, width=300, height=130, band=band), points[-1][1], band)
+
+
+def _bands(folder: Path) -> dict[str, Band]:
+    """Return where the collapse detector of a pretraining stops it, by metric; {} if the run did not record it."""
+    try:
+        found = read_json(folder / THRESHOLDS_FILE)
+        first = float(found["first_step"])
+        return {
+            name: Band(each["low"], each["high"], first, str(each["words"])) for name, each in found["ranges"].items()
+        }
+    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _text(path: Path, num_bytes: int) -> str:

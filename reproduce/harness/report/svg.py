@@ -1,5 +1,6 @@
 """The layout of the page's charts in SVG user units; the templates only write the elements."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ Point = tuple[float, float]
 
 REACH = 2.0
 """How many margins a strip shows on either side of the expected number; what lies beyond is drawn at its edge."""
+NEAR = 0.05
+"""A band is drawn if the series then take at least this share of the y axis."""
+MIN_BAND_HEIGHT = 2.0
 MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 42.0, 24.0, 8.0, 10.0
 
 
@@ -26,6 +30,17 @@ class Series:
     """Labels of the points; "" for none."""
     intervals: Sequence[tuple[float, float] | None] = ()
     """Vertical intervals `(low, high)`, one for each point."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range of y, from `first_x` on, that a series should keep out of; None is open."""
+
+    low: float | None
+    high: float | None
+    first_x: float
+    words: str
+    """What it means to be in it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     series: list[DrawnSeries]
+    band: tuple[float, float, float, float] | None = None
+    """x, y, width and height of a band's part on the chart; None if there is no band, or it is far away."""
     left: float = MARGIN_LEFT
     top: float = MARGIN_TOP
 
@@ -76,11 +93,17 @@ class IntervalStrip:
     seeds: list[float] = field(default_factory=list)
 
 
-def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250) -> Chart:
-    """Lay out series in one box whose axes cover them all; at least one series needs a point."""
+def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250, band: Band | None = None) -> Chart:
+    """Lay out series in one box whose axes cover them all, and the edges of `band` unless these are far away.
+
+    At least one series needs a point.
+    """
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
     ys += [end for each in series for interval in each.intervals if interval for end in interval]
+    edges = [edge for edge in (band.low, band.high) if edge is not None] if band else []
+    near = bool(edges) and max(ys) - min(ys) >= NEAR * (max(*ys, *edges) - min(*ys, *edges))
+    ys += edges if near else []
     x_low, x_high = _padded(min(xs), max(xs), 0.03)
     y_low, y_high = _padded(min(ys), max(ys), 0.05)
 
@@ -90,6 +113,13 @@ def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250
     def to_y(y: float) -> float:
         return round(MARGIN_TOP + (y_high - y) / (y_high - y_low) * (height - MARGIN_TOP - MARGIN_BOTTOM), 1)
 
+    drawn_band = None
+    if band and near:
+        left, right = max(MARGIN_LEFT, to_x(band.first_x)), width - MARGIN_RIGHT
+        top = MARGIN_TOP if band.high is None else to_y(band.high)
+        bottom = height - MARGIN_BOTTOM if band.low is None else to_y(band.low)
+        thickness = max(MIN_BAND_HEIGHT, bottom - top)
+        drawn_band = (left, round((top + bottom - thickness) / 2, 1), round(right - left, 1), round(thickness, 1))
     drawn = []
     for each in series:
         places = [(to_x(x), to_y(y)) for x, y in each.points]
@@ -107,6 +137,7 @@ def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250
         [(to_x(tick), f"{tick:.12g}") for tick in ticks(x_low, x_high)],
         [(to_y(tick), f"{tick:.12g}") for tick in ticks(y_low, y_high)],
         drawn,
+        drawn_band if drawn_band and drawn_band[2] > 0 else None,
     )
 
 
@@ -129,6 +160,20 @@ def downsample(points: Sequence[Point], num_points: int = 160) -> list[Point]:
     size = math.ceil(len(points) / num_points) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def smooth(points: Sequence[Point], share: float = 0.02) -> list[Point]:
+    """Return the points with each y the mean over `share` of all points on either side of it, as far as there are any.
+
+    The window is symmetric, so that a trend is not delayed.
+    """
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    reach = round(share * len(points))
+    found = []
+    for number, (x, _) in enumerate(points):
+        start, end = max(0, number - reach), min(len(points), number + reach + 1)
+        found.append((x, (sums[end] - sums[start]) / (end - start)))
+    return found
 
 
 def reach_in_points(cells: Iterable[dict[str, Any]]) -> float:

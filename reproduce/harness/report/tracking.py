@@ -1,12 +1,15 @@
 """Verdicts in W&B: a run for each table that changed and one for the claims, with a row for each cell or part.
 
-A preflight is a run, too, with a row for each rehearsal.
+A preflight is a run, too, with a row for each rehearsal, and so are the pictures of trained networks.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from reproduce.harness.plan.model import Plan
+import yaml
+
+from reproduce.harness.plan.model import REPORTS, Plan
 from reproduce.harness.report.files import Changes
 from reproduce.harness.spec import claims, preflight_file, tables
 from reproduce.harness.verdict.cells import CellVerdict
@@ -50,6 +53,19 @@ def log_preflight(scale: str) -> str | None:
             facts = {key: result[key] for key in keys}
             folder = preflight_file.preflight_path(scale).parent
             tracking.log_table("preflight", scale, folder, REHEARSAL_COLUMNS, rows, facts)
+    except Exception as error:  # noqa: BLE001  # whatever the service or its client raises
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def log_pictures(scale: str, run_folders: Sequence[Path]) -> str | None:
+    """Log pictures of trained networks to W&B, as one run; return the reason if that fails, which is no error."""
+    from reproduce.engine.runs import tracking
+
+    try:
+        configs = {folder: yaml.load((folder / "config.yaml").read_text(), yaml.CSafeLoader) for folder in run_folders}
+        tracked = [folder for folder, config in configs.items() if config["logging"]["wandb"]]
+        tracking.log_pictures(scale, REPORTS / scale, tracked)
     except Exception as error:  # noqa: BLE001  # whatever the service or its client raises
         return f"{type(error).__name__}: {error}"
     return None

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
 from reproduce.engine.runs import tracking
 from reproduce.engine.runs.attempts import Attempts
+from reproduce.engine.runs.picture_files import Picture, Tile, jpeg_path, sheet_picture, svg_path, write_picture
 from tests.runs import TINY, run
 
 BLOCK = 32768
@@ -81,9 +83,32 @@ def test_log_table_writes_the_rows_and_the_summary(tmp_path: Path) -> None:
     assert dict(item(each) for update in updates for each in update)["hardware"] == "Abacus 3"
 
 
+def add_pictures(folder: Path) -> None:
+    """Write a sheet and a map, drawn, into a run's folder."""
+    sheet = sheet_picture(
+        [[Tile(np.zeros((8, 8, 3), np.uint8), 8)]], "neighbors", "title", "a caption", "alt", "5" * 64
+    )
+    write_picture(folder, sheet)
+    write_picture(folder, Picture("map", "title", "caption", "alt", points={"a": [(0.0, 0.5)]}))
+    svg_path(folder, "map").write_text("<svg/>")
+
+
+def test_pictures_are_logged_with_their_captions(tmp_path: Path) -> None:
+    add_pictures(tmp_path / "swav-s0-1")
+    tracking.log_pictures("smoke", tmp_path / "reports", [tmp_path / "swav-s0-1"])
+    (image,) = (tmp_path / "reports").rglob("*.jpg")
+    assert image.read_bytes() == jpeg_path(tmp_path / "swav-s0-1", "neighbors").read_bytes()
+    (drawn,) = (tmp_path / "reports").rglob("*.html")
+    assert drawn.read_text() == "<svg/>"
+    logged = dict(item(value) for record in records(tmp_path / "reports") for value in record.history.item)
+    assert logged["pictures/swav-s0-1/neighbors.caption"] == "a caption"
+    assert logged["pictures/swav-s0-1/map._type"] == "html-file"
+
+
 def test_disabled_mode_writes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracking.log_table("table7", "smoke", tmp_path, ["row"], [["SwAV"]])
+    tracking.log_pictures("smoke", tmp_path, [tmp_path])
     assert not list(tmp_path.iterdir())
     paths = [f"paths.data_root={data}", f"paths.results={tmp_path / 'results'}"]
     overrides = [text for text in TINY if not text.startswith("logging.wandb")]

@@ -8,30 +8,33 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from reproduce.engine.runs import detection_examples
 from reproduce.engine.runs.detection_examples import DetectionExample, ExampleBox
+from reproduce.engine.runs.picture_files import Picture, Tile, sheet_picture, write_picture
 from reproduce.errors import UserError
 from reproduce.harness import results, revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
-from reproduce.harness.report import figures, page, runs, summary, svg
+from reproduce.harness.report import figures, page, render_pictures, runs, summary, svg
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.rendering import TEMPLATES
-from reproduce.harness.report.svg import Series
+from reproduce.harness.report.svg import Band, Series
 from reproduce.harness.spec import tables
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
 
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "img"}
 SCRIPT = TEMPLATES / "page.js"
 
 
@@ -89,7 +92,7 @@ def test_the_page_shows_and_links_every_run(done: Plan) -> None:
     assert set(done.runs) <= set(page.ids)
     assert "table7-random-trunk-knn200" in page.ids
     assert len(page.ids) == len(set(page.ids))
-    assert text.count("<polyline") == 1
+    assert text.count("<polyline") == 2, "the loss as it was logged, and its mean"
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
@@ -284,6 +287,104 @@ def test_images_with_boxes_are_drawn_small_and_inline(done: Plan, tmp_path: Path
         400,
         500,
     ] and detection_examples.example_indices(2) == [0, 1]
+
+
+def pretraining(plan: Plan) -> Path:
+    """The folder of the plan's pretraining of SwAV."""
+    return next(Path(run.folder) for run in plan.runs.values() if run.name == "swav_800ep")
+
+
+def picture(name: str, words: str, **more: Any) -> Picture:
+    tile = Tile(np.zeros((8, 8, 3), np.uint8), 8)
+    drawn = sheet_picture([[tile, tile]], name, f"title {words}", f"caption {words}", f"alt {words}")
+    return replace(drawn, **more)
+
+
+def test_pictures_are_inline_with_their_words(done: Plan) -> None:
+    folder = pretraining(done)
+    write_picture(folder, picture("crops", HOSTILE))
+    points = {HOSTILE: [(0.0, 0.0), (1.0, 0.5)], **{f"class {number}": [(0.5, 0.5)] for number in range(10)}}
+    write_picture(folder, picture("map", "map", jpeg=None, points=points))
+    text, page = page_of(done)
+    assert {"pictures", f"pictures-{folder.name}"} <= set(page.ids)
+    assert HOSTILE not in text
+    (shown,) = re.findall(r"<img [^>]*>", text)
+    alt = re.search(r'alt="([^"]*)"', shown)
+    assert alt and html.unescape(alt[1]) == f"alt {HOSTILE}"
+    jpeg = re.search(r'src="data:image/jpeg;base64,([^"]+)" width="25" height="17"', shown)
+    assert jpeg and Image.open(io.BytesIO(base64.b64decode(jpeg[1]))).size == (25, 17)
+    (scatter,) = re.findall(r'<svg class="scatter".*?</svg>', text, re.DOTALL)
+    assert 'aria-label="alt map"' in scatter and scatter.count("<path") == 11
+    assert 'd="M6.0 6.0h0M394.0 200.0h0"' in scatter
+    assert scatter.count('stroke-linecap="square"') == 1, "the eleventh class has the first one's color"
+    assert text.count("caption map") == 1 and text.count('<svg class="dot"') == 11
+
+
+def test_pictures_of_another_checkpoint_are_not_shown(done: Plan, finish: Callable[..., None]) -> None:
+    run = next(run for run in done.runs.values() if run.name == "swav_800ep")
+    finish(run, provenance={"checkpoint_sha256": "5" * 64})
+    write_picture(Path(run.folder), picture("neighbors", "old", checkpoint_sha256="6" * 64))
+    write_picture(Path(run.folder), picture("atlas", "new", checkpoint_sha256="5" * 64))
+    text, _ = page_of(done)
+    assert "caption new" in text and "caption old" not in text
+
+
+def test_a_large_page_links_its_last_pictures(done: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pretraining(done)
+    for name in ("crops", "neighbors"):
+        write_picture(folder, picture(name, name))
+    monkeypatch.setattr(render_pictures, "MAX_EMBEDDED_BYTES", len(picture("crops", "").jpeg or b"") + 1)
+    text, page = page_of(done)
+    assert text.count("<img ") == 1
+    (link,) = [link for link in page.links if link.endswith(".jpg")]
+    assert (done.reports / link).samefile(folder / "pictures" / "neighbors.jpg")
+
+
+def test_colors_of_a_map_stand_out_from_both_grounds() -> None:
+    """WCAG 2 AA asks graphics for a contrast of 3."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    style = (TEMPLATES / "style.css").read_text()
+    grounds = [luminance(color) for color in re.findall(r"--card: (#\w+)", style)]
+    assert len(grounds) == 2
+    for color in render_pictures.COLORS:
+        for ground in grounds:
+            dark, light = sorted((luminance(color), ground))
+            assert (light + 0.05) / (dark + 0.05) >= 3, color
+
+
+def test_curves_show_the_mean_and_where_a_training_collapses(done: Plan) -> None:
+    folder = pretraining(done)
+    ranges = {"loss": {"low": 3.9, "high": 4.1, "words": "the loss of <uniform> predictions"}}
+    (folder / "thresholds.json").write_text(json.dumps({"first_step": 500, "ranges": ranges}))
+    text, _ = page_of(done)
+    (band,) = re.findall(r'<rect class="danger" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"/>', text)
+    left, top, width, height = map(float, band)
+    assert 150 < left < 180 and left + width == 290, "from the middle of the training on"
+    assert top < 20 and 5 < height < 15
+    assert "alarm 3.9 to 4.1: the loss of &lt;uniform&gt; predictions" in text
+    (folder / "thresholds.json").write_text("{}")
+    assert '<rect class="danger"' not in page_of(done)[0]
+
+
+def test_smoothing_delays_nothing() -> None:
+    line = [(float(x), 3.0 * x) for x in range(101)]
+    assert np.allclose(svg.smooth(line)[2:-2], line[2:-2])
+    assert svg.smooth(line)[0] == (0, 3) and svg.smooth(line)[-1] == (100, 297), "the mean of the last three"
+    noise = [(x, y + (-1) ** int(x)) for x, y in line]
+    assert all(abs(y - 3 * x) < 0.21 for x, y in svg.smooth(noise)[2:-2]), "the mean of five"
+    assert svg.smooth(line[:10]) == line[:10] and svg.smooth([]) == [], "too few points for a mean"
+
+
+def test_a_band_that_is_far_away_leaves_the_curve_its_room() -> None:
+    curve = Series("s", [(0, 0.0), (10, 1e-7)])
+    assert svg.draw_chart([curve], band=Band(0.02, None, 0, "far")).band is None
+    drawn = svg.draw_chart([Series("s", [(0, 0.0), (10, 1.0)])], band=Band(None, 0.1, 20, "later")).band
+    assert drawn is None, "the detector begins after the last step"
 
 
 def test_a_quoted_number_says_whose_it_is(checkout: Path) -> None:

@@ -1,0 +1,1 @@
+"""Pictures of what a pretraining has learned: nearest neighbors, an atlas of prototypes, a map of features."""
