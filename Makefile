@@ -8,6 +8,7 @@ SEEDS ?=#            number of seeds of each run (default 1; record-baseline: 20
 FROM ?=#             scratch: train (default); released: evaluate public weights
 CHECKPOINT ?=#       what to evaluate or to export: run_id of a pretraining, a file, or released:NAME (fetch-weights lists them)
 OVERRIDES ?=#        overrides of the config of pretrain-* or evaluate-*, e.g. "batch_size=128 seed=3"
+ONLY_NEW ?=#         1: record-golden leaves what is recorded as it is, unrepeated
 SAME_SEED ?=#        1: record-baseline adds only what the first seed's untrained trunks give under all arithmetic here
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
@@ -192,7 +193,7 @@ record-baseline: setup ## run a scale's tables over several seeds and record the
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) $(if $(SAME_SEED),--same-seed) -- $(TABLES)
 
 record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
-	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES))
+	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES)) $(if $(ONLY_NEW),--only-new)
 
 lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb also upgrades wandb
 	set -e; for name in build run nvcc dev; do .venv/bin/uv pip compile --quiet --generate-hashes --allow-unsafe \

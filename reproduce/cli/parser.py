@@ -161,6 +161,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
             )
         else:
             sub.add_argument("--allow-dirty", action="store_true", help="record from uncommitted code, and mark it")
+            sub.add_argument("--only-new", action="store_true", help="leave what is recorded as it is, unrepeated")
         sub.set_defaults(command=command)
 
 

@@ -108,7 +108,7 @@ def record_golden_steps(options: argparse.Namespace) -> int:
     from reproduce.harness.preflight.record import record
 
     record_baseline.refuse_dirty(options.allow_dirty)
-    print(f"recorded: {record(options.scale, options.cores, _say)}")
+    print(f"recorded: {record(options.scale, options.cores, _say, options.only_new)}")
     return 0
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +34,10 @@ OF_REHEARSALS_ONLY = ("state of", "metric")
 """Beginnings of what a rehearsal has after its last step, which is not that of a run."""
 
 
-def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
+def record(scale: str, num_processes: int, say: Callable[[str], None], only_new: bool = False) -> Path:
     """Record the first steps of a scale; return the file. Raises `UserError` if a rehearsal fails.
 
+    With `only_new`, rehearsals that are recorded are not repeated, and their entries stay as they are.
     After an interruption, or a change of the rule for tolerances, settings that are done are not done again.
     """
     observed: dict[str, list[Values]] = {}
@@ -45,6 +46,9 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
     planned = rehearsals(scale, generate_images(scale), RECORDED_PRECISIONS[scale])
     runs = runs_of_tables(scale) if scale == "smoke" else []
     planned += runs
+    every_name = {each.name for each in planned}
+    if only_new:
+        planned = _unrecorded(planned, scale)
     for setting in settings:
         last = _run(planned, setting, scale, num_processes)
         for name, content in last.items():
@@ -65,7 +69,9 @@ def record(scale: str, num_processes: int, say: Callable[[str], None]) -> Path:
     found = measured(observed, precisions)
     all_of = {each.name: _golden(each, *found[each.name]) for each in planned if each.name in found}
     content = _with_what_stands(
-        GoldenFile(recorded, {name: each for name, each in all_of.items() if each.values}), scale
+        GoldenFile(recorded, {name: each for name, each in all_of.items() if each.values}),
+        scale,
+        every_name if only_new else set(),
     )
     recorded["held_out"] = {
         setting.name: _try(content, _run(planned, setting, scale, num_processes), say)
@@ -97,22 +103,46 @@ def _golden(rehearsal: Rehearsal, values: dict[str, list[float]], tolerances: di
     return recorded.restricted_to(name for name in values if not name.startswith(OF_REHEARSALS_ONLY))
 
 
-def _with_what_stands(content: GoldenFile, scale: str) -> GoldenFile:
-    """Keep the earlier entries that this machine's numbers agree with: their tolerances know other arithmetic, too."""
+def _unrecorded(planned: list[Rehearsal], scale: str) -> list[Rehearsal]:
+    """Return the rehearsals that are not recorded or have changed, after the first, which makes the trunk."""
+    known = _entries(scale)
+    left = [each for each in planned[1:] if not _is_of(known.get(each.name), each)]
+    if not left:
+        raise UserError(f"every rehearsal of scale {scale} is recorded: make record-golden repeats all")
+    return [planned[0], *left]
+
+
+def _entries(scale: str) -> dict[str, Golden]:
+    recorded = golden.load(scale).rehearsals if golden.path(scale).exists() else {}
+    return {**recorded, **golden.load_runs(scale)}
+
+
+def _is_of(known: Golden | None, asked: Rehearsal | Golden) -> bool:
+    return known is not None and (known.recipes, known.overrides) == (asked.recipes, asked.overrides)
+
+
+def _with_what_stands(content: GoldenFile, scale: str, not_repeated: Collection[str] = ()) -> GoldenFile:
+    """Keep the earlier entries that this machine's numbers agree with: their tolerances know other arithmetic, too.
+
+    Those that are named as `not_repeated` stand if they have no numbers of this machine.
+    """
     if not golden.path(scale).exists():
         return content
     earlier = golden.load(scale)
+    new = content.rehearsals
     standing = {
         name: known
-        for name, known in {**earlier.rehearsals, **golden.load_runs(scale)}.items()
-        if (new := content.rehearsals.get(name))
-        and (new.recipes, new.overrides) == (known.recipes, known.overrides)
-        and not golden.compare(new.values, known).differences
+        for name, known in _entries(scale).items()
+        if (name in not_repeated and name not in new)
+        or (name in new and _is_of(known, new[name]) and not golden.compare(new[name].values, known).differences)
     }
     if standing:
         whence = {key: earlier.recorded[key] for key in ("commit", "date", "hardware", "settings")}
         before = earlier.recorded.get("earlier", [])
-        content.recorded["earlier"] = [*before, {**whence, "entries_that_stand": len(standing)}]
+        content.recorded["earlier"] = [
+            *before,
+            {**whence, "entries_that_stand": len(standing), **({"repeated": False} if not_repeated else {})},
+        ]
     return GoldenFile(content.recorded, {**content.rehearsals, **standing})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reproduce import rehearse
+from reproduce.errors import UserError
 from reproduce.harness import revision
 from reproduce.harness.arithmetics import Setting
 from reproduce.harness.execute import slurm
@@ -231,3 +232,26 @@ def test_earlier_entries_that_this_machine_agrees_with_stand(tmp_path: Path, mon
     assert found.recorded == {"hardware": "this", "earlier": [{**header, "entries_that_stand": 1}]}
     record.write(golden.path("smoke"), found)
     assert golden.load("smoke").rehearsals["near"] == before["near"]
+
+
+def test_only_what_is_not_recorded_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry whose overrides have changed is; one that nobody plans any more goes."""
+    monkeypatch.setattr(tables, "TABLES_DIR", tmp_path)
+    header = {"commit": "a", "date": "before", "hardware": "other", "settings": ["native"]}
+    planned = [Rehearsal(name, "pretrain", {}, recipes=[name], overrides=["x=1"]) for name in ("trunk", "a", "b", "c")]
+
+    def entry(each: Rehearsal, *overrides: str) -> Golden:
+        return Golden(each.recipes, [*(overrides or each.overrides)], {"loss": [1]}, {"loss": [0.1]})
+
+    _, a, b, c = planned
+    assert record._unrecorded(planned, "smoke") == planned
+    before = {"a": entry(a), "b": entry(b, "x=2"), "gone": entry(a)}
+    record.write(golden.path("smoke"), GoldenFile(header, before))
+    assert [each.name for each in record._unrecorded(planned, "smoke")] == ["trunk", "b", "c"]
+    new = {"b": entry(b), "c": entry(c)}
+    found = record._with_what_stands(GoldenFile({}, new), "smoke", {each.name for each in planned})
+    assert found.rehearsals == {**new, "a": before["a"]}
+    assert found.recorded["earlier"] == [{**header, "entries_that_stand": 1, "repeated": False}]
+    record.write(golden.path("smoke"), GoldenFile(header, {**new, "a": before["a"]}))
+    with pytest.raises(UserError, match="every rehearsal of scale smoke is recorded"):
+        record._unrecorded(planned, "smoke")
