@@ -135,7 +135,17 @@ def test_killed_many_times_equals_uninterrupted_to_the_bit(
     (result,) = tmp_path.glob("smoke/*/result.json")
     assert read_json(result)["num_attempts"] == num_kills + 1
     left = {path.name for path in result.parent.iterdir()}
-    assert left == {".lock", "attempts.json", "checkpoint.pt", "config.yaml", "metrics.jsonl", "result.json"}
+    files = {
+        ".lock",
+        "attempts.json",
+        "checkpoint.pt",
+        "config.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "thresholds.json",
+    }
+    assert left == {*files, "pictures"}
+    assert {path.name for path in (result.parent / "pictures").iterdir()} == {"crops.jpg", "crops.json"}
 
 
 def test_killed_data_loader_worker_is_named(

@@ -56,7 +56,7 @@ class Run:
         """What this run adds to the provenance of its result."""
         self._tracker: Tracker | NoTracker = NoTracker()
         if self.origin:
-            for unfinished in self.folder.glob(".*.*"):
+            for unfinished in [*self.folder.glob(".*.*"), *self.folder.glob(f"{run_images.PICTURES}/.*.*")]:
                 unfinished.unlink()  # left by a kill during a write
             self.attempts.begin(self.origin.code.summary())
             write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
