@@ -33,6 +33,8 @@ OS_ERROR_HINTS = {
     errno.EROFS: ("its file system is read-only", FIX_PERMISSIONS),
     errno.ENOTDIR: ("there is a file where a folder should be", MOVE_IT),
     errno.EEXIST: ("there is a file where a folder should be", MOVE_IT),
+    errno.ENAMETOOLONG: ("its name is too long", "give it a shorter one"),
+    errno.ELOOP: ("its links lead in a circle", "mend them"),
     errno.EISDIR: ("there is a folder where a file should be", MOVE_IT),
 }
 """Problem and remedy of each system error that the user can fix."""

@@ -6,14 +6,17 @@ more than a file can hold, and nesting that no file of ours has.
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 import yaml
 
 MAX_BYTES = 50_000_000
 MAX_DEPTH = 100
-MAX_VALUES = 1_000_000
-"""Values of a file, with each alias counted as what it stands for."""
+MAX_VALUES = 200_000
+"""Values of a YAML file, with each alias counted as what it stands for. Reading so many takes seconds."""
+MAX_EVENTS = 2 * MAX_VALUES
+"""A value is one event of the parser, a list or a mapping two."""
 MAX_DIGITS = 308
 """Digits of a whole number: a float holds no more."""
 
@@ -45,7 +48,7 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except (RecursionError, OverflowError, TypeError, AttributeError, KeyError) as error:  # of PyYAML's constructors
+    except (RecursionError, OverflowError, TypeError, AttributeError, LookupError) as error:  # of PyYAML's constructors
         raise ValueError(f"a value can't be read ({error})") from error
 
 
@@ -61,7 +64,11 @@ class _Loader(yaml.CSafeLoader):
                     line = key_node.start_mark.line + 1
                     raise ValueError(f"the key {key_node.value!r} stands twice, again in line {line}")
                 seen.add(key_node.value)
-        return dict(super().construct_mapping(node, deep))
+        found = dict(super().construct_mapping(node, deep))
+        merged = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
+        if not merged and len(found) < len(seen):  # 1 and 0x1, yes and true: spelled otherwise, and the same
+            raise ValueError(f"a key of the mapping in line {node.start_mark.line + 1} stands twice, spelled otherwise")
+        return found
 
     def construct_yaml_float(self, node: Any) -> float:
         """Return a finite number."""
@@ -87,7 +94,9 @@ def _check_size(text: str) -> None:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+        if number > MAX_EVENTS:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ValueError("it is nested too deeply")
@@ -113,8 +122,8 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
     return found
 
 

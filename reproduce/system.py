@@ -42,6 +42,15 @@ NOT_RUN_CODE = (
 already."""
 
 
+OTHER_REPOSITORY = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+    *("GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_REPLACE_REF_BASE"),
+)
+"""Variables by which git answers for another repository, as in a hook of one."""
+SHOW_EVERYTHING = ("-c", "status.showUntrackedFiles=normal", "-c", "core.excludesFile=")
+"""A user's own settings hide no new file of the code."""
+
+
 def git(*arguments: str) -> str:
     """Run git in the checkout and return its output, or an empty string if git fails or there is no commit.
 
@@ -55,14 +64,21 @@ def git_problem() -> str:
 
     "" also if the checkout is no git repository, as in an image.
     """
-    return _ask_git("status", "--porcelain", "--untracked-files=no")[1] if (REPO_ROOT / ".git").exists() else ""
+    if not (REPO_ROOT / ".git").exists():
+        return ""
+    marked, problem = _ask_git("ls-files", "-v")
+    hidden = [line[2:] for line in marked.splitlines() if line[0].islower() or line[0] == "S"]
+    if there := [name for name in hidden if (REPO_ROOT / name).exists()]:  # a sparse checkout lacks what it skips
+        return f"changes of {there[0]} are hidden from git: git update-index --no-assume-unchanged --no-skip-worktree"
+    return problem
 
 
 def _ask_git(*arguments: str) -> tuple[str, str]:
     """Run git in the checkout; return its output, and the first line of its error if it fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(REPO_ROOT), *arguments],
+            ["git", *SHOW_EVERYTHING, "-C", str(REPO_ROOT), *arguments],
+            env={name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY},
             capture_output=True,
             text=True,
             errors="replace",

@@ -23,19 +23,19 @@ MAX_SEEDS = 1000
 def plan_of(options: argparse.Namespace) -> Plan:
     """Build the plan of a command's tables. Raises `UserError` for an option that no plan can have."""
     _check_numbers(options)
-    return plan_file.planned(Request(_table_names(options), options.scale, **request_flags(options)))
+    return plan_file.planned(Request(table_names(options), options.scale, **request_flags(options)))
 
 
 def plan_to_judge(options: argparse.Namespace) -> Plan:
     """Return the plan that was written last, and print how the request differs from it."""
     _check_numbers(options)
-    plan, difference = plan_file.plan_to_judge(_table_names(options), options.scale, request_flags(options))
+    plan, difference = plan_file.plan_to_judge(table_names(options), options.scale, request_flags(options))
     if difference:
         print(f"note: {difference}")
     return plan
 
 
-def _table_names(options: argparse.Namespace) -> tuple[str, ...]:
+def table_names(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the tables that are asked for; `all` stands for every table of the scale, and the claims."""
     every = (*tables.names(options.scale), claims.TARGET) if EVERY_TABLE in options.tables else ()
     return tuple(dict.fromkeys([*every, *(name for name in options.tables if name != EVERY_TABLE)]))

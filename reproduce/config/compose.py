@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from reproduce.config import RunKind
 from reproduce.config.quoting import quote_paths
-from reproduce.config.schema import DataCatalog  # importing it registers the schemas with Hydra
+from reproduce.config.schema import SCHEMAS, DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
 from reproduce.parsing import parse_yaml
@@ -52,6 +52,7 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
         cfg.scale = OmegaConf.select(cfg, "scale.name")  # its table has been resolved into the sections that runs read
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_format_error(kind, overrides, error)) from error
+    _check_top_level(kind, cfg)
     if not OmegaConf.is_dict(cfg.dataset):
         raise UserError(
             f"config dataset: {cfg.dataset!r} is no data set: write ${{data.imagenet}}, or another of data's"
@@ -61,6 +62,15 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
         raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")
     check_values(cfg)
     return cfg
+
+
+def _check_top_level(kind: RunKind, cfg: DictConfig) -> None:
+    """Raise `UserError` for a key that no run reads (+KEY), and for one that every run needs (~KEY)."""
+    known = [field.name for field in dataclasses.fields(SCHEMAS[kind])]
+    if unknown := [str(key) for key in cfg if key not in known]:
+        raise UserError(f"there is no config key {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
+    if gone := [key for key in known if key not in cfg]:
+        raise UserError(f"every run needs the config key {gone[0]!r}: leave out ~{gone[0]}")
 
 
 def compose_unresolved(kind: RunKind, overrides: list[str]) -> DictConfig:

@@ -326,5 +326,7 @@ class Evaluate:
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
 
 
-for _name, _schema in {"pretrain_schema": Pretrain, "evaluate_schema": Evaluate, "measure_schema": Measure}.items():
-    ConfigStore.instance().store(name=_name, node=_schema)
+SCHEMAS: dict[str, type] = {"pretrain": Pretrain, "evaluate": Evaluate, "measure": Measure}
+"""By the kind of run."""
+for _kind, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_kind}_schema", node=_schema)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ def _schema_errors(result: dict[str, Any]) -> Iterator[str]:
     for key, value in numbers.items():
         if not _is_number(value):
             yield f"{key} is {json.dumps(value)}, not a number"
+        elif key.startswith("counts.") and (value < 0 or value != int(value)):
+            yield f"{key} is {json.dumps(value)}, not a count"
+    if isinstance(whole["provenance"], dict):
+        yield from _provenance_errors(whole["provenance"])
+    if not _is_texts(result.get("parents", [])):
+        yield "parents is no list of texts"
     first_steps = result.get("first_steps", {})
     if not isinstance(first_steps, dict):
         yield "first_steps has no keys"
@@ -65,6 +71,30 @@ def _schema_errors(result: dict[str, Any]) -> Iterator[str]:
         for quantity, series in first_steps.items():
             if not isinstance(series, list) or not all(map(_is_number, series)):
                 yield f"first_steps.{quantity} is no list of numbers"
+
+
+def _provenance_errors(provenance: dict[str, Any]) -> Iterator[str]:
+    for key, (fits, words) in FORMS.items():
+        if provenance.get(key) is not None and not fits(provenance[key]):
+            yield f"provenance.{key} is {json.dumps(provenance[key])[:60]}, not {words}"
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value == value.strip().lower()
+
+
+FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "git_commit": (lambda value: isinstance(value, str) and value.isprintable() and len(value) < 100, "a commit"),
+    "arithmetic": (lambda value: isinstance(value, dict), "settings by name"),
+    "checkpoint_sha256": (_is_digest, "a SHA-256 in lower case"),
+    "code_changed": (_is_texts, "a list of files"),
+    "hardware": (lambda value: isinstance(value, str), "a text"),
+}
+"""Forms of entries of a result's provenance, where they are there."""
 
 
 def _is_number(value: Any) -> bool:

@@ -42,6 +42,8 @@ def run_code_fingerprint(commit: str) -> str:
 
     Comments, docstrings and formatting are no code.
     """
+    if not COMMIT.fullmatch(commit):
+        return commit
     lines = git("ls-tree", "-r", "--full-tree", "--end-of-options", commit, *RUN_CODE).splitlines()
     entries = [(line.split()[2], line.partition("\t")[2]) for line in lines]
     run_code = [

@@ -10,6 +10,7 @@ import pytest
 
 from models.zoo import entries
 from reproduce.cli.parser import build_parser
+from reproduce.cli.requests import table_names
 from reproduce.config.compose import group_options
 from reproduce.harness.spec import claims, tables
 from reproduce.system import REPO_ROOT
@@ -65,7 +66,7 @@ def test_a_quoted_command_names_what_exists(page: str, command: str, dry_runs: d
     variables = re.findall(r"^([A-Z_]+) [?]=", (REPO_ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\s([A-Z_]+)=", command)) <= {*variables, "UPGRADE"}
     for options in as_parsed(out):
-        for name in getattr(options, "tables", []):
+        for name in table_names(options) if "tables" in options else ():
             assert name == claims.TARGET or name in tables.names(options.scale)
         if "group" in options:
             assert options.choice in group_options(options.group)

@@ -13,6 +13,7 @@ from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from reproduce.config import RunKind
 from reproduce.config.quoting import hydra_quote
+from reproduce.config.validate import MAX_SEED
 from reproduce.harness.plan.config_cache import ConfigCache
 from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
@@ -22,7 +23,7 @@ from reproduce.system import REPO_ROOT
 
 RUN_ENDINGS = ("result.json", "failure.json")
 """The files of which a run that has ended leaves one."""
-RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-[0-9a-f]{10}")
+RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)-[0-9a-f]{10}")
 
 
 def build_plan(request: Request) -> Plan:
@@ -49,7 +50,7 @@ def plan_for_other_seeds(plan: Plan) -> Plan | None:
     left = {path.parent for home in homes for path in home.glob("*/*.json") if path.name in RUN_ENDINGS}
     others = [folder.name for folder in left if folder.name not in plan.runs]
     runs = [found for name in others if (found := RUN_ID.fullmatch(name)) and found["name"] in names]
-    seeds = {int(found["seed"]) for found in runs} - set(plan.request.seeds)
+    seeds = {seed for found in runs if (seed := int(found["seed"])) <= MAX_SEED} - set(plan.request.seeds)
     return plan_for_seeds(plan, tuple(sorted(seeds))) if seeds else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.config import RunKind
+from reproduce.errors import UserError
 from reproduce.harness import results
 from reproduce.harness.plan.workload import Workload
 from reproduce.harness.spec import claims, tables
@@ -105,7 +106,18 @@ class Run:
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the run's result, or None if there is none yet. Raises `UserError` as `results.load` does."""
-        return results.load(self.result, self.run_id) if self.result.exists() else None
+        if not self.result.exists():
+            return None
+        result = results.load(self.result, self.run_id)
+        own: dict[str, Any] = {"kind": self.kind, "scale": Path(self.folder).parent.name}
+        own |= {"parents": self.parents} if self.parents else {}  # a run planned by itself does not know them
+        for key, wanted in own.items():
+            if result.get(key, wanted) != wanted:
+                raise UserError(
+                    f"{self.result} is called the result of {self.run_id}, but its {key} is {result[key]}; delete it "
+                    "and run the same command again"
+                )
+        return result
 
     def metrics_text(self) -> str:
         """Return the metrics of the run's result as text, such as "knn20 67.24, knn200 67.22"."""

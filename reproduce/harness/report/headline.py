@@ -33,6 +33,8 @@ def _first_steps(tables: Sequence[Mapping[str, Any]]) -> str:
     equal = f"{len(labels.get('equal', []))} of {len(runs)} runs take the recorded first steps"
     different = labels.get("different", [])
     others = [f"different: {len(different)} ({'; '.join(different)})"] if different else []
+    if of_gpu := labels.get("input equal"):
+        others.append(f"on a GPU, where only input and rates are compared: {len(of_gpu)}")
     others += [f"not recorded: {len(labels['not recorded'])}"] if "not recorded" in labels else []
     others += [f"results without: {len(labels['not kept'])}"] if "not kept" in labels else []
     return ", ".join([equal, *others])

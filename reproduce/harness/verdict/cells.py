@@ -117,13 +117,13 @@ def _require_spread(found: SeedResults, cell: CellVerdict) -> CellVerdict:
 
 
 def _require_possible(cell: Cell, column: Column, found: SeedResults) -> None:
-    """Raise `UserError` if a column of percentages has a number that is none: it would be called better, or worse."""
-    if not column.unit.endswith("%"):
-        return
+    """Raise `UserError` for a number that nothing can measure: it would be called better, or worse."""
+    percent = column.unit.endswith("%")
     for seed, value in found.values.items():
-        if not 0 <= value <= 100:
+        if not (0 <= value <= 100 if percent else value > 0):
+            what = "no percentage" if percent else "not more than zero"
             raise UserError(
-                f"{found.runs[seed].result} has {cell.metric} {value}, which is no percentage: correct the evaluation "
+                f"{found.runs[seed].result} has {cell.metric} {value}, which is {what}: correct the evaluation "
                 "or the table's unit, delete that file and run the same command again"
             )
 

@@ -6,11 +6,14 @@ from typing import Any
 
 from reproduce.harness import revision
 from reproduce.harness.plan import cost_facts
+from reproduce.harness.plan.cost import GPU_HARDWARE
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import HASHES, valid_result
+from reproduce.harness.spec import golden
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """Clocks of two machines may differ by so much."""
+MAX_LETTERS = 500
 WRONG_TIME = "a clock is wrong, or the file was edited"
 
 Done = Sequence[tuple[Run, Mapping[str, Any]]]
@@ -20,7 +23,14 @@ Done = Sequence[tuple[Run, Mapping[str, Any]]]
 def doubts(plan: Plan, runs: Iterable[Run]) -> list[str]:
     """Return a sentence, without its full stop, for each doubt about the valid results of some of a plan's runs."""
     done = [(run, result) for run in runs if (result := valid_result(plan, run))]
-    return [*_of_code(done), *_of_machines(done), *_of_images(done), *_of_clocks(done)]
+    return [_plain(each) for each in (*_of_code(done), *_of_machines(done), *_of_images(done), *_of_clocks(done))]
+
+
+def _plain(doubt: str) -> str:
+    """Return a doubt without what an entry of a result could forge: lines, rows of tables, a terminal's commands."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in doubt)
+    text = " ".join(printable.split()).replace("|", "/")
+    return text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]}..."
 
 
 def of_recording(header: Mapping[str, Any]) -> list[str]:
@@ -51,6 +61,10 @@ def _of_code(done: Done) -> Iterator[str]:
 
 
 def _of_machines(done: Done) -> Iterator[str]:
+    for run, result in done:
+        arithmetic, hardware = (_provenance(result).get(key) for key in ("arithmetic", "hardware"))
+        if arithmetic and golden.is_of_gpu(arithmetic) and hardware and not GPU_HARDWARE.fullmatch(hardware):
+            yield f"{run.label} has a GPU's arithmetic, but ran on {hardware}"
     for name, of_seeds in _by_seeds(done).items():
         hardware = sorted({str(_provenance(each)["hardware"]) for each in of_seeds if "hardware" in _provenance(each)})
         if len(hardware) > 1:

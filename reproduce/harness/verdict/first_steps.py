@@ -19,20 +19,22 @@ class RunSteps:
     label: str
     recorded: bool
     comparison: Comparison | None
+    input_only: bool = False
+    """Whether it ran on a GPU, where only the input and the rates are compared."""
 
     @property
-    def state(self) -> Literal["equal", "different", "not recorded", "not kept"]:
+    def state(self) -> Literal["equal", "different", "not recorded", "not kept", "input equal"]:
         """Whether the run took its recorded first steps, or why that is not known."""
         if not self.recorded:
             return "not recorded"
         if self.comparison is None:
             return "not kept"
-        return "different" if self.comparison.differences else "equal"
+        return "different" if self.comparison.differences else "input equal" if self.input_only else "equal"
 
     @property
     def equal(self) -> bool:
-        """Whether the run took its recorded first steps."""
-        return self.comparison is not None and not self.comparison.differences
+        """Whether the run took its recorded first steps, as far as they do not depend on a trained trunk."""
+        return self.state == "equal"
 
     @property
     def different(self) -> bool:
@@ -64,10 +66,13 @@ class FirstStepsCheck:
             if (result := valid_result(plan, run)) is None:
                 continue
             expected, values = recorded.get(run.run_id), result.get("first_steps")
-            if expected and golden.is_of_gpu(result.get("provenance", {}).get("arithmetic", {})):
+            on_gpu = golden.is_of_gpu(result.get("provenance", {}).get("arithmetic") or {})
+            if expected and on_gpu:
                 expected = golden.free_of_arithmetic(expected)
             comparison = None if expected is None or values is None else golden.compare_recorded(values, expected)
-            runs[run.run_id] = RunSteps(run.label, expected is not None, comparison)
+            if comparison and not comparison.num_compared and not comparison.differences:
+                expected = comparison = None  # of a GPU, and nothing that is recorded is free of arithmetic
+            runs[run.run_id] = RunSteps(run.label, expected is not None, comparison, on_gpu)
         return cls(plan, bool(recorded), runs)
 
     def notes(self, run_ids: Iterable[str]) -> tuple[Note, ...]:
@@ -81,7 +86,8 @@ class FirstStepsCheck:
         if len(equal) < len(behind):
             not_recorded = tuple(run.label for run in behind if not run.recorded)
             not_kept = tuple(run.label for run in behind if run.not_kept)
-            return (notes.FirstStepsNotCompared(not_recorded, not_kept, len(equal)),)
+            input_only = tuple(run.label for run in behind if run.state == "input equal")
+            return (notes.FirstStepsNotCompared(not_recorded, not_kept, len(equal), input_only),)
         num_numbers = sum(comparison.num_compared for comparison in equal if comparison)
         return (notes.SameFirstSteps(len(equal), num_numbers),) if equal else ()
 
@@ -107,6 +113,8 @@ class FirstStepsCheck:
         parts = [f"{sum(run.equal for run in runs)} of {len(runs)} runs take their recorded first steps"]
         if changed := [run.label for run in runs if run.different]:
             parts.append(f"different: {len(changed)} ({'; '.join(changed)})")
+        if num_input := sum(run.state == "input equal" for run in runs):
+            parts.append(f"on a GPU, where only input and rates are compared: {num_input}")
         if num_unknown := sum(not run.recorded for run in runs):
             parts.append(f"not recorded: {num_unknown}")
         if num_not_kept := sum(run.not_kept for run in runs):

@@ -420,6 +420,8 @@ class FirstStepsNotCompared(Note):
     not_kept: tuple[str, ...]
     num_equal: int
     """Runs behind the number that took their recorded first steps."""
+    input_only: tuple[str, ...] = ()
+    """Runs on a GPU, whose input and rates are the recorded ones."""
 
 
 @dataclass(frozen=True)

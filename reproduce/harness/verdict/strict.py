@@ -64,6 +64,8 @@ def _of_first_steps(plan: Plan) -> Iterator[str]:
     runs = FirstStepsCheck.of_plan(plan).runs.values()
     if not_kept := sum(run.not_kept for run in runs):
         yield f"{not_kept} of {len(runs)} results have no first steps to compare with the recorded ones"
+    if of_gpu := sum(run.state == "input equal" for run in runs):
+        yield f"{of_gpu} of {len(runs)} results are of a GPU: only their input and rates are compared with the recorded"
 
 
 def _of_code(plan: Plan, checked: Sequence[TableVerdict]) -> Iterator[str]:

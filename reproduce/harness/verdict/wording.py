@@ -291,6 +291,8 @@ def _first_steps_not_compared(note: notes.FirstStepsNotCompared) -> str:
         )
     if note.not_kept:
         reasons.append(f"results from before first steps were kept have none ({_some(note.not_kept)})")
+    if note.input_only:
+        reasons.append(f"on a GPU only the input and the rates are, and they are equal ({_some(note.input_only)})")
     equal = "; those of the other runs equal the recorded ones" if note.num_equal else ""
     return f"The recipe is not compared: {'; '.join(reasons)}{equal}"
 

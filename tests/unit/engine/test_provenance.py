@@ -150,16 +150,16 @@ def test_the_code_of_a_resumed_attempt_counts(checkout: Path, tmp_path: Path) ->
 
 
 def test_a_fork_counts_its_parents_pages_once() -> None:
-    """A process of 300 MB whose child writes nothing has a peak of little more than 300 MB beside its imports."""
+    """A child that writes nothing adds nothing to the peak of a process that holds 300 MB."""
     code = """
 import os
 from reproduce.engine.runs.provenance import peak_memory_gb
-before = peak_memory_gb()
 held = b"x" * 300_000_000
+before = peak_memory_gb()
 if not (child := os.fork()):
     os._exit(0)
 os.waitpid(child, 0)
-print(peak_memory_gb() - before)
+print(peak_memory_gb() / before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0.2 < float(done.stdout) < 0.4
+    assert 1 <= float(done.stdout) < 1.1
