@@ -45,7 +45,13 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     """Build the network that a method trains, with random initial weights.
 
     `config` is the method's config from `parse_config`; None builds a network without prototypes (method `none`).
+    Raises `UserError` for a network that no method trains.
     """
+    if sizes.architecture:
+        raise UserError(
+            f"network.architecture={sizes.architecture} is not trained here: its parameters are counted "
+            "(measurement=parameters); leave it out to train a ResNet"
+        )
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)
