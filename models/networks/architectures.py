@@ -11,13 +11,14 @@ from models.networks.revnet import RevNet
 from models.networks.trunk import Trunk
 from reproduce.errors import UserError, did_you_mean
 
-ARCHITECTURES: dict[str, Callable[[], Trunk]] = {
-    "amdim": AmdimEncoder,
-    "cmc_w2": CmcPair,
-    "efficientnet_b7": EfficientNetB7,
-    "resnet161": ResNet161,
-    "revnet50_w4": RevNet,
+ARCHITECTURES: dict[str, Callable[[float, Sequence[int]], Trunk]] = {
+    "amdim": lambda *_: AmdimEncoder(),
+    "cmc": CmcPair,
+    "efficientnet_b7": lambda *_: EfficientNetB7(),
+    "resnet161": lambda *_: ResNet161(),
+    "revnet50_w4": lambda *_: RevNet(),
 }
+"""What builds each, of a ResNet's width and blocks; most have one size."""
 
 
 def build_trunk(architecture: str | None, width: float, blocks: Sequence[int] = BLOCKS_R50) -> Trunk:
@@ -30,4 +31,4 @@ def build_trunk(architecture: str | None, width: float, blocks: Sequence[int] = 
     if architecture not in ARCHITECTURES:
         hint = did_you_mean(architecture, list(ARCHITECTURES))
         raise UserError(f"unknown network.architecture {architecture!r}: {hint}")
-    return ARCHITECTURES[architecture]()
+    return ARCHITECTURES[architecture](width, blocks)

@@ -41,6 +41,15 @@ class CmcPair(Trunk):
         self.register_buffer("mean", torch.zeros(3), persistent=False)
         self.register_buffer("std", torch.ones(3), persistent=False)
 
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether training keeps only the blocks' inputs, see `ResNet`; of both networks."""
+        return self.l_to_ab.activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, value: bool) -> None:
+        self.l_to_ab.activation_checkpointing = self.ab_to_l.activation_checkpointing = value
+
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics with which images come normalized; without it, they are RGB in [0, 1]."""
         self.mean.copy_(torch.tensor(list(mean)))

@@ -232,7 +232,7 @@ class Network:
     """Number of images that share BatchNorm statistics in training; None is the whole batch."""
     architecture: str | None = None
     """In place of the ResNet, another network of Table 2, a key of `models.networks.architectures.ARCHITECTURES`. Its
-    parameters are counted; it is not trained."""
+    parameters are counted; only CMC's pair is trained."""
 
 
 @dataclass
