@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
-from models.networks import heads, resnet
-from models.zoo import layouts, load, tensor_bundle
+from models.networks import amdim, cmc, efficientnet, heads, resnet, revnet, trunk
+from models.zoo import layouts, load, other_networks, tensor_bundle
 from reproduce.data.datasets import image_file
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import image_states_sha256, sha256_of_lines
@@ -45,6 +45,7 @@ FEATURE_BATCH_SIZE = 128
 """Images per forward pass without gradients; changes speed and memory, not features."""
 FINGERPRINTED_MODULES: tuple[ModuleType, ...] = (
     *(load, layouts, tensor_bundle, heads, resnet),
+    *(other_networks, amdim, cmc, efficientnet, revnet, trunk),
     *(image_file, center_crop, dataloader, precision, sys.modules[__name__]),
 )
 """The code that determines a feature. After a change to it, features are extracted again."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from evals.classifier import train_classifier
 from evals.context import CenterCropConfig, EvalContext
-from models.networks.resnet import ResNet
+from models.networks.trunk import Trunk
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import multistep_lr
@@ -59,7 +59,7 @@ class ProtocolConfig:
     center_crop: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
+def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Return top-1 and top-5 in percent of the last and of the best epoch; see `train_classifier`.
 
     Trunk and head have their own learning rates. BatchNorm uses the statistics of the whole batch, over all ranks.

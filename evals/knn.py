@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evals.context import CenterCropConfig, EvalContext
 from evals.features import extract_features
-from models.networks.resnet import ResNet
+from models.networks.trunk import Trunk
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 from reproduce.errors import UserError, did_you_mean
 
@@ -36,7 +36,7 @@ class ProtocolConfig:
     center_crop: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
+def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Return top-1 in percent for each number of neighbors, as `knn20`, `knn200`. The ranks share the queries.
 
     Raises `UserError` if the head's features are wanted of a checkpoint that has no head.

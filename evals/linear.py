@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from evals.classifier import train_classifier
 from evals.context import CenterCropConfig, EvalContext
-from models.networks.resnet import ResNet
+from models.networks.trunk import Trunk
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import epoch_cosine_lr, multistep_lr
 from reproduce.errors import UserError, did_you_mean
@@ -61,7 +61,7 @@ class LinearProbe(nn.Module):
         return self.classifier(features)
 
 
-def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
+def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Return top-1 and top-5 in percent of the last and of the best epoch; see `train_classifier`."""
     if protocol.schedule not in SCHEDULES:
         hint = did_you_mean(protocol.schedule, SCHEDULES)

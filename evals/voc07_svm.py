@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 from evals.context import CenterCropConfig, EvalContext
 from evals.features import extract_features
-from models.networks.resnet import ResNet
+from models.networks.trunk import Trunk
 from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_labels
 from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
 from reproduce.engine.distributed.processes import process_map
@@ -36,7 +36,7 @@ class ProtocolConfig:
     center_crop: CenterCropConfig
 
 
-def evaluate(trunk: ResNet, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
+def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> dict[str, float]:
     """Return `map`: the mean over the 20 classes of the all-point average precision on the test split, in percent.
 
     A difficult object counts as absent in training; in the test, images on which a class is only difficult are left out

@@ -5,7 +5,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from models.networks.cmc import CmcPair
 from models.networks.resnet import ResNet
+from models.networks.trunk import Trunk
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from models.zoo.load import load_projection_head, load_trunk
@@ -13,11 +15,12 @@ from reproduce.config.compose import CONF_DIR
 from reproduce.errors import Unavailable, UserError
 
 
-def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
+def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
     """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
-    if _is_released(cfg):
-        return _released_trunk(cfg)
-    return _path(cfg), load_trunk(_path(cfg), depth=cfg.depth)
+    path, trunk = _released_trunk(cfg) if _is_released(cfg) else (_path(cfg), load_trunk(_path(cfg), depth=cfg.depth))
+    if isinstance(trunk, CmcPair):
+        trunk.set_normalization(cfg.normalize.mean, cfg.normalize.std)
+    return path, trunk
 
 
 def load_checkpoint_head(cfg: DictConfig) -> nn.Sequential:
@@ -46,7 +49,7 @@ def _entry(cfg: DictConfig) -> ReleasedWeights:
     return entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX))
 
 
-def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
+def _released_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
     """Download and load a released trunk. Raises `UserError` first if it was trained on images prepared otherwise."""
     entry = _entry(cfg)
     accepted = {entry.normalize, "imagenet"} if entry.normalize == "swav" else {entry.normalize}
@@ -56,9 +59,12 @@ def _released_trunk(cfg: DictConfig) -> tuple[Path, ResNet]:
     if entry.interpolation and center_crop and center_crop.get("interpolation") != entry.interpolation:
         key = f"++protocol.center_crop.interpolation={entry.interpolation}"
         raise UserError(f"{cfg.checkpoint} was trained on images resized otherwise: add {key}")
+    if entry.center_crop and center_crop and any(center_crop[key] != size for key, size in entry.center_crop.items()):
+        keys = " ".join(f"protocol.center_crop.{key}={size}" for key, size in entry.center_crop.items())
+        raise UserError(f"{cfg.checkpoint} was trained on images of another size: add {keys}")
     path = entries.fetch(entry)
     trunk = load_trunk(path, entry.layout)
-    if trunk.num_features != 2048 * entry.width:
+    if isinstance(trunk, ResNet) and trunk.num_features != 2048 * entry.width:
         raise UserError(f"{path} is {trunk.num_features / 2048:g} times as wide as a ResNet-50, not {entry.width:g}")
     return path, trunk
 

@@ -32,6 +32,8 @@ def export_trunk(checkpoint: str, folder: Path, depth: int | None = None) -> Non
         trunk = load_trunk(entries.fetch(entry), entry.layout)
     else:
         trunk = load_trunk(Path(checkpoint), depth=depth)
+    if not isinstance(trunk, ResNet):
+        raise UserError(f"{checkpoint} is no ResNet, and only ResNets are exported: take the publisher's own file")
     tensors: dict[str, Tensor] = {name: value.detach().contiguous() for name, value in trunk.state_dict().items()}
     write_atomic(folder / SAFETENSORS, save(tensors, metadata={"format": "pt"}))
     content = io.BytesIO()

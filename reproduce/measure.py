@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.methods import registry
 from models.methods.base import PretrainTask
-from models.networks.resnet import resnet50
+from models.networks.architectures import build_trunk
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
@@ -89,10 +89,14 @@ class StepTimer:
 
 
 def count_parameters(cfg: DictConfig) -> dict[str, float]:
-    """Return the trunk's parameters in millions, as Table 2 counts them (B.2); none are allocated."""
+    """Return the trunk's parameters in millions, as Table 2 counts them (B.2); none are allocated.
+
+    A network that is not a ResNet (`network.architecture`) counts as `models.networks` builds it, with the classifier
+    if that is a part of it.
+    """
     to_dataclass(cfg.measurement, ParametersConfig, "measurement")
     with torch.device("meta"):
-        trunk = resnet50(cfg.network.width)
+        trunk = build_trunk(cfg.network.architecture, cfg.network.width)
     return {"params_millions": sum(weight.numel() for weight in trunk.parameters()) / 1e6}
 
 

@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from models.methods import registry
+from models.methods.cmc import CmcNet
 from models.methods.supervised import ClassifierNet
 from models.networks.heads import MultiCropNet
 from reproduce.config.schema import Network
@@ -37,10 +38,14 @@ def validate_runtime_options(cfg: DictConfig) -> None:
         raise UserError("cluster.activation_checkpointing does not work with cluster.compile_backend: use one of them")
 
 
-def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> MultiCropNet | ClassifierNet:
+def build_network(
+    cfg: DictConfig, method_config: Any = None, num_classes: int = 0
+) -> MultiCropNet | ClassifierNet | CmcNet:
     """Build the network with its seeded initial weights, on the device; `method_config` is None for method `none`."""
     torch.manual_seed(cfg.seed)
     net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
+    if isinstance(net, CmcNet):
+        net.set_normalization(cfg.normalize.mean, cfg.normalize.std)
     net = net.to(device()).to(memory_format=torch.channels_last)
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:

@@ -5,6 +5,7 @@ from typing import Any
 
 from models.methods.base import Method
 from models.methods.bownet import Bownet, BownetConfig, BownetNet
+from models.methods.cmc import Cmc, CmcConfig, CmcNet
 from models.methods.deepcluster import DeepCluster, DeepClusterConfig
 from models.methods.local_aggregation import LocalAggregation, LocalAggregationConfig
 from models.methods.moco import Moco, MocoConfig
@@ -27,6 +28,7 @@ BuildMethod = Callable[[Any, Any, int, int], Method]
 
 METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
     "bownet": (BownetConfig, Bownet),
+    "cmc": (CmcConfig, Cmc),
     "deepcluster_v2": (DeepClusterConfig, DeepCluster),
     "local_aggregation": (LocalAggregationConfig, LocalAggregation),
     "moco": (MocoConfig, Moco),
@@ -41,11 +43,19 @@ METHODS: dict[str, tuple[type[Any], BuildMethod]] = {
 }
 
 
-def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet | ClassifierNet:
+def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet | ClassifierNet | CmcNet:
     """Build the network that a method trains, with random initial weights.
 
     `config` is the method's config from `parse_config`; None builds a network without prototypes (method `none`).
+    Raises `UserError` for a network that no method trains.
     """
+    if isinstance(config, CmcConfig):
+        return CmcNet(sizes.width, sizes.embedding_dim, blocks_of_depth(sizes.depth))
+    if sizes.architecture:
+        raise UserError(
+            f"network.architecture={sizes.architecture} is not trained here: its parameters are counted "
+            "(measurement=parameters); leave it out to train a ResNet"
+        )
     blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
         return ClassifierNet(sizes.width, num_classes, blocks)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
+from models.networks.trunk import Trunk
 from reproduce.errors import UserError
 
 BLOCKS_R50 = (3, 4, 6, 3)
@@ -15,7 +16,7 @@ BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: BLOCKS_R50}
 need fewer."""
 
 
-class ResNet(nn.Module):
+class ResNet(Trunk):
     """Bottleneck ResNet without classifier: images `(N, 3, H, W)` to pooled features `(N, num_features)`.
 
     `width` multiplies all channels, so `num_features = 2048 * width`. Fractional widths serve the smoke scale; channels
@@ -25,20 +26,30 @@ class ResNet(nn.Module):
     start from Kaiming's fan-out normal. The released code pads its input by 1 and convolves with padding 2, which
     equals the padding of 3 here.
 
+    `in_channels` is the number of channels of an image, `stem_channels` that of the first convolution's output; None
+    takes it from the width, too.
+
     With `activation_checkpointing`, training keeps each block's input only and recomputes the rest in the backward.
     """
 
     activation_checkpointing = False
 
-    def __init__(self, width: float = 1, blocks: Sequence[int] = BLOCKS_R50) -> None:
+    def __init__(
+        self,
+        width: float = 1,
+        blocks: Sequence[int] = BLOCKS_R50,
+        in_channels: int = 3,
+        stem_channels: int | None = None,
+    ) -> None:
         super().__init__()
         base = max(4, round(64 * width / 4) * 4)
+        stem = stem_channels or base
         self.num_features = 8 * base * Bottleneck.expansion
-        self.conv1 = nn.Conv2d(3, base, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base)
+        self.conv1 = nn.Conv2d(in_channels, stem, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(base, base, blocks[0], stride=1)
+        self.layer1 = _stage(stem, base, blocks[0], stride=1)
         self.layer2 = _stage(4 * base, 2 * base, blocks[1], stride=2)
         self.layer3 = _stage(8 * base, 4 * base, blocks[2], stride=2)
         self.layer4 = _stage(16 * base, 8 * base, blocks[3], stride=2)

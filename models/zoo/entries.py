@@ -32,6 +32,7 @@ class ReleasedWeights:
     layout: str
     normalize: str
     interpolation: str | None
+    center_crop: dict[str, int] | None
     width: float
     table_rows: dict[str, str]
     status: str

@@ -24,8 +24,8 @@ def torchvision(content: Mapping[str, Any]) -> dict[str, Tensor]:
     The tensors may be nested in "model" or "state_dict", and the names may start with `module.`.
     """
     for wrapper in ("model", "state_dict"):
-        content = _unwrap(content, wrapper)
-    return _strip_prefix(r"module\.", content) or _strip_prefix("", content)
+        content = unwrap(content, wrapper)
+    return strip_prefix(r"module\.", content) or strip_prefix("", content)
 
 
 def moco(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def moco(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Their `fc` is the projection head: one linear layer, or two with a ReLU between them.
     """
-    tensors = _strip_prefix(r"module\.encoder_q\.", _unwrap(content, "state_dict"))
+    tensors = strip_prefix(r"module\.encoder_q\.", unwrap(content, "state_dict"))
     return {re.sub(r"^fc\.(\d\.)?", _moco_head_layer, name): value for name, value in tensors.items()}
 
 
@@ -47,8 +47,8 @@ def vissl(content: Mapping[str, Any]) -> dict[str, Tensor]:
     Weights that VISSL converted from others' files have the trunk alone, in `model_state_dict`.
     """
     for wrapper in ("model_state_dict", "classy_state_dict", "base_model", "model", "trunk"):
-        content = _unwrap(content, wrapper)
-    return _strip_prefix(r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\.", content)
+        content = unwrap(content, wrapper)
+    return strip_prefix(r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\.", content)
 
 
 def simclr_tensorflow(variables: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -99,12 +99,13 @@ def _simclr_build_order() -> Iterator[tuple[str, str]]:
                 yield f"{at}.conv{number}", f"{at}.bn{number}"
 
 
-def _unwrap(content: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
+def unwrap(content: Mapping[str, Any], wrapper: str) -> Mapping[str, Any]:
+    """Return the mapping that `content` has under this name, or `content` itself if there is none."""
     inner = content.get(wrapper)
     return inner if isinstance(inner, Mapping) else content
 
 
-def _strip_prefix(prefix: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors whose names match a prefix (a regular expression), with the prefix removed."""
     found = {name: re.match(prefix, name) for name, value in content.items() if isinstance(value, Tensor)}
     return {name[match.end() :]: content[name] for name, match in found.items() if match}

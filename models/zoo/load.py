@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from models.networks.heads import build_projection_head
 from models.networks.resnet import BLOCKS_R50, ResNet, blocks_of_depth
+from models.networks.trunk import Trunk
 from models.zoo import tensor_bundle
 from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
+from models.zoo.other_networks import OTHER_NETWORKS
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
@@ -36,18 +38,35 @@ HEAD = "projection_head."
 TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
-def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) -> ResNet:
-    """Load the trunk of a checkpoint in evaluation mode. The width follows from the tensors.
+def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) -> Trunk:
+    """Load the trunk of a checkpoint in evaluation mode. Its sizes follow from the tensors.
 
-    `layout` is a key of `models.zoo.layouts.LAYOUTS`; None tries all of them. Head and prototypes are ignored.
-    The trunk is a ResNet-50, or has `depth` layers.
+    `layout` is a key of `models.zoo.layouts.LAYOUTS` or of `models.zoo.other_networks.OTHER_NETWORKS`; None tries all
+    of them. Head and prototypes are ignored. A ResNet is a ResNet-50, or has `depth` layers.
 
     Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
-    would silently evaluate to chance), or if the network is deeper than a ResNet-50.
+    would silently evaluate to chance), or if there are more: the network is deeper than ours.
     """
     weights, layout = _read_tensors(path, layout)
+    if layout in OTHER_NETWORKS:
+        other = OTHER_NETWORKS[layout].build(weights)
+        _fill(other, weights, path, f"a network of layout {layout}")
+        return other.eval()
+    return load_resnet(path, weights, layout, depth)
+
+
+def load_resnet(path: Path, weights: Mapping[str, Tensor], layout: str, depth: int | None) -> ResNet:
+    """Build a ResNet from a checkpoint's tensors by our names, see `load_trunk`."""
     own = blocks_of_depth(depth)
     trunk = ResNet(weights["conv1.weight"].shape[0] / 64, own if _num_blocks(weights) == own else BLOCKS_R50)
+    _fill(trunk, {name: value for name, value in weights.items() if TRUNK_TENSOR.match(name)}, path, "a ResNet-50")
+    if LAYOUTS[layout] is simclr_tensorflow:
+        trunk.maxpool = SamePool(kernel_size=3, stride=2)
+    return trunk.eval()
+
+
+def _fill(trunk: Trunk, weights: Mapping[str, Tensor], path: Path, what: str) -> None:
+    """Copy a checkpoint's tensors into a trunk. Raises `UserError` unless all of both fit, see `load_trunk`."""
     expected = trunk.state_dict()
     fitting = {
         name: weights[name] for name in expected if name in weights and weights[name].shape == expected[name].shape
@@ -60,17 +79,13 @@ def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) 
             f"shape: {_abbreviate(missing)}"
         )
     # A deeper network has all tensors of a ResNet-50 and would be cut down to one.
-    unexpected = {name: None for name in weights if TRUNK_TENSOR.match(name) and name not in expected}
+    unexpected = {name: None for name in weights if name not in expected}
     if unexpected:
         raise UserError(
-            f"checkpoint {path} is not a ResNet-50; it has {len(unexpected)} unexpected tensors: "
-            f"{_abbreviate(unexpected)}"
+            f"checkpoint {path} is not {what}; it has {len(unexpected)} unexpected tensors: {_abbreviate(unexpected)}"
         )
     _require_finite(fitting, path)
     trunk.load_state_dict(fitting, strict=False)
-    if LAYOUTS[layout] is simclr_tensorflow:
-        trunk.maxpool = SamePool(kernel_size=3, stride=2)
-    return trunk.eval()
 
 
 def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -121,15 +136,17 @@ def _require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
 def _read_tensors(path: Path, layout: str | None) -> tuple[dict[str, Tensor], str]:
     """Return a checkpoint's tensors by our names, and its layout. Raises `UserError` if there is no trunk."""
     content = _read(path)
-    names = [layout] if layout else list(LAYOUTS)
-    found = {name: LAYOUTS[name](content) for name in names}
-    layout = next((name for name in names if "conv1.weight" in found[name]), None)
-    if layout is None:
-        raise UserError(
-            f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no 'conv1.weight' among "
-            f"{_abbreviate(content)}"
-        )
-    return found[layout], layout
+    layouts = LAYOUTS | {name: other.layout for name, other in OTHER_NETWORKS.items()}
+    markers = dict.fromkeys(LAYOUTS, "conv1.weight") | {name: other.marker for name, other in OTHER_NETWORKS.items()}
+    names = [layout] if layout else list(layouts)
+    for name in names:
+        found = layouts[name](content)
+        if markers[name] in found:
+            return found, name
+    raise UserError(
+        f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no "
+        f"{' or '.join(dict.fromkeys(repr(markers[name]) for name in names))} among {_abbreviate(content)}"
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:

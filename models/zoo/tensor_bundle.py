@@ -6,9 +6,11 @@ shape, shard and offset. It contains no code.
 
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +19,73 @@ from torch import Tensor
 
 from reproduce.errors import UserError
 
+ReadFile = Callable[[str], bytes]
+"""Returns the content of a file in an archive, by its name."""
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 FLOAT32 = 1
 """TensorFlow's number of the dtype; variables of other dtypes (step counters) are skipped."""
 READ_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, NotImplementedError),
     *(KeyError, ValueError, IndexError, OverflowError, MemoryError, RuntimeError),
 )
 """Errors that reading a damaged archive raises, depending on its bytes."""
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is a zip archive with a tensor bundle; False if its file list is damaged."""
+    """Return whether a file is an archive with a tensor bundle; False if its file list is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return bool(_indices(archive))
+        with _open(path) as (names, _):
+            return bool(_indices(names))
     except READ_ERRORS:
         return False
 
 
-def _indices(archive: zipfile.ZipFile) -> list[str]:
-    """Return the index files of training checkpoints; exported modules have the same variables under other names."""
-    return [name for name in archive.namelist() if re.search(r"(^|/)model\.ckpt[^/]*\.index$", name)]
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[list[str], ReadFile]]:
+    """Open a zip archive, or a `.tar.gz` as TensorFlow Hub has them: yield its files' names, and what reads one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield archive.namelist(), archive.read
+        return
+    with tarfile.open(path, "r:gz") as module:
+
+        def read(name: str) -> bytes:
+            file = module.extractfile(name)
+            if file is None:
+                raise ValueError(f"{name} is no file")
+            return file.read()
+
+        yield module.getnames(), read
+
+
+def _indices(names: list[str]) -> list[str]:
+    """Return the index files of training checkpoints, or those of exported modules if there are no others.
+
+    An archive with both has the same variables twice, under other names.
+    """
+    trained = [name for name in names if re.search(r"(^|/)model\.ckpt[^/]*\.index$", name)]
+    return trained or [name for name in names if re.search(r"(^|/)variables/variables\.index$", name)]
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read the float32 variables of the only bundle in a zip archive, by name, without unpacking it.
+    """Read the float32 variables of the only bundle in an archive, by name, without unpacking it.
 
     Raises `UserError` if the file is not such an archive, or damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            (index,) = _indices(archive)
-            return _read(archive, index)
+        with _open(path) as (names, read):
+            (index,) = _indices(names)
+            return _read(read, index)
     except READ_ERRORS as error:
         raise UserError(f"checkpoint {path} is not an intact archive of a TensorFlow checkpoint ({error})") from error
 
 
-def _read(archive: zipfile.ZipFile, index: str) -> dict[str, Tensor]:
-    entries = dict(_table(archive.read(index)))
+def _read(read: ReadFile, index: str) -> dict[str, Tensor]:
+    entries = dict(_table(read(index)))
     num_shards = _number(_message(entries.pop(b"")), 1)
     shards = [
-        archive.read(f"{index.removesuffix('.index')}.data-{shard:05d}-of-{num_shards:05d}")
-        for shard in range(num_shards)
+        read(f"{index.removesuffix('.index')}.data-{shard:05d}-of-{num_shards:05d}") for shard in range(num_shards)
     ]
     variables = {}
     for name, value in entries.items():

@@ -230,6 +230,9 @@ class Network:
     embedding_dim: int = 128
     batchnorm_group_size: int | None = None
     """Number of images that share BatchNorm statistics in training; None is the whole batch."""
+    architecture: str | None = None
+    """In place of the ResNet, another network of Table 2, a key of `models.networks.architectures.ARCHITECTURES`. Its
+    parameters are counted; only CMC's pair is trained."""
 
 
 @dataclass

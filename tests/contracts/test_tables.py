@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from models.networks.architectures import ARCHITECTURES
 from reproduce.config.compose import group_options
 from reproduce.harness.spec import canaries, tables
 
@@ -97,6 +98,7 @@ def test_a_table_names_what_exists(scale: str, name: str) -> None:
     table = tables.load(name, scale)
     named = {name for row in table.rows for name in (row.pretrain, row.network) if name}
     assert named <= set(group_options("experiment"))
+    assert {row.architecture for row in table.rows} - {None} <= ARCHITECTURES.keys()
     evaluations = {table.eval_of(row, key) for row in table.rows for key in table.columns}
     assert evaluations - {None} <= set(group_options("eval"))
     measurements = {column.measurement for column in table.columns.values() if column.measurement}

@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "pcl_v1_200ep": FEW_CLUSTERS,
     "npid_200ep": ("method.num_negatives=30",),
     "npid_pp_800ep": ("method.num_negatives=30",),
+    "cmc_w2_240ep": ("method.num_negatives=30",),
     "pirl_800ep": ("method.num_negatives=30",),
     "local_aggregation_200ep": FEW_NEIGHBORS,
     "bownet_305ep": FEW_WORDS,

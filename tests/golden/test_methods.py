@@ -35,6 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "warmup_epochs": 1, "num_kmeans_iterations": 5, "num_kmeans_restarts": 2, "resize_px": 46, "size_px": 40,
     },
     "npid": {"num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5},
+    "cmc": {"num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5},
     "pirl": {
         "num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
     },
@@ -49,7 +50,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"bownet": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "supervised": 1, "rotnet": 1}
+NUM_CROPS = {
+    "bownet": 1,
+    "cmc": 1,
+    "local_aggregation": 1,
+    "moco": 2,
+    "npid": 1,
+    "pcl": 2,
+    "supervised": 1,
+    "rotnet": 1,
+}
 """Of those that are drawn; else all four."""
 SIZES_PX = {"pirl": (40, 24, 24, 24)}
 """Where they are not two of 40 and two of 24."""

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from reproduce import measure
+from reproduce import measure, pretrain
 from reproduce.config.schema import Crops, View
 from reproduce.files import read_json
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Request
+from reproduce.harness.spec import tables
 from tests.runs import call
 
 SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data_root=/nowhere")
@@ -27,6 +28,19 @@ def measured(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) ->
 def test_parameters_are_the_trunks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("experiment=swav_w2_400ep", "measurement=parameters", "scale=paper")
     assert measured(monkeypatch, tmp_path, *asked)["metrics"] == {"params_millions": pytest.approx(93.9, abs=0.05)}
+
+
+def test_a_named_network_is_counted_and_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("experiment=random", "network.architecture=amdim")
+    result = measured(monkeypatch, tmp_path, *asked, "measurement=parameters", "scale=paper")
+    assert result["metrics"] == {"params_millions": pytest.approx(626.4, abs=0.05)}
+    status, said = call(pretrain.main, monkeypatch, *SMALL, *asked, f"paths.results={tmp_path}")
+    assert (status, "network.architecture=amdim is not trained here" in said) == (2, True)
+    status, said = call(
+        measure.main, monkeypatch, *SMALL, "experiment=random", "network.architecture=amdin",
+        "measurement=parameters", f"paths.results={tmp_path}",
+    )  # fmt: skip
+    assert (status, "unknown network.architecture 'amdin': did you mean 'amdim'" in said) == (2, True)
 
 
 def test_cost_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +67,7 @@ def test_measurements_run_without_data(monkeypatch: pytest.MonkeyPatch, tmp_path
     part = whole.restricted_to(lambda run: run.kind == "measure")
     assert {run.kind for run in part.runs.values()} == {"measure"}
     assert {cell.column for cell in part.cells} == {"params_millions"}
-    assert {cell.row for cell in part.cells} == {
-        *("MoCo, R50-w4", "SimCLR, R50-w4", "SwAV, R50-w2", "SwAV, R50-w4", "SwAV, R50-w5"),
-    }
+    assert [cell.row for cell in part.cells] == [row.label for row in tables.load("table2", "paper").rows]
     assert all(run.command()[2] == "reproduce.measure" for run in part.runs.values())
 
 

@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "moco": ("experiment=moco_v2_200ep", "method.queue_length=30"),
     "pcl": ("experiment=pcl_v1_200ep", *FEW_CLUSTERS),
     "npid": ("experiment=npid_200ep", "method.num_negatives=30"),
+    "cmc": ("experiment=cmc_w2_240ep", "method.num_negatives=30"),
     "pirl": ("experiment=pirl_800ep", "method.num_negatives=30"),
     "local_aggregation": ("experiment=local_aggregation_200ep", *FEW_NEIGHBORS),
     "bownet": ("experiment=bownet_305ep", *FEW_WORDS),

@@ -23,6 +23,8 @@ from reproduce.system import REPO_ROOT
 
 RUN_ENDINGS = ("result.json", "failure.json")
 """The files of which a run that has ended leaves one."""
+UNTRAINED = "random"
+"""The experiment that trains nothing: it has the other keys of a measurement of a network that no experiment has."""
 RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)-[0-9a-f]{10}")
 
 
@@ -89,7 +91,7 @@ def _trained_cells(builder: "_RunBuilder", table: Table) -> Iterator[Cell]:
     for row, key, experiment in table.reproducible_cells():
         column = table.columns[key]
         if column.measurement:
-            measured = builder.measurements_of(experiment, column.measurement)
+            measured = builder.measurements_of(experiment, column.measurement, row.architecture)
             yield Cell(table.table, row.label, key, experiment, column.measurement, column.metric, measured)
         else:
             runs_of = partial(builder.runs_of, experiment, table.eval_of(row, key) or "", column.num_runs)
@@ -163,8 +165,11 @@ def preprocessing_overrides(item: ReleasedWeights, evaluation: str) -> list[str]
     """
     overrides = [] if item.normalize == "swav" else [f"normalize={item.normalize}"]
     path = REPO_ROOT / "reproduce/conf/eval" / f"{evaluation}.yaml"
-    if item.interpolation and "center_crop" in yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["protocol"]:
+    protocol = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["protocol"]
+    if item.interpolation and "center_crop" in protocol:
         overrides.append(f"++protocol.center_crop.interpolation={item.interpolation}")
+    if item.center_crop and "center_crop" in protocol:
+        overrides += [f"protocol.center_crop.{key}={size}" for key, size in item.center_crop.items()]
     return overrides
 
 
@@ -203,9 +208,11 @@ class _RunBuilder:
             found[seed] = self.runs.setdefault(run.run_id, run).run_id
         return found
 
-    def measurements_of(self, experiment: str, measurement: str) -> dict[int, str]:
-        """Return the run ids of a measurement of an experiment's network, by seed."""
-        overrides = [f"experiment={experiment}", f"measurement={measurement}", f"name={measurement}_{experiment}"]
+    def measurements_of(self, network: str, measurement: str, architecture: str | None = None) -> dict[int, str]:
+        """Return the run ids of a measurement of a network, by seed: an experiment's, or one that has a name."""
+        experiment = UNTRAINED if architecture else network
+        overrides = [f"experiment={experiment}", f"measurement={measurement}", f"name={measurement}_{network}"]
+        overrides += [f"network.architecture={architecture}"] if architecture else []
         common = self.request.overrides()
         runs = {
             seed: self.configs.run("measure", [*overrides, *common, f"seed={seed}"], self.run_overrides)

@@ -52,6 +52,8 @@ PRECISIONS = {"smoke": ("fp64", "fp32"), "paper": ("fp32",)}
 show what is wrong with a machine's kernels. Trunks of full size are too slow in fp64."""
 RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", "bf16"), "paper": ("fp32",)}
 """What is recorded for each scale: what a preflight rehearses by default, and what PRECISION= may ask for."""
+NOT_REHEARSED = ("own_classifier",)
+"""Evaluations of networks that come with a classifier, which no run trains: there is none to rehearse with."""
 MIXED_PRECISION = ("swav", "simclr")
 """Methods whose recipes have mixed precision, in which bf16 may take fp16's place."""
 NARROW = ("swav_w4_400ep", "swav_w5_400ep")
@@ -124,7 +126,7 @@ def rehearsals(
             if precision != "bf16" or cfg.method.name in MIXED_PRECISION:
                 _add(found, name, "pretrain", cfg, precision, pretraining_changes(cfg, scale, name, precision))
     for name in group_options("eval"):
-        if only and name not in only:
+        if (only and name not in only) or name in NOT_REHEARSED:
             continue
         cfg = compose("evaluate", [f"eval={name}", f"checkpoint='{RANDOM_TRUNK}'", *shared])
         for precision in precisions:

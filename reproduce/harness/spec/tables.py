@@ -107,6 +107,8 @@ class Row:
     pretrain: str | None = None
     network: str | None = None
     """An experiment with this row's network, if none trains this row: measurements of the network need no training."""
+    architecture: str | None = None
+    """This row's network by its name (`network.architecture`), if no experiment has it."""
     not_run: str = ""
     from_other_paper: str = ""
     unavailable: str = ""
@@ -172,10 +174,11 @@ class Table:
         return (row for row in self.rows if self.plots and row.pretrain)
 
     def reproducible_cells(self) -> Iterator[tuple[Row, str, str]]:
-        """Yield the row, the column and the experiment of every cell that our runs can fill."""
+        """Yield the row, the column and the experiment (or the architecture) of every cell that our runs can fill."""
         for row in self.rows:
             for key, column in self.columns.items():
-                experiment = (column.eval and row.pretrain) or (column.measurement and (row.pretrain or row.network))
+                measured = column.measurement and (row.pretrain or row.network or row.architecture)
+                experiment = (column.eval and row.pretrain) or measured
                 if experiment and self.has_cell(row, key):
                     yield row, key, experiment
 
@@ -281,8 +284,10 @@ def _check_row(table: Table, row: Row, where: str) -> None:
     labels = [other.label for other in table.rows]
     if row.control and row.control not in labels:
         raise UserError(f"{where}: control names no row of the table: {did_you_mean(row.control, labels)}")
-    if row.network and row.pretrain:
+    if (row.network or row.architecture) and row.pretrain:
         raise UserError(f"{where} is trained here; its network is that of its pretrain, leave the other out")
+    if row.network and row.architecture:
+        raise UserError(f"{where} has a network and an architecture; name one of them")
     if row.weights and not row.not_run:
         raise UserError(f"{where} names public weights; it needs a reason under not_run why nothing evaluates them")
     for key in [*row.cells, *row.evals, *row.quoted_from, *row.rerun_by_authors, *row.margins, *row.errata]:

@@ -48,6 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "resize_px": 40, "size_px": 40,
     },
     "npid": {"num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5},
+    "cmc": {"num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5},
     "pirl": {
         "num_negatives": 9, "temperature": 0.07, "bank_momentum": 0.5, "num_patches": 3, "jigsaw_weight": 0.5,
     },
@@ -62,7 +63,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "supervised": {},
     "rotnet": {},
 }  # fmt: skip
-NUM_CROPS = {"bownet": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
+NUM_CROPS = {"bownet": 1, "cmc": 1, "local_aggregation": 1, "moco": 2, "npid": 1, "pcl": 2, "rotnet": 2}
 """Where it is not all four."""
 SIZES_PX = {"pirl": (40, 24, 24, 24), "supervised": (24, 24)}
 
