@@ -164,6 +164,20 @@ def test_a_wrong_command_line_is_one_sentence(arguments: list[str], sentence: st
         config_from_command_line("pretrain", arguments)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("+foo=1", "there is no config key 'foo'"),
+        ("+metod.temperature=.2", "there is no config key 'metod': did you mean 'method'"),
+        ("~seed", "every run needs the config key 'seed'"),
+        ("~optimizer", "every run needs the config key 'optimizer'"),
+    ],
+)
+def test_a_key_that_no_run_reads_or_that_every_run_needs_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        compose("pretrain", ["experiment=swav_800ep", "scale=smoke", override])
+
+
 def test_keys_can_be_added_and_deleted() -> None:
     cfg = config_from_command_line("pretrain", ["+method.another=1", "~method.queue_length", "++optimizer.lr=3"])
     assert (cfg.method.another, "queue_length" in cfg.method, cfg.optimizer.lr) == (1, False, 3)

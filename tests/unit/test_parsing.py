@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,25 @@ def test_a_data_config_that_nobody_can_read_is_a_sentence(tmp_path: Path, text: 
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=says):
         compose("pretrain", [f"data={tmp_path / 'mine.yaml'}", "scale=smoke"])
+
+
+def test_what_has_too_many_values_is_refused_at_once() -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match="more than 200,000 values"):
+        parse_yaml(f"[{'1,' * 2_000_000}1]")
+    keys = "".join(f'"{number}": 1, ' for number in range(60_000))
+    with pytest.raises(ValueError, match="the key '59999' stands twice"):
+        parse_json(f'{{{keys}"59999": 2}}')
+    assert time.process_time() - started < 10  # not a benchmark: either took a minute
+
+
+@pytest.mark.parametrize("text", ["{1: a, 0x1: b}", "{yes: a, true: b}", "{0.5: a, .5: b}", "{null: a, ~: b}"])
+def test_a_key_that_stands_twice_in_other_words_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="stands twice, spelled otherwise"):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("text", ['!!float ""', '!!int ""'])
+def test_an_empty_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="can't be read"):
+        parse_yaml(text)

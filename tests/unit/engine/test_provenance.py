@@ -65,6 +65,34 @@ def test_a_checkout_of_another_user_is_not_clean(checkout: Path, monkeypatch: py
     assert found["git_dirty"] is True and "dubious ownership" in str(found["git_problem"])
 
 
+def test_a_users_settings_and_hooks_hide_no_change(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git answers for this checkout, whatever repository a hook is of, and names new files, whatever a user ignores."""
+    commit = provenance.code_version()["git_commit"]
+    for name in ("GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.setenv(name, str(checkout.with_name("elsewhere")))
+    assert provenance.code_version()["git_commit"] == commit
+    new = next(path for path in checkout.rglob("*.py")).with_name("zz_new.py")
+    new.write_text("x = 1\n")
+    settings = checkout.with_name("gitconfig")
+    checkout.with_name("ignored").write_text("zz_new.py\n")
+    settings.write_text(
+        f"[status]\n\tshowUntrackedFiles = no\n[core]\n\texcludesFile = {checkout.with_name('ignored')}\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    assert provenance.code_version()["git_dirty"] is True
+
+
+@pytest.mark.parametrize("mark", ["assume-unchanged", "skip-worktree"])
+def test_a_change_that_is_hidden_from_git_is_not_clean(checkout: Path, mark: str) -> None:
+    file = next(path for path in checkout.rglob("*.py"))
+    assert not system.git_problem()
+    subprocess.run(["git", "-C", str(checkout), "update-index", f"--{mark}", str(file)], check=True)
+    file.write_text(file.read_text() + "\nx = 1\n")
+    found = provenance.code_version()
+    assert found["git_dirty"] is True and f"changes of {file.relative_to(checkout)}" in str(found["git_problem"])
+    assert revision.dirty()
+
+
 def test_without_repository_and_label_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
     assert provenance.code_version()["git_dirty"] is True

@@ -103,6 +103,24 @@ def test_of_a_run_on_a_gpu_only_the_input_and_the_rates_are_compared(
     on_gpu = {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}, "arithmetic": {"cudnn": 91000}}
     finish(named(done, "swav_800ep"), first_steps=steps, provenance=on_gpu)
     assert (cells_of(done)["SwAV/knn20"].verdict == Verdict.CHANGED) == changed
+    if not changed:  # and nothing says that it took all of its recorded first steps
+        steps_of = FirstStepsCheck.of_plan(done)
+        assert steps_of.runs[named(done, "swav_800ep").run_id].state == "input equal"
+        assert "3 of 4 runs take their recorded first steps; on a GPU, where only input" in steps_of.in_words()
+        assert "on a GPU only the input and the rates are" in cells_of(done)["SwAV/knn20"].reason
+        assert any("are of a GPU: only their input" in each for each in strict.open_issues(done, [], []))
+
+
+def test_a_run_on_a_gpu_of_which_nothing_is_compared_is_not_equal(done: Plan, finish: Finish) -> None:
+    run = named(done, "knn_head of random")
+    on_gpu = {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}, "arithmetic": {"cudnn": 91000}}
+    recorded = json.loads(golden.runs_path("smoke").read_text())
+    entry = recorded["rehearsals"][run.run_id]
+    for part in ("values", "tolerances"):
+        entry[part] = {"loss": next(iter(entry[part].values()))}
+    golden.runs_path("smoke").write_text(json.dumps(recorded))
+    finish(run, first_steps={"loss": [9.0, 9.0, 9.0]}, provenance=on_gpu)
+    assert FirstStepsCheck.of_plan(done).runs[run.run_id].state == "not recorded"
 
 
 def test_a_changed_cell_stands_in_every_report(done: Plan, finish: Finish, capsys: pytest.CaptureFixture[str]) -> None:

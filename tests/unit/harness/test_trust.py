@@ -12,6 +12,7 @@ from reproduce.harness import record_baseline, results
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report.junit import as_junit
+from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.report.rendering import markdown_row, xml_text
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.claims import check_claims
@@ -129,3 +130,79 @@ def test_a_failures_message_with_control_characters_is_well_formed_xml(plan: Pla
     checked = check.check_tables(plan)
     messages = [error.attrib["message"] for error in ElementTree.fromstring(as_junit(checked)).iter("error")]
     assert messages and "can't decode \ufffd\ufffd | \ufffd" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kind": "pretrain"}, "its kind is pretrain"),
+        ({"scale": "lite"}, "its scale is lite"),
+        ({"parents": ["x"]}, r"its parents is \['x'\]"),
+        ({"parents": None}, "parents is no list of texts"),
+        ({"counts": {"num_test_images": -5}}, "counts.num_test_images is -5, not a count"),
+        ({"counts": {"num_test_images": 0.5}}, "counts.num_test_images is 0.5, not a count"),
+        ({"counts": {"num_skipped_images": -3}}, "not a count"),
+    ],
+)
+def test_what_the_run_cannot_have_written_is_refused(plan: Plan, changes: dict[str, object], says: str) -> None:
+    edit(evaluation(plan, 1), **changes)
+    with pytest.raises(UserError, match=says):
+        check.check_tables(plan)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("git_commit", "a\0b"),
+        ("git_commit", "\ud800"),
+        ("git_commit", 5),
+        ("arithmetic", 5),
+        ("checkpoint_sha256", 5),
+        ("checkpoint_sha256", ["a"]),
+        ("checkpoint_sha256", "A" * 64),
+        ("code_changed", 5),
+        ("code_changed", [[]]),
+        ("hardware", {}),
+    ],
+)
+def test_an_entry_of_another_type_is_a_sentence(plan: Plan, key: str, value: object) -> None:
+    run = evaluation(plan, 1)
+    edit(run, provenance=provenance(run) | {key: value})
+    with pytest.raises(UserError, match=rf"is damaged \(provenance\.{key} is "):
+        check.check_tables(plan)
+
+
+def test_doubts_forge_no_row_and_command_no_terminal(plan: Plan) -> None:
+    run = evaluation(plan, 1)
+    forged = "x.\n\n| Cell | Verdict |\n|---|---|\n| SwAV | reproduced |\n\x1b[2J" + "y" * 5000
+    edit(run, provenance=provenance(run) | {"code_changed": [forged]})
+    (table,) = check.check_tables(plan)
+    (doubt,) = [each for each in table.doubts if "code changed while" in each]
+    assert doubt.isprintable() and "|" not in doubt and len(doubt) < 600
+    assert f"Note: {doubt}." in table_as_markdown(plan, table)
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0])
+def test_nothing_takes_no_time(checkout: Path, finish: Finish, value: float) -> None:
+    plan = build.build_plan(Request(("table1",), "paper"))
+    for run in plan.runs.values():
+        finish(run, value)
+    with pytest.raises(UserError, match="which is not more than zero"):
+        check.check_tables(plan)
+
+
+def test_a_folder_with_a_seed_that_no_run_has_is_passed_over(plan: Plan) -> None:
+    run = evaluation(plan, 0)
+    stray = Path(run.folder).with_name(run.run_id.replace("-s0-", f"-s{2**64}-"))
+    shutil.copytree(run.folder, stray)
+    of_stray = {"run_id": stray.name, "seed": 2**64}
+    (stray / "result.json").write_text(json.dumps(json.loads(run.result.read_text()) | of_stray))
+    assert len(check.check_tables(build.build_plan(plan.request))) == 1
+
+
+def test_a_gpus_arithmetic_on_a_cpu_is_a_doubt(plan: Plan) -> None:
+    run = evaluation(plan, 1)
+    for hardware, doubted in (("AMD EPYC, 2 cores", True), ("8 x Tesla V100", False)):
+        edit(run, provenance=provenance(run) | {"arithmetic": {"cudnn": "9"}, "hardware": hardware})
+        (table,) = check.check_tables(plan)
+        assert any("has a GPU's arithmetic, but ran on AMD EPYC" in each for each in table.doubts) is doubted
