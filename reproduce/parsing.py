@@ -29,6 +29,11 @@ def parse_json(text: str, max_bytes: int = MAX_BYTES) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def is_finite_number(value: object) -> bool:
+    """Return whether a parsed value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def parse_yaml(text: str) -> Any:
     """Return the content of a YAML text. Raises ValueError, with a phrase on what is wrong."""
     _check_size(text)

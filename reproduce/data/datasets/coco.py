@@ -15,7 +15,7 @@ from PIL import Image
 from reproduce.data.datasets.class_folders import few, list_images
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
 from reproduce.errors import UserError
-from reproduce.parsing import parse_json
+from reproduce.parsing import is_finite_number, parse_json
 
 BOX_TOLERANCE_PX = 1.0
 """How far a box may extend beyond its image: COCO's corners are rounded."""
@@ -183,15 +183,11 @@ def _check_size(image: Mapping[str, Any], image_id: int | str, path: Path) -> No
     """Raise `UserError` unless an image's width and height count pixels."""
     for side in ("width", "height"):
         value = image[side]
-        if not _is_finite_number(value) or value != int(value) or value <= 0:
+        if not is_finite_number(value) or value != int(value) or value <= 0:
             raise UserError(
                 f"{path} gives image {image_id} the {side} {value!r}, which is no number of pixels: correct it, or "
                 "restore the file from the archive"
             )
-
-
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _category_names(categories: Iterable[Mapping[str, Any]], path: Path) -> dict[int, str]:
@@ -225,7 +221,7 @@ def _parse_annotation(
     if category_id not in names:
         return {}, f"has category {category_id}, which the file does not list"
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite_number, box)):
         return {}, f"has no box of four finite numbers: {box!r}"
     left, top, width, height = map(float, box)
     if width <= 0 or height <= 0:
