@@ -1,5 +1,6 @@
 """Weighted nearest-neighbor classification on frozen features: of the head (B.6, Table 7), or pooled ones."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from evals.context import CenterCropConfig, EvalContext
 from evals.features import extract_features
 from models.networks.trunk import Trunk
-from reproduce.engine.distributed.collectives import all_reduce_sum, device, rank, world_size
+from reproduce.engine.distributed.collectives import all_reduce_sum, device, is_main, rank, world_size
 from reproduce.errors import UserError, did_you_mean
 
 QUERY_BLOCK = 1024
@@ -51,6 +52,7 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     bank, queries = (
         extract_features(net, images, protocol.center_crop, context, protocol.features) for images in (train, val)
     )
+    _note_small_bank(protocol.num_neighbors, len(bank.rows), context)
     mine = slice(rank(), None, world_size())
     rows = F.normalize(torch.tensor(queries.rows[mine], device=device()), dim=1)
     labels, bank_labels = (
@@ -68,6 +70,16 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     context.run.counts["num_test_images"] = len(queries.rows)
     accuracies = (num_correct / len(queries.rows) * 100).tolist()
     return {f"knn{k}": accuracy for k, accuracy in zip(protocol.num_neighbors, accuracies, strict=True)}
+
+
+def _note_small_bank(num_neighbors: list[int], num_images: int, context: EvalContext) -> None:
+    """Record and print which metrics use fewer neighbors than they are named after, because there are fewer images."""
+    if larger := [k for k in num_neighbors if k > num_images]:
+        names = ", ".join(f"knn{k}" for k in larger)
+        note = f"{names}: all {num_images} training images vote, because there are fewer than {min(larger)}"
+        context.run.provenance["fewer_neighbors"] = note
+        if is_main():
+            print(f"warning: {note}", file=sys.stderr, flush=True)
 
 
 def neighbors(

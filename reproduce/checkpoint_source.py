@@ -80,6 +80,6 @@ def _is_released(cfg: DictConfig) -> bool:
 
 
 def _is_file(cfg: DictConfig) -> bool:
-    """Return whether `checkpoint` names a file rather than a run: it exists, or has a suffix."""
+    """Return whether `checkpoint` names a file (or pipe, or device) rather than a run: it exists, or has a suffix."""
     path = Path(cfg.checkpoint)
-    return path.is_file() or bool(path.suffix)
+    return bool(path.suffix) or (path.exists() and not path.is_dir())

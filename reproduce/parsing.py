@@ -21,15 +21,20 @@ MAX_DIGITS = 308
 """Digits of a whole number: a float holds no more."""
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, max_bytes: int = MAX_BYTES) -> Any:
     """Return the content of a JSON text. Raises ValueError, with a phrase on what is wrong."""
-    _check_size(text)
+    _check_size(text, max_bytes)
     try:
         return json.loads(
             text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a parsed value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse_yaml(text: str) -> Any:
@@ -87,9 +92,9 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _check_size(text: str) -> None:
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES // 1_000_000} MB")
+def _check_size(text: str, max_bytes: int = MAX_BYTES) -> None:
+    if len(text) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes // 1_000_000} MB")
 
 
 def _check_depth(text: str) -> None:

@@ -151,6 +151,7 @@ def _read_tensors(path: Path, layout: str | None) -> tuple[dict[str, Tensor], st
 
 def _read(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint file without running code from it."""
+    checkpoint.require_file(path)
     if tensor_bundle.is_archive(path):
         return tensor_bundle.read_archive(path)
     try:

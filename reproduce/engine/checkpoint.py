@@ -54,16 +54,22 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
         raise
 
 
+def require_file(path: Path) -> None:
+    """Raise `UserError` unless `path` is a regular file, before anything waits for the content of a pipe or device."""
+    if path.is_file():
+        return
+    reason = "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
+    raise UserError(f"checkpoint {path} {reason}; give a file, or the run_id of a finished pretraining")
+
+
 def load(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU. Only tensors and plain values are unpickled, so the file can't run code.
 
     Raises `UserError` if the file is missing, damaged, or not written by torch.
     """
+    require_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"checkpoint {path} {reason}; give a file, or the run_id of a finished pretraining") from error
     except LOAD_ERRORS as error:
         first_sentence = str(error).partition("\n")[0].partition(". ")[0]
         reason = first_sentence if isinstance(error, RuntimeError) else "torch did not write it"

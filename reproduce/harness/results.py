@@ -9,7 +9,7 @@ from typing import Any
 
 from reproduce.errors import UserError
 from reproduce.files import read_json
-from reproduce.parsing import parse_json
+from reproduce.parsing import is_finite_number, parse_json
 
 
 def load(path: Path, run_id: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _schema_errors(result: dict[str, Any]) -> Iterator[str]:
         elif section != "provenance":
             numbers |= {f"{section}.{name}": value for name, value in whole[section].items()}
     for key, value in numbers.items():
-        if not _is_number(value):
+        if not is_finite_number(value):
             yield f"{key} is {json.dumps(value)}, not a number"
         elif key.startswith("counts.") and (value < 0 or value != int(value)):
             yield f"{key} is {json.dumps(value)}, not a count"
@@ -69,7 +69,7 @@ def _schema_errors(result: dict[str, Any]) -> Iterator[str]:
         yield "first_steps has no keys"
     else:
         for quantity, series in first_steps.items():
-            if not isinstance(series, list) or not all(map(_is_number, series)):
+            if not isinstance(series, list) or not all(map(is_finite_number, series)):
                 yield f"first_steps.{quantity} is no list of numbers"
 
 
@@ -95,10 +95,6 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hardware": (lambda value: isinstance(value, str), "a text"),
 }
 """Forms of entries of a result's provenance, where they are there."""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load_failure(path: Path) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ SYSTEM_NAMES = frozenset(
 SUFFIXES_IN_WORDS = ", ".join(IMAGE_SUFFIXES)
 MAX_NAMES = 5
 """Names listed in one sentence; further ones are only counted."""
+MAX_DEPTH = 200
+"""Levels of folders that are searched: Python's stack ends at about 900."""
 THREADS = 4 * (os.cpu_count() or 1)
 """More threads than cores, because listing folders waits for the disk."""
 
@@ -49,7 +51,7 @@ def is_hidden(name: str) -> bool:
 def list_images(folder: Path | str, with_status: bool = False) -> FolderImages:
     """List the images in a folder and the folders below it, `with_status` or by name only. Follows links.
 
-    Raises `UserError` if a link leads back to a folder above it.
+    Raises `UserError` if a link leads back to a folder above it, or if there are more than `MAX_DEPTH` levels.
     """
     found = FolderImages()
     _search(str(folder), "", (), with_status, found)
@@ -64,6 +66,9 @@ def _search(
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"folder {folder} is a link to a folder above it, which has no end: remove the link")
+    if len(above) > MAX_DEPTH:
+        top = folder.removesuffix(f"/{prefix}".rstrip("/"))
+        raise UserError(f"folder {top} has more than {MAX_DEPTH} levels of folders: move its images further up")
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name

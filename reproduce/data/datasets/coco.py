@@ -15,6 +15,7 @@ from PIL import Image
 from reproduce.data.datasets.class_folders import few, list_images
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
 from reproduce.errors import UserError
+from reproduce.parsing import is_finite_number, parse_json
 
 BOX_TOLERANCE_PX = 1.0
 """How far a box may extend beyond its image: COCO's corners are rounded."""
@@ -22,6 +23,8 @@ MAX_CATEGORY_ID = 99_999
 """The highest category id that is taken: a detector has an output for each number up to it."""
 EXACT_INTEGERS = 2**53
 """Detections hold image ids as float64, which is exact below this."""
+MAX_JSON_BYTES = 5_000_000_000
+"""The largest annotation file that is read: COCO's has 450 MB, LVIS's 1.1 GB."""
 KNOWN_BROKEN_ANNOTATIONS = {"COCO2017": (918, 2206849)}
 """By source: ids of annotations that are broken (height 0) in the official release. All detectors skip them."""
 
@@ -86,8 +89,10 @@ def read_coco_split(root: Path, split: str, source: str, on_bad_annotations: Cal
     path = annotation_path(root, split)
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = parse_json(raw.decode(json.detect_encoding(raw), "surrogatepass"), MAX_JSON_BYTES)
         images = _by_id(content["images"], path, "image")
+        for image_id, image in images.items():
+            _check_size(image, image_id, path)
         category_names = _category_names(content["categories"], path)
         files = image_files(root, split, (str(image["file_name"]) for image in images.values()))
         errors = [
@@ -174,6 +179,17 @@ def _parse_id(value: Any) -> int | str:
     return int(value)
 
 
+def _check_size(image: Mapping[str, Any], image_id: int | str, path: Path) -> None:
+    """Raise `UserError` unless an image's width and height count pixels."""
+    for side in ("width", "height"):
+        value = image[side]
+        if not is_finite_number(value) or value != int(value) or value <= 0:
+            raise UserError(
+                f"{path} gives image {image_id} the {side} {value!r}, which is no number of pixels: correct it, or "
+                "restore the file from the archive"
+            )
+
+
 def _category_names(categories: Iterable[Mapping[str, Any]], path: Path) -> dict[int, str]:
     """Return the name of each category by id. Raises `UserError` if an id is no number that a detector can count to."""
     names = {}
@@ -205,11 +221,10 @@ def _parse_annotation(
     if category_id not in names:
         return {}, f"has category {category_id}, which the file does not list"
     box = annotation.get("bbox")
-    try:
-        left, top, width, height = map(float, box)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return {}, f"has no box of four numbers: {box!r}"
-    if not all(map(math.isfinite, (left, top, width, height))) or width <= 0 or height <= 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite_number, box)):
+        return {}, f"has no box of four finite numbers: {box!r}"
+    left, top, width, height = map(float, box)
+    if width <= 0 or height <= 0:
         return {}, f"has a box without area: {box}"
     image = images[image_id]
     image_width, image_height = int(image["width"]), int(image["height"])
@@ -220,12 +235,15 @@ def _parse_annotation(
     area = width * height if area is None else float(area)
     if not math.isfinite(area) or area < 0:
         return {}, f"has the area {area}"
-    # Hand-made annotations may lack `iscrowd` and `area`.
+    # Hand-made annotations may lack `iscrowd` and `area`, or have `iscrowd` as text.
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1, "0", "1"):
+        return {}, f"has iscrowd {crowd!r}, which is neither 0 nor 1"
     parsed = {
         "image_id": image_id,
         "category_id": category_id,
         "bbox": [left, top, width, height],
-        "iscrowd": int(annotation.get("iscrowd") or 0),
+        "iscrowd": int(crowd or 0),
         "area": area,
     }
     return parsed, ""

@@ -6,6 +6,8 @@ Transparency is dropped: a pixel has the color that is stored below it.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,18 +15,38 @@ from PIL import Image, UnidentifiedImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Files with these suffixes, in upper or lower case, are images; others are passed over, and named."""
 
-DECODE_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What PIL raises if a file is missing, truncated, or no image."""
-
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 """PIL's modes whose conversion to RGB keeps brightness."""
 DEEP_GRAY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 """PIL's modes of gray values that may have 16 bits. PIL's own conversion cuts them off at 255: almost all is white."""
-TIFF_BITS, TIFF_PHOTOMETRIC, MIN_IS_WHITE = 258, 262, 0
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
+MIN_IS_WHITE, SIGNED = 0, 2
+"""Values of the photometric interpretation and of the sample format of a TIFF file."""
 
 
 class UnreadableImage(Exception):
     """An image can't be read or decoded; `str()` names the file and the reason."""
+
+    @property
+    def reason(self) -> str:
+        """The reason alone, if a file could not be decoded."""
+        return str(self.__cause__)
+
+
+@contextmanager
+def decoding(path: str) -> Iterator[None]:
+    """Raise `UnreadableImage` for whatever PIL raises if the file at `path` is missing, truncated, or no image.
+
+    PIL's plugins raise errors of any kind on damaged files, e.g. RuntimeError (AVIF) or NotImplementedError (DDS).
+    """
+    try:
+        yield
+    except (MemoryError, UnreadableImage):
+        raise
+    except UnidentifiedImageError as error:  # PIL's message contains a memory address, which differs each time
+        raise UnreadableImage(f"{path} (not an image format that PIL knows)") from error
+    except Exception as error:
+        raise UnreadableImage(f"{path} ({error})") from error
 
 
 def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
@@ -32,13 +54,8 @@ def read_image(path: str, encoded: bytes | None = None) -> Image.Image:
 
     Raises `UnreadableImage` if the file is missing, truncated, or no image, or if its pixels have no known range.
     """
-    try:
-        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
-            return to_rgb(image)
-    except UnidentifiedImageError as error:  # PIL's message contains a memory address, which differs each time
-        raise UnreadableImage(f"{path} (not an image format that PIL knows)") from error
-    except DECODE_ERRORS as error:
-        raise UnreadableImage(f"{path} ({error})") from error
+    with decoding(path), Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
+        return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -57,6 +74,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             f"its pixels have PIL's mode {image.mode} in a {image.format} file, whose range is unknown: convert it to "
             "8 bits per channel"
         )
+    if image.format == "TIFF" and _tiff_tag(image, TIFF_SAMPLE_FORMAT, 1) == SIGNED:
+        raise ValueError("its pixels are signed numbers, whose range is unknown: convert it to unsigned 8 bits")
     image.load()  # which may still add to `info`
     image.info.pop("transparency", None)  # PIL warns about it, and drops it all the same
     return image.convert("RGB")

@@ -1,7 +1,10 @@
 """Pascal VOC: the objects in each image of a split, as labels for classification or as boxes for detection."""
 
 import codecs
+import contextlib
+import errno
 import json
+import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -13,7 +16,7 @@ from PIL import Image
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.class_folders import few
-from reproduce.data.datasets.image_file import DECODE_ERRORS
+from reproduce.data.datasets.image_file import UnreadableImage, decoding
 from reproduce.data.datasets.image_folder import SHARDS, ImageList
 from reproduce.data.datasets.shards import read_packed_split
 from reproduce.errors import UserError
@@ -33,6 +36,10 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+CORNER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A number of an annotation; Python's float takes underscores, digits of other scripts and nan as well."""
+UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Errors of a path that no second attempt can read."""
 BOX_TOLERANCE_PX = 1
 """How far a box may extend beyond its image, as boxes counted from zero do; it is clipped there."""
 
@@ -140,12 +147,12 @@ def read_voc_labels(root: Path, dataset: Dataset, split: str) -> tuple[ImageList
 def _image_size(path: Path, content: ElementTree.Element) -> tuple[int, int]:
     """Return width and height in pixels, on which the image's header and its annotation must agree."""
     try:
-        with Image.open(path) as image:
+        with decoding(str(path)), Image.open(path) as image:
             size = image.size
-    except FileNotFoundError as error:
-        raise _InvalidAnnotation(f"image {path} is missing") from error
-    except DECODE_ERRORS as error:
-        raise _InvalidAnnotation(f"image {path} can't be decoded ({error})") from error
+    except UnreadableImage as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _InvalidAnnotation(f"image {path} is missing") from error
+        raise _InvalidAnnotation(f"image {path} can't be decoded ({error.reason})") from error
     annotated = (content.findtext("size/width", "").strip(), content.findtext("size/height", "").strip())
     if annotated != tuple(map(str, size)):
         raise _InvalidAnnotation(f"image {path} is {size[0]} x {size[1]}, but annotated as {' x '.join(annotated)}")
@@ -157,7 +164,7 @@ def _voc_box(node: ElementTree.Element, width: int, height: int) -> VocBox:
     if name not in VOC_CLASSES:
         raise _InvalidAnnotation(f"is {name!r}, which is not one of VOC's 20 classes")
     try:
-        left, top, right, bottom = (float(node.findtext(f"bndbox/{tag}", "")) for tag in CORNER_TAGS)
+        left, top, right, bottom = (_corner(node.findtext(f"bndbox/{tag}", "").strip()) for tag in CORNER_TAGS)
     except ValueError as error:
         raise _InvalidAnnotation(f"({name}) has a corner that is not a number") from error
     box = f"{left:g}, {top:g} to {right:g}, {bottom:g} in {width} x {height} pixels"
@@ -170,11 +177,25 @@ def _voc_box(node: ElementTree.Element, width: int, height: int) -> VocBox:
     return VocBox(VOC_CLASSES.index(name), corners, _is_difficult(node))
 
 
+def _corner(text: str) -> float:
+    """Return a finite number. Raises `ValueError` for anything else."""
+    if not CORNER.fullmatch(text) or not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
 def _parse(annotation: Path) -> ElementTree.Element:
     try:
         raw = annotation.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"annotation {annotation} is missing") from error
+    except OSError as error:
+        if error.errno not in UNUSABLE_PATH:
+            raise
+        raise UserError(
+            f"annotation {annotation} can't be read ({error.strerror}): correct its name in the list, or restore "
+            "it from the archive"
+        ) from error
     try:
         return _parse_xml(raw)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -241,19 +262,42 @@ def read_voc_list(root: Path, split: str) -> list[str]:
 
 def _decode_list(path: Path, existing: set[str]) -> str:
     """Return the text of a list. Without Unicode's marks and rules, it is in the encoding that gives existing names."""
-    raw = path.read_bytes()
+    text = _decode(path, path.read_bytes(), existing)
+    if "\0" in text:
+        raise UserError(f"image list {path} has NUL bytes, which no name has: restore it from the archive")
+    return text
+
+
+def _decode(path: Path, raw: bytes, existing: set[str]) -> str:
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):
             try:
                 return raw.decode(encoding)
             except UnicodeDecodeError as error:
                 raise UserError(f"image list {path} is damaged ({error}): restore it from the archive") from error
+    if b"\0" in raw:
+        return _decode_utf16(raw, existing)
     try:
         return raw.decode()
     except UnicodeDecodeError:
         as_stored, as_latin = raw.decode(errors="surrogateescape"), raw.decode("latin-1")
-    known = [sum(line.strip() in existing for line in text.split("\n")) for text in (as_stored, as_latin)]
-    return as_stored if known[0] >= known[1] else as_latin
+    return max((as_stored, as_latin), key=lambda text: _num_known(text, existing))
+
+
+def _decode_utf16(raw: bytes, existing: set[str]) -> str:
+    """Return UTF-16 without a mark in the byte order that gives more existing names, or else more of ASCII.
+
+    The result has NUL characters if it is not UTF-16.
+    """
+    texts = []
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with contextlib.suppress(UnicodeDecodeError):
+            texts.append(raw.decode(encoding))
+    return max(texts, key=lambda text: (_num_known(text, existing), sum(map(str.isascii, text))), default="\0")
+
+
+def _num_known(text: str, existing: set[str]) -> int:
+    return sum(line.strip() in existing for line in text.split("\n"))
 
 
 def _names_in_line(line: str, existing: set[str]) -> list[str]:

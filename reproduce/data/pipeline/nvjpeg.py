@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from torchcodec.decoders import decode_jpeg
 
 from reproduce.config.schema import Augment, View
-from reproduce.data.datasets.image_file import DECODE_ERRORS
+from reproduce.data.datasets.image_file import UnreadableImage, decoding
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.image_io import JPEG_MAGIC, decode_image, has_exif_rotation, read_or_next
 from reproduce.data.pipeline.multicrop import (
@@ -100,7 +100,7 @@ def read_encoded(encoded: bytes, path: str) -> tuple[Tensor, int, int]:
     Raises `UnreadableImage` if the content is truncated or is no image.
     """
     if encoded.startswith(JPEG_MAGIC) and encoded.endswith(JPEG_END) and not has_exif_rotation(encoded):
-        with contextlib.suppress(*DECODE_ERRORS), Image.open(io.BytesIO(encoded)) as header:
+        with contextlib.suppress(UnreadableImage), decoding(path), Image.open(io.BytesIO(encoded)) as header:
             if header.mode in PLAIN_MODES:
                 return torch.frombuffer(bytearray(encoded), dtype=torch.uint8), header.width, header.height
     pixels = decode_image(encoded, path)

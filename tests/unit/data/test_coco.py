@@ -76,12 +76,19 @@ def changed(number: int, **values: object) -> Callable[[Content], None]:
         (changed(0, bbox=[-2, 2, 10, 20]), "has a box outside its image of 40 x 30: [-2, 2, 10, 20]"),
         (changed(0, bbox=[1, 2, 10, 0]), "has a box without area: [1, 2, 10, 0]"),
         (changed(0, bbox=[1, 2, -3, 5]), "has a box without area: [1, 2, -3, 5]"),
-        (changed(0, bbox=[]), "has no box of four numbers: []"),
-        (changed(0, bbox=[1, 2, 3]), "has no box of four numbers: [1, 2, 3]"),
-        (changed(0, bbox="here"), "has no box of four numbers: 'here'"),
-        (changed(0, bbox=None), "has no box of four numbers: None"),
-        (changed(0, bbox=[1, 2, float("nan"), 4]), "has a box without area: [1, 2, nan, 4]"),
-        (changed(0, area=float("nan")), "has the area nan"),
+        (changed(0, bbox=[]), "has no box of four finite numbers: []"),
+        (changed(0, bbox=[1, 2, 3]), "has no box of four finite numbers: [1, 2, 3]"),
+        (changed(0, bbox="here"), "has no box of four finite numbers: 'here'"),
+        (changed(0, bbox=None), "has no box of four finite numbers: None"),
+        (changed(0, bbox="1234"), "has no box of four finite numbers: '1234'"),
+        (changed(0, bbox=["1", "2", "3", "4"]), "has no box of four finite numbers: ['1', '2', '3', '4']"),
+        (changed(0, bbox={"1": 0, "2": 0, "3": 0, "4": 0}), "has no box of four finite numbers: {'1': 0, "),
+        (changed(0, bbox=[1, 2, True, 4]), "has no box of four finite numbers: [1, 2, True, 4]"),
+        (changed(0, area="nan"), "has the area nan"),
+        (changed(0, iscrowd=2), "has iscrowd 2, which is neither 0 nor 1"),
+        (changed(0, iscrowd=-1), "has iscrowd -1, which is neither 0 nor 1"),
+        (changed(0, iscrowd=0.5), "has iscrowd 0.5, which is neither 0 nor 1"),
+        (changed(0, iscrowd="yes"), "has iscrowd 'yes', which is neither 0 nor 1"),
         (changed(0, category_id=2), "has category 2, which the file does not list"),
         (changed(0, image_id=5), "belongs to image 5, which the file does not list"),
     ],
@@ -92,7 +99,8 @@ def test_bad_annotation_is_reported_and_left_out(
     root = write(change)
     bad: list[str] = []
     split = read_coco_split(root, "val", "mine", bad.extend)
-    assert bad == [f"annotation 0 of {coco.annotation_path(root, 'val')} {said}"]
+    (sentence,) = bad
+    assert sentence.startswith(f"annotation 0 of {coco.annotation_path(root, 'val')} {said}")
     assert split.images[1].labels.tolist() == [90]
     assert [item["id"] for item in split.ground_truth["annotations"]] == [1, 2]
 
@@ -135,6 +143,16 @@ def test_image_of_another_size_than_annotated_is_unreadable(write: Callable[...,
         (lambda content: content["categories"][0].update(id="person"), r"has the category id 'person': number"),
         (lambda content: content["categories"][0].update(id=-1), r"has the category id -1: number"),
         (lambda content: content["categories"][0].update(id=10**9), r"has the category id 1000000000: number"),
+        (changed(0, bbox=[1, 2, float("nan"), 4]), "NaN is no finite number"),
+        (changed(0, area=float("inf")), "Infinity is no finite number"),
+        (
+            lambda content: content["images"][0].update(width=0),
+            "gives image 3 the width 0, which is no number of pixels",
+        ),
+        (lambda content: content["images"][0].update(height=-1), "gives image 3 the height -1, which"),
+        (lambda content: content["images"][0].update(height=29.5), r"gives image 3 the height 29\.5, which"),
+        (lambda content: content["images"][0].update(height="30"), "gives image 3 the height '30', which"),
+        (lambda content: content["images"][0].update(height=True), "gives image 3 the height True, which"),
         (lambda content: content.update(images=[], annotations=[]), "lists no image that exists"),
         (lambda content: content.update(categories=[], annotations=[]), "lists no category"),
     ],
@@ -145,6 +163,35 @@ def test_invalid_coco_json_is_a_user_error(
     root = write(spoil)
     with pytest.raises(UserError, match=said):
         read_coco_split(root, "val", "mine", stop)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"bbox": [1, 2, 10, 20]', '"bbox": [1, 2, 10, 20], "bbox": [1, 2, 3, 4]', "the key 'bbox' stands twice"),
+        ('{"images"', '{"images": [], "images"', "the key 'images' stands twice"),
+        ("[1, 2, 10, 20]", "[1, 2, 1e999, 20]", "1e999 is no finite number"),
+        ("[1, 2, 10, 20]", "[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_json_is_as_strict_as_our_own_files(write: Callable[..., Path], old: str, new: str, said: str) -> None:
+    root = write()
+    path = coco.annotation_path(root, "val")
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=said):
+        read_coco_split(root, "val", "mine", stop)
+
+
+def test_json_may_be_larger_than_our_own_files(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write()
+    monkeypatch.setattr(coco, "MAX_JSON_BYTES", 100)
+    with pytest.raises(UserError, match="it has more than"):
+        read_coco_split(root, "val", "mine", stop)
+    monkeypatch.undo()
+    path = coco.annotation_path(root, "val")
+    path.write_text(path.read_text() + " " * 50_000_001)
+    assert len(read_coco_split(root, "val", "mine", stop).images) == 2
 
 
 def test_missing_json_is_a_user_error(write: Callable[..., Path]) -> None:

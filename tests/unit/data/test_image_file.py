@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
@@ -41,15 +41,15 @@ def png(color_type: int, bits: int, rows: bytes, *chunks: tuple[bytes, bytes]) -
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in parts)
 
 
-def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> bytes:
-    """A TIFF file of 16 x 16 gray values; `photometric` 0: zero is white."""
-    data = values.astype(f"{order}u2").tobytes()
+def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<", sample_format: int = 1) -> bytes:
+    """A TIFF file of 16 x 16 gray values; `photometric` 0: zero is white; `sample_format` 2: signed."""
+    data = values.astype(f"{order}u2" if bits > 8 else "u1").tobytes()
     if bits == 12:
         flat = values.ravel().astype(int)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
     entries = [(256, 16), (257, 16), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 16)]
-    entries.append((279, len(data)))
+    entries += [(279, len(data)), (339, sample_format)]
     directory = struct.pack(f"{order}H", len(entries))
     for tag, value in entries:
         is_long = tag in (273, 279)
@@ -105,6 +105,54 @@ def test_values_of_unknown_range_are_refused_by_name(content: bytes, mode: str) 
     for decode in (lambda: read_image("a.png", content), lambda: decode_image(content, "a.png")):
         with pytest.raises(UnreadableImage, match=rf"a\.png \(its pixels have PIL's mode {mode} in a TIFF file"):
             decode()
+
+
+def test_signed_pixels_are_refused() -> None:
+    """PIL takes -1 for 255, which is white."""
+    content = tiff(GRAY, 8, 1, sample_format=2)
+    for decode in (lambda: read_image("a.png", content), lambda: decode_image(content, "a.png")):
+        with pytest.raises(UnreadableImage, match=r"a\.png \(its pixels are signed numbers, whose range is unknown"):
+            decode()
+    np.testing.assert_array_equal(np.asarray(read_image("a.png", tiff(GRAY, 8, 1)))[..., 0], GRAY)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this PIL has no AVIF")
+def test_a_damaged_avif_is_unreadable() -> None:
+    """PIL raises RuntimeError there, as for nothing else."""
+    content = bytearray(stored(Image.fromarray(COLOR), "AVIF"))
+    pixels = content.index(b"mdat") + 4
+    content[pixels:] = bytes(len(content) - pixels)
+    with pytest.raises(RuntimeError), Image.open(io.BytesIO(content)) as image:
+        image.load()
+    for decode in (read_image, lambda path, content: read_encoded(content, path)):
+        with pytest.raises(UnreadableImage, match=r"a\.jpg \("):
+            decode("a.jpg", bytes(content))
+
+
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError, RuntimeError, IndexError, ZeroDivisionError])
+def test_whatever_pil_raises_names_the_file(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("of a plugin")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UnreadableImage, match=r"a\.jpg \(of a plugin\)"):
+        read_image("a.jpg", b"")
+    with pytest.raises(UnreadableImage, match=r"a\.jpg \(of a plugin\)"):
+        read_encoded(b"\xff\xd8\xff\xff\xd9", "a.jpg")
+    assert not _verified(tmp_path, lambda path: path.write_bytes(b"no picture"))
+    assert "1.png (of a plugin)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_fault_of_the_file_is_passed_on(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(error):
+        read_image("a.jpg", b"")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_a_table_gives_labels(pictures: Path, home: Path, name: str) -> None:
 def test_a_table_may_give_splits(pictures: Path, home: Path) -> None:
     draw(pictures, *(f"{number}.png" for number in range(4)))
     (pictures / "metadata.csv").write_text(
-        "file_name,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,test\n3.png,b,validation\n"
+        "file_name,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,test\n3.png,b,testing\n"
     )
     assert splits(arrange(pictures, home)) == {
         "train": {"a": ["0.png"], "b": ["1.png"]},
@@ -152,6 +153,10 @@ def table(text: str) -> dict[str, str]:
     return {"metadata.csv": text}
 
 
+def jsonl(row: object) -> dict[str, str]:
+    return {"metadata.jsonl": json.dumps(row)}
+
+
 @pytest.mark.parametrize(
     ("drawn", "written", "says"),
     [
@@ -171,6 +176,52 @@ def table(text: str) -> dict[str, str]:
         (("1.png", "2.png"), table("file_name,label\n1.png,a\n2.png,\n"), "has rows with a label and rows without"),
         (("1.png", "2.png"), table("file_name,label\n1.png,a\n2.png,a\n"), "has one class, a, and every accuracy"),
         (("1.png",), {"metadata.jsonl": "{"}, "can't be read as a table"),
+        (("1.png",), table("file_name,label\n1.png,a\n./1.png,b\n"), "row 2 names ./1.png a second time, after row 1"),
+        (("1.png",), table("file_name,label,split\n1.png,a,train\n1.png,a,val\n"), "row 2 names 1.png a second time"),
+        (("1.png",), table("file_name,label\nmetadata.csv,a\n"), "row 1 names metadata.csv, which is no picture"),
+        ((".a/1.png",), table("file_name,label\n.a/1.png,a\n"), "row 1 names .a/1.png, and .a is hidden"),
+        (("1.png",), table("file_name,label, Label\n1.png,a,b\n"), "its header has the column label twice"),
+        (("1.png",), jsonl({"file_name": "1.png", "label": "a", "LABEL": "b"}), "row 1 has the column label twice"),
+        (
+            ("1.png", "2.png"),
+            table("file_name,label,split\n1.png,a,val\n2.png,a,test\n"),
+            "has rows of split val and rows of split test",
+        ),
+        (
+            ("1.png", "2.png"),
+            table("file_name,label,split\n1.png,a,train\n2.png,a,\n"),
+            "has rows with a split and rows without",
+        ),
+        (("1.png",), jsonl([1]), "row 1 is no object with keys, but '[1]'"),
+        (("1.png",), jsonl(7), "row 1 is no object with keys, but '7'"),
+        (("1.png",), jsonl(None), "row 1 is no object with keys, but 'None'"),
+        (("1.png",), table("file_name,split\n1.png,val\n"), "all pictures are for validation and have no labels"),
+        (("1.png",), jsonl({"file_name": "1.png", "label": "a\0"}), r"has the label 'a\x00', which can't be"),
+        (("1.png",), jsonl({"file_name": "1.png", "label": "\ud800"}), r"has the label '\ud800', which can't be"),
+        (("1.png",), jsonl({"file_name": "1.png", "label": "é" * 128}), "...', which can't be the name of a folder"),
+        (("1.png",), jsonl({"file_name": "x" * 300 + ".png", "label": "a"}), "can't be the name of a file"),
+        (("1.png",), jsonl({"file_name": "\ud800.png", "label": "a"}), "can't be the name of a file"),
+        (("1.png",), jsonl({"file_name": "x/" * 3000 + "1.png", "label": "a"}), "can't be found (File name too long)"),
+        (
+            ("d.png/x.png", "sub/d.png"),
+            {"sub/M.csv": "file_name,label\n../d.png/x.png,a\nd.png,a\n"},
+            "row 2 names d.png, whose link would be in the way of that of ../d.png/x.png",
+        ),
+        (
+            ("d.png/x.png", "sub/d.png"),
+            {"sub/M.csv": "file_name,label\nd.png,a\n../d.png/x.png,a\n"},
+            "row 2 names ../d.png/x.png, whose link would be in the way of that of d.png",
+        ),
+        (
+            ("data/train/a/1.png", "data/val/a/1.png"),
+            {},
+            "but data/ has folders for training and validation: give IMAGES=",
+        ),
+        (
+            ("x/y/Train/a/1.png", "x/y/test/a/1.png"),
+            {},
+            "but x/y/ has folders for training and validation: give IMAGES=",
+        ),
     ],
 )
 def test_what_cannot_be_understood_is_a_sentence(
@@ -180,9 +231,74 @@ def test_what_cannot_be_understood_is_a_sentence(
     draw(pictures, *drawn)
     for name, text in written.items():
         (pictures / name).write_text(text)
+    tables = [pictures / name for name in written if name.endswith("M.csv")]
     with pytest.raises(UserError) as raised:
-        arrange(pictures, home)
+        arrange(tables[0] if tables else pictures, home)
     assert says in str(raised.value)
+
+
+def test_links_that_lead_elsewhere_are_other_pictures(tmp_path: Path, home: Path) -> None:
+    """Class folders that are links are led to other files of the same names; runs keep their names."""
+    for version in ("old", "new"):
+        draw(tmp_path / version, *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    found = []
+    for version in ("old", "new"):
+        for label in "ab":
+            (pictures / label).unlink(missing_ok=True)
+            (pictures / label).symlink_to(tmp_path / version / label)
+        own = arrange(pictures, home)
+        links = list(own.data.glob("*/*/*.png"))
+        assert len(links) == 6 and all(link.resolve().is_relative_to(tmp_path / version) for link in links)
+        assert all(link.readlink().is_relative_to(pictures) for link in links)
+        found.append((own.data, own.config.read_text()))
+    (old_data, old_config), (new_data, new_config) = found
+    assert old_data != new_data and old_config == new_config
+
+
+def test_a_class_may_be_called_unlabeled(pictures: Path, home: Path) -> None:
+    draw(pictures, *(f"{label}/{number}.png" for label in ("unlabeled", "b") for number in range(2)))
+    own = arrange(pictures, home)
+    assert own.labeled and "4 pictures of 2 classes" in own.summary
+    assert set(splits(own)["val"]) == {"unlabeled", "b"}
+
+
+def test_no_folder_is_called_like_an_official_data_set(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers would be compared with the paper's."""
+    official = tmp_path / "ILSVRC2012"
+    draw(official, *(f"{split}/{label}/1.png" for split in ("train", "val") for label in "ab"))
+    monkeypatch.chdir(official)
+    for given in (official, Path(".")):
+        config = yaml.safe_load(arrange(given, home).config.read_text())
+        assert config["imagenet"]["source"] == "own ILSVRC2012"
+
+
+def test_one_file_may_not_be_in_the_tables_of_both_splits(pictures: Path, home: Path) -> None:
+    draw(pictures, "train/1.png", "train/2.png", "val/1.png")
+    (pictures / "train" / "metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+    (pictures / "val" / "metadata.csv").write_text("file_name,label\n1.png,a\n../train/2.png,b\n")
+    with pytest.raises(UserError, match=r"val/metadata.csv, row 2 names \.\./train/2.png a second time, after .*row 2"):
+        arrange(pictures, home)
+
+
+def test_suffixes_of_tables_are_in_any_case(pictures: Path, home: Path) -> None:
+    draw(pictures, *(f"{number}.png" for number in range(4)))
+    rows = [{"file_name": f"{number}.png", "label": number % 2} for number in range(4)]
+    (pictures / "M.JSONL").write_text("\n".join(map(json.dumps, rows)))
+    assert "4 pictures of 2 classes" in arrange(pictures / "M.JSONL", home).summary
+
+
+def test_folders_without_end_are_a_sentence(pictures: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.mkdir()
+    monkeypatch.chdir(pictures)
+    for _ in range(210):
+        Path("d").mkdir()
+        os.chdir("d")
+    with pytest.raises(UserError, match=r"my pictures/d has more than 200 levels of folders: move its images"):
+        arrange(pictures, home)
 
 
 def test_nothing_is_left_of_an_interrupted_arrangement(

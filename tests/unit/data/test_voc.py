@@ -83,6 +83,9 @@ LATIN = os.fsdecode("z\xfcrich".encode("latin-1"))
         (b"000001\n000002\n", PLAIN),
         (b"\xef\xbb\xbf000001\n000002\n", PLAIN),
         ("000001\n000002\n".encode("utf-16"), PLAIN),
+        ("000001\n000002\n".encode("utf-16-le"), PLAIN),
+        ("000001\n000002\n".encode("utf-16-be"), PLAIN),
+        ("zürich\r\n".encode("utf-16-le"), ["zürich"]),
         (b"000001\r\n\r\n000002\r\n", PLAIN),
         (b"000001\r000002\n".replace(b"\r", b"\n"), PLAIN),
         (b"000001 -1\n000002  1\n", PLAIN),
@@ -123,6 +126,9 @@ def test_names_that_are_no_utf8_are_those_of_the_files(tmp_path: Path) -> None:
         (b"000001\n000002\n000001\n", r"names 1 images more than once \(000001\)"),
         (b"\n \r\n", "is empty"),
         (b"\xff\xfe0\x000", "is damaged"),
+        (b"000001\n\0\0\0", "has NUL bytes, which no name has"),
+        ("000001\n".encode("utf-32-le"), "has NUL bytes, which no name has"),
+        (b"00\x001\n", "has NUL bytes, which no name has"),
     ],
 )
 def test_a_wrong_list_is_a_user_error(tmp_path: Path, content: bytes, said: str) -> None:
@@ -131,6 +137,36 @@ def test_a_wrong_list_is_a_user_error(tmp_path: Path, content: bytes, said: str)
     with pytest.raises(UserError, match=said):
         read_voc_boxes(root, "test")
     assert not verify.verify_dataset(root, Dataset("voc07", "own", "voc", ".", "test", "test"), None, "all", print)
+
+
+@pytest.mark.parametrize("corner", ["nan", "inf", "-inf", "1_0", "\u0661", "1e999", "0x1", "", "1 2"])
+def test_corners_are_finite_numbers_in_plain_digits(tmp_path: Path, corner: str) -> None:
+    root = folder(tmp_path, "000001")
+    (root / "ImageSets" / "Main" / "test.txt").write_text("000001\n")
+    path = root / "Annotations" / "000001.xml"
+    path.write_text(path.read_text().replace("<xmin>1</xmin>", f"<xmin>{corner}</xmin>"), encoding="utf-8")
+    (image,), (sentence,) = read_voc_boxes(root, "test")
+    assert not image.boxes
+    assert sentence == f"object 1 of annotation {path} (dog) has a corner that is not a number"
+
+
+@pytest.mark.parametrize("corner", [" 1 ", "+1.5", "1.", ".5e1"])
+def test_corners_may_be_written_in_all_usual_ways(tmp_path: Path, corner: str) -> None:
+    root = folder(tmp_path, "000001")
+    (root / "ImageSets" / "Main" / "test.txt").write_text("000001\n")
+    path = root / "Annotations" / "000001.xml"
+    path.write_text(path.read_text().replace("<xmin>1</xmin>", f"<xmin>{corner}</xmin>"))
+    (image,), broken = read_voc_boxes(root, "test")
+    assert broken == [] and image.boxes[0].corners[0] == float(corner) - 1
+
+
+def test_paths_that_nothing_can_read_are_user_errors(tmp_path: Path) -> None:
+    root = folder(tmp_path, "000001")
+    loop = root / "Annotations" / "loop.xml"
+    loop.symlink_to(loop)
+    for path in (loop, root / "Annotations" / f"{'x' * 300}.xml"):
+        with pytest.raises(UserError, match=r"annotation .*\.xml can't be read \(.*\): correct its name in the list"):
+            read_voc_objects(path)
 
 
 def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path) -> None:

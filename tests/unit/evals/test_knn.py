@@ -59,6 +59,28 @@ def test_neighbors_are_searched_in_the_configured_features(
     assert [metrics["knn1"], metrics["knn3"]] == pytest.approx(expected.tolist())
 
 
+@pytest.mark.parametrize("asked_for", [[1, 3], [1, 900, 1000]])
+def test_fewer_images_than_neighbors_are_said_and_recorded(
+    asked_for: list[int], random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, said = call(
+        evaluate.main,
+        monkeypatch,
+        *("eval=knn", f"checkpoint={random_checkpoint}", f"paths.data_root={data}", f"paths.results={tmp_path}"),
+        *("cluster.num_workers=0", "logging.wandb=false", f"protocol.num_neighbors={asked_for}"),
+        f"metrics=[{','.join(f'knn{k}' for k in asked_for)}]",
+    )
+    assert status == 0, said
+    (path,) = tmp_path.glob("smoke/*/result.json")
+    noted = json.loads(path.read_text())["provenance"].get("fewer_neighbors")
+    if asked_for == [1, 3]:
+        assert noted is None and "training images vote" not in said
+    else:
+        num_images = len(read_image_folder(data / "imagenet" / "train"))
+        assert noted == f"knn900, knn1000: all {num_images} training images vote, because there are fewer than 900"
+        assert f"warning: {noted}\n" in said
+
+
 def test_a_checkpoint_without_head_ends_in_a_sentence(
     random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

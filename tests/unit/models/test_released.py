@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from models.networks.resnet import BLOCKS, ResNet
@@ -18,6 +19,7 @@ from models.zoo import entries
 from models.zoo.layouts import SamePool, simclr_tensorflow
 from models.zoo.load import load_projection_head, load_trunk
 from models.zoo.tensor_bundle import MAGIC, is_archive, read_archive
+from reproduce.checkpoint_source import load_checkpoint_trunk, parent_run_ids
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
 
@@ -57,6 +59,16 @@ def test_a_deeper_network_raises(trunk: ResNet, tmp_path: Path) -> None:
         load_trunk(tmp_path / "deep.pt")
     with pytest.raises(UserError, match="is a folder; give a file"):
         load_trunk(tmp_path)
+
+
+def test_pipes_and_devices_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        cfg = OmegaConf.create({"checkpoint": str(path), "depth": 50})
+        assert parent_run_ids(cfg) == []
+        for read in (lambda: load_checkpoint_trunk(cfg), lambda: checkpoint.load(path)):  # noqa: B023
+            with pytest.raises(UserError, match=rf"checkpoint {path} is a pipe or device; give a file, or the run_id"):
+                read()
 
 
 def test_a_trunk_of_fewer_layers_loads_where_its_depth_is_expected(trunk: ResNet, tmp_path: Path) -> None:
