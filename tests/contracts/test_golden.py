@@ -40,8 +40,10 @@ def test_files_are_small_and_honest() -> None:
     for path in files:
         recorded = golden.load(path.stem).recorded
         assert recorded["commit"] and not recorded["dirty"]
-        assert sum(each["flagged"] for each in recorded["held_out"].values()) == 0
-        assert sum(each["rehearsals"] for each in recorded["held_out"].values()) >= 100
+        headers = [recorded, *recorded.get("earlier", [])]
+        tried = [each for header in headers for each in header.get("held_out", {}).values()]
+        assert sum(each["flagged"] for each in tried) == 0
+        assert sum(each["rehearsals"] for each in tried) >= 100
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -269,7 +269,7 @@ def test_sigterm_interrupts_the_neighbour_search(
         patch.setattr("evals.knn.BANK_BLOCK_BYTES", 4 * 128 * 5)
         status, said = call(evaluate.main, patch, *asked)
     assert status == REQUEUE
-    assert said == "stop requested; the features are kept\n"
+    assert said.endswith("stop requested; the features are kept\n")  # after a note on the few images
     assert len(compared) == 1
     monkeypatch.setattr(features.FeatureStore, "write", None)
     assert call(evaluate.main, monkeypatch, *asked)[0] == 0

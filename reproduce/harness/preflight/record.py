@@ -141,9 +141,13 @@ def _with_what_stands(content: GoldenFile, scale: str, not_repeated: Collection[
         before = earlier.recorded.get("earlier", [])
         content.recorded["earlier"] = [
             *before,
-            {**whence, "entries_that_stand": len(standing), **({"repeated": False} if not_repeated else {})},
+            {**whence, "entries_that_stand": len(standing), **(_not_tried_again(earlier) if not_repeated else {})},
         ]
     return GoldenFile(content.recorded, {**content.rehearsals, **standing})
+
+
+def _not_tried_again(earlier: GoldenFile) -> dict[str, Any]:
+    return {"repeated": False, "held_out": earlier.recorded.get("held_out", {})}
 
 
 def write(target: Path, content: GoldenFile) -> None:

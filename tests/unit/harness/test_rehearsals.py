@@ -251,7 +251,7 @@ def test_only_what_is_not_recorded_is_repeated(tmp_path: Path, monkeypatch: pyte
     new = {"b": entry(b), "c": entry(c)}
     found = record._with_what_stands(GoldenFile({}, new), "smoke", {each.name for each in planned})
     assert found.rehearsals == {**new, "a": before["a"]}
-    assert found.recorded["earlier"] == [{**header, "entries_that_stand": 1, "repeated": False}]
+    assert found.recorded["earlier"] == [{**header, "entries_that_stand": 1, "repeated": False, "held_out": {}}]
     record.write(golden.path("smoke"), GoldenFile(header, {**new, "a": before["a"]}))
     with pytest.raises(UserError, match="every rehearsal of scale smoke is recorded"):
         record._unrecorded(planned, "smoke")
