@@ -103,8 +103,20 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     undrawn = tuple(plan.runs[name].label for name in curves if valid_result(plan, plan.runs[name]) is None)
     found = [*doubts.doubts(plan, plan.runs_of(table.table)), *_of_seeds_left_out(rows)]
     if table.expected == "recorded":
-        found += doubts.of_recording(inputs.recorded.header)
+        found += [*doubts.of_recording(inputs.recorded.header), *dict.fromkeys(_of_test_sets(inputs, table))]
     return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves), tuple(found))
+
+
+def _of_test_sets(inputs: VerdictInputs, table: Table) -> Iterator[str]:
+    """Yield which numbers were measured on another number of images than the recorded ones."""
+    for cell in inputs.plan.cells:
+        known = inputs.recorded.cells.get(cell.metric_key)
+        if cell.table != table.table or not cell.column or not known or not inputs.plan.uses_reference_data:
+            continue
+        for run in (inputs.plan.runs[name] for name in cell.run_ids):
+            number = (valid_result(inputs.plan, run) or {}).get("counts", {}).get("num_test_images")
+            if number not in (None, known.num_test_images):
+                yield f"{run.name} was measured on {number:,} images, the recorded numbers on {known.num_test_images:,}"
 
 
 def _of_seeds_left_out(rows: VerdictRows) -> Iterator[str]:

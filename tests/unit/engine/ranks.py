@@ -14,7 +14,16 @@ from models.methods.sinkhorn import sinkhorn
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
 from reproduce.engine.batchnorm import batchnorm_groups, wrap_for_distributed
-from reproduce.engine.distributed.collectives import all_reduce_mean, device, is_main, process_group, rank, world_size
+from reproduce.engine.distributed.collectives import (
+    all_reduce_mean,
+    any_rank,
+    device,
+    gather_union,
+    is_main,
+    process_group,
+    rank,
+    world_size,
+)
 from reproduce.engine.optimizer import Larc
 from tests.networks import gradients_of
 
@@ -25,6 +34,8 @@ NUM_STEPS = 4
 def main(output: str) -> None:
     torch.set_num_threads(1)
     with process_group():
+        assert any_rank(rank() == world_size() - 1) and not any_rank(False)  # the last alone, and every rank knows
+        assert gather_union({str(rank())}) == {str(each) for each in range(world_size())}
         torch.manual_seed(0)
         net = MultiCropNet(0.0625, 16, 8, 8, blocks=(1, 1, 1, 1)).double().to(device())
         method = Swav(SwavConfig("swav", 8, 0.1, 0.05, 3, 0, True, False, 24, 0), net, BATCH, BATCH)

@@ -147,6 +147,16 @@ def test_the_same_seed_of_another_config_is_refused(recorded: list[tuple[str, st
         main(["record-baseline", "table7", "--same-seed"])
 
 
+def test_another_number_of_test_images_is_a_doubt(recorded: list[tuple[str, str | None]], finish: Finish) -> None:
+    plan = build.build_plan(Request(("table7",), "smoke"))
+    for number, doubted in ((1000, False), (10, True)):
+        for run in plan.runs.values():
+            finish(run, 52.0, counts={"num_test_images": number})
+        (table,) = check.check_tables(plan)
+        says = "knn_head was measured on 10 images, the recorded numbers on 1,000"
+        assert (says in table.doubts) is doubted
+
+
 def test_another_config_is_another_run(recorded: list[tuple[str, str | None]], finish: Finish) -> None:
     plan = build.build_plan(Request(("table7",), "smoke"))
     path = baseline.path("smoke")
