@@ -44,3 +44,22 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     with Preemption(1) as stopping:
         signal.raise_signal(signal.SIGINT)
         assert not stopping.stop_requested(1)
+
+
+def test_the_checkpoint_is_written_before_any_rank_may_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that exits takes the others with it, and with them the thread that writes."""
+    done: list[str] = []
+
+    class Checkpoints:
+        def save(self, step: int) -> None:
+            done.append(f"save {step}")
+
+        def wait(self) -> None:
+            done.append("wait")
+
+    monkeypatch.setattr(preemption, "barrier", lambda: done.append("barrier"))
+    asked = preemption.Preemption(1)
+    asked._signalled = True
+    with pytest.raises(preemption.Preempted, match="saved after step 3 of 5"):
+        asked.checkpoint_and_stop_if_requested(Checkpoints(), 3, 5)  # type: ignore[arg-type]
+    assert done == ["save 3", "wait", "barrier"]
