@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from evals.context import EvalContext
 from models.networks.resnet import ResNet
 from reproduce.checkpoint_source import load_checkpoint_head, load_checkpoint_trunk, parent_run_ids
+from reproduce.config import DETECTORS
 from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
@@ -24,9 +25,6 @@ from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.errors import UserError, did_you_mean, run_cli
 
-NEED_A_RESNET = ("coco_detr", "voc_detection")
-"""Protocols that build a detector on a ResNet's stages; the others take any trunk's features."""
-
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:
     """Load the checkpoint's trunk and return the metrics of the config's protocol."""
@@ -35,7 +33,7 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     config = to_dataclass(cfg.protocol, protocol.ProtocolConfig, "protocol")
     context = EvalContext(run, preemption, partial(load_checkpoint_head, cfg))
     path, trunk = load_checkpoint_trunk(cfg)
-    if cfg.protocol.name in NEED_A_RESNET and not isinstance(trunk, ResNet):
+    if cfg.protocol.name in DETECTORS and not isinstance(trunk, ResNet):  # they are built on its stages
         raise UserError(f"protocol.name={cfg.protocol.name} needs a ResNet, and checkpoint={cfg.checkpoint} has none")
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     run.discard_checkpoints_of_other_trunk(sha256_of(path))

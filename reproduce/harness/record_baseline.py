@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from reproduce.config import DETECTORS
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness import arithmetics, revision
@@ -28,7 +29,7 @@ from reproduce.system import cpu_name
 
 MIN_SEEDS = 5
 OTHER_ARITHMETIC = CACHE / "other-arithmetic"
-FINETUNING = {"finetune", "voc_detection", "coco_detr"}
+FINETUNING = {"finetune", *DETECTORS}
 """The protocols that train the trunk: rounding moves their numbers as far as a seed does."""
 UNTRAINED = "none"
 """The method of a pretraining that saves its initial weights."""

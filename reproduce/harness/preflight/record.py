@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from reproduce.config import DETECTORS
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic, write_json
 from reproduce.harness import arithmetics, revision
 from reproduce.harness.arithmetics import HELD_OUT, SETTINGS, Setting
 from reproduce.harness.preflight.rehearsals import (
-    DETECTORS,
     RECORDED_PRECISIONS,
     Rehearsal,
     rehearsals,

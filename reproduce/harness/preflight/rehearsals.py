@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from reproduce.config import RunKind
+from reproduce.config import DETECTORS, RunKind
 from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
 from reproduce.data.prepare import synthetic
@@ -68,8 +68,6 @@ IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 PROCESSES = (1, 2, 4)
 """Numbers of processes whose shares of every batch are even."""
-DETECTORS = ("coco_detr", "voc_detection")
-"""Protocols that draw at random on each rank, so that their numbers depend on the number of processes."""
 RUNTIME = ("logging.wandb=false", "cluster.num_workers=0", "cluster.detector_processes=1")
 """Overrides of every rehearsal."""
 
@@ -138,6 +136,7 @@ def rehearsals(
 
 def same_for_any_number_of_processes(planned: Iterable[Rehearsal]) -> list[Rehearsal]:
     """Return the rehearsals whose numbers do not depend on the number of processes; runs with an odd batch have one."""
+    # What a detector draws depends on the number of ranks.
     return [each for each in planned if each.protocol not in DETECTORS and not (each.of_table and each.batch_size % 2)]
 
 
