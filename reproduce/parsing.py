@@ -21,12 +21,16 @@ MAX_DIGITS = 308
 """Digits of a whole number: a float holds no more."""
 
 
-def parse_json(text: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Return the content of a JSON text. Raises ValueError, with a phrase on what is wrong."""
+def parse_json(text: str, max_bytes: int = MAX_BYTES, finite: bool = True) -> Any:
+    """Return the content of a JSON text. Raises ValueError, with a phrase on what is wrong.
+
+    Without `finite`, NaN and infinity pass: the caller names the entry that has them.
+    """
     _check_size(text, max_bytes)
+    constant, number = (_not_finite, _finite) if finite else (None, None)
     try:
         return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole
+            text, object_pairs_hook=_unique, parse_constant=constant, parse_float=number, parse_int=_whole
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

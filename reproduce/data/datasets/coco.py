@@ -89,7 +89,7 @@ def read_coco_split(root: Path, split: str, source: str, on_bad_annotations: Cal
     path = annotation_path(root, split)
     try:
         raw = path.read_bytes()
-        content = parse_json(raw.decode(json.detect_encoding(raw), "surrogatepass"), MAX_JSON_BYTES)
+        content = parse_json(raw.decode(json.detect_encoding(raw), "surrogatepass"), MAX_JSON_BYTES, finite=False)
         images = _by_id(content["images"], path, "image")
         for image_id, image in images.items():
             _check_size(image, image_id, path)

@@ -82,9 +82,13 @@ def changed(number: int, **values: object) -> Callable[[Content], None]:
         (changed(0, bbox=None), "has no box of four finite numbers: None"),
         (changed(0, bbox="1234"), "has no box of four finite numbers: '1234'"),
         (changed(0, bbox=["1", "2", "3", "4"]), "has no box of four finite numbers: ['1', '2', '3', '4']"),
-        (changed(0, bbox={"1": 0, "2": 0, "3": 0, "4": 0}), "has no box of four finite numbers: {'1': 0, "),
+        (changed(0, bbox={"1": 0}), "has no box of four finite numbers: {'1': 0}"),
+        (changed(0, bbox=[1, 2, float("nan"), 4]), "has no box of four finite numbers: [1, 2, nan, 4]"),
         (changed(0, bbox=[1, 2, True, 4]), "has no box of four finite numbers: [1, 2, True, 4]"),
+        (changed(0, bbox=[1, 2, float("inf"), 4]), "has no box of four finite numbers: [1, 2, inf, 4]"),
         (changed(0, area="nan"), "has the area nan"),
+        (changed(0, area=float("nan")), "has the area nan"),
+        (changed(0, area=float("inf")), "has the area inf"),
         (changed(0, iscrowd=2), "has iscrowd 2, which is neither 0 nor 1"),
         (changed(0, iscrowd=-1), "has iscrowd -1, which is neither 0 nor 1"),
         (changed(0, iscrowd=0.5), "has iscrowd 0.5, which is neither 0 nor 1"),
@@ -99,8 +103,7 @@ def test_bad_annotation_is_reported_and_left_out(
     root = write(change)
     bad: list[str] = []
     split = read_coco_split(root, "val", "mine", bad.extend)
-    (sentence,) = bad
-    assert sentence.startswith(f"annotation 0 of {coco.annotation_path(root, 'val')} {said}")
+    assert bad == [f"annotation 0 of {coco.annotation_path(root, 'val')} {said}"]
     assert split.images[1].labels.tolist() == [90]
     assert [item["id"] for item in split.ground_truth["annotations"]] == [1, 2]
 
@@ -143,8 +146,6 @@ def test_image_of_another_size_than_annotated_is_unreadable(write: Callable[...,
         (lambda content: content["categories"][0].update(id="person"), r"has the category id 'person': number"),
         (lambda content: content["categories"][0].update(id=-1), r"has the category id -1: number"),
         (lambda content: content["categories"][0].update(id=10**9), r"has the category id 1000000000: number"),
-        (changed(0, bbox=[1, 2, float("nan"), 4]), "NaN is no finite number"),
-        (changed(0, area=float("inf")), "Infinity is no finite number"),
         (
             lambda content: content["images"][0].update(width=0),
             "gives image 3 the width 0, which is no number of pixels",
@@ -170,7 +171,6 @@ def test_invalid_coco_json_is_a_user_error(
     [
         ('"bbox": [1, 2, 10, 20]', '"bbox": [1, 2, 10, 20], "bbox": [1, 2, 3, 4]', "the key 'bbox' stands twice"),
         ('{"images"', '{"images": [], "images"', "the key 'images' stands twice"),
-        ("[1, 2, 10, 20]", "[1, 2, 1e999, 20]", "1e999 is no finite number"),
         ("[1, 2, 10, 20]", "[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
     ],
 )
