@@ -108,7 +108,7 @@ def in_words(choice: Choice, plan: Plan, num_cells: int) -> list[str]:
     `plan` has the cells that were bought. Some of its runs may be done, and the budget would buy more now.
     """
     head = f"budget of {choice.budget.hours:g} GPU-hours on {choice.budget.gpu}: {len(plan.cells)} of {num_cells} cells"
-    if set(map(str, choice.cells)) != set(map(str, plan.cells)):
+    if len(choice.cells) != len(plan.cells) or any(cell not in plan.cells for cell in choice.cells):
         return [f"{head}, as chosen when they were planned first"]
     lines = [f"{head}, in the order of what they prove per hour"]
     total = 0.0

@@ -78,6 +78,7 @@ def _of_images(done: Done) -> Iterator[str]:
                 yield f"the seeds of {name} read different images ({key})"
                 break
     yield from dict.fromkeys(_of_test_sets(done))
+    yield from dict.fromkeys(str(note) for _, result in done if (note := _provenance(result).get("fewer_neighbors")))
     if skipped := sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for _, result in done):
         yield f"{skipped} images could not be read and were skipped, as requested"
 

@@ -200,6 +200,13 @@ def test_a_folder_with_a_seed_that_no_run_has_is_passed_over(plan: Plan) -> None
     assert len(check.check_tables(build.build_plan(plan.request))) == 1
 
 
+def test_fewer_neighbors_than_the_metric_is_named_after_are_a_doubt(plan: Plan) -> None:
+    run, note = evaluation(plan, 1), "knn200: all 18 training images vote, because there are fewer than 200"
+    edit(run, provenance=provenance(run) | {"fewer_neighbors": note})
+    (table,) = check.check_tables(plan)
+    assert note in table.doubts
+
+
 def test_a_gpus_arithmetic_on_a_cpu_is_a_doubt(plan: Plan) -> None:
     run = evaluation(plan, 1)
     for hardware, doubted in (("AMD EPYC, 2 cores", True), ("8 x Tesla V100", False)):
