@@ -58,7 +58,7 @@ import json, os, sys
 print(json.dumps({"arguments": sys.argv[1:], "file": sys.argv[0], "folder": os.getcwd(), "name": __name__,
     "spec": __spec__.name, "first": sys.path[0], "given": os.environ.get("GIVEN"),
     "stdin": sys.stdin.read(), "main": sys.modules["__main__"].__dict__ is globals(),
-    "group": os.getpgid(0) == os.getpid()}))
+    "group": os.getpgid(0) == os.getpid()}), flush=True)
 print("problem", file=sys.stderr)
 sys.exit(3)
 """
