@@ -71,13 +71,19 @@ def _build(request: Request, chosen: dict[str, Table], chosen_claims: list[Claim
     data = configs.data(request.overrides())
     data_root, generated_data_dir = data_folders(request, data)
     runs: dict[str, Run] = {}
-    cells: list[Cell] = []
-    for name, table in chosen.items():
-        builder = _RunBuilder(request, configs, runs, _run_overrides(data_root, name, request.scale))
-        cells += _released_cells(builder, table) if request.source == "released" else _trained_cells(builder, table)
-    builder = _RunBuilder(request, configs, runs, _run_overrides(data_root, claims.TARGET, request.scale))
-    for claim in chosen_claims:
-        cells += _claim_cells(builder, claim)
+    builders = {
+        name: _RunBuilder(request, configs, runs, _run_overrides(data_root, name, request.scale))
+        for name in (*chosen, claims.TARGET)
+    }
+
+    def all_cells() -> list[Cell]:
+        cells_of = _released_cells if request.source == "released" else _trained_cells
+        of_tables = [cell for name, table in chosen.items() for cell in cells_of(builders[name], table)]
+        return [*of_tables, *(cell for claim in chosen_claims for cell in _claim_cells(builders[claims.TARGET], claim))]
+
+    configs.compose_ahead(all_cells)
+    runs.clear()  # of stand-ins
+    cells = all_cells()
     uses_reference_data = data == configs.data([f"scale={request.scale}"])
     cluster = configs.cluster
     configs.save()

@@ -1,4 +1,4 @@
-"""A cache of what a plan needs from composed configs, because Hydra takes a quarter of a second to compose one.
+"""A cache of what a plan needs from composed configs, because Hydra takes a tenth of a second to compose one.
 
 Hydra itself is imported only to compose a config: if the cache has all of them, a plan does without it.
 """
@@ -7,9 +7,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import multiprocessing
 import re
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +29,26 @@ from reproduce.files import write_json
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
-from reproduce.system import REPO_ROOT
+from reproduce.system import REPO_ROOT, usable_cores
 
 WHOLE_MACHINE = 100_000
 """The cores of a run that measures time, so that nothing runs beside it."""
+FEW = 4
+"""Configs that one process composes sooner than several would."""
+STAND_IN = Run(
+    run_id="stand_in-s0-0000000000",
+    kind="pretrain",
+    name="",
+    seed=0,
+    folder="",
+    overrides=[],
+    parents=[],
+    cores=1,
+    num_processes=1,
+    data_config="",
+    workload=Workload("", 0, 0, "", 0, {}),
+)
+"""Stands for a run whose config is not composed yet. Its name is one of `PLAIN_KEYS`, as all names of runs are."""
 
 
 @dataclass
@@ -40,6 +60,8 @@ class ConfigCache:
     composed: dict[str, DictConfig] = field(default_factory=dict)
     """Configs composed in this process; their `PLAIN_KEYS` are those of the last requested run."""
     modified: bool = False
+    missing: dict[str, tuple[RunKind, list[str]]] | None = None
+    """Configs that `compose_ahead` has found to be missing; None unless it is looking for them."""
 
     def __post_init__(self) -> None:
         self.file = CACHE / "configs.json"
@@ -60,6 +82,10 @@ class ConfigCache:
     def run(self, kind: RunKind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
         """Return the run of a list of overrides. `run_overrides` are passed to it too, but are no part of its name."""
         overrides = [*self.request.cluster_overrides(kind), *overrides]
+        if self.missing is not None and _key(kind, overrides) not in self.summaries:
+            shared, _ = _shared(overrides)
+            self.missing[_key(kind, shared)] = (kind, shared)
+            return STAND_IN
         summary = self._cached(kind, overrides, lambda: self._compose(kind, overrides))
         return Run(
             kind=kind,
@@ -68,6 +94,26 @@ class ConfigCache:
             parent_name=parent.name if parent else "",
             **summary | {"workload": Workload(**summary["workload"])},
         )
+
+    def compose_ahead(self, ask: Callable[[], object]) -> None:
+        """Compose on all cores what `ask` will ask for; it is called once before, with a stand-in for each such run."""
+        self.missing = {}
+        try:
+            ask()
+        finally:
+            wanted, self.missing = self.missing, None
+        num_processes = min(usable_cores(), len(wanted))
+        if len(wanted) <= FEW or num_processes == 1:
+            return
+        import reproduce.config.compose  # noqa: F401 - once, before the processes are forked
+
+        context = multiprocessing.get_context("fork")
+        try:
+            with ProcessPoolExecutor(num_processes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+                found = dict(zip(wanted, pool.map(_composed, wanted.values()), strict=True))
+        except BrokenProcessPool:
+            return
+        self.composed.update({key: cfg for key, cfg in found.items() if cfg is not None})
 
     def data(self, overrides: list[str]) -> dict[str, str]:
         """Return the `name` of the data config, and the `source` of its ImageNet."""
@@ -84,8 +130,7 @@ class ConfigCache:
         from reproduce.config.compose import compose
         from reproduce.config.validate import check_values
 
-        rest, plain = _plain_keys(overrides)
-        shared = [*rest, *(f"{key}=0" for key in plain)]
+        shared, plain = _shared(overrides)
         key = _key(kind, shared)
         if key not in self.composed:
             self.composed[key] = compose(kind, shared)
@@ -119,6 +164,12 @@ PLAIN_KEYS = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+
 """Keys that no other key depends on, and the values of them that need no parser: integers, run_ids, public weights."""
 
 
+def _shared(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the overrides of the config that a run shares with others, and the `PLAIN_KEYS` that are its own."""
+    rest, plain = _plain_keys(overrides)
+    return [*rest, *(f"{key}=0" for key in plain)], plain
+
+
 def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the overrides that do not set `PLAIN_KEYS` to plain values, and the last value of each of the others."""
     rest, plain = overrides, {}
@@ -131,6 +182,16 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
             rest = [item for item in rest if not item.startswith(f"{key}=")]
             plain[key] = int(found[-1]) if key == "seed" else found[-1]
     return rest, plain
+
+
+def _composed(asked: tuple[RunKind, list[str]]) -> DictConfig | None:
+    """Return the config of a kind and its overrides; None if it can't be, which is said when it is composed again."""
+    from reproduce.config.compose import compose
+
+    try:
+        return compose(*asked)
+    except UserError:
+        return None
 
 
 def _summary(kind: RunKind, cfg: DictConfig) -> dict[str, Any]:

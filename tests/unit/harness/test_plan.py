@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 
 from models.zoo import entries
 from reproduce.config import RunKind
@@ -303,3 +304,40 @@ def test_a_row_is_evaluated_by_the_protocol_of_its_number(
     assert {row: cell.eval for row, cell in cells.items()} == {row: f"voc_detection{end}" for row, end in rows.items()}
     for cell in cells.values():
         assert {plan.runs[name].name for name in cell.run_ids} == {cell.eval}
+
+
+def test_configs_composed_ahead_by_several_processes_make_the_same_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, in_this_process = os.getpid(), []
+
+    def counted(kind: RunKind, overrides: list[str]) -> DictConfig:
+        if os.getpid() == here:
+            in_this_process.append(overrides)
+        return compose(kind, overrides)
+
+    monkeypatch.setattr("reproduce.config.compose.compose", counted)
+    plans = []
+    for cores in (1, 3):
+        (tmp_path / str(cores)).mkdir()
+        monkeypatch.chdir(tmp_path / str(cores))
+        monkeypatch.setattr(config_cache, "usable_cores", lambda cores=cores: cores)
+        in_this_process.clear()
+        plans.append(build.build_plan(Request(("table3",), "smoke", seeds=(0, 1))))
+        assert (len(in_this_process) == 2) == (cores > 1)  # the data and the cluster
+    assert plans[0] == plans[1]
+    assert Path(CACHE / "configs.json").read_bytes() == (tmp_path / "1" / CACHE / "configs.json").read_bytes()
+
+
+def test_a_wrong_request_is_one_sentence_wherever_it_is_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = Request(("table3",), "smoke", cluster_options=("num_gpus=3",))
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(config_cache, "usable_cores", lambda cores=cores: cores)
+        with pytest.raises(UserError, match=r"there is no config key 'cluster\.num_gpus'") as error:
+            build.build_plan(request)
+        found.append(str(error.value))
+    assert found[0] == found[1]
