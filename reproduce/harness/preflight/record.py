@@ -5,7 +5,6 @@ import json
 import platform
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -156,17 +155,19 @@ def _not_tried_again(earlier: GoldenFile) -> dict[str, Any]:
 
 
 def write(target: Path, content: GoldenFile) -> None:
-    """Write first steps to a file, a line for each quantity, so that a change is one line of a diff."""
-    lines = [f' "recorded": {json.dumps(content.recorded)},', ' "rehearsals": {']
-    for number, (name, each) in enumerate(content.rehearsals.items(), start=1):
-        lines.append(f'  {json.dumps(name)}: {{"recipes": {json.dumps(each.recipes)},')
-        lines.append(f'   "overrides": {json.dumps(each.overrides)},')
-        for key, close in (("values", ","), ("tolerances", "}" + "," * (number < len(content.rehearsals)))):
-            series = [
-                f"    {json.dumps(quantity)}: {_compact(each_of)}" for quantity, each_of in asdict(each)[key].items()
-            ]
-            lines.append(f'   "{key}": {{\n' + ",\n".join(series) + f"}}{close}")
-    write_atomic(target, "{\n" + "\n".join(lines) + "\n }\n}\n")
+    """Write first steps to a file: a line has a quantity's numbers and their tolerances, so that a diff is short."""
+    entries = []
+    for name, each in content.rehearsals.items():
+        lines = [
+            f"   {json.dumps(quantity)}: [{_compact(series)},{_compact(each.tolerances[quantity])}]"
+            for quantity, series in each.values.items()
+        ]
+        entries.append(
+            f'  {json.dumps(name)}: {{"recipes": {json.dumps(each.recipes)},\n'
+            f'   "overrides": {json.dumps(each.overrides)},\n   "steps": {{\n' + ",\n".join(lines) + "}}"
+        )
+    header = f'{{\n "recorded": {json.dumps(content.recorded)},\n "rehearsals": {{\n'
+    write_atomic(target, header + ",\n".join(entries) + "\n }\n}\n")
 
 
 def _compact(series: Sequence[float | None]) -> str:

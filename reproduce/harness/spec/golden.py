@@ -213,16 +213,16 @@ def _read(file: Path) -> GoldenFile:
 
 def _golden(content: Mapping[str, Any]) -> Golden:
     """Return one entry of a file. Raises an error if a value has no tolerance, or is no number."""
-    found = Golden(**content)
-    if found.values.keys() != found.tolerances.keys():
-        raise ValueError("values and tolerances are of different quantities")
-    for quantity, series in found.values.items():
-        tolerances = found.tolerances[quantity]
-        if len(series) != len(tolerances):
-            raise ValueError(f"{quantity} has {len(series)} values and {len(tolerances)} tolerances")
-        for number in (*series, *(each for each in tolerances if each is not None)):
+    if unknown := content.keys() - {"recipes", "overrides", "steps"}:
+        raise ValueError(f"it has {min(unknown)!r}")
+    steps = content["steps"]
+    for quantity, (values, tolerances) in steps.items():
+        if len(values) != len(tolerances):
+            raise ValueError(f"{quantity} has {len(values)} values and {len(tolerances)} tolerances")
+        for number in (*values, *(each for each in tolerances if each is not None)):
             math.isnan(number)  # a TypeError if it is no number
-    return found
+    values_of, tolerances_of = ({name: pair[part] for name, pair in steps.items()} for part in (0, 1))
+    return Golden(content["recipes"], content["overrides"], values_of, tolerances_of)
 
 
 def _compared(

@@ -34,10 +34,13 @@ CAUSE = (
 )
 
 
-def record_steps(scale: str, *runs: Run, values: Steps = STEPS, **more: Any) -> Path:
-    """Record first steps of some runs: equal indices, losses within a thousandth."""
-    tolerances = {name: [0.001 if name == "loss" else 0.0] * len(series) for name, series in values.items()}
-    entry = {"recipes": [], "overrides": [], "values": values, "tolerances": tolerances} | more
+def record_steps(
+    scale: str, *runs: Run, values: Steps = STEPS, tolerances: Mapping[str, Any] | None = None, **more: Any
+) -> Path:
+    """Record first steps of some runs: equal indices, losses within a thousandth unless `tolerances` are given."""
+    usual = {name: [0.001 if name == "loss" else 0.0] * len(series) for name, series in values.items()}
+    steps = {name: [series, (tolerances or usual)[name]] for name, series in values.items()}
+    entry = {"recipes": [], "overrides": [], "steps": steps} | more
     path = golden.runs_path(scale)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"recorded": {}, "rehearsals": {run.run_id: entry for run in runs}}))
@@ -116,8 +119,7 @@ def test_a_run_on_a_gpu_of_which_nothing_is_compared_is_not_equal(done: Plan, fi
     on_gpu = {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}, "arithmetic": {"cudnn": 91000}}
     recorded = json.loads(golden.runs_path("smoke").read_text())
     entry = recorded["rehearsals"][run.run_id]
-    for part in ("values", "tolerances"):
-        entry[part] = {"loss": next(iter(entry[part].values()))}
+    entry["steps"] = {"loss": next(iter(entry["steps"].values()))}
     golden.runs_path("smoke").write_text(json.dumps(recorded))
     finish(run, first_steps={"loss": [9.0, 9.0, 9.0]}, provenance=on_gpu)
     assert FirstStepsCheck.of_plan(done).runs[run.run_id].state == "not recorded"
@@ -291,7 +293,8 @@ def test_a_scale_without_recorded_runs_says_so(done: Plan) -> None:
         ("[]", "list indices"),
         ('{"recorded": {}}', "'rehearsals'"),
         ({"overrides": None, "much": "more"}, "much"),
-        ({"tolerances": {"loss": [0.001] * 3}}, "different quantities"),
+        ({"steps": {"loss": [LOSS]}}, "not enough values to unpack"),
+        ({"steps": {"loss": 3}}, "cannot unpack"),
         ({"tolerances": {"indices": [0] * 3, "loss": [0.001] * 2}}, "loss has 3 values and 2 tolerances"),
         ({"tolerances": {"indices": [0] * 3, "loss": ["wide"] * 3}}, "must be real number"),
         ({"values": {"indices": [7, 8, None], "loss": LOSS}}, "must be real number"),

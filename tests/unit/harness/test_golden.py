@@ -99,7 +99,7 @@ def test_damaged_and_absent_files_are_one_sentence(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"no first steps are recorded at scale smoke \(recorded: none\)"):
         golden.load("smoke")
     (tmp_path / "golden").mkdir()
-    for content in ("{", "[]", '{"recorded": {}}', '{"recorded": {}, "rehearsals": {"a": {"values": {}}}}'):
+    for content in ("{", "[]", '{"recorded": {}}', '{"recorded": {}, "rehearsals": {"a": {"steps": {}}}}'):
         golden.path("smoke").write_text(content)
         with pytest.raises(UserError, match=r"smoke.json is damaged \(.*; restore it from git, or record it again"):
             golden.load("smoke")

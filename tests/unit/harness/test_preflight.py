@@ -61,8 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name: {
             "recipes": [name],
             "overrides": [],
-            "values": values,
-            "tolerances": {key: [0.01] * len(series) for key, series in values.items()},
+            "steps": {key: [series, [0.01] * len(series)] for key, series in values.items()},
         }
         for name, values in EXPECTED.items()
     }
