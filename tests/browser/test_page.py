@@ -222,7 +222,7 @@ def test_link_to_a_run_unfolds_its_parents(window: Browser, page: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 320, 1100])
+@pytest.mark.parametrize("width", [320, 400, 800, 1200, 1600])
 def test_nothing_is_wider_than_the_window(window: Browser, page: Path, width: int, scheme: str) -> None:
     window.open(page, width=width, scheme=scheme)
     window.run("document.querySelectorAll('details').forEach(each => { each.open = true })")

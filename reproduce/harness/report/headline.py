@@ -8,17 +8,22 @@ from reproduce.harness.verdict.labels import Verdict
 
 
 def headline(tables: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return what was proved about the tables that are compared with recorded numbers; "" without such tables.
+    """Return the `proofs` in one line; "" without any."""
+    return "; ".join(proofs(tables, checkpoints))
+
+
+def proofs(tables: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Return what was proved about the tables that are compared with recorded numbers; [] without such tables.
 
     Tables and checkpoints are given as data. What was not compared is named and never counted as equal.
     """
     compared = [table for table in tables if table["expected"] == "recorded"]
     if not compared:
-        return ""
+        return []
     parts = [_first_steps(compared), *_numbers(_distinct_cells(compared), "number", "numbers")]
     means = [(each["verdict"], each["interval"], each["noticeable_fall"]) for each in checkpoints]
     parts += _numbers(means, "checkpoint mean", "checkpoint means") if means else []
-    return "; ".join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
 def _first_steps(tables: Sequence[Mapping[str, Any]]) -> str:

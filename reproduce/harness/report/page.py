@@ -15,7 +15,7 @@ from reproduce.files import write_atomic
 from reproduce.harness import revision
 from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_pictures, render_preflight, runs, summary, svg
-from reproduce.harness.report.headline import headline
+from reproduce.harness.report.headline import proofs
 from reproduce.harness.report.render_claims import doubts_in_words
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, result_sha256
 from reproduce.harness.report.rendering import render_template
@@ -99,7 +99,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         cells=[cell for table in checked for cell in _cells(table)],
         claims=claims,
         checkpoints=_with_strips(found.checkpoints),
-        proved=headline(checked, found.checkpoints),
+        proved=proofs(checked, found.checkpoints),
         canary_footnote=CANARY_FOOTNOTE,
         power=f"{stats.POWER:.0%}",
         figures=list(figures.draw(checked, all_runs)),

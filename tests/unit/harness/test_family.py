@@ -202,7 +202,9 @@ def test_every_report_shows_what_was_proved(plan: Plan, capsys: pytest.CaptureFi
     (swav, _) = json.loads(Path("reports/smoke/checkpoints.json").read_text())["checkpoints"]
     assert (swav["verdict"], swav["name"], len(swav["cells"])) == ("within", "swav_800ep, top-1, %", 4)
     page = write_page("smoke").read_text()
-    assert f'<p class="proved">{said[0].upper()}{said[1:]}.</p>' in page
+    (proved,) = re.findall(r'<ul class="proved">(.*?)</ul>', page, re.DOTALL)
+    items = re.findall(r"<li>(.*?)</li>", proved)
+    assert "; ".join(re.sub(r"</?b>", "", item) for item in items) == said and all(" of " in item for item in items)
     assert 'id="checkpoint-swav-800ep--top-1"' in page and page.count("notices −") == 8
 
 
