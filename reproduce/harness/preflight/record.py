@@ -41,7 +41,9 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
     """
     observed: dict[str, list[Values]] = {}
     last: Mapping[str, Any] = {}
-    settings = _settings(SETTINGS, scale)
+    settings, held_out = arithmetics.possible(SETTINGS), arithmetics.possible(HELD_OUT)
+    if scale == "paper":
+        settings, held_out = arithmetics.at_full_size()
     planned = rehearsals(scale, generate_images(scale), RECORDED_PRECISIONS[scale])
     runs = runs_of_tables(scale) if scale == "smoke" else []
     planned += runs
@@ -73,8 +75,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
         every_name if only_new else set(),
     )
     recorded["held_out"] = {
-        setting.name: _try(content, _run(planned, setting, scale, num_processes), say)
-        for setting in _settings(HELD_OUT, scale)
+        setting.name: _try(content, _run(planned, setting, scale, num_processes), say) for setting in held_out
     }
     run_ids = {each.name for each in runs}
     of_runs, of_recipes = (
@@ -86,11 +87,6 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
     target = golden.path(scale)
     write(target, GoldenFile(recorded, of_recipes))
     return target
-
-
-def _settings(among: Sequence[Setting], scale: str) -> list[Setting]:
-    """Return the settings that this processor has, and that are fast enough for the scale's networks."""
-    return [each for each in arithmetics.possible(among) if not (each.is_slow and scale == "paper")]
 
 
 def _golden(rehearsal: Rehearsal, values: dict[str, list[float]], tolerances: dict[str, list[float | None]]) -> Golden:
@@ -182,7 +178,7 @@ def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_process
     asked = [
         each
         for each in (same_for_any_number_of_processes(planned) if setting.num_ranks > 1 else planned)
-        if not (setting.is_slow and each.config.get("precision") == "bf16")
+        if setting.half_precision or each.config.get("precision") != "bf16"
     ]
     folder = Path(".cache", "rehearsals", f"record-{scale}", re.sub(r"\W+", "-", setting.name))
     stamp, made_by = folder.with_suffix(".json"), _made_by(asked, setting)
