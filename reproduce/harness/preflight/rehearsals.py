@@ -63,7 +63,9 @@ BATCH_SIZE = 16
 MICRO_BATCH = 4
 """Images of a step at scale paper: with 8, two cores take an hour for all recipes."""
 W5_MICRO_BATCH = 2
-"""Images of a step of w5 at scale paper, so that it fits 24 GB."""
+"""Images of a step of w5 at scale paper, so that it needs no more memory than a detector."""
+ONE_AT_A_TIME = ("paper",)
+"""Scales of which one process does all rehearsals: two of w5 or a detector, of 10 to 13 GB each, do not fit 24 GB."""
 IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 PROCESSES = (1, 2, 4)
