@@ -67,7 +67,7 @@ MIXED = (
 
 
 def at_full_size() -> tuple[list[Setting], list[Setting]]:
-    """Return what tolerances of full-size networks are measured and tried under: each takes two cores half an hour."""
+    """Return what tolerances of full-size networks are measured and tried under: few, because each takes minutes."""
     native, two_processes, _, avx2, _ = SETTINGS
     _, plain, mixed = HELD_OUT
     with_avx512 = mixed.needs in cpu_flags()

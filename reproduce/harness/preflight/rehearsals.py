@@ -61,11 +61,11 @@ NARROW = ("swav_w4_400ep", "swav_w5_400ep")
 BATCH_SIZE = 16
 """Images of a step of a pretraining at scale smoke: six steps make an epoch of 100 images, and four are left over."""
 MICRO_BATCH = 4
-"""Images of a step at scale paper: with 8, two cores take an hour for all recipes."""
+"""Images of a step at scale paper: few, so that two cores take minutes for all recipes."""
 W5_MICRO_BATCH = 2
 """Images of a step of w5 at scale paper, so that it needs no more memory than a detector."""
 ONE_AT_A_TIME = ("paper",)
-"""Scales of which one process does all rehearsals: two of w5 or a detector, of 10 to 13 GB each, do not fit 24 GB."""
+"""Scales of which one process does all rehearsals, with all cores: w5 or a detector needs 10 to 13 GB."""
 IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 PROCESSES = (1, 2, 4)
