@@ -339,10 +339,23 @@ def test_the_cpu_build_needs_uv(checkout: Path, tiny: Install) -> None:
     """Without it, the CUDA build would be there without a word."""
     done = tiny("echo 'error: no network' >&2; exit 2", TORCH="cpu")
     assert done.returncode == 2
-    assert done.stderr == "error: could not install requirements/run.txt (TORCH=cpu): no network (more in .venv.log)\n"
+    assert done.stderr == (
+        "error: could not install requirements/run.txt (TORCH=cpu): no network (more in .venv.log); TORCH_INDEX=URL "
+        "names another index of CPU builds\n"
+    )
     assert in_venv(checkout) == {"uv-1.0"}
     done = tiny("exit 0", TORCH="gpu")
     assert done.stderr == "error: TORCH=gpu is unknown: there is TORCH=cpu; without it torch has CUDA\n"
+
+
+def test_a_failure_names_the_address_that_could_not_be_read(tiny: Install) -> None:
+    uv = (
+        "error: Request failed after 3 retries",
+        "  cause: Failed to fetch: https://localhost/cpu",
+        "  cause: dns error",
+    )
+    done = tiny("; ".join(f"echo '{line}' >&2" for line in uv) + "; exit 2", TORCH="cpu")
+    assert "(TORCH=cpu): Request failed after 3 retries: Failed to fetch: https://localhost/cpu (more" in done.stderr
 
 
 def test_pips_configuration_is_uvs(tmp_path: Path) -> None:
