@@ -62,6 +62,20 @@ def test_unknown_make_variable_is_refused() -> None:
     assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists the variables.  Stop.")
 
 
+@pytest.mark.parametrize("target", ["export", "pictures"])
+def test_a_command_without_its_checkpoint_is_asked_for_it(target: str) -> None:
+    assert "--checkpoint" not in make("--dry-run", target)
+    assert "--checkpoint 'run'" in make("--dry-run", target, "CHECKPOINT=run")
+
+
+def test_a_command_is_printed_in_one_line() -> None:
+    """An option that is not given would leave a line of its own, with nothing in it."""
+    rules = ["reproduce-table7", "evaluate-knn", "preflight", "doctor", "data-verify", "data-prepare", "data-shard"]
+    printed = make("--dry-run", *rules, "CHECKPOINT=run")
+    assert len(re.findall(r"-m reproduce\b", printed)) == len(rules)
+    assert "\\\n" not in printed
+
+
 def test_make_variables_are_quoted() -> None:
     printed = make(
         "--dry-run", "plan-table3", "DATA=/my pictures/it's $$HOME", "SEEDS=3", "CORES=2", "SKIP_BAD_IMAGES=1"
