@@ -35,6 +35,7 @@ from reproduce.harness.plan.model import Plan
         (["pretrain", "swav_80ep"], "no experiment 'swav_80ep': did you mean 'swav_800ep'"),
         (["evaluate", "knnn", "--checkpoint", "x"], "no evaluation 'knnn': did you mean 'knn'"),
         (["evaluate", "knn"], "required: --checkpoint (for make: CHECKPOINT=); `python -m reproduce evaluate --help`"),
+        (["export"], "required: --checkpoint (for make: CHECKPOINT=)"),
         (["evaluate", "knn", "--checkpoint", "x", "protocol.temprature=1"], "no config key 'protocol.temprature'"),
         (["plan", "table3", "--scale", "smoke", "tabel7"], "did you mean 'table7'"),
         (["plan", "table3", "--scale", "smoke", "--nope", "x"], "unrecognized arguments: --nope x"),
