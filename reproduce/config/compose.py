@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from reproduce.config import RunKind
 from reproduce.config.quoting import quote_paths
-from reproduce.config.schema import SCHEMAS, DataCatalog  # importing it registers the schemas with Hydra
+from reproduce.config.schema import ABSENT, SCHEMAS, DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
 from reproduce.parsing import parse_yaml
@@ -25,6 +25,8 @@ from reproduce.parsing import parse_yaml
 CONF_DIR = Path(__file__).parents[1] / "conf"
 GLOBAL_PACKAGE = "# @package _global_"
 """First line of a file of conf/ that sets keys of the whole config: Hydra reads it, it is more than a comment."""
+LEFT_OUT = {"source": ABSENT, "layout": ABSENT, "root": "", "train": "", "val": ""}
+"""A dataset that an own data config leaves out: only its name is known."""
 NO_ACCUMULATION = (
     "gradient accumulation is not offered, because it is not equal to a large batch: BatchNorm, and Sinkhorn's even "
     "spread of the batch over the prototypes, would still see the small one. Use the small-batch recipe with its queue "
@@ -57,6 +59,8 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"config dataset: {cfg.dataset!r} is no data set: write ${{data.imagenet}}, or another of data's"
         )
+    if all(OmegaConf.is_missing(cfg.dataset, key) for key in LEFT_OUT):
+        cfg.dataset.update(LEFT_OUT)
     missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
     if missing:
         raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import EXIT_INTERRUPTED, UserError, run_cli
@@ -157,3 +158,18 @@ def test_a_misspelt_wandb_mode_is_refused_before_anything_runs(
     assert run_cli(lambda: main(["run", "table7"])) == 2
     assert "there is no WANDB_MODE 'dissabled': did you mean 'disabled'?" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+def test_a_dataset_that_a_data_config_leaves_out_is_missing(
+    class_folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"source": "own", "layout": "folders", "train": "train", "val": "val"}
+    Path("own.yaml").write_text(yaml.safe_dump({name: {**kept, "root": name} for name in ("imagenet", "inat18")}))
+    own = [*class_folders, "--data-config", "own.yaml"]
+    assert main(["plan", *own]) == 0
+    assert "data places205: not there, data config 'own' has no places205\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"'own' has no places205; .* 2 of 10 cells need none of it: SKIP_MISSING"):
+        main(["run", *own])
+    Path("own.yaml").write_text(yaml.safe_dump({"inat18": {**kept, "root": "inat18"}}))
+    with pytest.raises(UserError, match=r"data config 'own' has no imagenet$"):
+        main(["pretrain", *own[1:], "swav_800ep"])
