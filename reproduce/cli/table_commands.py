@@ -87,7 +87,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     from reproduce.harness.data_check import other_data_roots
     from reproduce.harness.execute.progress import Progress
     from reproduce.harness.plan import budget, build, cost, cost_report
-    from reproduce.harness.plan.durations import expected_seconds, format_duration
+    from reproduce.harness.plan.durations import cores_in_words, expected_seconds, format_duration
     from reproduce.harness.spec import baseline
     from reproduce.harness.verdict.seeds_needed import seeds_in_words
 
@@ -101,7 +101,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     )
     seconds = progress.seconds_left(0.0)
     time = (
-        f", about {format_duration(seconds)} on {cores} cores"
+        f", about {format_duration(seconds)} on {cores_in_words(cores)}"
         if seconds and plan.cluster["executor"] == "local"
         else ""
     )
