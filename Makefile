@@ -49,12 +49,14 @@ REPRODUCE := .venv/bin/python -m reproduce
 quoted = '$(subst ','\'',$(strip $(1)))'
 option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
 CLUSTER_FLAGS = $(call option,--cluster,$(CLUSTER)) $(call option,--cluster-options,$(CLUSTER_OPTIONS))
-DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) $(call option,--images,$(IMAGES)) \
-	$(if $(SKIP_BAD_IMAGES),--skip-bad-images)
+CATALOG = $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
+DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(CATALOG) $(call option,--images,$(IMAGES)) $(if $(SKIP_BAD_IMAGES),--skip-bad-images)
 RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) $(call option,--budget,$(BUDGET)) \
 	$(call option,--cores,$(CORES))
 
+PRECISIONS = $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each))))
 STRICT_FLAG = $(if $(STRICT),--strict)
+SKIP_FLAG = $(if $(SKIP_MISSING_DATA),--skip-missing-data)
 
 #: Tables
 
@@ -73,8 +75,7 @@ smoke: setup ## every evaluation in minutes, on generated images: plan, run, che
 	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(RUN_OPTIONS)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
-	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) \
-		$(if $(SKIP_MISSING_DATA),--skip-missing-data)
+	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) $(SKIP_FLAG)
 
 plan-%: setup ## show the runs that a table needs (plan-all: every table and claim)
 	$(REPRODUCE) plan $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
@@ -91,14 +92,13 @@ pretrain-%: setup ## one pretraining, the same as a table would do (pretrain-swa
 	$(REPRODUCE) pretrain $(DATA_OPTIONS) $(CLUSTER_FLAGS) -- $(call quoted,$*) $(OVERRIDES)
 
 evaluate-%: setup ## one evaluation, the same as a table would do (evaluate-knn CHECKPOINT=...)
-	$(REPRODUCE) evaluate $(DATA_OPTIONS) $(CLUSTER_FLAGS) $(call option,--checkpoint,$(CHECKPOINT)) -- \
-		$(call quoted,$*) $(OVERRIDES)
+	$(REPRODUCE) evaluate $(DATA_OPTIONS) $(CLUSTER_FLAGS) $(call option,--checkpoint,$(CHECKPOINT)) -- $(call quoted,$*) $(OVERRIDES)
 
 export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
-	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT))
+	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) $(call option,--checkpoint,$(CHECKPOINT))
 
 pictures: setup ## draw what CHECKPOINT has learned: nearest neighbors, prototypes, a map of features
-	$(REPRODUCE) pictures --scale $(call quoted,$(SCALE)) --checkpoint $(call quoted,$(CHECKPOINT)) $(call option,--data,$(DATA))
+	$(REPRODUCE) pictures --scale $(call quoted,$(SCALE)) $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--data,$(DATA))
 
 fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without CHECKPOINT, list them
 	$(REPRODUCE) fetch-weights $(if $(strip $(CHECKPOINT)),-- $(call quoted,$(CHECKPOINT)))
@@ -106,24 +106,19 @@ fetch-weights: setup ## download public weights (CHECKPOINT=swav_800ep); without
 #: This machine, data, clusters
 
 doctor: ## describe this machine, which tables can run here (DATA=...), and what is missing
-	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor \
-		$(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
+	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m reproduce.harness.doctor $(CATALOG)
 
 preflight: setup ## compare the first steps of every recipe with the recorded ones; needs no data
-	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each)))) \
-		$(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
+	$(REPRODUCE) preflight --scale $(call quoted,$(SCALE)) $(PRECISIONS) $(CLUSTER_FLAGS) $(call option,--cores,$(CORES))
 
 data-verify: setup ## report missing, unexpected and broken files in DATA
-	$(REPRODUCE) data-verify $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
-		$(call option,--decode,$(DECODE)) $(DATASETS)
+	$(REPRODUCE) data-verify $(CATALOG) $(call option,--decode,$(DECODE)) $(DATASETS)
 
 data-prepare: setup ## unpack the official archives in ARCHIVES into DATA; the same command resumes
-	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(call option,--data,$(DATA)) \
-		$(call option,--data-config,$(DATA_CONFIG)) $(DATASETS)
+	$(REPRODUCE) data-prepare $(call option,--archives,$(ARCHIVES)) $(CATALOG) $(DATASETS)
 
 data-shard: setup ## write the datasets in DATA as WebDataset shards into SHARDS; the same command resumes
-	$(REPRODUCE) data-shard $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG)) \
-		$(call option,--shards,$(SHARDS)) $(DATASETS)
+	$(REPRODUCE) data-shard $(CATALOG) $(call option,--shards,$(SHARDS)) $(DATASETS)
 
 render-%: setup ## write the Kubernetes manifests of the runs that a table needs (CLUSTER=kubernetes)
 	$(REPRODUCE) render $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)

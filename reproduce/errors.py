@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 EXIT_USAGE = 2
-"""Exit status of a wrong request, config or input (DESIGN.md, Contracts). Retrying cannot help."""
+"""Exit status of a wrong request, config or input. Retrying cannot help."""
 EXIT_TRAINING_FAILED = 3
 """Exit status of a training that collapsed or diverged. Retrying cannot help."""
 REQUEUE = 75

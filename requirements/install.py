@@ -126,9 +126,16 @@ def run_logged(arguments: list[str], failure: str, lock: int, **environment: str
         log.seek(before)
         lines = [line.strip() for line in log if line.strip()]
     if status:
-        errors = [line for line in lines if re.match(r"(ERROR|error):|[×╰]", line)] or lines
-        errors = errors or [f"exit status {status}"]
-        raise SetupError(f"{failure}: {re.sub(r'^(ERROR|error): |^[^a-zA-Z]*', '', errors[-1])} (more in {LOG.name})")
+        raise SetupError(f"{failure}: {what_failed(lines) or f'exit status {status}'} (more in {LOG.name})")
+
+
+def what_failed(lines: list[str]) -> str:
+    """Return the last error in a log, and its first cause, which names the address that could not be read."""
+    numbers = [number for number, line in enumerate(lines) if re.match(r"(ERROR|error):|[×╰]", line)]
+    last = numbers[-1] if numbers else len(lines) - 1
+    found = [re.sub(r"^(ERROR|error): |^[^a-zA-Z]*", "", line) for line in lines[last : last + 1]]
+    found += [line.removeprefix("cause: ") for line in lines[last + 1 : last + 2] if line.startswith("cause: ")]
+    return ": ".join(found)
 
 
 def last_line(log: Path) -> str:
@@ -156,7 +163,7 @@ class Installer:
                 return
             except (SetupError, OSError) as error:
                 if needs_uv:
-                    raise
+                    raise SetupError(f"{error}; {TORCH_INDEX}=URL names another index of CPU builds") from error
                 print(f"uv: {error}; pip tries it now, one package after another", flush=True)
                 self._uv_works = False
         elif needs_uv:

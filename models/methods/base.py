@@ -54,7 +54,12 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, embeddings: Tensor, scores: Any, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the scalar loss of one batch, and scalar metrics to log."""
+        """Return the scalar loss of one batch, and scalar metrics to log.
+
+        `embeddings` and `scores` are what the network returns of this rank's crops. Those of a `MultiCropNet` are
+        embeddings `(num_crops * B, D)` of unit length, crop by crop, and scores `(num_crops * B, num_prototypes)`, or
+        None without prototypes. DDP averages the gradients of all ranks' losses.
+        """
 
     def after_backward(self, step: int) -> None:
         """Change gradients or state between the backward pass and the optimizer step."""

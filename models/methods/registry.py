@@ -77,6 +77,7 @@ def parse_config(section: Mapping[str, Any]) -> tuple[Any, BuildMethod]:
     Raises `UserError` if the method or one of the keys is unknown.
     """
     if section["name"] not in METHODS:
-        raise UserError(f"unknown method.name {section['name']!r}: {did_you_mean(section['name'], list(METHODS))}")
+        hint = did_you_mean(section["name"], list(METHODS))
+        raise UserError(f"method.name {section['name']!r} is not in models/methods/registry.py: {hint}")
     schema, build = METHODS[section["name"]]
     return to_dataclass(section, schema, "method"), build

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from models.zoo import entries
-from reproduce.cli.requests import pretraining_folder
+from reproduce.cli.requests import no_finished_pretraining, pretraining_folder
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 
@@ -37,10 +37,7 @@ def export_weights(options: argparse.Namespace) -> int:
         shape = _export(checkpoint, folder := Path("results/export", Path(checkpoint).stem), R50_DEPTH)
         card = model_card.of_file(checkpoint, shape)
     else:
-        raise UserError(
-            f"{checkpoint} is no file, and results/{options.scale} has no finished pretraining of that name: give a "
-            f"run_id, a file, or {entries.PREFIX}NAME"
-        )
+        raise UserError(f"{checkpoint} is no file, and {no_finished_pretraining(checkpoint, options.scale)}")
     write_atomic(folder / "README.md", card)
     print(f"exported: {folder} (trunk.safetensors, trunk.pth, README.md)")
     return 0

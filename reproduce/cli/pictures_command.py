@@ -2,7 +2,7 @@
 
 import argparse
 
-from reproduce.cli.requests import pretraining_folder
+from reproduce.cli.requests import no_finished_pretraining, pretraining_folder
 from reproduce.errors import UserError
 
 
@@ -12,9 +12,7 @@ def draw_pictures(options: argparse.Namespace) -> int:
 
     folder = pretraining_folder(options.checkpoint, options.scale)
     if folder is None:
-        raise UserError(
-            f"results/{options.scale} has no finished pretraining {options.checkpoint}: give its run_id or its file"
-        )
+        raise UserError(no_finished_pretraining(options.checkpoint, options.scale))
     pictures.make_pictures([folder], options.scale, options.data or "")
     print(f"pictures: {folder / 'pictures'}; the next report (make report-...) shows them")
     return 0

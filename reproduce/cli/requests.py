@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.config.quoting import hydra_quote
-from reproduce.errors import UserError
+from reproduce.errors import UserError, did_you_mean
 from reproduce.files import read_json
 from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.model import CACHE, Plan, Request
@@ -101,8 +101,19 @@ def _cluster_options(given: str) -> tuple[str, ...]:
 
 def pretraining_folder(checkpoint: str, scale: str) -> Path | None:
     """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
-    for folder in (Path("results", scale, checkpoint), Path(checkpoint).parent):
-        has_all = all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json"))
-        if has_all and read_json(folder / "result.json").get("kind") == "pretrain":  # classifiers have checkpoints, too
-            return folder
-    return None
+    found = (Path("results", scale, checkpoint), Path(checkpoint).parent)
+    return next((folder for folder in found if _is_finished_pretraining(folder)), None)
+
+
+def no_finished_pretraining(checkpoint: str, scale: str) -> str:
+    """Return a phrase on a name that no finished pretraining has, with those that there are."""
+    home = Path("results", scale)
+    names = [folder.name for folder in home.glob("*/") if _is_finished_pretraining(folder)]
+    hint = did_you_mean(checkpoint, names) if names else "make pretrain-... makes one"
+    return f"{home} has no finished pretraining {checkpoint!r}: {hint}"
+
+
+def _is_finished_pretraining(folder: Path) -> bool:
+    """Whether a folder has a pretraining's result and checkpoint; classifiers have checkpoints, too."""
+    has_all = all((folder / name).is_file() for name in ("checkpoint.pt", "config.yaml", "result.json"))
+    return has_all and read_json(folder / "result.json").get("kind") == "pretrain"

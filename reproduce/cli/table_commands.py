@@ -87,7 +87,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     from reproduce.harness.data_check import other_data_roots
     from reproduce.harness.execute.progress import Progress
     from reproduce.harness.plan import budget, build, cost, cost_report
-    from reproduce.harness.plan.durations import expected_seconds, format_duration
+    from reproduce.harness.plan.durations import cores_in_words, expected_seconds, format_duration
     from reproduce.harness.spec import baseline
     from reproduce.harness.verdict.seeds_needed import seeds_in_words
 
@@ -101,7 +101,7 @@ def _print_plan(plan: Plan, cores: int) -> None:
     )
     seconds = progress.seconds_left(0.0)
     time = (
-        f", about {format_duration(seconds)} on {cores} cores"
+        f", about {format_duration(seconds)} on {cores_in_words(cores)}"
         if seconds and plan.cluster["executor"] == "local"
         else ""
     )
@@ -136,7 +136,7 @@ def _check(plan: Plan, strict: bool) -> int:
     from reproduce.harness.report.headline import headline
     from reproduce.harness.report.render_checkpoints import checkpoints_as_text
     from reproduce.harness.report.render_claims import claims_as_text
-    from reproduce.harness.report.render_tables import NOTICES_FOOTNOTE, table_as_text
+    from reproduce.harness.report.render_tables import NOTICES, NOTICES_FOOTNOTE, table_as_text
     from reproduce.harness.report.summary import read_verdicts
     from reproduce.harness.report.tracking import log_changes
     from reproduce.harness.verdict import check
@@ -147,10 +147,9 @@ def _check(plan: Plan, strict: bool) -> int:
 
     checked, claims, checkpoints = check.check_tables(plan), check_claims(plan), check.check_checkpoints(plan)
     changes = write_verdicts(plan, checked, claims, checkpoints)
-    for table in checked:
-        print(table_as_text(table))
-    if checkpoints:
-        print(checkpoints_as_text(checkpoints))
+    shown = [*map(table_as_text, checked), *([checkpoints_as_text(checkpoints)] if checkpoints else [])]
+    for text in shown:
+        print(text)
     if claims:
         print(claims_as_text(claims))
     if problem := log_changes(plan, changes):
@@ -163,7 +162,8 @@ def _check(plan: Plan, strict: bool) -> int:
     if (first_steps := FirstStepsCheck.of_plan(plan).in_words()) and not (proved and recorded_only):
         print(first_steps)
     if proved:
-        print(f"{NOTICES_FOOTNOTE}\n{proved}")
+        explained = any(f"  {NOTICES} " in text for text in shown)
+        print(f"{NOTICES_FOOTNOTE}\n{proved}" if explained else proved)
     for doubt in of_tables():
         print(f"note: {doubt}")
     status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)

@@ -13,11 +13,11 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from reproduce.config import RunKind
 from reproduce.config.quoting import quote_paths
-from reproduce.config.schema import SCHEMAS, DataCatalog  # importing it registers the schemas with Hydra
+from reproduce.config.schema import ABSENT, SCHEMAS, DataCatalog  # importing it registers the schemas with Hydra
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
 from reproduce.parsing import parse_yaml
@@ -25,6 +25,10 @@ from reproduce.parsing import parse_yaml
 CONF_DIR = Path(__file__).parents[1] / "conf"
 GLOBAL_PACKAGE = "# @package _global_"
 """First line of a file of conf/ that sets keys of the whole config: Hydra reads it, it is more than a comment."""
+MANY_KEYS = 12
+"""So many keys, and more, are not all named in an error."""
+LEFT_OUT = {"source": ABSENT, "layout": ABSENT, "root": "", "train": "", "val": ""}
+"""A dataset that an own data config leaves out: only its name is known."""
 NO_ACCUMULATION = (
     "gradient accumulation is not offered, because it is not equal to a large batch: BatchNorm, and Sinkhorn's even "
     "spread of the batch over the prototypes, would still see the small one. Use the small-batch recipe with its queue "
@@ -50,6 +54,8 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
     try:
         OmegaConf.resolve(cfg)
         cfg.scale = OmegaConf.select(cfg, "scale.name")  # its table has been resolved into the sections that runs read
+    except InterpolationKeyError as error:
+        raise UserError(f"{_format_error(kind, overrides, error)}{_keys_beside(cfg, error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_format_error(kind, overrides, error)) from error
     _check_top_level(kind, cfg)
@@ -57,6 +63,8 @@ def compose(kind: RunKind, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"config dataset: {cfg.dataset!r} is no data set: write ${{data.imagenet}}, or another of data's"
         )
+    if all(OmegaConf.is_missing(cfg.dataset, key) for key in LEFT_OUT):
+        cfg.dataset.update(LEFT_OUT)
     missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
     if missing:
         raise UserError(f"config of {' '.join(overrides)}: no value for {', '.join(missing)}; give it as KEY=VALUE")
@@ -152,6 +160,17 @@ def _format_error(kind: RunKind, overrides: list[str], error: Exception) -> str:
     reason = next(line for line in cause.splitlines() if line and not line.endswith("raised while composing config:"))
     where = f" (at {full_key[1]})" if full_key else ""
     return f"config of {' '.join(overrides)!r}: {reason.strip().rstrip('.')}{where}"
+
+
+def _keys_beside(cfg: DictConfig, error: InterpolationKeyError) -> str:
+    """Return which keys there are in the place of one that an interpolation names; "" if there is no such place."""
+    named = re.search(r"Interpolation key '([\w.]+)\.(\w+)' not found", str(error))
+    section: Any = OmegaConf.select(cfg, named[1]) if named else None
+    if not named or not OmegaConf.is_dict(section):
+        return ""
+    keys = [str(key) for key in section]
+    hint = f"{named[1]} has {', '.join(keys)}" if len(keys) < MANY_KEYS else did_you_mean(named[2], keys)
+    return f": {hint}{' (reproduce/conf/scale)' if named[1].partition('.')[0] == 'scale' else ''}"
 
 
 def _keys(kind: RunKind) -> list[str]:

@@ -138,6 +138,10 @@ class Collapse:
     on_collapse: str = "stop"
 
 
+ABSENT = "absent"
+"""Source and layout of a dataset that a data config leaves out: a plan says so, and does what needs it not."""
+
+
 @dataclass
 class Dataset:
     """One dataset: its origin, and its folders below `paths.data_root`."""

@@ -136,7 +136,8 @@ def _table(table: "Table", here: Availability) -> Diagnosis:
     if not lacks:
         return Diagnosis(subject, "none of it is made by this code so far", "note")
     possible = sum(not missing for missing in lacks)
-    words = f"{possible or 'none'} of the {len(lacks)} {'curves' if table.plots else 'numbers'} that this code makes"
+    what = f"{len(lacks)} {'curves' if table.plots else 'numbers'}" if len(lacks) > 1 else "one number"
+    words = f"{possible or 'none'} of the {what} that this code makes"
     if missing := sorted(set[str]().union(*lacks)):
         return Diagnosis(subject, f"{words}; missing: {', '.join(missing)}", "note")
     return Diagnosis(subject, f"all {len(lacks)} that this code makes")

@@ -51,6 +51,7 @@ def test_most_numbers_have_a_tolerance(scale: str) -> None:
     """A number without one says nothing, and a file of them would be green by construction."""
     for name, each in golden.load(scale).rehearsals.items():
         tolerances = [value for series in each.tolerances.values() for value in series]
-        assert sum(value is not None for value in tolerances) > 0.5 * len(tolerances), name
+        kept = sum(value is not None for value in tolerances)
+        assert kept > 0.5 * len(tolerances), f"{name}: its training amplifies rounding; try a lower rate"
         if not name.endswith(".bf16"):
             assert each.tolerances.get("loss", [0.0])[0] is not None, name

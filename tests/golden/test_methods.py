@@ -99,12 +99,33 @@ def ten_losses(name: str, device: torch.device) -> list[float]:
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"swav"}))
 def test_ten_losses(device: torch.device, name: str) -> None:
-    recorded = json.loads(RECORDED.read_text())[name]
-    found = ten_losses(name, device)
-    # Training multiplies rounding, which differs between processors.
+    assert_as_recorded(ten_losses(name, device), json.loads(RECORDED.read_text())[name])
+
+
+def assert_as_recorded(found: list[float], recorded: list[float]) -> None:
+    """Training multiplies rounding, which differs between processors."""
     np.testing.assert_allclose(found[:5], recorded[:5], rtol=1e-4)
     np.testing.assert_allclose(found[5:], recorded[5:], rtol=1e-2)
 
 
+def taken_up(name: str, recorded: list[float]) -> list[float]:
+    """Return a method's losses of now; the recorded ones if only rounding tells them apart, so that a diff has none."""
+    found = ten_losses(name, torch.device("cpu"))
+    try:
+        assert_as_recorded(found, recorded)
+    except AssertionError:
+        return found
+    return recorded
+
+
+def test_a_loss_that_rounding_alone_has_changed_stays_as_it_was() -> None:
+    found = ten_losses("simclr", torch.device("cpu"))
+    rounded, another = [loss * (1 + 1e-6) for loss in found], [loss * 1.01 for loss in found]
+    assert taken_up("simclr", rounded) == rounded
+    assert taken_up("simclr", another) == taken_up("simclr", []) == found
+
+
 if __name__ == "__main__":
-    RECORDED.write_text(json.dumps({name: ten_losses(name, torch.device("cpu")) for name in CONFIGS}, indent=2) + "\n")
+    torch.set_num_threads(1)  # so small networks only wait for more
+    before = json.loads(RECORDED.read_text())
+    RECORDED.write_text(json.dumps({name: taken_up(name, before.get(name, [])) for name in CONFIGS}, indent=2) + "\n")

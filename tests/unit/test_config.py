@@ -113,6 +113,19 @@ def test_an_experiment_composes_groups_directly_and_says_what_to_expect(path: Pa
     assert all(OmegaConf.is_dict(item) and str(next(iter(item))).startswith("override /") for item in defaults)
 
 
+@pytest.mark.parametrize(
+    ("interpolation", "says"),
+    [
+        ("scale.batch_size.2048", r"scale\.batch_size has 4096, .*256 \(reproduce/conf/scale\)"),
+        ("scale.batchsize", "did you mean 'batch_size'"),
+        ("optimiser.lr", "'optimiser.lr' not found"),
+    ],
+)
+def test_an_interpolation_of_an_unknown_key_is_answered_with_those_there_are(interpolation: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        compose("pretrain", ["experiment=swav_800ep", "scale=smoke", f"batch_size=${{{interpolation}}}"])
+
+
 @pytest.mark.parametrize("group", ["crops", "method", "normalize", "data", "cluster", "measurement"])
 def test_an_option_of_a_group_stands_by_itself(group: str) -> None:
     assert not any("defaults" in OmegaConf.load(CONF_DIR / group / f"{name}.yaml") for name in group_options(group))

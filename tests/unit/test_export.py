@@ -133,6 +133,8 @@ def test_public_weights_keep_their_licence() -> None:
 def test_what_cannot_be_exported_is_a_sentence(run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing is no file, and results/smoke has no finished pretraining"):
         main(["export", "--checkpoint", "nothing"])
+    with pytest.raises(UserError, match=rf"no finished pretraining 'swav_800ep': did you mean '{run}'\?"):
+        main(["export", "--checkpoint", "swav_800ep"])
     classifier = Path("results/smoke/linear_imagenet-s0-1")
     classifier.mkdir()
     for name in ("checkpoint.pt", "config.yaml", "result.json"):

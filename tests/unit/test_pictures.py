@@ -192,11 +192,13 @@ def test_a_broken_image_is_left_out(trained: Path, own_data: Path) -> None:
 
 
 def test_what_is_no_pretraining_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"results/smoke has no finished pretraining nothing: give its run_id"):
+    with pytest.raises(
+        UserError, match=rf"results/smoke has no finished pretraining 'nothing': valid are: {folder.name}"
+    ):
         main(["pictures", "--checkpoint", "nothing"])
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"kind": "evaluate"}))
-    with pytest.raises(UserError, match="no finished pretraining"):
+    with pytest.raises(UserError, match=r"no finished pretraining '.*': make pretrain-\.\.\. makes one"):
         main(["pictures", "--checkpoint", folder.name])
     assert MAP not in [each.name for each in read_pictures(folder, None)]

@@ -62,6 +62,20 @@ def test_unknown_make_variable_is_refused() -> None:
     assert done.stderr.rstrip().endswith("*** there is no variable SEED: make help lists the variables.  Stop.")
 
 
+@pytest.mark.parametrize("target", ["export", "pictures"])
+def test_a_command_without_its_checkpoint_is_asked_for_it(target: str) -> None:
+    assert "--checkpoint" not in make("--dry-run", target)
+    assert "--checkpoint 'run'" in make("--dry-run", target, "CHECKPOINT=run")
+
+
+def test_a_command_is_printed_in_one_line() -> None:
+    """An option that is not given would leave a line of its own, with nothing in it."""
+    rules = ["reproduce-table7", "evaluate-knn", "preflight", "doctor", "data-verify", "data-prepare", "data-shard"]
+    printed = make("--dry-run", *rules, "CHECKPOINT=run")
+    assert len(re.findall(r"-m reproduce\b", printed)) == len(rules)
+    assert "\\\n" not in printed
+
+
 def test_make_variables_are_quoted() -> None:
     printed = make(
         "--dry-run", "plan-table3", "DATA=/my pictures/it's $$HOME", "SEEDS=3", "CORES=2", "SKIP_BAD_IMAGES=1"
@@ -339,10 +353,23 @@ def test_the_cpu_build_needs_uv(checkout: Path, tiny: Install) -> None:
     """Without it, the CUDA build would be there without a word."""
     done = tiny("echo 'error: no network' >&2; exit 2", TORCH="cpu")
     assert done.returncode == 2
-    assert done.stderr == "error: could not install requirements/run.txt (TORCH=cpu): no network (more in .venv.log)\n"
+    assert done.stderr == (
+        "error: could not install requirements/run.txt (TORCH=cpu): no network (more in .venv.log); TORCH_INDEX=URL "
+        "names another index of CPU builds\n"
+    )
     assert in_venv(checkout) == {"uv-1.0"}
     done = tiny("exit 0", TORCH="gpu")
     assert done.stderr == "error: TORCH=gpu is unknown: there is TORCH=cpu; without it torch has CUDA\n"
+
+
+def test_a_failure_names_the_address_that_could_not_be_read(tiny: Install) -> None:
+    uv = (
+        "error: Request failed after 3 retries",
+        "  cause: Failed to fetch: https://localhost/cpu",
+        "  cause: dns error",
+    )
+    done = tiny("; ".join(f"echo '{line}' >&2" for line in uv) + "; exit 2", TORCH="cpu")
+    assert "(TORCH=cpu): Request failed after 3 retries: Failed to fetch: https://localhost/cpu (more" in done.stderr
 
 
 def test_pips_configuration_is_uvs(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reproduce.config.schema import Dataset
+from reproduce.config.schema import ABSENT, Dataset
 from reproduce.errors import did_you_mean
 
 LAYOUTS = ("folders", "voc", "coco", "shards")
@@ -15,6 +15,8 @@ def missing_data(dataset: Dataset, data_root: str | None, data_config: str) -> l
 
     `data_config` names the config that describes the dataset (`data.name`).
     """
+    if dataset.layout == ABSENT:
+        return [f"data config {data_config!r} has no {dataset.name}"]
     if not data_root:
         return [
             f"no DATA given, the folder that contains {dataset.root} (make: DATA=DIR; python -m reproduce: --data DIR)"

@@ -69,15 +69,21 @@ class Progress:
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [self._running(self.plan.runs[name]) for name in self.started]
         seconds = self.seconds_left(now)
+        at_least = self.seconds_left(now, unknown=0.0) if seconds is None else None
         parts += [f"about {format_duration(seconds)} to go"] if seconds else []
+        parts += [f"at least {format_duration(at_least)} to go"] if at_least else []
         return " | ".join(parts)
 
-    def seconds_left(self, now: float) -> float | None:
-        """Return the time until the last run ends, by scheduling the rest; None if a run's time is unknown."""
+    def seconds_left(self, now: float, unknown: float | None = None) -> float | None:
+        """Return the time until the last run ends, by scheduling the rest.
+
+        A run whose time nobody knows counts as `unknown` seconds; None if that is None.
+        """
         left = self.remaining_runs()
         remaining = {}
         for run in left:
             seconds = self._remaining(run, now)
+            seconds = unknown if seconds is None else seconds
             if seconds is None:
                 return None
             remaining[run.run_id] = seconds

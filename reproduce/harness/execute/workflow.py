@@ -26,7 +26,7 @@ from reproduce.harness.execute.progress import Progress
 from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.execute.supervision import SUPERVISOR
 from reproduce.harness.plan import cost, plan_file
-from reproduce.harness.plan.durations import expected_seconds, format_duration
+from reproduce.harness.plan.durations import cores_in_words, expected_seconds, format_duration
 from reproduce.harness.plan.model import CACHE, Plan
 from reproduce.harness.plan.run_state import run_states, sync_mtimes
 from reproduce.system import POLL_SECONDS, REPO_ROOT, SHARED_GPUS
@@ -74,7 +74,7 @@ def execute_plan(
         _check_room(plan)
         own_gpus = gpus.visible_gpus() if executor == "local" else []
         beside = f" and {len(own_gpus)} GPU{'s' if len(own_gpus) > 1 else ''}" if own_gpus else ""
-        where = f"on {cores} cores{beside}" if executor == "local" else f"as jobs of {executor}"
+        where = f"on {cores_in_words(cores)}{beside}" if executor == "local" else f"as jobs of {executor}"
         printer.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.generated_data_dir and not (Path(plan.generated_data_dir) / "manifest.json").exists():
             printer.line(f"first, images are generated in {plan.generated_data_dir}")

@@ -237,8 +237,8 @@ def _cluster(overrides: list[str]) -> dict[str, Any]:
 def _data(overrides: list[str]) -> dict[str, str]:
     from reproduce.config.compose import compose
 
-    data = compose("pretrain", overrides).data
-    return {"name": data.name, "source": data.imagenet.source}
+    cfg = compose("pretrain", overrides)
+    return {"name": cfg.data.name, "source": cfg.dataset.source}
 
 
 def _sha256(summaries: Any) -> str:

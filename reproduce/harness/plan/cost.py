@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from reproduce.config.schema import ABSENT
 from reproduce.harness.plan import build, cost_facts
 from reproduce.harness.plan.cost_facts import REFERENCE_CROPS, REFERENCE_GPU, CostFacts, num_pixels, printed_time
 from reproduce.harness.plan.data_requirements import DataRequirement, data_requirements
@@ -117,10 +118,12 @@ class _Estimator:
         elif result := self.done.get((run.kind, run.name)):
             seconds = self.seconds[f"{run.kind}/{run.name}"]
             cost = _measured_cost(result, seconds / 3600, "the same run with other seeds")
-        elif (seconds := self.recorded.wall_seconds.get(f"{run.kind}/{run.name}", 0.0)) > 0:
+        elif (seconds := self.seconds.get(f"{run.kind}/{run.name}", 0.0)) > 0:
             machine = self.recorded.header["machine"]
             source = f"beside the scale's numbers, on {machine['cpu']}, {machine['cores']} cores"
             cost = RunCost(seconds / 3600, 0, "", "recorded", source)
+        elif run.workload.dataset.get("source") == ABSENT:
+            cost = _unknown("its data set is not there")
         elif run.kind == "pretrain":
             cost = self._pretraining(run.workload)
         elif run.kind == "measure":
@@ -133,7 +136,7 @@ class _Estimator:
         if not workload.epochs:
             return RunCost(0.0, 0, "", "estimate", "no training, only the initial weights")
         if workload.dataset["source"] != paper_data_sources()["imagenet"]:
-            return _unknown(f"nobody has published what training on {workload.dataset['source']} takes")
+            return _unknown(f"no time is known of a training on {workload.dataset['source']}")
         crops = workload.crops.replace("_", "+")
         images_per_gpu = self.facts.images_per_gpu
         per_gpu = images_per_gpu.get(str(round(workload.width)), images_per_gpu["1"])
@@ -172,7 +175,7 @@ class _Estimator:
             source = f"{timed.source}; as many GPU-hours on {num_gpus} GPU{'s' if num_gpus > 1 else ''}"
             return RunCost(gpu_hours / num_gpus, num_gpus, REFERENCE_GPU, "estimate", source)
         if data is None or workload.method not in self.facts.evaluations:
-            return _unknown(f"nobody has published what {run.name} on {workload.dataset['source']} takes")
+            return _unknown(f"no time is known of {run.name} on {workload.dataset['source']}")
         parents = (self.plan.runs[name].workload.width for name in run.parents if name in self.plan.runs)
         width = workload.width or next(parents, 1.0)
         passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from reproduce.config.schema import ABSENT
 from reproduce.harness.plan.cost import PlanCost, ReleasedSubset, RunCost
 from reproduce.harness.plan.cost_facts import REFERENCE_GPU
 from reproduce.harness.plan.durations import format_duration
@@ -96,8 +97,8 @@ def _sums(costs: PlanCost) -> Iterable[str]:
 
 def _data(costs: PlanCost) -> Iterable[str]:
     for each in costs.data:
-        words = [f"data {each.name}: {each.source}", each.size, each.state, each.missing]
-        yield _wrapped(", ".join(filter(None, words)))
+        source = "" if each.source == ABSENT else each.source
+        yield _wrapped(f"data {each.name}: " + ", ".join(filter(None, [source, each.size, each.state, each.missing])))
 
 
 def _hours(cost: RunCost) -> str:

@@ -6,12 +6,21 @@ from reproduce.harness.plan.model import Plan
 
 
 def expected_seconds(plan: Plan, recorded: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds by "kind/name": the mean of the plan's finished runs, or else the `recorded` time."""
+    """Return seconds by "kind/name": the mean of the plan's finished runs, or else the `recorded` time.
+
+    The recorded times are those of the scale's own images, of which other data may have a hundred times as many.
+    """
     times: dict[str, list[float]] = {}
     for run in plan.runs.values():
         if result := run.read_result():
             times.setdefault(f"{run.kind}/{run.name}", []).append(float(result.get("wall_seconds", 0)))
-    return dict(recorded) | {key: sum(found) / len(found) for key, found in times.items()}
+    known = dict(recorded) if plan.uses_reference_data else {}
+    return known | {key: sum(found) / len(found) for key, found in times.items()}
+
+
+def cores_in_words(cores: int) -> str:
+    """Return a number of cores with its noun: 1 core, 2 cores."""
+    return f"{cores} core{'s' if cores != 1 else ''}"
 
 
 def format_duration(seconds: float) -> str:

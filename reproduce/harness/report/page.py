@@ -17,7 +17,7 @@ from reproduce.harness.plan.model import REPORTS
 from reproduce.harness.report import benchmarks, figures, render_pictures, render_preflight, runs, summary, svg
 from reproduce.harness.report.headline import proofs
 from reproduce.harness.report.render_claims import doubts_in_words
-from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, result_sha256
+from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, on_other_images, result_sha256
 from reproduce.harness.report.rendering import render_template
 from reproduce.harness.spec import tables
 from reproduce.harness.spec.claims import TARGET
@@ -96,6 +96,7 @@ def render(scale: str, found: summary.WrittenVerdicts, folder: Path) -> str:
         reach=f"{svg.REACH:g}",
         scale=scale,
         tables=checked,
+        images=", ".join(sorted({table["images"] for table in checked})),
         cells=[cell for table in checked for cell in _cells(table)],
         claims=claims,
         checkpoints=_with_strips(found.checkpoints),
@@ -132,6 +133,8 @@ def _prepare(checked: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any
     reasons: dict[str, dict[str, dict[str, Any]]] = {}
     reach_of_page = svg.reach_in_points(cell for table in checked for cell in _cells(table))
     for table in checked:
+        table["images"] = table.get("images", "")  # an earlier version did not write it
+        table["on_other_images"] = on_other_images(table["images"]) if table["images"] else ""
         table["reach"] = reach = svg.reach_in_points(_cells(table))
         for row in table["rows"]:
             for key, cell in row["cells"].items():

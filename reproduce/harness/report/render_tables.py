@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from reproduce.config.schema import ABSENT
 from reproduce.harness import revision
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import valid_result
@@ -23,7 +24,8 @@ from reproduce.harness.verdict.wording import INTERVALS, UNCHANGED, sentence
 CANARY_MARK = "°"
 CANARY_FOOTNOTE = "° its canary is missing or unverified (tables/canaries.yaml), so it does not count as reproduced."
 
-NOTICES_FOOTNOTE = f"notices N: a fall of N points would be called worse with at least {stats.POWER:.0%} probability"
+NOTICES = "notices"
+NOTICES_FOOTNOTE = f"{NOTICES} N: a fall of N points would be called worse with at least {stats.POWER:.0%} probability"
 
 
 def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsCheck) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
         "sha256": tables.sha256(table.table, plan.request.scale),
         "title": table.title,
         "caption": table.caption,
+        "images": other_images(plan, table),
         "section": table.section,
         "scale": plan.request.scale,
         "level": plan.level,
@@ -80,6 +83,20 @@ def table_as_data(plan: Plan, checked: TableVerdict, first_steps: FirstStepsChec
     }
 
 
+def other_images(plan: Plan, table: Table) -> str:
+    """Return which images a table's runs read in place of those that its numbers are recorded of; "" if they do not."""
+    if plan.uses_reference_data or table.expected != "recorded":
+        return ""
+    return ", ".join(
+        sorted({run.workload.dataset.get("source", "") for run in plan.runs_of(table.table)} - {"", ABSENT})
+    )
+
+
+def on_other_images(images: str) -> str:
+    """Return a sentence for a caption, which describes the table with the scale's own images."""
+    return f"Here on other images ({images}), so nothing is compared."
+
+
 def result_as_judged(run: Run) -> dict[str, str | None]:
     """Return a run's name for people, its folder and the hash of its result as plain data."""
     return {"label": run.label, "folder": run.folder, "result_sha256": result_sha256(run.result)}
@@ -113,13 +130,14 @@ def _cell_as_data(cell: CellVerdict, column: Column) -> dict[str, Any]:
 
 def notices(fall: float | None) -> str:
     """Return which fall a number compared with recorded ones would notice, in a word or two."""
-    return "notices none" if fall is None else f"notices {fall:.1f}"
+    return f"{NOTICES} none" if fall is None else f"{NOTICES} {fall:.1f}"
 
 
 def table_as_markdown(plan: Plan, checked: TableVerdict) -> str:
     """Return a table as the paper prints it, ours beside it, for a pull request."""
     table = checked.table
     lines = [f"## {table.heading}: {table.title}", "", f"Scale {plan.request.scale}. {table.caption}", ""]
+    lines += [on_other_images(images), ""] if (images := other_images(plan, table)) else []
     heads = [
         f"{column.title} ({column.unit}{f', mean of {column.num_runs} runs' if column.num_runs > 1 else ''})"
         for column in table.columns.values()

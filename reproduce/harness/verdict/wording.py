@@ -286,8 +286,8 @@ def _first_steps_not_compared(note: notes.FirstStepsNotCompared) -> str:
     reasons = []
     if note.not_recorded:
         reasons.append(
-            f"no first steps are recorded for {_some(note.not_recorded)} (other images, overrides or seeds; what "
-            "depends on a trained trunk; labels of all images)"
+            f"no first steps are recorded of {_some(note.not_recorded)} (recorded are those of seed 0 on the scale's "
+            "own images, without overrides; none of clustering, nor of kNN and SVM on a trained trunk)"
         )
     if note.not_kept:
         reasons.append(f"results from before first steps were kept have none ({_some(note.not_kept)})")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from reproduce.__main__ import main
 from reproduce.errors import UserError
 from reproduce.harness import record_baseline
 from reproduce.harness.plan import build, plan_file
@@ -173,12 +174,18 @@ def test_a_config_changed_since_the_recording_is_noted(checkout: Path, finish: C
     assert all("The config has changed since the recording." in judged.reason for _, _, judged in checked[0].cells())
 
 
-def test_other_images_have_no_baseline(checkout: Path, finish: Callable[..., None]) -> None:
+def test_other_images_have_no_baseline(
+    checkout: Path, finish: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     record(finish)
     plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
     for run in plan.runs.values():
         finish(run, 90.0)
     assert {judged.verdict for _, _, judged in check.check_tables(plan)[0].cells()} == {Verdict.NO_BASELINE}
+    own = ["--data", "mine", "--data-config", "cifar10"]
+    capsys.readouterr()
+    assert main(["check", "table7", *own]) == check.NOTHING_COMPARED
+    assert "notices" not in capsys.readouterr().out
 
 
 def test_five_finetunings_of_one_network_are_one_seed(checkout: Path, finish: Callable[..., None]) -> None:

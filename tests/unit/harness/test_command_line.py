@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import EXIT_INTERRUPTED, UserError, run_cli
@@ -35,6 +36,7 @@ from reproduce.harness.plan.model import Plan
         (["pretrain", "swav_80ep"], "no experiment 'swav_80ep': did you mean 'swav_800ep'"),
         (["evaluate", "knnn", "--checkpoint", "x"], "no evaluation 'knnn': did you mean 'knn'"),
         (["evaluate", "knn"], "required: --checkpoint (for make: CHECKPOINT=); `python -m reproduce evaluate --help`"),
+        (["export"], "required: --checkpoint (for make: CHECKPOINT=)"),
         (["evaluate", "knn", "--checkpoint", "x", "protocol.temprature=1"], "no config key 'protocol.temprature'"),
         (["plan", "table3", "--scale", "smoke", "tabel7"], "did you mean 'table7'"),
         (["plan", "table3", "--scale", "smoke", "--nope", "x"], "unrecognized arguments: --nope x"),
@@ -156,3 +158,19 @@ def test_a_misspelt_wandb_mode_is_refused_before_anything_runs(
     assert run_cli(lambda: main(["run", "table7"])) == 2
     assert "there is no WANDB_MODE 'dissabled': did you mean 'disabled'?" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+def test_a_dataset_that_a_data_config_leaves_out_is_missing(
+    class_folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"source": "own", "layout": "folders", "train": "train", "val": "val"}
+    Path("own.yaml").write_text(yaml.safe_dump({name: {**kept, "root": name} for name in ("imagenet", "inat18")}))
+    own = [*class_folders, "--data-config", "own.yaml"]
+    assert main(["plan", *own]) == 0
+    out = capsys.readouterr().out
+    assert "data places205: not there, data config 'own' has no places205\n" in out and "absent" not in out
+    with pytest.raises(UserError, match=r"'own' has no places205; .* 2 of 10 cells need none of it: SKIP_MISSING"):
+        main(["run", *own])
+    Path("own.yaml").write_text(yaml.safe_dump({"inat18": {**kept, "root": "inat18"}}))
+    with pytest.raises(UserError, match=r"data config 'own' has no imagenet$"):
+        main(["pretrain", *own[1:], "swav_800ep"])

@@ -179,6 +179,7 @@ def test_tables_without_data_and_gpu(
     assert told["paper table1"].startswith("all ")  # costs are measured on noise
     assert told["paper table7"].endswith("; missing: a GPU, the data of imagenet")
     assert told["paper table3"].startswith("none of the ")
+    assert told["paper text"].startswith("none of the one number that this code makes")
     assert "the data of inat18" in told["paper table3"] and "the data of voc07" in told["paper table3"]
 
 

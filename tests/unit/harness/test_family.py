@@ -17,6 +17,7 @@ from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Cell, Plan, Request, Run
 from reproduce.harness.report.headline import headline
 from reproduce.harness.report.page import write_page
+from reproduce.harness.report.render_tables import NOTICES_FOOTNOTE
 from reproduce.harness.spec import baseline
 from reproduce.harness.spec.baseline import RecordedCell, RecordedNumbers
 from reproduce.harness.verdict import check, notes, stats
@@ -192,6 +193,7 @@ def test_every_report_shows_what_was_proved(plan: Plan, capsys: pytest.CaptureFi
     falls = r"would notice falls of \d\.\d to \d\.\d points"
     numbers, means = rf"8 of 8 numbers inside, {falls}", rf"2 of 2 checkpoint means inside, {falls}"
     assert re.fullmatch(rf"no first steps are recorded of 6 runs; {numbers}; {means}", said)
+    assert NOTICES_FOOTNOTE in out
     assert re.search(r"✓ within +SwAV, 20 neighbours +60\.00  expected .*\]  notices \d+\.\d\n", out)
     summary = Path("reports/smoke/summary.md").read_text()
     assert f"**{said[0].upper()}{said[1:]}.**" in summary

@@ -240,7 +240,7 @@ def test_a_run_that_is_not_recorded_says_so(done: Plan) -> None:
     evaluation = named(done, "knn_head of swav_800ep").label
     cell = cells_of(done)["SwAV/knn20"]
     assert (cell.verdict, cell.notes[-1]) == (Verdict.WITHIN, notes.FirstStepsNotCompared((evaluation,), (), 1))
-    assert f"no first steps are recorded for {evaluation} (other images," in cell.reason
+    assert f"no first steps are recorded of {evaluation} (recorded are those of seed 0 on the" in cell.reason
     assert cell.reason.endswith("); those of the other runs equal the recorded ones.")
     assert FirstStepsCheck.of_plan(done).in_words() == ("3 of 4 runs take their recorded first steps; not recorded: 1")
     assert check.exit_status(check.check_tables(done)) == check.AGREES

@@ -4,13 +4,15 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reproduce.harness.execute.progress import Progress, schedule
 from reproduce.harness.execute.status_printer import StatusPrinter
-from reproduce.harness.plan.durations import expected_seconds, format_duration
-from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan import build
+from reproduce.harness.plan.durations import cores_in_words, expected_seconds, format_duration
+from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.plan.run_state import run_states
 from reproduce.harness.plan.workload import Workload
 
@@ -30,6 +32,10 @@ def event(run_id: str, what: str, time: float, attempt: int = 1, **more: object)
 )
 def test_format_duration(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
+
+
+def test_one_core_is_no_plural() -> None:
+    assert [cores_in_words(1), cores_in_words(2)] == ["1 core", "2 cores"]
 
 
 def test_schedule_packs_cores_and_waits_for_parents() -> None:
@@ -65,6 +71,7 @@ def test_seconds_left_of_a_running_training_follow_its_steps(smoke: Plan) -> Non
     alone = replace(smoke, runs={swav.run_id: swav})
     progress = Progress(alone, 2, {}, run_states(alone))
     assert progress.seconds_left(0.0) is None
+    assert progress.status(0.0) == "0/1 done"
     metrics = swav.result.with_name("metrics.jsonl")
     metrics.parent.mkdir(parents=True)
     metrics.write_text(json.dumps({"step": 100, "num_steps": 400}) + "\n")
@@ -73,6 +80,22 @@ def test_seconds_left_of_a_running_training_follow_its_steps(smoke: Plan) -> Non
         file.write(json.dumps({"step": 200, "num_steps": 400}) + '\n{"step": 3')
     assert progress.seconds_left(60.0) == pytest.approx(120)
     assert progress.status(60.0) == "0/1 done | swav_800ep, seed 0 (step 200/400) | about 2 min 00 s to go"
+
+
+def test_a_run_of_unknown_time_makes_the_time_left_a_least_one(smoke: Plan) -> None:
+    swav = next(each for each in smoke.runs.values() if each.name == "swav_800ep")
+    knn = next(each for each in smoke.runs.values() if each.name == "knn_head" and swav.run_id in each.parents)
+    both = replace(smoke, runs={each.run_id: each for each in (swav, knn)})
+    progress = Progress(both, 2, {"pretrain/swav_800ep": 100.0}, run_states(both))
+    assert progress.seconds_left(0.0) is None
+    assert progress.status(0.0) == "0/2 done | at least 1 min 40 s to go"
+
+
+def test_recorded_times_are_not_those_of_other_images(checkout: Path) -> None:
+    other = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    assert expected_seconds(other, {"pretrain/swav_800ep": 367.0}) == {}
+    own = build.build_plan(Request(("table7",), "smoke"))
+    assert expected_seconds(own, {"pretrain/swav_800ep": 367.0}) == {"pretrain/swav_800ep": 367.0}
 
 
 def test_a_failure_prints_its_message_and_its_log(smoke: Plan) -> None:

@@ -395,6 +395,26 @@ def test_a_quoted_number_says_whose_it_is(checkout: Path) -> None:
     assert f"\nMoCov1, {sentence}\n" in (plan.reports / "table4.md").read_text()
 
 
+def test_a_page_of_other_images_names_them(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = build.build_plan(Request(("table7",), "smoke", data="mine", data_config="cifar10"))
+    for run in plan.runs.values():
+        finish(run, 50.0)
+    text, _ = page_of(plan)
+    assert "of scale smoke on other images than its own: CIFAR-10." in text and "A quick test" not in text
+    for shown in (html.unescape(text), (plan.reports / "table7.md").read_text()):
+        assert "Here on other images (CIFAR-10), so nothing is compared." in shown
+
+
+def test_a_page_of_the_scales_own_images_and_an_earlier_versions_name_none(done: Plan) -> None:
+    text, _ = page_of(done)
+    assert "other images" not in text and "A quick test of all of the code on generated images" in text
+    written = done.reports / "table7.json"
+    written.write_text(
+        json.dumps({key: value for key, value in json.loads(written.read_text()).items() if key != "images"})
+    )
+    assert "other images" not in write_page("smoke").read_text()
+
+
 def test_nothing_checked_is_refused(checkout: Path) -> None:
     with pytest.raises(UserError, match="Nothing at scale smoke was checked yet"):
         write_page("smoke")
