@@ -10,8 +10,10 @@ from reproduce.harness.plan.model import Request
 from reproduce.harness.preflight.rehearsals import NOT_REHEARSED
 from reproduce.harness.spec import golden, tables
 
-SCALES = ("smoke",)
-"""Scales whose first steps are recorded; `record-golden` takes others, too."""
+SCALES = ("smoke", "paper")
+"""Scales whose first steps are recorded."""
+NOT_TRIED = ("paper",)
+"""Scales whose tolerances were not tried under arithmetic that they were not measured with (docs/preflight.md)."""
 NOT_TRAINED = "random"
 
 
@@ -38,12 +40,12 @@ def test_files_are_small_and_honest() -> None:
     assert sum(path.stat().st_size for path in files) < 1_000_000
     assert {path.stem for path in files} == {*SCALES, "smoke_runs"}
     for path in files:
-        recorded, rehearsals = golden.load(path.stem).recorded, golden.load(path.stem).rehearsals
+        recorded = golden.load(path.stem).recorded
         assert recorded["commit"] and not recorded["dirty"]
         headers = [recorded, *recorded.get("earlier", [])]
         tried = [each for header in headers for each in header.get("held_out", {}).values()]
         assert sum(each["flagged"] for each in tried) == 0
-        assert sum(each["rehearsals"] for each in tried) >= min(100, len(rehearsals))
+        assert sum(each["rehearsals"] for each in tried) >= 100 or path.stem in NOT_TRIED
 
 
 @pytest.mark.parametrize("scale", SCALES)
