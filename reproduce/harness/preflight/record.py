@@ -44,7 +44,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
     last: Mapping[str, Any] = {}
     settings, held_out = arithmetics.possible(SETTINGS), arithmetics.possible(HELD_OUT)
     if scale == "paper":
-        settings, held_out = arithmetics.at_full_size()
+        settings, held_out = arithmetics.at_full_size(), []
     planned = rehearsals(scale, generate_images(scale), RECORDED_PRECISIONS[scale])
     runs = runs_of_tables(scale) if scale == "smoke" else []
     planned += runs
