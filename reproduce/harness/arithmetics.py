@@ -70,7 +70,7 @@ def at_full_size() -> list[Setting]:
     """Return the settings that full-size networks are rehearsed under: few, because each takes two cores 20 minutes."""
     native, _, _, avx2, _ = SETTINGS
     _, plain, mixed = HELD_OUT
-    return [native, avx2, mixed] if mixed.needs in cpu_flags() else [native, plain]
+    return possible([native, avx2, mixed] if mixed.needs in cpu_flags() else [native, plain])
 
 
 def possible(settings: Sequence[Setting]) -> list[Setting]:

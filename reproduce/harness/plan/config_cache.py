@@ -29,7 +29,7 @@ from reproduce.files import write_json
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
-from reproduce.system import REPO_ROOT, usable_cores
+from reproduce.system import REPO_ROOT, available_cores
 
 WHOLE_MACHINE = 100_000
 """The cores of a run that measures time, so that nothing runs beside it."""
@@ -102,7 +102,7 @@ class ConfigCache:
             ask()
         finally:
             wanted, self.missing = self.missing, None
-        num_processes = min(usable_cores(), len(wanted))
+        num_processes = min(available_cores(), len(wanted))
         if len(wanted) <= FEW or num_processes == 1:
             return
         import reproduce.config.compose  # noqa: F401 - once, before the processes are forked

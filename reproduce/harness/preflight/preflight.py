@@ -14,7 +14,7 @@ from reproduce.files import file_lock, write_json
 from reproduce.harness import revision
 from reproduce.harness.execute import gpus, slurm
 from reproduce.harness.preflight.rehearsals import (
-    ONE_AT_A_TIME,
+    FULL_SIZE,
     PROCESSES,
     Rehearsal,
     rehearsals,
@@ -67,7 +67,7 @@ def preflight(
         if rehearsal.kind != "schedule" or not entry["equal"]:
             say(f"{entry['name']:28} {entry['line']}")
 
-    at_once, python = _placed(cluster, 1 if scale in ONE_AT_A_TIME else num_processes)
+    at_once, python = _placed(cluster, 1 if scale in FULL_SIZE else num_processes)
     folder = Path(".cache", "rehearsals", f"preflight-{scale}")
     with file_lock(folder.with_name(f"{folder.name}.lock"), "another preflight"):
         found = run_rehearsals(planned, folder, at_once, None, num_ranks, python, judge)

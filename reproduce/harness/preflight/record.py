@@ -15,7 +15,7 @@ from reproduce.files import read_json, write_atomic, write_json
 from reproduce.harness import arithmetics, revision
 from reproduce.harness.arithmetics import HELD_OUT, SETTINGS, Setting
 from reproduce.harness.preflight.rehearsals import (
-    ONE_AT_A_TIME,
+    FULL_SIZE,
     RECORDED_PRECISIONS,
     Rehearsal,
     rehearsals,
@@ -43,7 +43,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
     observed: dict[str, list[Values]] = {}
     last: Mapping[str, Any] = {}
     settings, held_out = arithmetics.possible(SETTINGS), arithmetics.possible(HELD_OUT)
-    if scale == "paper":
+    if scale in FULL_SIZE:
         settings, held_out = arithmetics.at_full_size(), []
     planned = rehearsals(scale, generate_images(scale), RECORDED_PRECISIONS[scale])
     runs = runs_of_tables(scale) if scale == "smoke" else []
@@ -186,7 +186,7 @@ def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_process
     if not revision.dirty() and stamp.exists() and read_json(stamp) == made_by:
         return {each.name: read_json(folder / f"{each.name}.json") for each in asked[1:]}
     stamp.unlink(missing_ok=True)
-    at_once = 1 if scale in ONE_AT_A_TIME else max(1, num_processes // setting.num_ranks)
+    at_once = 1 if scale in FULL_SIZE else max(1, num_processes // setting.num_ranks)
     found = run_rehearsals(asked, folder, at_once, {**NO_GPU, **setting.environment}, setting.num_ranks)
     if failed := [f"{name}: {content['error']}" for name, content in found.items() if "error" in content]:
         raise UserError(f"{len(failed)} rehearsals failed under {setting.name}; the first: {failed[0]}")

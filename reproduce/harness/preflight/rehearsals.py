@@ -64,8 +64,9 @@ MICRO_BATCH = 4
 """Images of a step at scale paper: few, so that two cores take minutes for all recipes."""
 W5_MICRO_BATCH = 2
 """Images of a step of w5 at scale paper, so that it needs no more memory than a detector."""
-ONE_AT_A_TIME = ("paper",)
-"""Scales of which one process does all rehearsals, with all cores: w5 or a detector needs 10 to 13 GB."""
+FULL_SIZE = ("paper",)
+"""Scales whose networks have their full size: one process does all rehearsals, because w5 or a detector needs 10 to 13
+GB, and few arithmetics are measured."""
 IMAGENET = "ILSVRC2012"
 """The source of ImageNet in tables/costs.yaml."""
 PROCESSES = (1, 2, 4)

@@ -321,7 +321,7 @@ def test_configs_composed_ahead_by_several_processes_make_the_same_plan(
     for cores in (1, 3):
         (tmp_path / str(cores)).mkdir()
         monkeypatch.chdir(tmp_path / str(cores))
-        monkeypatch.setattr(config_cache, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(config_cache, "available_cores", lambda cores=cores: cores)
         in_this_process.clear()
         plans.append(build.build_plan(Request(("table3",), "smoke", seeds=(0, 1))))
         assert (len(in_this_process) == 2) == (cores > 1)  # the data and the cluster
@@ -336,7 +336,7 @@ def test_a_wrong_request_is_one_sentence_wherever_it_is_composed(
     request = Request(("table3",), "smoke", cluster_options=("num_gpus=3",))
     found = []
     for cores in (1, 3):
-        monkeypatch.setattr(config_cache, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(config_cache, "available_cores", lambda cores=cores: cores)
         with pytest.raises(UserError, match=r"there is no config key 'cluster\.num_gpus'") as error:
             build.build_plan(request)
         found.append(str(error.value))

@@ -81,6 +81,9 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
         say: Callable[[str], None] = lambda _: None,
         names: Sequence[str] = tuple(EXPECTED),
         num_processes: int = 1,
+        scale: str = "smoke",
+        cores: int = 1,
+        started: list[int] | None = None,
         **found: Any,
     ) -> bool:
         config = {"cluster": {"executor": "local", "num_processes": num_processes, "gpus_per_process": 0}}
@@ -88,6 +91,8 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
 
         def run_rehearsals(given: Sequence[Rehearsal], *rest: Any) -> dict[str, Any]:
             contents = {}
+            if started is not None:
+                started.append(rest[1])
             for each in given:
                 values = found.get(each.name, {})
                 result = (
@@ -102,9 +107,18 @@ def rehearse(here: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
         monkeypatch.setattr(module, "rehearsals", lambda *_: planned)
         monkeypatch.setattr(module, "generate_images", lambda _: "images")
         monkeypatch.setattr(module, "run_rehearsals", run_rehearsals)
-        return preflight("smoke", 1, (), (), say)
+        return preflight(scale, cores, (), (), say)
 
     return run
+
+
+@pytest.mark.parametrize(("scale", "at_once"), [("smoke", 4), ("paper", 1)])
+def test_at_full_size_one_process_does_all(rehearse: Rehearse, scale: str, at_once: int) -> None:
+    if scale != "smoke":
+        golden.path("smoke").rename(golden.path(scale))
+    started: list[int] = []
+    assert rehearse(scale=scale, cores=4, started=started)
+    assert started == [at_once]
 
 
 def result() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from reproduce import rehearse
 from reproduce.errors import UserError
-from reproduce.harness import revision
+from reproduce.harness import arithmetics, revision
 from reproduce.harness.arithmetics import Setting
 from reproduce.harness.execute import slurm
 from reproduce.harness.preflight import record
@@ -232,6 +232,28 @@ def test_earlier_entries_that_this_machine_agrees_with_stand(tmp_path: Path, mon
     assert found.recorded == {"hardware": "this", "earlier": [{**header, "entries_that_stand": 1}]}
     record.write(golden.path("smoke"), found)
     assert golden.load("smoke").rehearsals["near"] == before["near"]
+
+
+@pytest.mark.parametrize(("scale", "at_once", "num_tried"), [("smoke", 4, 1), ("paper", 1, 0)])
+def test_at_full_size_one_process_does_all_under_few_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str, at_once: int, num_tried: int
+) -> None:
+    """Two of the largest at once do not fit the memory that one was made for."""
+    started: list[int] = []
+
+    def run(asked: list[Rehearsal], _folder: Path, num_processes: int, *_: Any) -> dict[str, Any]:
+        started.append(num_processes)
+        return {each.name: {"values": {"loss": [1.0]}, "packages": {}} for each in asked[1:]}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "TABLES_DIR", tmp_path)
+    monkeypatch.setattr(record, "run_rehearsals", run)
+    monkeypatch.setattr(record, "generate_images", lambda _: "images")
+    monkeypatch.setattr(record, "rehearsals", lambda *_: [schedule(name) for name in ("trunk", "a")])
+    monkeypatch.setattr(record, "runs_of_tables", lambda _: [])
+    monkeypatch.setattr(arithmetics, "possible", lambda _: [Setting("native")])
+    recorded = golden.load(record.record(scale, 4, lambda _: None).stem).recorded
+    assert set(started) == {at_once} and len(recorded["held_out"]) == num_tried
 
 
 def test_only_what_is_not_recorded_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,17 @@ def test_settings_are_those_that_this_processor_has_and_does_not_use(monkeypatch
     assert {"AVX2", "SSE4.1"} <= names("avx2", "avx512f") and "AVX-512" not in names("avx2", "avx512f")
 
 
+def test_networks_of_full_size_have_few_settings_and_no_two_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(*flags: str) -> list[str]:
+        monkeypatch.setattr(arithmetics, "cpu_flags", lambda: set(flags))
+        return [each.name for each in arithmetics.at_full_size()]
+
+    mixed = "AVX-512 kernels with AVX2 convolutions and MKL's compatible products"
+    assert names("avx2", "avx512f") == ["native", "AVX2", mixed]
+    assert names("avx2") == ["native", "plain kernels with AVX2 convolutions"]  # AVX2 is its own
+    assert names() == ["native"]
+
+
 def test_the_environment_is_as_before_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A", "0")
     with OTHERS[1].applied():
