@@ -105,15 +105,15 @@ class ConfigCache:
         num_processes = min(available_cores(), len(wanted))
         if len(wanted) <= FEW or num_processes == 1:
             return
-        import reproduce.config.compose  # noqa: F401 - once, before the processes are forked
+        from reproduce.config.compose import compose  # once, before the processes are forked
 
         context = multiprocessing.get_context("fork")
+        kinds, overrides = zip(*wanted.values(), strict=True)
         try:
             with ProcessPoolExecutor(num_processes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
-                found = dict(zip(wanted, pool.map(_composed, wanted.values()), strict=True))
+                self.composed.update(zip(wanted, pool.map(compose, kinds, overrides), strict=True))
         except BrokenProcessPool:
-            return
-        self.composed.update({key: cfg for key, cfg in found.items() if cfg is not None})
+            return  # then each is composed when it is needed
 
     def data(self, overrides: list[str]) -> dict[str, str]:
         """Return the `name` of the data config, and the `source` of its ImageNet."""
@@ -182,16 +182,6 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
             rest = [item for item in rest if not item.startswith(f"{key}=")]
             plain[key] = int(found[-1]) if key == "seed" else found[-1]
     return rest, plain
-
-
-def _composed(asked: tuple[RunKind, list[str]]) -> DictConfig | None:
-    """Return the config of a kind and its overrides; None if it can't be, which is said when it is composed again."""
-    from reproduce.config.compose import compose
-
-    try:
-        return compose(*asked)
-    except UserError:
-        return None
 
 
 def _summary(kind: RunKind, cfg: DictConfig) -> dict[str, Any]:

@@ -306,25 +306,28 @@ def test_a_row_is_evaluated_by_the_protocol_of_its_number(
         assert {plan.runs[name].name for name in cell.run_ids} == {cell.eval}
 
 
+composed_here: list[list[str]] = []
+"""What `counted` composed in this process; those that it forks have lists of their own."""
+
+
+def counted(kind: RunKind, overrides: list[str]) -> DictConfig:
+    composed_here.append(overrides)
+    return compose(kind, overrides)
+
+
 def test_configs_composed_ahead_by_several_processes_make_the_same_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, in_this_process = os.getpid(), []
-
-    def counted(kind: RunKind, overrides: list[str]) -> DictConfig:
-        if os.getpid() == here:
-            in_this_process.append(overrides)
-        return compose(kind, overrides)
-
     monkeypatch.setattr("reproduce.config.compose.compose", counted)
     plans = []
     for cores in (1, 3):
         (tmp_path / str(cores)).mkdir()
         monkeypatch.chdir(tmp_path / str(cores))
         monkeypatch.setattr(config_cache, "available_cores", lambda cores=cores: cores)
-        in_this_process.clear()
+        composed_here.clear()
         plans.append(build.build_plan(Request(("table3",), "smoke", seeds=(0, 1))))
-        assert (len(in_this_process) == 2) == (cores > 1)  # the data and the cluster
+        assert (len(composed_here) == 2) == (cores > 1)  # the data and the cluster
+        assert config_cache.STAND_IN.run_id not in plans[-1].runs
     assert plans[0] == plans[1]
     assert Path(CACHE / "configs.json").read_bytes() == (tmp_path / "1" / CACHE / "configs.json").read_bytes()
 
