@@ -247,6 +247,7 @@ def test_at_full_size_one_process_does_all_under_few_settings(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tables, "TABLES_DIR", tmp_path)
+    monkeypatch.setattr(revision, "dirty", lambda: True)  # so that nothing is taken from an earlier recording
     monkeypatch.setattr(record, "run_rehearsals", run)
     monkeypatch.setattr(record, "generate_images", lambda _: "images")
     monkeypatch.setattr(record, "rehearsals", lambda *_: [schedule(name) for name in ("trunk", "a")])
