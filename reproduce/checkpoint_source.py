@@ -17,7 +17,7 @@ from reproduce.errors import Unavailable, UserError
 
 def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
     """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
-    path, trunk = _released_trunk(cfg) if _is_released(cfg) else (_path(cfg), load_trunk(_path(cfg), depth=cfg.depth))
+    path, trunk = _released_trunk(cfg) if _is_released(cfg) else _own_trunk(cfg)
     if isinstance(trunk, CmcPair):
         trunk.set_normalization(cfg.normalize.mean, cfg.normalize.std)
     return path, trunk
@@ -37,6 +37,11 @@ def load_checkpoint_head(cfg: DictConfig) -> nn.Sequential:
             "eval=knn, which evaluates pooled features"
         )
     return head
+
+
+def _own_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
+    path = _path(cfg)
+    return path, load_trunk(path, depth=cfg.depth, stem=cfg.stem)
 
 
 def _path(cfg: DictConfig) -> Path:

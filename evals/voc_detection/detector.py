@@ -54,8 +54,11 @@ def build_detector(cfg: CfgNode, trunk: ResNet) -> nn.Module:
 
     Detectron2 builds the depths of the literature; of a trunk with fewer blocks, the detector has as many.
     """
-    if type(trunk.maxpool) is not nn.MaxPool2d:
-        raise UserError("Detectron2's ResNet can't pad the first pooling as TensorFlow does, and this trunk needs it")
+    if type(trunk.maxpool) is not nn.MaxPool2d or trunk.conv1.kernel_size != (7, 7):
+        raise UserError(
+            "Detectron2's ResNet begins with a 7x7 convolution and a pooling padded as in PyTorch; this trunk begins "
+            "otherwise, so Faster R-CNN can't use it"
+        )
     detector: Any = build_model(cfg)
     stages = (detector.backbone.res2, detector.backbone.res3, detector.backbone.res4, detector.roi_heads.res5)
     own = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)

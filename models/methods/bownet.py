@@ -20,7 +20,7 @@ from models.methods.diagnostics import embedding_spread
 from models.methods.kmeans import best_kmeans, nearest_rows
 from models.methods.rotnet import NUM_ROTATIONS, four_rotations
 from models.methods.supervised import ClassifierNet
-from models.networks.resnet import BLOCKS_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_sum
@@ -37,8 +37,8 @@ class BownetNet(ClassifierNet):
     (section 3.3).
     """
 
-    def __init__(self, width: float, num_words: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
-        super().__init__(width, NUM_ROTATIONS, blocks)
+    def __init__(self, width: float, num_words: int, blocks: Sequence[int] = BLOCKS_R50, stem: str = STEM_R50) -> None:
+        super().__init__(width, NUM_ROTATIONS, blocks, stem)
         self.words = nn.Linear(self.num_features, num_words, bias=False)
         self.word_scale = nn.Parameter(torch.ones(()))
 

@@ -17,7 +17,7 @@ from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
 from models.methods.npid import NpidConfig
 from models.networks.cmc import CmcPair
-from models.networks.resnet import BLOCKS_R50
+from models.networks.resnet import BLOCKS_R50, STEM_R50
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.errors import UserError
@@ -37,8 +37,10 @@ class CmcNet(CmcPair):
     lightness, then those of colors.
     """
 
-    def __init__(self, width: float, embedding_dim: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
-        super().__init__(width, blocks)
+    def __init__(
+        self, width: float, embedding_dim: int, blocks: Sequence[int] = BLOCKS_R50, stem: str = STEM_R50
+    ) -> None:
+        super().__init__(width, blocks, stem)
         self.l_head = nn.Linear(self.num_features // NUM_VIEWS, embedding_dim)
         self.ab_head = nn.Linear(self.num_features // NUM_VIEWS, embedding_dim)
 

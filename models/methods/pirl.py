@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.methods.npid import Npid, NpidConfig
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import BLOCKS_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from reproduce.errors import UserError
 
 
@@ -33,8 +33,15 @@ class PirlNet(MultiCropNet):
     `(2 * B, embedding_dim)`: those of the images, then those of the patches. Images and patches pass the trunk apart.
     """
 
-    def __init__(self, width: float, embedding_dim: int, num_patches: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
-        super().__init__(width, None, embedding_dim, blocks=blocks)
+    def __init__(
+        self,
+        width: float,
+        embedding_dim: int,
+        num_patches: int,
+        blocks: Sequence[int] = BLOCKS_R50,
+        stem: str = STEM_R50,
+    ) -> None:
+        super().__init__(width, None, embedding_dim, blocks=blocks, stem=stem)
         self.num_patches = num_patches
         self.patch_head = nn.Linear(self.num_features, embedding_dim)
         self.jigsaw_head = nn.Linear(num_patches * embedding_dim, embedding_dim)

@@ -18,7 +18,7 @@ from models.methods.simclr import Simclr, SimclrConfig
 from models.methods.supervised import ClassifierNet, Supervised, SupervisedConfig
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import blocks_of_depth
+from models.networks.resnet import blocks_of_depth, require_stem
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError, did_you_mean
@@ -49,25 +49,25 @@ def build_network(sizes: Network, config: Any, num_classes: int) -> MultiCropNet
     `config` is the method's config from `parse_config`; None builds a network without prototypes (method `none`).
     Raises `UserError` for a network that no method trains.
     """
+    blocks, stem = blocks_of_depth(sizes.depth), require_stem(sizes.stem)
     if isinstance(config, CmcConfig):
-        return CmcNet(sizes.width, sizes.embedding_dim, blocks_of_depth(sizes.depth))
+        return CmcNet(sizes.width, sizes.embedding_dim, blocks, stem)
     if sizes.architecture:
         raise UserError(
             f"network.architecture={sizes.architecture} is not trained here: its parameters are counted "
             "(measurement=parameters); leave it out to train a ResNet"
         )
-    blocks = blocks_of_depth(sizes.depth)
     if isinstance(config, SupervisedConfig):
-        return ClassifierNet(sizes.width, num_classes, blocks)
+        return ClassifierNet(sizes.width, num_classes, blocks, stem)
     if isinstance(config, BownetConfig):
-        return BownetNet(sizes.width, config.num_words, blocks)
+        return BownetNet(sizes.width, config.num_words, blocks, stem)
     if isinstance(config, RotnetConfig):
-        return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks)
+        return ClassifierNet(sizes.width, NUM_ROTATIONS, blocks, stem)
     if isinstance(config, PirlConfig):
-        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, blocks)
+        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, blocks, stem)
     num_prototypes = config.network_prototypes if config else 0
     return MultiCropNet(
-        sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks=blocks
+        sizes.width, sizes.head_hidden_dim, sizes.embedding_dim, num_prototypes, sizes.head_batchnorm, blocks, stem
     )
 
 

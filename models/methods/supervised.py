@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.methods.base import Method
 from models.methods.diagnostics import embedding_spread
-from models.networks.resnet import BLOCKS_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from reproduce.engine.precision import at_least_fp32
 
 
@@ -21,8 +21,10 @@ class ClassifierNet(ResNet):
     crop, and logits `(num_crops * B, num_classes)`.
     """
 
-    def __init__(self, width: float, num_classes: int, blocks: Sequence[int] = BLOCKS_R50) -> None:
-        super().__init__(width, blocks)
+    def __init__(
+        self, width: float, num_classes: int, blocks: Sequence[int] = BLOCKS_R50, stem: str = STEM_R50
+    ) -> None:
+        super().__init__(width, blocks, stem=stem)
         self.fc = nn.Linear(self.num_features, num_classes)
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.networks.resnet import BLOCKS_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from models.networks.trunk import Trunk
 
 STEM_CHANNELS = 64
@@ -33,10 +33,10 @@ class CmcPair(Trunk):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: float = 2, blocks: Sequence[int] = BLOCKS_R50) -> None:
+    def __init__(self, width: float = 2, blocks: Sequence[int] = BLOCKS_R50, stem: str = STEM_R50) -> None:
         super().__init__()
-        self.l_to_ab = ResNet(width, blocks, in_channels=1, stem_channels=STEM_CHANNELS)
-        self.ab_to_l = ResNet(width, blocks, in_channels=2, stem_channels=STEM_CHANNELS)
+        self.l_to_ab = ResNet(width, blocks, in_channels=1, stem_channels=STEM_CHANNELS, stem=stem)
+        self.ab_to_l = ResNet(width, blocks, in_channels=2, stem_channels=STEM_CHANNELS, stem=stem)
         self.num_features = self.l_to_ab.num_features + self.ab_to_l.num_features
         self.register_buffer("mean", torch.zeros(3), persistent=False)
         self.register_buffer("std", torch.ones(3), persistent=False)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks.resnet import BLOCKS_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 
 
 class MultiPrototypes(nn.Module):
@@ -61,8 +61,9 @@ class MultiCropNet(ResNet):
         num_prototypes: int | Sequence[int] = 0,
         head_batchnorm: bool = True,
         blocks: Sequence[int] = BLOCKS_R50,
+        stem: str = STEM_R50,
     ) -> None:
-        super().__init__(width, blocks)
+        super().__init__(width, blocks, stem=stem)
         self.projection_head = build_projection_head(self.num_features, head_hidden_dim, embedding_dim, head_batchnorm)
         self.prototypes: nn.Linear | MultiPrototypes | None = None
         if isinstance(num_prototypes, Sequence):

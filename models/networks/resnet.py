@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,20 @@ BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: BLOCKS_R50}
 need fewer."""
 
 
+class Stem(NamedTuple):
+    """The first convolution, and whether a 3x3 max pooling of stride 2 follows its ReLU."""
+
+    kernel_px: int
+    stride: int
+    pooling: bool
+
+
+STEM_R50 = "7x7"
+STEMS = {STEM_R50: Stem(7, 2, pooling=True), "3x3": Stem(3, 2, pooling=False)}
+"""By the size of the kernel. The paper's trunks have 7x7, which divides the sides of an image by 4 before the first
+stage; 3x3 divides those of 32-pixel images by 2. (The usual stem of such images divides by 1: four times the cost.)"""
+
+
 class ResNet(Trunk):
     """Bottleneck ResNet without classifier: images `(N, 3, H, W)` to pooled features `(N, num_features)`.
 
@@ -27,7 +42,7 @@ class ResNet(Trunk):
     equals the padding of 3 here.
 
     `in_channels` is the number of channels of an image, `stem_channels` that of the first convolution's output; None
-    takes it from the width, too.
+    takes it from the width, too. `stem` is a key of `STEMS`.
 
     With `activation_checkpointing`, training keeps each block's input only and recomputes the rest in the backward.
     """
@@ -40,16 +55,18 @@ class ResNet(Trunk):
         blocks: Sequence[int] = BLOCKS_R50,
         in_channels: int = 3,
         stem_channels: int | None = None,
+        stem: str = STEM_R50,
     ) -> None:
         super().__init__()
         base = max(4, round(64 * width / 4) * 4)
-        stem = stem_channels or base
+        channels = stem_channels or base
+        kernel_px, stride, pooling = STEMS[stem]
         self.num_features = 8 * base * Bottleneck.expansion
-        self.conv1 = nn.Conv2d(in_channels, stem, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel_px, stride, padding=kernel_px // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(stem, base, blocks[0], stride=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pooling else nn.Identity()
+        self.layer1 = _stage(channels, base, blocks[0], stride=1)
         self.layer2 = _stage(4 * base, 2 * base, blocks[1], stride=2)
         self.layer3 = _stage(8 * base, 4 * base, blocks[2], stride=2)
         self.layer4 = _stage(16 * base, 8 * base, blocks[3], stride=2)
@@ -64,6 +81,15 @@ class ResNet(Trunk):
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = _checkpointed_block(block, x) if self.activation_checkpointing and self.training else block(x)
         return self.avgpool(x).flatten(1)
+
+
+def require_stem(stem: str | None) -> str:
+    """Return the key of `STEMS` that `network.stem` means; None is a ResNet-50's. Raises `UserError` for another."""
+    if stem is None:
+        return STEM_R50
+    if stem not in STEMS:
+        raise UserError(f"network.stem={stem} is no stem that the trunk has: {', '.join(STEMS)}")
+    return stem
 
 
 def blocks_of_depth(depth: int | None) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.heads import build_projection_head
-from models.networks.resnet import BLOCKS_R50, ResNet, blocks_of_depth
+from models.networks.resnet import BLOCKS_R50, STEM_R50, STEMS, ResNet, blocks_of_depth, require_stem
 from models.networks.trunk import Trunk
 from models.zoo import tensor_bundle
 from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
@@ -38,11 +38,12 @@ HEAD = "projection_head."
 TRUNK_TENSOR = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
-def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) -> Trunk:
+def load_trunk(path: Path, layout: str | None = None, depth: int | None = None, stem: str | None = None) -> Trunk:
     """Load the trunk of a checkpoint in evaluation mode. Its sizes follow from the tensors.
 
     `layout` is a key of `models.zoo.layouts.LAYOUTS` or of `models.zoo.other_networks.OTHER_NETWORKS`; None tries all
-    of them. Head and prototypes are ignored. A ResNet is a ResNet-50, or has `depth` layers.
+    of them. Head and prototypes are ignored. A ResNet is a ResNet-50, or has `depth` layers
+    or the stem `stem`.
 
     Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
     would silently evaluate to chance), or if there are more: the network is deeper than ours.
@@ -52,13 +53,21 @@ def load_trunk(path: Path, layout: str | None = None, depth: int | None = None) 
         other = OTHER_NETWORKS[layout].build(weights)
         _fill(other, weights, path, f"a network of layout {layout}")
         return other.eval()
-    return load_resnet(path, weights, layout, depth)
+    return load_resnet(path, weights, layout, depth, stem)
 
 
-def load_resnet(path: Path, weights: Mapping[str, Tensor], layout: str, depth: int | None) -> ResNet:
+def load_resnet(
+    path: Path, weights: Mapping[str, Tensor], layout: str, depth: int | None, stem: str | None = None
+) -> ResNet:
     """Build a ResNet from a checkpoint's tensors by our names, see `load_trunk`."""
     own = blocks_of_depth(depth)
-    trunk = ResNet(weights["conv1.weight"].shape[0] / 64, own if _num_blocks(weights) == own else BLOCKS_R50)
+    first = weights["conv1.weight"]
+    own_stem = require_stem(stem)
+    trunk = ResNet(
+        len(first) / 64,
+        own if _num_blocks(weights) == own else BLOCKS_R50,
+        stem=own_stem if first.shape[-1] == STEMS[own_stem].kernel_px else STEM_R50,
+    )
     _fill(trunk, {name: value for name, value in weights.items() if TRUNK_TENSOR.match(name)}, path, "a ResNet-50")
     if LAYOUTS[layout] is simclr_tensorflow:
         trunk.maxpool = SamePool(kernel_size=3, stride=2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.networks.amdim import AmdimEncoder
 from models.networks.cmc import CmcPair
 from models.networks.efficientnet import EfficientNetB7
+from models.networks.resnet import STEM_R50
 from models.networks.revnet import NUM_BLOCKS, RevNet
 from models.networks.trunk import Trunk
 from models.zoo.layouts import Layout, strip_prefix, torchvision, unwrap
@@ -61,7 +62,8 @@ def _build_cmc(weights: Mapping[str, Tensor]) -> Trunk:
     names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
     blocks = [sum(name.startswith(f"l_to_ab.layer{stage}.") for name in names) for stage in range(1, 5)]
     first = weights.get("l_to_ab.layer1.0.conv1.weight")
-    return CmcPair(len(first) / 64 if first is not None else 1, blocks)
+    stem = "3x3" if weights["l_to_ab.conv1.weight"].shape[-1] == 3 else STEM_R50
+    return CmcPair(len(first) / 64 if first is not None else 1, blocks, stem)
 
 
 def revnet_tensorflow(variables: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from reproduce.cli.requests import no_finished_pretraining, pretraining_folder
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
 
-R50_DEPTH = 50
+R50_DEPTH, R50_STEM = 50, "7x7"
 
 
 def export_weights(options: argparse.Namespace) -> int:
@@ -24,17 +24,18 @@ def export_weights(options: argparse.Namespace) -> int:
     checkpoint: str = options.checkpoint
     if checkpoint.startswith(entries.PREFIX):
         entry = entries.get_entry(checkpoint.removeprefix(entries.PREFIX))
-        shape = _export(checkpoint, folder := Path("results/export", entry.name), R50_DEPTH)
+        shape = _export(checkpoint, folder := Path("results/export", entry.name))
         card = model_card.of_released(entry, shape)
     elif run := pretraining_folder(checkpoint, options.scale):
         config = yaml.load((run / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
-        depth = config["network"].get("depth") or R50_DEPTH
-        shape = _export(str(run / "checkpoint.pt"), folder := run / "export", depth)
+        network = config["network"]
+        depth, stem = network.get("depth") or R50_DEPTH, network.get("stem") or R50_STEM
+        shape = _export(str(run / "checkpoint.pt"), folder := run / "export", depth, stem)
         card = model_card.of_run(
             config, read_json(run / "result.json"), run, shape, read_verdicts(REPORTS / options.scale, options.scale)
         )
     elif Path(checkpoint).is_file():
-        shape = _export(checkpoint, folder := Path("results/export", Path(checkpoint).stem), R50_DEPTH)
+        shape = _export(checkpoint, folder := Path("results/export", Path(checkpoint).stem))
         card = model_card.of_file(checkpoint, shape)
     else:
         raise UserError(f"{checkpoint} is no file, and {no_finished_pretraining(checkpoint, options.scale)}")
@@ -43,9 +44,9 @@ def export_weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export(checkpoint: str, folder: Path, depth: int) -> dict[str, object]:
+def _export(checkpoint: str, folder: Path, depth: int = R50_DEPTH, stem: str = R50_STEM) -> dict[str, object]:
     """Write the files, in a process that has torch; return the trunk's shape. Raises `UserError` if it fails."""
-    command = [sys.executable, "-m", "reproduce.export", checkpoint, str(folder), str(depth)]
+    command = [sys.executable, "-m", "reproduce.export", checkpoint, str(folder), str(depth), stem]
     done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -228,6 +228,8 @@ class Network:
     width: float = MISSING
     depth: int | None = None
     """Layers of the trunk, a key of `models.networks.resnet.BLOCKS`; None is 50."""
+    stem: str | None = None
+    """First layers of the trunk, a key of `models.networks.resnet.STEMS`; None is 7x7."""
     head_hidden_dim: int | None = MISSING
     """Hidden units of the projection head; None makes it one linear layer."""
     head_batchnorm: bool = True
@@ -320,6 +322,8 @@ class Evaluate:
     """What to evaluate: a run_id of the same scale, a file, or `released:NAME` (models/zoo/released.yaml)."""
     depth: int | None = None
     """Layers of the trunks that are trained at this scale, as `network.depth`."""
+    stem: str | None = None
+    """Their first layers, as `network.stem`."""
     protocol: Any = MISSING
     metrics: list[str] = field(default_factory=list)
     """What the evaluation reports: names that a table's column may have."""

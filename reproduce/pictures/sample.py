@@ -61,8 +61,9 @@ def compute_sample(cfg: DictConfig, path: Path, sha256: str, data_root: Path) ->
     images, words = choose_images(*_read_split(data_root / dataset.root, dataset))
     knn = compose("evaluate", ["eval=knn", "checkpoint=none", f"scale={cfg.scale}"])
     crop = to_dataclass(knn.protocol.center_crop, CenterCropConfig, "center_crop")
-    trunk, to_scores = load_trunk(path, depth=cfg.network.get("depth")), load_scoring(path)
+    trunk = load_trunk(path, depth=cfg.network.get("depth"), stem=cfg.network.get("stem"))
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
+    to_scores = load_scoring(path)
     indices, features, scores = [], [], []
     with torch.no_grad():
         for index, pixels in center_crop_batches(

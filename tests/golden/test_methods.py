@@ -75,7 +75,9 @@ def ten_losses(name: str, device: torch.device) -> list[float]:
 
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4).to(device)
+    net = registry.build_network(
+        Network(width=0.125, depth=14, head_hidden_dim=32, head_batchnorm=True, embedding_dim=16), config, num_classes=4
+    ).to(device)
     method = build(config, net, 2 * BATCH, BATCH)
     optimizer = build_optimizer(net.parameters(), Optimizer(lr=0.3))
     method.reset_optimizer = optimizer.state.clear

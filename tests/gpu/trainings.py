@@ -119,7 +119,9 @@ def build_training(
     sizes = sizes or sizes_px(name)
     config, build = registry.parse_config({"name": name, **CONFIGS[name], **changes})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.125, 14, 32, True, 16), config, num_classes=4)
+    net = registry.build_network(
+        Network(width=0.125, depth=14, head_hidden_dim=32, head_batchnorm=True, embedding_dim=16), config, num_classes=4
+    )
     net = net.to(device, dtype).to(memory_format=torch.channels_last)
     net.activation_checkpointing = activation_checkpointing
     method = build(config, net, NUM_IMAGES, BATCH)

@@ -9,7 +9,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from models.networks.resnet import ResNet
+from models.networks.resnet import STEMS, ResNet
 from models.zoo import entries
 from models.zoo.load import load_trunk
 from reproduce.__main__ import main
@@ -50,16 +50,17 @@ def test_torchvision_computes_the_same_features(tmp_path: Path) -> None:
         torch.testing.assert_close(theirs.eval()(images), trunk(images))
 
 
-def test_a_small_trunk_is_built_again_from_its_shape(tmp_path: Path) -> None:
-    trunk = trained(**SMALL)
-    export_trunk(str(save(tmp_path / "checkpoint.pt", trunk)), tmp_path / "export", depth=14)
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_small_trunk_is_built_again_from_its_shape(stem: str, tmp_path: Path) -> None:
+    trunk = trained(**SMALL, stem=stem)
+    export_trunk(str(save(tmp_path / "checkpoint.pt", trunk)), tmp_path / "export", depth=14, stem=stem)
     shape = json.loads((tmp_path / "export/trunk.json").read_text())
-    again = ResNet(shape["width"], shape["blocks"]).eval()
+    again = ResNet(shape["width"], shape["blocks"], stem=shape["stem"]).eval()
     again.load_state_dict(load_file(tmp_path / "export/trunk.safetensors"))
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again(images), trunk(images))
     assert shape["num_features"] == 128
-    assert load_trunk(tmp_path / "export/trunk.pth", depth=14).num_features == 128  # and is a checkpoint here, too
+    assert load_trunk(tmp_path / "export/trunk.pth", depth=14, stem=stem).num_features == 128  # and is a checkpoint
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_run_is_exported_with_its_card(run: str, named_by: str) -> None:
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "pytorch"
     assert "# swav_800ep, seed 0, scale smoke" in card and "`generated" not in card
-    assert "trunk = ResNet(width=0.0625, blocks=(1, 1, 1, 1))" in card
+    assert "trunk = ResNet(width=0.0625, blocks=(1, 1, 1, 1), stem='7x7')" in card
     assert "| knn, seed 0 | knn20 91.50 |" in card
     for line in ("- method: swav", "- epochs: 12", "- optimizer.lr: 1.2", "- trained on generated-2"):
         assert line in card, line
@@ -112,7 +113,7 @@ def test_a_run_is_exported_with_its_card(run: str, named_by: str) -> None:
 def test_a_verdict_stands_beside_its_number(run: str) -> None:
     cell = {"run_ids": ["knn-s0-1"], "verdict": "within"}
     table = {"heading": "Table 7", "rows": [{"cells": {"knn20": cell, "knn200": None}}]}
-    shape = {"width": 1, "blocks": [3, 4, 6, 3], "num_features": 2048, "num_parameters": 23_508_032}
+    shape = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7", "num_features": 2048, "num_parameters": 23_508_032}
     folder = Path("results/smoke", run)
     config, made = (
         yaml.safe_load((folder / "config.yaml").read_text()),
@@ -125,7 +126,7 @@ def test_a_verdict_stands_beside_its_number(run: str) -> None:
 
 def test_public_weights_keep_their_licence() -> None:
     entry = next(each for each in entries.load_entries().values() if each.license and each.url)
-    shape = {"width": 1, "blocks": [3, 4, 6, 3], "num_features": 2048, "num_parameters": 1}
+    shape = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7", "num_features": 2048, "num_parameters": 1}
     card = model_card.of_released(entry, shape)
     assert str(entry.license) in card and str(entry.url) in card
 

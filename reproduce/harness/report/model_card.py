@@ -10,7 +10,7 @@ from reproduce.harness.report.rendering import markdown_row
 from reproduce.harness.report.summary import WrittenVerdicts
 
 RECIPE = ("epochs", "batch_size", "precision", "seed")
-R50 = {"width": 1, "blocks": [3, 4, 6, 3]}
+R50 = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7"}
 
 
 def of_run(
@@ -94,7 +94,7 @@ def _opening(title: str, shape: Mapping[str, Any]) -> Iterator[str]:
             "trunk.fc = torch.nn.Identity()",
         )
     else:
-        arguments = f"width={shape['width']:g}, blocks={tuple(shape['blocks'])}"
+        arguments = f"width={shape['width']:g}, blocks={tuple(shape['blocks'])}, stem='{shape['stem']}'"
         yield from (
             "from models.networks.resnet import ResNet  # of the repository",
             "",

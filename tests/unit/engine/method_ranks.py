@@ -72,7 +72,9 @@ def steps(name: str) -> dict[str, Any]:
     """Losses of two epochs of two steps, gradients of the first, and the method's state after the last."""
     config, build = registry.parse_config({"name": name, **CONFIGS[name]})
     torch.manual_seed(0)
-    net = registry.build_network(Network(0.0625, 14, 16, True, 8), config, num_classes=3).double()
+    net = registry.build_network(
+        Network(width=0.0625, depth=14, head_hidden_dim=16, head_batchnorm=True, embedding_dim=8), config, num_classes=3
+    ).double()
     net = net.to(device())
     num_images = 2 * BATCH + 1
     method = build(config, net, num_images, BATCH)

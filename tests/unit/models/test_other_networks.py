@@ -97,6 +97,14 @@ def test_features_equal_the_publishers_network(layout: str, named: bool, tmp_pat
     assert load_projection_head(path, layout if named else None) is None
 
 
+def test_a_pair_with_the_stem_of_small_images_loads(tmp_path: Path) -> None:
+    pair = with_statistics(CmcPair(0.125, BLOCKS, "3x3"))
+    torch.save(as_cmc(pair), tmp_path / "weights.pth")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load_trunk(tmp_path / "weights.pth")(images), pair(images))
+
+
 def test_a_missing_a_further_and_a_broken_tensor_raise(tmp_path: Path) -> None:
     content = as_amdim(with_statistics(AmdimEncoder(4, 32, 2)))
     path, name = tmp_path / "w.pth", "encoder.module.layer_list.6.layer_list.1.conv2.weight"

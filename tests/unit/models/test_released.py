@@ -64,7 +64,7 @@ def test_a_deeper_network_raises(trunk: ResNet, tmp_path: Path) -> None:
 def test_pipes_and_devices_are_refused_before_they_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/null")):
-        cfg = OmegaConf.create({"checkpoint": str(path), "depth": 50})
+        cfg = OmegaConf.create({"checkpoint": str(path), "depth": 50, "stem": None})
         assert parent_run_ids(cfg) == []
         for read in (lambda: load_checkpoint_trunk(cfg), lambda: checkpoint.load(path)):  # noqa: B023
             with pytest.raises(UserError, match=rf"checkpoint {path} is a pipe or device; give a file, or the run_id"):
@@ -81,6 +81,18 @@ def test_a_trunk_of_fewer_layers_loads_where_its_depth_is_expected(trunk: ResNet
     for depth in (None, 26):
         with pytest.raises(UserError, match=r"own\.pt matches 102 of the trunk's 318 tensors"):
             load_trunk(tmp_path / "own.pt", depth=depth)
+
+
+def test_a_trunk_of_another_stem_loads_where_it_is_expected(trunk: ResNet, tmp_path: Path) -> None:
+    """A 3x3 convolution does not say its stride, so nothing is guessed from it."""
+    own = ResNet(WIDTH, BLOCKS[14], stem="3x3").eval()
+    torch.save({"state_dict": own.state_dict()}, tmp_path / "own.pt")
+    torch.save({"state_dict": trunk.state_dict()}, tmp_path / "r50.pt")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_trunk(tmp_path / "own.pt", depth=14, stem="3x3")(images), own(images))
+    assert torch.equal(load_trunk(tmp_path / "r50.pt", depth=14, stem="3x3")(images), trunk(images))
+    with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
+        load_trunk(tmp_path / "own.pt", depth=14)
 
 
 def as_moco(net: ResNet) -> dict[str, Any]:

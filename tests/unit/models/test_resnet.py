@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.networks.resnet import BLOCKS, ResNet, blocks_of_depth, resnet50
+from models.networks.resnet import BLOCKS, STEMS, ResNet, blocks_of_depth, require_stem, resnet50
 from reproduce.errors import UserError
 from tests.networks import kept_for_backward
 
@@ -48,6 +48,21 @@ def test_a_trunk_has_as_many_layers_as_its_depth_says(depth: int | None) -> None
 def test_an_unknown_depth_raises() -> None:
     with pytest.raises(UserError, match=r"network\.depth=18"):
         blocks_of_depth(18)
+
+
+def test_the_stem_of_small_images_halves_their_sides_once() -> None:
+    """3x3 and no pooling, so that the first stage sees maps of 16 x 16 of an image of 32 pixels, not of 8 x 8."""
+    seen = {}
+    for stem in STEMS:
+        trunk = ResNet(0.0625, blocks_of_depth(14), stem=stem)
+        trunk.layer1[0].register_forward_pre_hook(lambda _, inputs, stem=stem: seen.update({stem: inputs[0].shape}))
+        trunk(torch.randn(2, 3, 32, 32))
+    assert seen == {"7x7": (2, 4, 8, 8), "3x3": (2, 4, 16, 16)}
+
+
+def test_an_unknown_stem_raises() -> None:
+    with pytest.raises(UserError, match=r"network\.stem=5x5"):
+        require_stem("5x5")
 
 
 def test_torchvision_loads_our_weights_with_equal_features() -> None:
