@@ -42,6 +42,9 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if before.cells:
         first, last = plan.request.seeds[0], plan.request.seeds[-1]
         print(f"{len(before.header['seeds'])} seeds are recorded already; this adds seeds {first} to {last}")
+    _, beside = record_baseline.recorded_beside(plan)
+    if beside:
+        print(f"recorded already, by the same code for these seeds: {', '.join(beside)}; their numbers stay")
     if execute(plan, options.cores):
         return INCOMPLETE
     others = [] if before.cells else record_baseline.under_other_arithmetic(plan)
@@ -51,8 +54,8 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before, [other for _, other in others])}")
     for doubt in record_baseline.doubts(plan):
         print(f"note: {doubt}")
-    if left := [name for name in recordable if name not in options.tables]:
-        print(f"these tables have no expected numbers now, because a record covers one code version: {', '.join(left)}")
+    if left := [name for name in recordable if name not in (*options.tables, *beside)]:
+        print(f"these tables have no expected numbers of this code: {', '.join(left)}")
     return 0
 
 

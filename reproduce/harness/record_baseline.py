@@ -19,8 +19,8 @@ from reproduce.harness.arithmetics import Setting
 from reproduce.harness.execute.gpus import visible_gpus
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import CACHE, Cell, Plan, Run
-from reproduce.harness.spec import baseline
-from reproduce.harness.spec.baseline import RecordedNumbers
+from reproduce.harness.spec import baseline, tables
+from reproduce.harness.spec.baseline import RecordedCell, RecordedNumbers
 from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.family import Family, lowest_difference
 from reproduce.harness.verdict.unchanged import unchanged
@@ -57,20 +57,50 @@ def without_recorded_seeds(plan: Plan) -> tuple[Plan, RecordedNumbers]:
 
 def recorded_before(plan: Plan) -> RecordedNumbers:
     """Return what is recorded of a plan's cells, if these runs and this code would give it again; else nothing."""
-    recorded = baseline.load(plan.request.scale)
-    if not recorded.cells or recorded.header["dirty"]:
+    recorded = _recorded_by_this_code(plan.request.scale)
+    if not recorded.cells:
         return RecordedNumbers()
-    now = revision.run_code_fingerprint(revision.commit())
-    same_code = all(revision.run_code_fingerprint(each) == now for each in recorded.header["commit"].split(", "))
     seeds = recorded.header["seeds"]
     known = {cell.metric_key: recorded.cells.get(cell.metric_key) for cell in plan.cells}
     same_runs = all(
         (each := known[cell.metric_key]) and each.run_id == cell.runs.get(seeds[0]) and len(each.values) == len(seeds)
         for cell in plan.cells
     )
-    if not same_code or not same_runs or set(plan.request.seeds) <= set(seeds):
+    if not same_runs or set(plan.request.seeds) <= set(seeds):
         return RecordedNumbers()
     return RecordedNumbers(recorded.header, {key: each for key, each in known.items() if each}, recorded.wall_seconds)
+
+
+def _recorded_by_this_code(scale: str) -> RecordedNumbers:
+    """Return what is recorded of a scale, if the code of runs was and is committed and the same; else nothing."""
+    recorded = baseline.load(scale)
+    if not recorded.cells or recorded.header["dirty"]:
+        return RecordedNumbers()
+    now = revision.run_code_fingerprint(revision.commit())
+    same_code = all(revision.run_code_fingerprint(each) == now for each in recorded.commits)
+    return recorded if same_code else RecordedNumbers()
+
+
+def recorded_beside(plan: Plan) -> tuple[RecordedNumbers, tuple[str, ...]]:
+    """Return the recorded numbers of other tables that stay when the plan's are recorded, and these tables' names.
+
+    So a recording grows by tables, too. A table stays if today's code and configs would give all of its numbers again,
+    for the plan's seeds.
+    """
+    recorded = _recorded_by_this_code(plan.request.scale)
+    if not recorded.cells or tuple(recorded.header["seeds"]) != plan.request.seeds:
+        return RecordedNumbers(), ()
+    staying: dict[str, RecordedCell] = {}
+    names = []
+    for name in tables.names(plan.request.scale):
+        if name in plan.tables or tables.load(name, plan.request.scale).expected != "recorded":
+            continue
+        cells = build.build_plan(replace(plan.request, tables=(name,), seeds=plan.request.seeds[:1])).cells
+        known = {cell.metric_key: recorded.cells.get(cell.metric_key) for cell in cells}
+        if all((each := known[cell.metric_key]) and each.run_id == next(iter(cell.runs.values())) for cell in cells):
+            staying |= {key: each for key, each in known.items() if each}
+            names.append(name)
+    return RecordedNumbers(recorded.header, staying, recorded.wall_seconds), tuple(names)
 
 
 def under_other_arithmetic(plan: Plan, settings: Sequence[Setting] | None = None) -> list[tuple[Setting, Plan]]:
@@ -118,22 +148,25 @@ def _of_first_seed(plan: Plan, cell: Cell) -> list[str]:
 def record(
     plan: Plan, allow_dirty: bool = False, before: RecordedNumbers | None = None, others: Sequence[Plan] = ()
 ) -> Path:
-    """Record every cell of a finished plan, beside the seeds recorded `before`, and return the file.
+    """Record every cell of a finished plan, with the seeds recorded `before`, and return the file.
 
-    `others` are plans under other arithmetic. Raises `UserError` if a run has no result, or if the results come from
-    more than one version of the runs' code or of the packages.
+    Tables that are recorded for the same seeds stay (`recorded_beside`). `others` are plans under other arithmetic.
+    Raises `UserError` if a run has no result, or if the results come from more than one version of the runs' code or of
+    the packages.
     """
     before = before or RecordedNumbers()
+    beside, tables_beside = recorded_beside(plan)
+    earlier = before if before.cells else beside
     done = _results(plan)
     elsewhere = [_results(each) for each in others]
     commits, dirty = _made_by(plan, [done, *elsewhere], allow_dirty)
     packages = next(iter(done.values()))["provenance"]["packages"]
-    if before.cells and before.header["packages"] != packages:
+    if earlier.cells and earlier.header["packages"] != packages:
         raise UserError(
-            f"cannot record: the seeds in {baseline.path(plan.request.scale)} were made by other versions of packages; "
-            "install those, or delete that file and record again"
+            f"cannot record: the numbers in {baseline.path(plan.request.scale)} were made by other versions of "
+            "packages; install those, or delete that file and record again"
         )
-    cells: dict[str, dict[str, Any]] = {}
+    cells = {key: _entry(known) for key, known in beside.cells.items()}
     for cell in plan.cells:
         of_seeds = [done[name] for name in cell.runs.values()]
         known = before.cells.get(cell.metric_key)
@@ -141,24 +174,18 @@ def record(
         num_test_images = _num_test_images(plan.runs[next(iter(cell.runs.values()))], of_seeds[0])
         first = next(iter(cell.runs.values()))
         same_seed = [float(each[first]["metrics"][cell.metric]) for each in elsewhere if first in each]
-        cells[cell.metric_key] = {
-            "n": len(values),
-            "mean": round(stats.mean(values), 4),
-            "sd": round(stats.sd(values) or 0.0, 4),
-            "values": [round(value, 4) for value in values],
-            "num_test_images": num_test_images,
-            "run_id": known.run_id if known else first,
-        }
-        if numbers := known.same_seed if known else same_seed:
-            cells[cell.metric_key]["same_seed"] = [round(value, 4) for value in numbers]
+        found = RecordedCell(values, num_test_images, first, tuple(same_seed))
+        if known:
+            found = replace(found, run_id=known.run_id, same_seed=known.same_seed)
+        cells[cell.metric_key] = _entry(found)
     wall: dict[str, list[float]] = {}
     for run in plan.runs.values():
         wall.setdefault(f"{run.kind}/{run.name}", []).append(float(done[run.run_id]["wall_seconds"]))
     machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
-    if before.cells:
-        commits |= set(before.header["commit"].split(", "))
-        if machine["cpu"] not in before.header["machine"]["cpu"].split(", "):
-            machine["cpu"] = f"{before.header['machine']['cpu']}, {machine['cpu']}"
+    if earlier.cells:
+        commits |= set(earlier.commits)
+        if machine["cpu"] not in earlier.header["machine"]["cpu"].split(", "):
+            machine["cpu"] = f"{earlier.header['machine']['cpu']}, {machine['cpu']}"
     header = {
         "commit": ", ".join(sorted(commits)),
         "dirty": dirty,
@@ -167,11 +194,29 @@ def record(
         "machine": machine,
         "packages": packages,
     }
-    if known_machines := before.header.get("same_seed"):
+    if known_machines := earlier.header.get("same_seed"):
         header["same_seed"] = known_machines
+    whole = plan
+    if tables_beside:
+        whole = build.build_plan(replace(plan.request, tables=(*plan.request.tables, *tables_beside)))
     return _write(
-        plan, header, cells, before.wall_seconds | {key: round(stats.mean(times), 1) for key, times in wall.items()}
+        whole, header, cells, earlier.wall_seconds | {key: round(stats.mean(times), 1) for key, times in wall.items()}
     )
+
+
+def _entry(cell: RecordedCell) -> dict[str, Any]:
+    """Return a cell as the file has it."""
+    entry: dict[str, Any] = {
+        "n": len(cell.values),
+        "mean": round(stats.mean(cell.values), 4),
+        "sd": round(stats.sd(cell.values) or 0.0, 4),
+        "values": [round(value, 4) for value in cell.values],
+        "num_test_images": cell.num_test_images,
+        "run_id": cell.run_id,
+    }
+    if cell.same_seed:
+        entry["same_seed"] = [round(value, 4) for value in cell.same_seed]
+    return entry
 
 
 def record_same_seed(plan: Plan, others: Sequence[Plan], allow_dirty: bool = False) -> Path:

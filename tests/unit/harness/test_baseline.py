@@ -109,6 +109,43 @@ def test_a_recording_grows_on_another_machine(
     assert not record_baseline.recorded_before(ten).cells
 
 
+def test_a_recording_grows_by_tables(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the same code has recorded of another table, for the same seeds, stays where its results are gone."""
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
+    seeds = tuple(range(5))
+
+    def record(table: str, value: float, seeds: tuple[int, ...] = seeds) -> set[str]:
+        shutil.rmtree("results", ignore_errors=True)
+        plan = build.build_plan(Request((table,), "smoke", seeds))
+        for run in plan.runs.values():
+            finish(run, value + run.seed)
+        record_baseline.record(plan)
+        return {cell.metric_key for cell in plan.cells}
+
+    table7, knn = record("table7", 50.0), record("knn_pooled", 60.0)
+    recorded = baseline.load("smoke")
+    assert recorded.cells.keys() == table7 | knn and not table7 & knn
+    assert recorded.cells["swav_800ep/knn_head/knn20"].values == [50.0 + seed for seed in seeds]
+    assert recorded.cells["swav_800ep/knn/knn20"].values == [60.0 + seed for seed in seeds]
+    assert recorded.wall_seconds.keys() >= {"evaluate/knn", "evaluate/knn_head"}
+
+    text = baseline.path("smoke").read_text()
+    head = recorded.cells["swav_800ep/knn_head/knn20"].run_id
+    baseline.path("smoke").write_text(text.replace(head, "knn_head-s0-0000000000"))
+    record("knn_pooled", 60.0)
+    assert baseline.load("smoke").cells.keys() == knn  # the config of Table 7 has changed since
+    baseline.path("smoke").write_text(text)
+    record("knn_pooled", 60.0, (0, 1, 2, 3, 4, 5))
+    assert baseline.load("smoke").cells.keys() == knn  # other seeds
+    baseline.path("smoke").write_text(text)
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda commit: commit)
+    monkeypatch.setattr(revision, "commit", lambda: "d" * 40)
+    plan = build.build_plan(Request(("knn_pooled",), "smoke", seeds))
+    assert record_baseline.recorded_beside(plan)[1] == ()  # another code
+
+
 def test_what_a_cell_would_notice_is_recorded(
     checkout: Path, finish: Callable[..., None], five: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
