@@ -58,6 +58,8 @@ PRECISIONS = $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call qu
 STRICT_FLAG = $(if $(STRICT),--strict)
 SKIP_FLAG = $(if $(SKIP_MISSING_DATA),--skip-missing-data)
 
+LITE_TABLES := table9 table10 table8 crops epochs widths methods
+
 #: Tables
 
 help: ## list targets, variables, tables and configs
@@ -73,6 +75,9 @@ help: ## list targets, variables, tables and configs
 
 smoke: setup ## every evaluation in minutes, on generated images: plan, run, check, report
 	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(RUN_OPTIONS)
+
+lite: setup ## the paper's claims and all methods on CIFAR-10 (DATA=...): five seeds of each, or SEEDS=
+	$(REPRODUCE) reproduce $(LITE_TABLES) --scale lite $(CATALOG) $(if $(SEEDS),,--seeds 5) $(RUN_OPTIONS) $(STRICT_FLAG)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) $(SKIP_FLAG)
@@ -187,6 +192,9 @@ sky-test: ## check docker/skypilot.yaml with SkyPilot, in an environment of its 
 record-baseline: setup ## run a scale's tables over several seeds and record their numbers as the expected ones
 	$(REPRODUCE) record-baseline $(DATA_OPTIONS) $(RUN_OPTIONS) $(if $(SAME_SEED),--same-seed) -- $(TABLES)
 
+recorded-claims: setup ## judge the paper's claims by a scale's recorded numbers (SCALE=lite), without any result
+	$(REPRODUCE) recorded-claims --scale $(call quoted,$(SCALE))
+
 record-golden: setup ## record the first steps of every recipe, and measure their tolerances here
 	$(REPRODUCE) record-golden --scale $(call quoted,$(SCALE)) $(call option,--cores,$(CORES)) $(if $(ONLY_NEW),--only-new)
 
@@ -197,6 +205,6 @@ lock: setup-dev ## resolve requirements/*.in into the locks; UPGRADE=wandb also 
 		requirements/$$name.in --output-file requirements/$$name.txt; done
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke data-prepare data-shard data-verify export pictures fetch-weights doctor record-baseline setup setup-dev lint format test docs bench \
+.PHONY: help smoke lite data-prepare data-shard data-verify export pictures fetch-weights doctor record-baseline recorded-claims setup setup-dev lint format test docs bench \
 	power preflight record-golden gpu-test gpu-bench docker-build docker-test cluster-test sky-test lock clean
 .DELETE_ON_ERROR:

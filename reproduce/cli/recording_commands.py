@@ -59,6 +59,20 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     return 0
 
 
+def judge_recorded_claims(options: argparse.Namespace) -> int:
+    """Print what the recorded numbers of a scale say of the paper's claims; return 1 if they contradict one."""
+    from reproduce.harness.report.render_claims import claims_as_text
+    from reproduce.harness.verdict.check import AGREES, DISAGREES
+    from reproduce.harness.verdict.claims import check_recorded_claims
+    from reproduce.harness.verdict.labels import ClaimStatus
+
+    found = check_recorded_claims(options.scale)
+    header = baseline.load(options.scale).header
+    print(f"by the numbers in {baseline.path(options.scale)}: {len(header['seeds'])} seeds, {header['date']}")
+    print(claims_as_text(found).lstrip())
+    return DISAGREES if any(each.status == ClaimStatus.CONTRADICTED for each in found) else AGREES
+
+
 def _record_same_seed(options: argparse.Namespace) -> int:
     """Add to the recorded numbers what their first seed gives under every arithmetic of this machine."""
     from reproduce.harness import arithmetics, record_baseline

@@ -1,4 +1,4 @@
-"""The paper's figures, redrawn with our numbers on top."""
+"""The paper's figures, redrawn with our numbers on top, and charts of tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any
 
 from reproduce.harness.report.svg import Chart, Series, downsample, draw_chart
 from reproduce.harness.spec import tables
+from reproduce.harness.verdict import stats
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Figure:
 
 
 def draw(checked: list[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[Figure]:
-    """Yield a figure for each table that is a figure in the paper."""
+    """Yield a figure for each table that is a figure in the paper, or has a chart."""
     for table in checked:
         if table["plots"] == "loss":
             yield _losses(table, runs)
         elif table["table"].startswith("figure") and {"hours", "top1"} <= set(table["columns"]):
             yield _top1_against_hours(table, runs)
+        elif table["chart"]:
+            yield _rows(table)
 
 
 def _losses(table: dict[str, Any], runs: dict[str, dict[str, Any]]) -> Figure:
@@ -69,6 +72,43 @@ def _top1_against_hours(table: dict[str, Any], runs: dict[str, dict[str, Any]]) 
     title = f"{table['heading']}: {table['title']}"
     x = "hours of training (paper: 64 V100 16 GB; ours: wall time)"
     return Figure(table["table"], title, x, "top-1, %", draw_chart(series) if series else None, notes)
+
+
+def _rows(table: dict[str, Any]) -> Figure:
+    """Draw a column: each row's seeds and their mean in a place of its own, and the row to beat as a line."""
+    column = table["columns"][table["chart"]]
+    cells = {row["label"]: row["cells"][table["chart"]] for row in table["rows"]}
+    controls = {row["control"] for row in table["rows"]} - {""}
+    rows = [row for row in table["rows"] if row["label"] not in controls]
+    names, unit = _without_common_word([row["variant"] or row["method"] for row in rows])
+    found = [(x, list(cells[row["label"]]["values"].values())) for x, row in enumerate(rows)]
+    measured = [(x, values) for x, values in found if values]
+    means = [(float(x), stats.mean(values)) for x, values in measured]
+    reaches = [stats.mean_interval(values) if len(values) > 1 else None for _, values in measured]
+    ends = [(reach.low, reach.high) if reach else None for reach in reaches]
+    series = [
+        Series(
+            "a seed", [(x, value) for x, values in measured for value in values], "seeds", marked=True, joined=False
+        ),
+        Series("mean, with the 95% interval of seeds", means, marked=True, joined=bool(unit), intervals=ends),
+    ]
+    for label in sorted(controls):
+        if values := list(cells[label]["values"].values()):
+            line = [(x, stats.mean(values)) for x in (-0.4, len(rows) - 0.6)]
+            series.append(Series(label.lower(), line, "other"))
+    drawn = draw_chart(series, places=names) if measured else None
+    missing = [f"No result yet: {rows[x]['label']}." for x, values in found if not values]
+    heading = f"{table['heading']}: {table['title']}"
+    return Figure(table["table"], heading, unit, f"{column['title']}, {column['unit']}", drawn, missing)
+
+
+def _without_common_word(names: list[str]) -> tuple[list[str], str]:
+    """Split what all names end in from them: "3 iterations" and "1 iteration" are 3 and 1 of "iterations"."""
+    words = [name.split(" ") for name in names]
+    units = {each[-1].removesuffix("s") for each in words if len(each) == 2}
+    if len(units) == 1 and all(len(each) == 2 for each in words):
+        return [each[0] for each in words], max((each[-1] for each in words), key=len)
+    return names, ""
 
 
 def _printed(cell: dict[str, Any] | None) -> float | None:

@@ -26,6 +26,8 @@ class Series:
     """CSS class, which gives colour and shape."""
     marked: bool = False
     """Whether each point has a mark, in addition to the line through all points."""
+    joined: bool = True
+    """Whether a line goes through all points."""
     labels: Sequence[str] = ()
     """Labels of the points; "" for none."""
     intervals: Sequence[tuple[float, float] | None] = ()
@@ -93,10 +95,17 @@ class IntervalStrip:
     seeds: list[float] = field(default_factory=list)
 
 
-def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250, band: Band | None = None) -> Chart:
+def draw_chart(
+    series: Sequence[Series],
+    width: float = 400,
+    height: float = 250,
+    band: Band | None = None,
+    places: Sequence[str] = (),
+) -> Chart:
     """Lay out series in one box whose axes cover them all, and the edges of `band` unless these are far away.
 
-    At least one series needs a point.
+    `places` are names of x = 0, 1, 2..., which the x axis then has in place of round numbers. At least one series needs
+    a point.
     """
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
@@ -122,19 +131,21 @@ def draw_chart(series: Sequence[Series], width: float = 400, height: float = 250
         drawn_band = (left, round((top + bottom - thickness) / 2, 1), round(right - left, 1), round(thickness, 1))
     drawn = []
     for each in series:
-        places = [(to_x(x), to_y(y)) for x, y in each.points]
-        labels = [*each.labels, *[""] * (len(places) - len(each.labels))]
-        intervals = [*each.intervals, *[None] * (len(places) - len(each.intervals))]
+        at = [(to_x(x), to_y(y)) for x, y in each.points]
+        labels = [*each.labels, *[""] * (len(at) - len(each.labels))]
+        intervals = [*each.intervals, *[None] * (len(at) - len(each.intervals))]
         marks = [
             (x, y, label, *((to_y(interval[1]), to_y(interval[0])) if interval else (y, y)))
-            for (x, y), label, interval in zip(places, labels, intervals, strict=True)
+            for (x, y), label, interval in zip(at, labels, intervals, strict=True)
         ]
-        line = " ".join(f"{x},{y}" for x, y in places)
+        line = " ".join(f"{x},{y}" for x, y in at) if each.joined else ""
         drawn.append(DrawnSeries(each.name, each.style, line, marks if each.marked else []))
     return Chart(
         width,
         height,
-        [(to_x(tick), f"{tick:.12g}") for tick in ticks(x_low, x_high)],
+        [(to_x(x), name) for x, name in enumerate(places)]
+        if places
+        else [(to_x(tick), f"{tick:.12g}") for tick in ticks(x_low, x_high)],
         [(to_y(tick), f"{tick:.12g}") for tick in ticks(y_low, y_high)],
         drawn,
         drawn_band if drawn_band and drawn_band[2] > 0 else None,

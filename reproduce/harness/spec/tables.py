@@ -149,6 +149,8 @@ class Table:
     rows: list[Row]
     plots: str = ""
     """The metric that a figure without printed numbers plots over the epochs of each row's pretraining."""
+    chart: str = ""
+    """The column that the page draws as a chart, too: one place for each row, with its seeds."""
     errata: list[str] = field(default_factory=list)
     """Misprints in the text around the table."""
 
@@ -230,6 +232,8 @@ def _check(table: Table, path: Path) -> None:
     """Check what the types do not express."""
     if table.table != path.stem:
         raise UserError(f"{path}: table is {table.table!r}, but the file is named {path.stem!r}; make them the same")
+    if table.chart and table.chart not in table.columns:
+        raise UserError(f"{path}: chart names no column: {did_you_mean(table.chart, table.columns)}")
     for key in table.columns:
         _check_column(table, key, f"{path}: columns.{key}")
     for index, row in enumerate(table.rows):

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.zoo import entries
+from reproduce.errors import UserError
 from reproduce.harness import results
 from reproduce.harness.plan import build
-from reproduce.harness.plan.model import Cell, Level, Plan, Run
+from reproduce.harness.plan.model import Cell, Level, Plan, Request, Run
 from reproduce.harness.plan.run_state import missing_reason, valid_result
-from reproduce.harness.spec import claims
+from reproduce.harness.spec import baseline, claims
 from reproduce.harness.spec.claims import Claim, Comparison, Convergence, FasterConvergence, Measurement, Spread
 from reproduce.harness.verdict import doubts, notes, stats
 from reproduce.harness.verdict.labels import ClaimStatus, Tendency
 from reproduce.harness.verdict.notes import Note
-from reproduce.harness.verdict.seed_results import SeedResults, VerdictInputs
+from reproduce.harness.verdict.seed_results import RecordedInputs, SeedResults, VerdictInputs
 from reproduce.harness.verdict.stats import Difference
 from reproduce.harness.verdict.wording import sentences
 
@@ -104,6 +105,21 @@ def check_claims(plan: Plan) -> list[ClaimVerdict]:
     return [judge.claim_verdict(claim) for claim in chosen]
 
 
+def check_recorded_claims(scale: str) -> list[ClaimVerdict]:
+    """Judge the claims that use a recorded number of a scale by these numbers alone, not by results.
+
+    So claims can be judged where none of the runs was done. Raises `UserError` if nothing is recorded.
+    """
+    recorded = baseline.load(scale)
+    if not recorded.cells:
+        raise UserError(f"nothing is recorded at scale {scale}: make record-baseline SCALE={scale} does that")
+    chosen = claims.using(recorded.cells)
+    plan = build.plan_for_claims(Request((), scale, tuple(recorded.header["seeds"])), chosen)
+    cells = {Measurement(cell.pretrain, cell.eval, cell.metric): cell for cell in plan.cells}
+    judge = _PartJudge(RecordedInputs.load(plan), cells)
+    return [judge.claim_verdict(claim) for claim in chosen]
+
+
 def part_label(part: Part) -> str:
     """Return what a part compares, in words."""
     match part:
@@ -120,9 +136,9 @@ def part_label(part: Part) -> str:
 
 @dataclass(frozen=True)
 class _PartJudge:
-    """Judges parts of claims by the results of a plan's cells."""
+    """Judges parts of claims by the results of a plan's cells, or by the recorded numbers."""
 
-    inputs: VerdictInputs
+    inputs: VerdictInputs | RecordedInputs
     cells: dict[Measurement, Cell]
 
     def claim_verdict(self, claim: Claim) -> ClaimVerdict:
@@ -132,6 +148,8 @@ class _PartJudge:
         behind = dict.fromkeys(name for cell in measured for run_id in cell.run_ids for name in plan.behind(run_id))
         runs = tuple(plan.runs[name] for name in behind)
         verdicts = tuple(map(self.verdict_for, parts))
+        if isinstance(self.inputs, RecordedInputs):
+            return ClaimVerdict(claim, verdicts, plan.level, runs)
         return ClaimVerdict(claim, verdicts, plan.level, runs, tuple(doubts.doubts(plan, runs)))
 
     def verdict_for(self, part: Part) -> PartVerdict:
@@ -239,6 +257,8 @@ class _PartJudge:
         return _signed(blank, found, _num_seeds(first, then))
 
     def _half_falls(self, measurement: Measurement) -> SeedResults:
+        if isinstance(self.inputs, RecordedInputs):
+            return SeedResults(missing={0: "curves are not recorded"})
         plan = self.inputs.plan
         values, missing = {}, {}
         for seed, run in ((seed, plan.runs[name]) for seed, name in self.cells[measurement].runs.items()):

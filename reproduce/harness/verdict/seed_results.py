@@ -118,6 +118,30 @@ class VerdictInputs:
 
 
 @dataclass(frozen=True)
+class RecordedInputs:
+    """In place of `VerdictInputs`: the recorded numbers, whose runs may have been done anywhere."""
+
+    plan: Plan
+    recorded: RecordedNumbers
+    first_steps: FirstStepsCheck
+    """Of no run: those that were recorded left no results here."""
+
+    @classmethod
+    def load(cls, plan: Plan) -> "RecordedInputs":
+        """Read what is recorded at the plan's scale."""
+        return cls(plan, baseline.load(plan.request.scale), FirstStepsCheck(plan, False, {}))
+
+    def seed_results(self, cell: Cell) -> SeedResults:
+        """Return a cell's recorded numbers; every seed is missing if there are none, or only of another config."""
+        known, seeds = self.recorded.cells.get(cell.metric_key), self.recorded.header["seeds"]
+        if known is None or known.run_id != cell.runs[seeds[0]] or len(known.values) != len(seeds):
+            return SeedResults(missing=dict.fromkeys(seeds, f"no number of {cell.metric_key} is recorded"))
+        parents = {seed: parent for seed in seeds for parent in self.plan.runs[cell.runs[seed]].parents}
+        values = dict(zip(seeds, known.values, strict=True))
+        return SeedResults(values, num_test_images=known.num_test_images, pretrainings=parents)
+
+
+@dataclass(frozen=True)
 class _SeedRun:
     """The run of one seed and its plan."""
 

@@ -1,6 +1,7 @@
 """The paper's conclusions, judged on differences of what runs gave."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,14 +10,22 @@ from scipy import stats
 
 from reproduce.__main__ import main
 from reproduce.errors import UserError
+from reproduce.harness import record_baseline, revision
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.report.files import Changes, write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.tracking import log_changes
-from reproduce.harness.spec import claims
+from reproduce.harness.spec import baseline, claims
 from reproduce.harness.verdict import check, strict
-from reproduce.harness.verdict.claims import WORST_FIRST, ClaimVerdict, PartVerdict, check_claims, half_fall_percent
+from reproduce.harness.verdict.claims import (
+    WORST_FIRST,
+    ClaimVerdict,
+    PartVerdict,
+    check_claims,
+    check_recorded_claims,
+    half_fall_percent,
+)
 from reproduce.harness.verdict.labels import CLAIM_SYMBOLS, ClaimStatus
 from tests.unit.harness.verdicts import Finish
 
@@ -250,6 +259,41 @@ def test_a_contradicted_claim_disagrees(checkout: Path, finish: Finish) -> None:
     answers = check_claims(plan)
     assert [str(each.status) for each in answers][:2] == ["contradicted", "holds"]
     assert check.exit_status([], answers) == check.DISAGREES
+
+
+def test_recorded_numbers_judge_claims_as_the_results_did(
+    checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no run was done; what was recorded of another config counts as nothing."""
+    monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
+    with pytest.raises(UserError, match="nothing is recorded at scale lite"):
+        check_recorded_claims("lite")
+    plan = build.build_plan(Request(("table9",), "lite", (0, 1, 2, 3, 4)))
+    accuracy = {BASE: 50.0, FIXED: 30.0, HARD: 70.0}
+    for run in plan.runs.values():
+        finish(run, accuracy.get(run.parent_name or run.name, 30.0) + (0.3, 0.0, 0.1, 0.2, 0.4)[run.seed])
+    by_results = {each.claim.claim: each.parts[0] for each in check_claims(plan)}
+    record_baseline.record(plan)
+    shutil.rmtree("results")
+
+    found = {each.claim.claim: each for each in check_recorded_claims("lite")}
+    assert found["learned-prototypes"].status == ClaimStatus.HOLDS
+    assert found["soft-assignments"].status == ClaimStatus.CONTRADICTED
+    for name in ("learned-prototypes", "soft-assignments"):
+        assert found[name].parts[0].interval == by_results[name].interval is not None
+        assert found[name].parts[0].effect_size == by_results[name].effect_size
+    assert (
+        found["three-iterations"].status == ClaimStatus.NOT_RUN
+    )  # one iteration is in Table 10, which is not recorded
+    assert main(["recorded-claims"]) == 1
+    out = capsys.readouterr().out
+    assert "5 seeds" in out and "Learned prototypes are better than fixed random ones." in out
+
+    recorded = baseline.path("lite").read_text()
+    changed = baseline.load("lite").cells[f"{FIXED}/linear_imagenet/top1_best"].run_id
+    baseline.path("lite").write_text(recorded.replace(changed, "linear_imagenet-s0-0000000000"))
+    found = {each.claim.claim: each for each in check_recorded_claims("lite")}
+    assert found["learned-prototypes"].status == ClaimStatus.NOT_RUN
 
 
 def test_every_status_is_shown() -> None:

@@ -523,6 +523,30 @@ def test_figures_2_and_3_show_ours_on_top(checkout: Path, finish: Callable[..., 
     assert [series.name for series in full["figure3"].series] == ["SwAV, soft assignments", "SwAV, hard assignments"]
 
 
+def test_a_chart_shows_each_rows_seeds_their_mean_and_the_row_to_beat(
+    checkout: Path, finish: Callable[..., None]
+) -> None:
+    plan = build.build_plan(Request(("table10",), "lite", (0, 1, 2)))
+    assert next(figures.draw(*checked_of(plan))).chart is None
+    for run in plan.runs.values():
+        pretraining = plan.runs[run.parents[0]].name if run.parents else ""
+        accuracy = {"swav_400ep_sinkhorn1": 10.0, "swav_400ep_2x160_4x96": 20.0}.get(pretraining, 30.0)
+        finish(run, accuracy + run.seed)
+    figure = next(figures.draw(*checked_of(plan)))
+    assert figure.chart and figure.x == "iterations" and figure.y == "Linear, top-1, %"
+    seeds, means, control = figure.chart.series
+    places = [x for x, _ in figure.chart.x_ticks]
+    assert [name for _, name in figure.chart.x_ticks] == ["1", "3", "10", "30"]
+    assert [x for x, *_ in means.marks] == places and [x for x, *_ in seeds.marks] == [
+        x for x in places for _ in range(3)
+    ]
+    heights = [y for _, y, *_ in means.marks]
+    assert heights[0] > heights[1] > heights[2] == heights[3]  # downwards
+    assert [y for _, y, *_ in seeds.marks][1::3] == heights, "the second of three seeds one point apart is their mean"
+    assert all(top < y < bottom for _, y, _, top, bottom in means.marks) and not seeds.line
+    assert control.name == "random trunk" and f",{heights[2]} " in control.line
+
+
 def checked_of(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     write_verdicts(plan, check.check_tables(plan))
     checked = [json.loads((plan.reports / f"{name}.json").read_text()) for name in plan.tables]
