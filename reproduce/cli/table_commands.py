@@ -96,9 +96,8 @@ def _print_plan(plan: Plan, cores: int) -> None:
     if plan.request.budget:
         whole = build.build_plan(plan.request)
         print("\n".join(budget.in_words(budget.choose(whole, cost.plan_cost(whole)), plan, len(whole.cells))))
-    progress = Progress(
-        plan, cores, expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds), costs.states
-    )
+    known = expected_seconds(plan, baseline.load(plan.request.scale).wall_seconds)
+    progress = Progress(plan, cores, costs.cpu_seconds(plan) | known, costs.states)
     seconds = progress.seconds_left(0.0)
     time = (
         f", about {format_duration(seconds)} on {cores_in_words(cores)}"

@@ -66,6 +66,11 @@ class PlanCost:
         speedup = self.facts.gpus[cost.gpu].speedup / self.facts.gpus[gpu].speedup if cost.num_gpus else 0.0
         return cost.gpu_hours * speedup
 
+    def cpu_seconds(self, plan: Plan) -> dict[str, float]:
+        """Return the seconds of runs without a GPU whose cost is known, by "kind/name"."""
+        costs = {f"{run.kind}/{run.name}": self.runs[run.run_id] for run in plan.runs.values()}
+        return {key: cost.hours * 3600 for key, cost in costs.items() if cost.hours is not None and not cost.num_gpus}
+
     @property
     def to_do(self) -> list[str]:
         """The run ids still to do."""
@@ -136,7 +141,9 @@ class _Estimator:
         if not workload.epochs:
             return RunCost(0.0, 0, "", "estimate", "no training, only the initial weights")
         if workload.dataset["source"] != paper_data_sources()["imagenet"]:
-            return _unknown(f"no time is known of a training on {workload.dataset['source']}")
+            return self._on_cpu(workload, workload.width) or _unknown(
+                f"no time is known of a training on {workload.dataset['source']}"
+            )
         crops = workload.crops.replace("_", "+")
         images_per_gpu = self.facts.images_per_gpu
         per_gpu = images_per_gpu.get(str(round(workload.width)), images_per_gpu["1"])
@@ -152,6 +159,18 @@ class _Estimator:
             f"{pixel_ratio:.2f} of its pixels x width {workload.width:g} squared, on {num_gpus} GPUs"
         )
         return RunCost(hours, num_gpus, REFERENCE_GPU, "estimate", source)
+
+    def _on_cpu(self, workload: Workload, width: float, *, evaluation: bool = False) -> RunCost | None:
+        """Return what a CPU takes at the plan's scale; None if no speed is known of it, or no size of the data set."""
+        speed, data = self.facts.cpu.get(self.plan.request.scale), self.facts.data.get(workload.dataset["source"])
+        if not speed or not data:
+            return None
+        rate = speed.evaluation if evaluation else speed.training
+        num_images = workload.epochs * (data.num_images if evaluation else data.num_train)
+        seconds = num_images * workload.pixels / rate * width / speed.width
+        wider = f" x width {width:g} / {speed.width:g}" if width != speed.width else ""
+        amount = f"{num_images:,.0f} images of {workload.pixels:,} pixels{wider}"
+        return RunCost(seconds / 3600, 0, "", "estimate", f"{amount}, at {rate:,.0f} pixels a second: {speed.source}")
 
     def _published(self, workload: Workload, crops: str) -> tuple[float, str] | None:
         """Return the hours of a recipe that the paper or the release notes print, and the source."""
@@ -178,6 +197,8 @@ class _Estimator:
             return _unknown(f"no time is known of {run.name} on {workload.dataset['source']}")
         parents = (self.plan.runs[name].workload.width for name in run.parents if name in self.plan.runs)
         width = workload.width or next(parents, 1.0)
+        if on_cpu := self._on_cpu(workload, width, evaluation=True):
+            return on_cpu
         passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2
         wider = f" x width {width:g} squared" if width != 1 else ""
         source = (

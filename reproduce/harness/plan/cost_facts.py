@@ -30,6 +30,17 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class CpuSpeed:
+    """Pixels of crops per second, of one process on a CPU, for a scale's trunk of this width."""
+
+    training: float
+    evaluation: float
+    """Forward pass only, but with reading and augmenting images."""
+    width: float
+    source: str
+
+
+@dataclass(frozen=True)
 class FinetuningTime:
     """Wall-clock hours of an evaluation that trains a whole network, on `REFERENCE_GPU`."""
 
@@ -60,6 +71,8 @@ class CostFacts:
     gpus: dict[str, GpuSpeed]
     images_per_gpu: dict[str, int]
     forward: Throughput
+    cpu: dict[str, CpuSpeed]
+    """By scale."""
     evaluations: dict[str, str]
     trainings: dict[str, FinetuningTime]
     trunk_weights_millions: float

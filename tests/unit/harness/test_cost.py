@@ -7,7 +7,7 @@ import pytest
 
 from models.zoo import entries
 from reproduce.__main__ import main
-from reproduce.harness.plan import build, cost, cost_report
+from reproduce.harness.plan import build, cost, cost_facts, cost_report
 from reproduce.harness.plan.cost import RunCost
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.spec import tables
@@ -138,8 +138,24 @@ def test_data_requirements_name_what_is_missing(checkout: Path) -> None:
 def test_other_data_at_scale_paper_has_no_published_hours(checkout: Path) -> None:
     plan = build.build_plan(Request(("table7",), "paper", data_config="cifar10"))
     costs = cost.plan_cost(plan)
-    assert {priced.basis for priced in costs.runs.values()} == {"unknown"}
+    bases = {run.kind: costs.runs[run.run_id].basis for run in plan.runs.values()}
+    assert bases == {"pretrain": "unknown", "evaluate": "estimate"}  # whose size and a GPU's forward pass are known
     assert " ? [1]" in cost_report.as_text(plan, costs)
+
+
+def test_a_cpu_at_scale_lite_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
+    """Three epochs of 2 x 32^2 + 4 x 16^2 pixels; w4 is twice as wide there, and has four small crops, too."""
+    speed = cost_facts.load().cpu["lite"]
+    plan = build.build_plan(Request(("table9", "widths"), "lite", data="images"))
+    costs = cost.plan_cost(plan)
+    priced = {run.name: costs.runs[run.run_id] for run in plan.runs.values()}
+    swav, hours = priced["swav_400ep_2x160_4x96"], 3 * 50_000 * 3072 / speed.training / 3600
+    assert swav.hours == pytest.approx(hours)
+    assert (swav.num_gpus, swav.basis) == (0, "estimate") and "150,000 images of 3,072 pixels, at" in swav.source
+    assert priced["swav_w4_400ep"].hours == pytest.approx(2 * hours)
+    linear = costs.runs[next(run.run_id for run in plan.runs.values() if run.name == "linear_imagenet")]
+    assert linear.hours == pytest.approx(4 * 60_000 * 1024 / speed.evaluation / 3600)
+    assert costs.cpu_seconds(plan)["pretrain/swav_400ep_2x160_4x96"] == pytest.approx(3600 * hours)
 
 
 def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(
