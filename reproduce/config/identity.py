@@ -25,7 +25,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    hashed = {str(key): _without_nulls(value) for key, value in plain.items() if key not in UNHASHED_SECTIONS}
+    hashed: dict[str, Any] = _without_nulls({str(key): plain[key] for key in plain if key not in UNHASHED_SECTIONS})
     checkpoint = Path(str(hashed.get("checkpoint", "")))
     if checkpoint.is_file():
         with checkpoint.open("rb") as file:

@@ -62,6 +62,17 @@ def test_every_key_that_is_not_listed_as_unhashed_changes_the_name(kind: RunKind
         OmegaConf.update(cfg, key, value)
 
 
+@pytest.mark.parametrize("key", ["another", "dataset.another", "protocol.center_crop.another"])
+def test_an_option_that_is_null_leaves_the_name_alone(key: str) -> None:
+    """At every level, so that an option added later does not rename the runs that lack it."""
+    cfg: Any = OmegaConf.create(OmegaConf.to_container(compose("evaluate", ["eval=knn", "checkpoint=x"])))
+    unchanged = config_hash(cfg)
+    OmegaConf.update(cfg, key, None, force_add=True)
+    assert config_hash(cfg) == unchanged
+    OmegaConf.update(cfg, key, 0)
+    assert config_hash(cfg) != unchanged
+
+
 @pytest.mark.parametrize(
     ("kind", "request_", "changes"),
     [
