@@ -105,6 +105,11 @@ def test_a_table_names_what_exists(scale: str, name: str) -> None:
     assert measurements <= set(group_options("measurement"))
 
 
+def test_make_lite_makes_every_table_of_its_scale() -> None:
+    listed = re.search(r"^LITE_TABLES := (.+)$", (tables.TABLES_DIR.parent / "Makefile").read_text(), re.MULTILINE)
+    assert listed and sorted(listed[1].split()) == sorted(tables.names("lite"))
+
+
 @pytest.mark.parametrize(("scale", "name"), EVERY)
 def test_margins_have_a_source(scale: str, name: str) -> None:
     table = tables.load(name, scale)
