@@ -37,7 +37,8 @@ def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A working directory with the tables of the checkout, nothing recorded, nothing done."""
     shutil.copytree(composed, tmp_path / CACHE)
     shutil.copytree(tables.TABLES_DIR, tmp_path / "tables")
-    (tmp_path / "tables" / "smoke" / "recorded.yaml").unlink(missing_ok=True)
+    for path in (tmp_path / "tables").glob("*/recorded.yaml"):
+        path.unlink()
     for path in (tmp_path / "tables" / "golden").glob("*_runs.json"):
         path.unlink()
     for path in (tmp_path / "tables" / "smoke").glob("table*.yaml"):  # every run gives the same number here
