@@ -74,6 +74,7 @@ def choose(plan: Plan, costs: PlanCost) -> Choice:
     groups: dict[frozenset[str], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault(frozenset(name for run_id in cell.run_ids for name in plan.behind(run_id)), []).append(cell)
+    order = {runs: number for number, runs in enumerate(groups)}  # of the tables, if the price does not decide
     hours = {name: costs.hours_on(cost, budget.gpu) for name, cost in costs.runs.items()}
     paid = {name for name, state in costs.states.items() if state.settled}
 
@@ -88,12 +89,12 @@ def choose(plan: Plan, costs: PlanCost) -> Choice:
     picks: list[Pick] = []
     remaining = budget.hours
     while affordable := [runs for runs in left if price(runs) <= remaining]:
-        best = min(affordable, key=lambda runs: (*rank(runs), sorted(runs)))
+        best = min(affordable, key=lambda runs: (*rank(runs), order[runs]))
         picks.append(Pick(tuple(groups[best]), _is_canary(groups[best], places), price(best)))
         remaining -= price(best)
         paid |= best
         left.discard(best)
-    cheapest = min(left, key=lambda runs: (price(runs), sorted(runs)), default=None)
+    cheapest = min(left, key=lambda runs: (price(runs), order[runs]), default=None)
     beyond = cheapest and Pick(tuple(groups[cheapest]), _is_canary(groups[cheapest], places), price(cheapest))
     return Choice(budget, picks, beyond or None, unpriced)
 

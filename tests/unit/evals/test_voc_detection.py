@@ -72,8 +72,11 @@ def test_no_tensor_of_the_trunk_is_lost_or_frozen(detector: tuple[ResNet, Any, C
 def test_a_trunk_that_pools_as_tensorflow_does_is_refused() -> None:
     trunk = ResNet(0.0625)
     trunk.maxpool = SamePool(kernel_size=3, stride=2)
-    with pytest.raises(UserError, match="as TensorFlow does"):
+    with pytest.raises(UserError, match="begins with a 7x7 convolution and a pooling padded as in PyTorch"):
         build_detector(build_config(protocol("smoke").detectron2, trunk), trunk)
+    small = ResNet(0.0625, stem="3x3")
+    with pytest.raises(UserError, match="Faster R-CNN can't use it"):
+        build_detector(build_config(protocol("smoke").detectron2, small), small)
 
 
 def test_the_recipe_to_the_letter() -> None:
