@@ -42,8 +42,8 @@ def load_trunk(path: Path, layout: str | None = None, depth: int | None = None, 
     """Load the trunk of a checkpoint in evaluation mode. Its sizes follow from the tensors.
 
     `layout` is a key of `models.zoo.layouts.LAYOUTS` or of `models.zoo.other_networks.OTHER_NETWORKS`; None tries all
-    of them. Head and prototypes are ignored. A ResNet is a ResNet-50, or has `depth` layers
-    or the stem `stem`.
+    of them. Head and prototypes are ignored. A ResNet is a ResNet-50, or has `depth` layers or the stem `stem`: a 3x3
+    convolution does not say its stride, so it has to be expected.
 
     Raises `UserError` if a weight or running statistic of the trunk is missing, has another shape or is not finite (it
     would silently evaluate to chance), or if there are more: the network is deeper than ours.

@@ -132,7 +132,7 @@ def _add_table_commands(subparsers: "argparse._SubParsersAction[_Parser]", share
     record.set_defaults(command=recording_commands.record_baseline_numbers)
     text = "judge the paper's claims by the recorded numbers of a scale, without any result"
     recorded = subparsers.add_parser("recorded-claims", help=text, description=text)
-    recorded.add_argument("--scale", default="lite", help="lite (default) or smoke")
+    recorded.add_argument("--scale", default="smoke", help="smoke (default) or lite")
     recorded.set_defaults(command=recording_commands.judge_recorded_claims)
 
 

@@ -12,9 +12,11 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from models.methods.registry import METHODS, build_network, parse_config
 from models.networks.heads import MultiCropNet
 from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
+from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
 
 GOLDEN = Path(__file__).parent
@@ -71,6 +73,28 @@ def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
     outside = ("projection_head", "prototypes")
     count = sum(value.numel() for name, value in net.named_parameters() if not name.startswith(outside))
     assert round(count / 1e6, 1) == millions
+
+
+def test_every_methods_trunk_has_the_layers_of_its_scale() -> None:
+    """At lite a first convolution of 3x3, and one block a stage."""
+    seen = set()
+    for experiment in group_options("experiment"):
+        cfg = pretraining(experiment, "lite")
+        if cfg.method.name in seen or cfg.method.name == "none":
+            continue
+        seen.add(cfg.method.name)
+        section = OmegaConf.to_container(cfg.method)
+        assert isinstance(section, dict)
+        config, _ = parse_config({str(key): value for key, value in section.items()})
+        net = build_network(to_dataclass(cfg.network, Network, "network"), config, num_classes=10)
+        first = [
+            value.shape[2:]
+            for name, value in net.named_parameters()
+            if name.split(".")[-2:] == ["conv1", "weight"] and "layer" not in name
+        ]
+        assert first and set(first) == {(3, 3)}, experiment
+        assert not any(".1.conv1" in name for name, _ in net.named_parameters()), experiment
+    assert seen == METHODS.keys()
 
 
 @pytest.mark.parametrize("experiment", group_options("experiment"))

@@ -78,10 +78,11 @@ def _rows(table: dict[str, Any]) -> Figure:
     """Draw a column: each row's seeds and their mean in a place of its own, and the row to beat as a line."""
     column = table["columns"][table["chart"]]
     cells = {row["label"]: row["cells"][table["chart"]] for row in table["rows"]}
+    values_of = {label: list(cell["values"].values()) if cell else [] for label, cell in cells.items()}
     controls = {row["control"] for row in table["rows"]} - {""}
     rows = [row for row in table["rows"] if row["label"] not in controls]
     names, unit = _without_common_word([row["variant"] or row["method"] for row in rows])
-    found = [(x, list(cells[row["label"]]["values"].values())) for x, row in enumerate(rows)]
+    found = [(x, values_of[row["label"]]) for x, row in enumerate(rows)]
     measured = [(x, values) for x, values in found if values]
     means = [(float(x), stats.mean(values)) for x, values in measured]
     reaches = [stats.mean_interval(values) if len(values) > 1 else None for _, values in measured]
@@ -93,7 +94,7 @@ def _rows(table: dict[str, Any]) -> Figure:
         Series("mean, with the 95% interval of seeds", means, marked=True, joined=bool(unit), intervals=ends),
     ]
     for label in sorted(controls):
-        if values := list(cells[label]["values"].values()):
+        if values := values_of[label]:
             line = [(x, stats.mean(values)) for x in (-0.4, len(rows) - 0.6)]
             series.append(Series(label.lower(), line, "other"))
     drawn = draw_chart(series, places=names) if measured else None

@@ -102,7 +102,8 @@ def check_claims(plan: Plan) -> list[ClaimVerdict]:
         Measurement(cell.pretrain.removeprefix(entries.PREFIX), cell.eval, cell.metric): cell for cell in own.cells
     }
     judge = _PartJudge(VerdictInputs.load(own), cells)
-    return [judge.claim_verdict(claim) for claim in chosen]
+    verdicts = [judge.claim_verdict(claim) for claim in chosen]
+    return [replace(each, doubts=tuple(doubts.doubts(own, each.runs))) for each in verdicts]
 
 
 def check_recorded_claims(scale: str) -> list[ClaimVerdict]:
@@ -142,15 +143,12 @@ class _PartJudge:
     cells: dict[Measurement, Cell]
 
     def claim_verdict(self, claim: Claim) -> ClaimVerdict:
-        """Return the verdict on a claim, with its runs and the doubts about their results."""
+        """Return the verdict on a claim, with its runs, but without the doubts about their results."""
         plan, parts = self.inputs.plan, claim.parts()
         measured = [self.cells[each] for part in parts for each in part.measurements() if each in self.cells]
         behind = dict.fromkeys(name for cell in measured for run_id in cell.run_ids for name in plan.behind(run_id))
         runs = tuple(plan.runs[name] for name in behind)
-        verdicts = tuple(map(self.verdict_for, parts))
-        if isinstance(self.inputs, RecordedInputs):
-            return ClaimVerdict(claim, verdicts, plan.level, runs)
-        return ClaimVerdict(claim, verdicts, plan.level, runs, tuple(doubts.doubts(plan, runs)))
+        return ClaimVerdict(claim, tuple(map(self.verdict_for, parts)), plan.level, runs)
 
     def verdict_for(self, part: Part) -> PartVerdict:
         public = self.inputs.plan.request.source == "released"
