@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from models.networks.resnet import STEMS, ResNet
@@ -71,8 +72,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder = Path("results/smoke/swav_800ep-s0-0123456789")
     save(folder / "checkpoint.pt", trained(**SMALL))
     cfg = compose("pretrain", ["experiment=swav_800ep", "scale=smoke"])
-    from omegaconf import OmegaConf
-
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     made = {
         "run_id": folder.name,
@@ -108,6 +107,16 @@ def test_a_run_is_exported_with_its_card(run: str, named_by: str) -> None:
         patched.chdir(folder)
         exec(code, here)  # what the card says
     assert isinstance(here["trunk"], ResNet)
+
+
+def test_a_run_with_the_stem_of_small_images_is_exported(run: str) -> None:
+    folder = Path("results/smoke", run)
+    save(folder / "checkpoint.pt", trained(**SMALL, stem="3x3"))
+    cfg = compose("pretrain", ["experiment=swav_800ep", "scale=smoke", "network.stem=3x3"])
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    assert main(["export", "--checkpoint", run]) == 0
+    card = (folder / "export/README.md").read_text()
+    assert "trunk = ResNet(width=0.0625, blocks=(1, 1, 1, 1), stem='3x3')" in card
 
 
 def test_a_verdict_stands_beside_its_number(run: str) -> None:

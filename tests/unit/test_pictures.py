@@ -161,6 +161,13 @@ def test_a_network_without_prototypes_has_no_atlas(random_checkpoint: Path, data
     assert load_scoring(folder / "checkpoint.pt") is None
 
 
+def test_a_trunk_with_the_stem_of_small_images_is_read(data: Path, uninterrupted: Uninterrupted) -> None:
+    overrides = (*TINY, "experiment=random", "network.stem=3x3", f"paths.data_root={data}")
+    (path,) = uninterrupted(pretrain.main, *overrides).glob("smoke/*/result.json")
+    cfg: Any = OmegaConf.load(path.parent / "config.yaml")
+    assert len(compute_sample(cfg, path.parent / "checkpoint.pt", "", data).features) == 20
+
+
 def test_another_checkpoint_than_the_results_is_refused(folder: Path, data: Path) -> None:
     model = load(folder / "checkpoint.pt")["model"]
     save(folder / "checkpoint.pt", {"model": model, "step": 7})

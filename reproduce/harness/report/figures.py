@@ -91,7 +91,13 @@ def _rows(table: dict[str, Any]) -> Figure:
         Series(
             "a seed", [(x, value) for x, values in measured for value in values], "seeds", marked=True, joined=False
         ),
-        Series("mean, with the 95% interval of seeds", means, marked=True, joined=bool(unit), intervals=ends),
+        Series(
+            f"mean, with its {stats.CONFIDENCE:.0%} interval over seeds",
+            means,
+            marked=True,
+            joined=bool(unit),
+            intervals=ends,
+        ),
     ]
     for label in sorted(controls):
         if values := values_of[label]:

@@ -1,6 +1,7 @@
 """What a plan costs, against the paper's own numbers and sums done by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,9 @@ def test_other_data_at_scale_paper_has_no_published_hours(checkout: Path) -> Non
     assert " ? [1]" in cost_report.as_text(plan, costs)
 
 
-def test_a_cpu_at_scale_lite_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
+def test_a_cpu_at_scale_lite_is_an_estimate_with_its_arithmetic(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three epochs of 2 x 32^2 + 4 x 16^2 pixels; w4 is twice as wide there, and has four small crops, too."""
     speed = cost_facts.load().cpu["lite"]
     plan = build.build_plan(Request(("table9", "widths"), "lite", data="images"))
@@ -156,6 +159,9 @@ def test_a_cpu_at_scale_lite_is_an_estimate_with_its_arithmetic(checkout: Path) 
     linear = costs.runs[next(run.run_id for run in plan.runs.values() if run.name == "linear_imagenet")]
     assert linear.hours == pytest.approx(4 * 60_000 * 1024 / speed.evaluation / 3600)
     assert costs.cpu_seconds(plan)["pretrain/swav_400ep_2x160_4x96"] == pytest.approx(3600 * hours)
+    assert main(["plan", "table9", "--scale", "lite", "--data", "images", "--cores", "1"]) == 0
+    last = capsys.readouterr().out.splitlines()
+    assert any(re.search(r"12 runs, of which 12 are to do, about \d h \d\d min on 1 core$", line) for line in last)
 
 
 def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(

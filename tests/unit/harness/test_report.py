@@ -543,7 +543,12 @@ def test_a_chart_shows_each_rows_seeds_their_mean_and_the_row_to_beat(
     heights = [y for _, y, *_ in means.marks]
     assert heights[0] > heights[1] > heights[2] == heights[3]  # downwards
     assert [y for _, y, *_ in seeds.marks][1::3] == heights, "the second of three seeds one point apart is their mean"
-    assert all(top < y < bottom for _, y, _, top, bottom in means.marks) and not seeds.line
+    points_high = (heights[0] - heights[1]) / 10
+    assert means.name == "mean, with its 90% interval over seeds"
+    reach = 2.920 / 3**0.5 * points_high  # t(2 degrees) x sd 1 / sqrt(3)
+    for _, y, _, top, bottom in means.marks:
+        assert (y - top, bottom - y) == pytest.approx((reach, reach), abs=0.15)
+    assert not seeds.line
     assert control.name == "random trunk" and f",{heights[2]} " in control.line
 
 

@@ -93,6 +93,9 @@ def test_a_trunk_of_another_stem_loads_where_it_is_expected(trunk: ResNet, tmp_p
     assert torch.equal(load_trunk(tmp_path / "r50.pt", depth=14, stem="3x3")(images), trunk(images))
     with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
         load_trunk(tmp_path / "own.pt", depth=14)
+    evaluation = OmegaConf.create({"checkpoint": str(tmp_path / "own.pt"), "depth": 14, "stem": "3x3"})
+    _, evaluated = load_checkpoint_trunk(evaluation)
+    assert torch.equal(evaluated(images), own(images))
 
 
 def as_moco(net: ResNet) -> dict[str, Any]:
