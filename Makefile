@@ -50,7 +50,8 @@ quoted = '$(subst ','\'',$(strip $(1)))'
 option = $(if $(strip $(2)),$(1) $(call quoted,$(2)))
 CLUSTER_FLAGS = $(call option,--cluster,$(CLUSTER)) $(call option,--cluster-options,$(CLUSTER_OPTIONS))
 CATALOG = $(call option,--data,$(DATA)) $(call option,--data-config,$(DATA_CONFIG))
-DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(CATALOG) $(call option,--images,$(IMAGES)) $(if $(SKIP_BAD_IMAGES),--skip-bad-images)
+IMAGE_OPTIONS = $(CATALOG) $(call option,--images,$(IMAGES)) $(if $(SKIP_BAD_IMAGES),--skip-bad-images)
+DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(IMAGE_OPTIONS)
 RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) $(call option,--budget,$(BUDGET)) \
 	$(call option,--cores,$(CORES))
 
@@ -74,10 +75,12 @@ help: ## list targets, variables, tables and configs
 	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml))) | fold -sw 118
 
 smoke: setup ## every evaluation in minutes, on generated images: plan, run, check, report
-	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(RUN_OPTIONS)
+	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(IMAGE_OPTIONS) $(RUN_OPTIONS) \
+		$(STRICT_FLAG) $(SKIP_FLAG)
 
-lite: setup ## the paper's claims and all methods on CIFAR-10 (DATA=...): five seeds of each, or SEEDS=
-	$(REPRODUCE) reproduce $(LITE_TABLES) --scale lite $(CATALOG) $(if $(SEEDS),,--seeds 5) $(RUN_OPTIONS) $(STRICT_FLAG)
+lite: setup ## the paper's claims and ten methods on CIFAR-10 (DATA=...): five seeds of each, or SEEDS=
+	$(REPRODUCE) reproduce $(LITE_TABLES) --scale lite $(IMAGE_OPTIONS) $(if $(SEEDS),,--seeds 5) $(RUN_OPTIONS) \
+		$(STRICT_FLAG) $(SKIP_FLAG)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
 	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) $(SKIP_FLAG)

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+import torchvision
 from torch import Tensor, nn
 
+from evals import context as evaluation_context
 from evals.context import CenterCropConfig, EvalContext
 from models.networks import amdim, cmc, efficientnet, heads, resnet, revnet, trunk
 from models.zoo import layouts, load, other_networks, tensor_bundle
@@ -46,7 +48,7 @@ FEATURE_BATCH_SIZE = 128
 FINGERPRINTED_MODULES: tuple[ModuleType, ...] = (
     *(load, layouts, tensor_bundle, heads, resnet),
     *(other_networks, amdim, cmc, efficientnet, revnet, trunk),
-    *(image_file, center_crop, dataloader, precision, sys.modules[__name__]),
+    *(image_file, center_crop, dataloader, precision, evaluation_context, sys.modules[__name__]),
 )
 """The code that determines a feature. After a change to it, features are extracted again."""
 NUM_DESCRIBED = 16
@@ -221,7 +223,7 @@ class FeatureStore:
 
     def _folder_of(self, cache_key: dict[str, Any]) -> Path:
         code = [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in FINGERPRINTED_MODULES]
-        versions = {"torch": torch.__version__, "pillow": PIL.__version__}
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
         text = json.dumps({**cache_key, "code": code, **versions}, sort_keys=True)
         return self._folder / hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -45,6 +45,7 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     if protocol.features not in FEATURES:
         hint = did_you_mean(protocol.features, FEATURES)
         raise UserError(f"unknown protocol.features {protocol.features!r}: {hint}")
+    context.run.resumed_from(0)
     net: nn.Module = trunk
     if protocol.features == "head":
         net = nn.Sequential(trunk, context.load_projection_head().to(device()))

@@ -44,6 +44,7 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
             f"the network of checkpoint={context.cfg.checkpoint} has no classifier of its own: take "
             "eval=linear_imagenet, which trains one"
         )
+    context.run.resumed_from(0)
     train, val = context.train_and_val()
     net = OwnClassifier(trunk, classifier)
     _require_classes(trunk.num_features, classifier, len(train.classes))

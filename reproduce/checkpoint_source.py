@@ -5,21 +5,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from models.networks.cmc import CmcPair
 from models.networks.resnet import ResNet
 from models.networks.trunk import Trunk
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from models.zoo.load import load_projection_head, load_trunk
 from reproduce.config.compose import CONF_DIR
+from reproduce.config.identity import RUN_ID
 from reproduce.errors import Unavailable, UserError
 
 
 def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
     """Return the file that `checkpoint` names, downloaded if it is released, and the trunk in it."""
     path, trunk = _released_trunk(cfg) if _is_released(cfg) else _own_trunk(cfg)
-    if isinstance(trunk, CmcPair):
-        trunk.set_normalization(cfg.normalize.mean, cfg.normalize.std)
+    trunk.set_normalization(cfg.normalize.mean, cfg.normalize.std)
     return path, trunk
 
 
@@ -87,4 +86,6 @@ def _is_released(cfg: DictConfig) -> bool:
 def _is_file(cfg: DictConfig) -> bool:
     """Return whether `checkpoint` names a file (or pipe, or device) rather than a run: it exists, or has a suffix."""
     path = Path(cfg.checkpoint)
-    return bool(path.suffix) or (path.exists() and not path.is_dir())
+    if path.exists():
+        return not path.is_dir()
+    return bool(path.suffix) and not RUN_ID.fullmatch(cfg.checkpoint)  # a run's name may have dots, too

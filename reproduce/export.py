@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.networks.resnet import STEMS, ResNet
 from models.zoo import entries
+from models.zoo.layouts import SamePool
 from models.zoo.load import load_trunk
 from reproduce.errors import UserError, run_cli
 from reproduce.files import write_atomic, write_json
@@ -43,12 +44,13 @@ def export_trunk(checkpoint: str, folder: Path, depth: int | None = None, stem: 
 
 
 def shape_of(trunk: ResNet) -> dict[str, object]:
-    """Return what builds the trunk again, `ResNet(width, blocks, stem=stem)`, and what it gives."""
+    """Return what builds the trunk again, `ResNet(width, blocks, stem=stem)`, its max-pooling's padding, its sizes."""
     stages = (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
     return {
         "width": trunk.num_features / 2048,
         "blocks": [len(stage) for stage in stages],
         "stem": next(name for name, stem in STEMS.items() if trunk.conv1.kernel_size[0] == stem.kernel_px),
+        "padding": "SAME" if isinstance(trunk.maxpool, SamePool) else "torch",
         "num_features": trunk.num_features,
         "num_parameters": sum(each.numel() for each in trunk.parameters()),
     }

@@ -31,7 +31,7 @@ from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, run_context
-from reproduce.errors import run_cli
+from reproduce.errors import UserError, run_cli
 from reproduce.memory import NUM_IMAGENET_CLASSES, estimate_memory
 from reproduce.network import build_network, validate_runtime_options
 
@@ -114,6 +114,11 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     measurement = to_dataclass(cfg.measurement, CostConfig, "measurement")
     on_gpu = device().type == "cuda"
     precision = cfg.precision if on_gpu else "fp32"  # CPUs emulate fp16
+    if cfg.batch_size % NUM_PAPER_GPUS:
+        raise UserError(
+            f"config batch_size={cfg.batch_size}: the cost is that of one of {NUM_PAPER_GPUS} GPUs, so it must be a "
+            f"multiple of {NUM_PAPER_GPUS}; take scale=paper"
+        )
     images_per_device = cfg.batch_size // NUM_PAPER_GPUS if on_gpu else measurement.images_per_step
     batch_size = images_per_device * world_size()
     run.provenance["measured"] = (
@@ -123,20 +128,23 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
     )
     optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
     method_config, build_method = registry.parse_config(cfg.method)
+    crops = to_dataclass(cfg.crops, Crops, "crops")
     net = build_network(cfg, method_config, NUM_IMAGENET_CLASSES)
     method = build_method(method_config, net, NUM_IMAGENET_IMAGES, batch_size)
+    method.crops_needed.require(crops)
     net_on_all_ranks = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
+    optimizer = build_optimizer(net.parameters(), optimizer_config)
     num_steps = measurement.num_steps + 1  # the first is not counted
     sampler = StepSampler(NUM_IMAGENET_IMAGES, batch_size, 1, cfg.seed, FIRST_STEP, rank(), world_size())
     method.on_train_start(net_on_all_ranks, sampler, ())
     trainer = Trainer(
         task=PretrainTask(net_on_all_ranks, method, precision),
-        optimizer=build_optimizer(net.parameters(), optimizer_config),
-        learning_rates=lambda _: [optimizer_config.warmup_start_lr],
+        optimizer=optimizer,
+        learning_rates=lambda _: [optimizer_config.warmup_start_lr] * len(optimizer.param_groups),
         scaler=loss_scaler(precision),
         guard=build_nan_guard(run, "optimizer.lr"),
     )
-    batches = _noise_batches(to_dataclass(cfg.crops, Crops, "crops"), images_per_device, num_steps)
+    batches = _noise_batches(crops, images_per_device, num_steps)
     timer = StepTimer(on_gpu=on_gpu)
     trainer.train(timer.timed(batches), FIRST_STEP, FIRST_STEP + num_steps)
     seconds = statistics.median(timer.seconds()[1:]) / images_per_device
@@ -177,6 +185,7 @@ def main() -> int:
     configure_torch(cfg)
     with process_group(cfg.cluster.gpus_per_process, cfg.cluster.collective_timeout_minutes), run_context(cfg) as run:
         run.metrics.truncate(0)
+        run.resumed_from(0)
         run.finish(count_parameters(cfg) if cfg.measurement.name == "parameters" else measure_cost(cfg, run))
     return 0
 

@@ -105,6 +105,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     data = PretrainData(cfg, run)
     net = build_network(cfg, method_config, len(data.images.classes))
     method = build_method(method_config, net, len(data.images), cfg.batch_size)
+    method.crops_needed.require(data.crops)
     method.center_crops = data.center_crops
     # Before the optimizer is built: apex's conversion replaces the weights of BatchNorm.
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
@@ -112,11 +113,14 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
     optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
     method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
-    checkpoints, first_step = resume(run, LR_KEYS, model=net, method=method, optimizer=optimizer, scaler=scaler)
-    sampler = data.sampler(cfg.epochs, first_step)
-    num_steps = cfg.epochs * sampler.steps_per_epoch
-    collapse_detector = CollapseDetector.for_method(method, cfg.collapse, sampler.steps_per_epoch, first_step)
+    steps_per_epoch = len(data.images) // cfg.batch_size
+    collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)
+    states = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
+    checkpoints, first_step = resume(run, LR_KEYS, **states, collapse_detector=collapse_detector)
+    collapse_detector.resumed_at(first_step)
     run.record_thresholds(collapse_detector.thresholds())
+    sampler = data.sampler(cfg.epochs, first_step)
+    num_steps = cfg.epochs * steps_per_epoch
 
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
@@ -148,6 +152,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 
 def save_initial_weights(cfg: DictConfig, run: Run) -> None:
     """Save the untrained network as the run's checkpoint (method `none`: the random trunk)."""
+    run.resumed_from(0)
     checkpoint.save(run.checkpoint, {"model": build_network(cfg).state_dict(), "step": 0})
 
 

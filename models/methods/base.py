@@ -1,26 +1,53 @@
 """The contract of a pretraining method, and the task by which the training loop trains one."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from reproduce.config.schema import Crops
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import StepOutput, TrainTask
 from reproduce.engine.precision import autocast
+from reproduce.errors import UserError
 
 CenterCrops = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 """`read(resize_px, size_px)` yields indices `(B,)` and center crops `(B, 3, size_px, size_px)` of this rank's share of
 all training images, each once; unreadable ones are left out."""
 
 
+@dataclass(frozen=True)
+class CropsNeeded:
+    """The crops of an image that a method can learn from."""
+
+    usual: str
+    """The option of conf/crops to use, for the error of others."""
+    least: int = 1
+    most: float = math.inf
+    of_one_size: bool = False
+
+    def require(self, crops: Crops) -> None:
+        """Raise `UserError` unless the crops are such."""
+        number = sum(view.num for view in crops.views)
+        if not self.least <= number <= self.most:
+            words = f"{self.least}{'' if self.least == self.most else ' or more'} crop{'s' if self.most > 1 else ''}"
+            raise UserError(f"this method needs {words} of an image, and crops has {number}: use crops={self.usual}")
+        if self.of_one_size and len({view.size_px for view in crops.views}) > 1:
+            raise UserError(f"this method needs crops of one size, and crops has several: use crops={self.usual}")
+
+
 class Method(ABC):
     """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
 
-    A subclass overrides the hooks that it needs; only `loss` is required (`models/methods/simclr.py` has nothing else).
+    A subclass overrides the hooks that it needs. Only `crops_needed` and `loss` are required; SimCLR
+    (`models/methods/simclr.py`) has nothing else.
     """
 
+    crops_needed: CropsNeeded
+    """What `crops` of a config must be like; checked before the training."""
     uniform_loss: float | None = None
     """The loss of uniform predictions (ln K); None if the method has no such constant."""
     plateau_grace_epochs: float = 0

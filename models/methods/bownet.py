@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread
 from models.methods.kmeans import best_kmeans, nearest_rows
 from models.methods.rotnet import NUM_ROTATIONS, four_rotations
@@ -94,6 +94,7 @@ class BownetConfig:
 class Bownet(Method):
     """BoWNet as a method of the training loop."""
 
+    crops_needed = CropsNeeded("bownet", most=1)
     collapse_hints = "more method.rotation_epochs, fewer method.num_words"
 
     def __init__(self, config: BownetConfig, net: BownetNet, num_images: int, batch_size: int) -> None:
@@ -118,8 +119,6 @@ class Bownet(Method):
 
         Between the two, make the vocabulary and the words of all images, and start again from the initial weights.
         """
-        if len(crops) != 1:
-            raise UserError(f"BoWNet has a crop of each image, but crops has {len(crops)}; use crops=bownet")
         if step < self.first_step_of_words:
             return four_rotations(crops[0])
         if step == self.first_step_of_words:

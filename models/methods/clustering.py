@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet, MultiPrototypes
 from reproduce.data.pipeline.sampler import StepSampler
@@ -124,6 +124,7 @@ class Clustering(Method):
                 "images of an epoch's batches: give fewer"
             )
         self.heads: list[nn.Parameter] = list(net.prototypes.parameters())
+        self.crops_needed = CropsNeeded("2x160_4x96", least=config.num_banks)
         self.num_crops, self.temperature = config.num_banks, config.temperature
         self.uniform_loss = math.log(config.num_prototypes)
         embedding_dim, device = self.heads[0].shape[1], self.heads[0].device

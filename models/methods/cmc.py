@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
 from models.methods.npid import NpidConfig
@@ -45,16 +45,16 @@ class CmcNet(CmcPair):
         self.ab_head = nn.Linear(self.num_features // NUM_VIEWS, embedding_dim)
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Return the embeddings of both views (shapes: see the class). Raises `UserError` for more than one crop."""
-        if len(crops) != 1:
-            raise UserError(f"CMC needs one crop of each image, but has {len(crops)}; use crops=cmc")
-        lightness, colors = self.views(crops[0])
+        """Return the embeddings of both views of the only crop (shapes: see the class)."""
+        (images,) = crops
+        lightness, colors = self.views(images)
         return F.normalize(torch.cat([self.l_head(lightness), self.ab_head(colors)]), dim=1), None
 
 
 class Cmc(Method):
     """CMC as a method of the training loop."""
 
+    crops_needed = CropsNeeded("cmc", most=1)
     plateau_grace_epochs = 1
     """The first epoch's positives are the banks' random rows, so there is nothing to learn from."""
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.methods.base import CropsNeeded
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.kmeans import best_kmeans
 from models.methods.memory_bank import nce_loss
@@ -59,6 +60,7 @@ class LocalAggregation(Npid):
     """Local Aggregation as a method of the training loop."""
 
     config: LocalAggregationConfig
+    crops_needed = CropsNeeded("npid", most=1)
     collapse_hints = "more method.warmup_epochs, more method.num_clusters, a method.bank_momentum nearer to 1"
 
     def __init__(self, config: LocalAggregationConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
@@ -88,10 +90,8 @@ class LocalAggregation(Npid):
                 )
         return crops
 
-    def loss(self, embeddings: Tensor, _scores: None, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, embeddings: Tensor, _scores: None, _num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of this rank's images, and metrics."""
-        if num_crops != 1:
-            raise UserError(f"Local Aggregation has a crop of each image, but crops has {num_crops}; use crops=npid")
         images = upload(self.sampler.indices_at(step), embeddings.device)
         if step < self.first_step_of_clusters:
             loss = nce_loss(self.logits(embeddings, step, 0), self.log_z, self.num_images)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
@@ -61,6 +61,7 @@ class Moco(Method):
     `network.batchnorm_group_size`) cannot leak which key matches a query.
     """
 
+    crops_needed = CropsNeeded("moco_v2", least=2, most=2)
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:
@@ -86,8 +87,6 @@ class Moco(Method):
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
         """Update the key encoder by momentum, compute the keys, and return the first crops to train on."""
-        if len(crops) != 2:
-            raise UserError(f"MoCo compares 2 crops of an image, but crops has {len(crops)}; use crops=moco_v2")
         keys: list[Tensor] = list(self.key_encoder.parameters())
         weights: list[Tensor] = list(self.net.parameters())
         torch._foreach_lerp_(keys, weights, 1 - self.config.momentum)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
 from models.networks.heads import MultiCropNet
@@ -38,6 +38,7 @@ class NpidConfig:
 class Npid(Method):
     """NPID as a method of the training loop; a crop per image is enough, compared with the bank."""
 
+    crops_needed = CropsNeeded("npid")
     plateau_grace_epochs = 1
     """The first epoch's positives are the bank's random rows, so there is nothing to learn from."""
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"

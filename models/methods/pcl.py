@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.methods.base import CropsNeeded
 from models.methods.clustering import IGNORE_LABEL
 from models.methods.kmeans import best_kmeans
 from models.methods.moco import Moco, MocoConfig
@@ -87,6 +88,7 @@ class Pcl(Moco):
     """PCL as a method of the training loop."""
 
     config: PclConfig
+    crops_needed = CropsNeeded("moco_v1", least=2, most=2)
     collapse_hints = "more method.warmup_epochs, fewer method.num_clusters, a method.momentum nearer to 1"
 
     def __init__(self, config: PclConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread
 from models.methods.supervised import ClassifierNet
 from reproduce.engine.distributed.collectives import all_reduce_mean
@@ -35,6 +35,7 @@ class Rotnet(Method):
     A step has all four rotations of each of its images, so that no class is rarer than another.
     """
 
+    crops_needed = CropsNeeded("supervised", of_one_size=True)
     uniform_loss = math.log(NUM_ROTATIONS)
 
     def __init__(self, _config: RotnetConfig, _net: ClassifierNet, _num_images: int, _batch_size: int) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather_differentiable, rank
@@ -50,6 +50,8 @@ class SimclrConfig:
 
 class Simclr(Method):
     """SimCLR as a method of the training loop; it has no state."""
+
+    crops_needed = CropsNeeded("2x224", least=2)
 
     def __init__(self, config: SimclrConfig, _net: MultiCropNet, _num_images: int, _batch_size: int) -> None:
         self.config = config

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread
 from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from reproduce.engine.precision import at_least_fp32
@@ -42,6 +42,8 @@ class SupervisedConfig:
 
 class Supervised(Method):
     """Supervised training as a method of the training loop; it has no state."""
+
+    crops_needed = CropsNeeded("supervised", of_one_size=True)
 
     def __init__(self, _config: SupervisedConfig, net: ClassifierNet, _num_images: int, _batch_size: int) -> None:
         self.uniform_loss = math.log(net.fc.out_features)

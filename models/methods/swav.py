@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import Method
+from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.sinkhorn import sinkhorn
 from models.networks.heads import MultiCropNet
@@ -78,6 +78,7 @@ class SwavConfig:
 class Swav(Method):
     """SwAV as a method of the training loop: prototypes, assignments, queue and loss."""
 
+    crops_needed = CropsNeeded("2x224_6x96", least=NUM_LARGE_CROPS)
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:

@@ -25,9 +25,8 @@ WHITE_XYZ = (0.95047, 1.0, 1.08883)
 class CmcPair(Trunk):
     """Two ResNets `width` times as wide: images `(N, 3, H, W)` to pooled features `(N, num_features)` of both.
 
-    Images are RGB, normalized with `mean` and `std` per channel; the pair converts them. Whoever builds or loads one
-    sets these statistics (`set_normalization`), which are no part of the weights. The first half of the features is the
-    lightness's.
+    Images are RGB, normalized with `mean` and `std` per channel (`set_normalization`); the pair converts them. The
+    first half of the features is the lightness's.
     """
 
     mean: Tensor

@@ -101,7 +101,8 @@ def _cluster_options(given: str) -> tuple[str, ...]:
 
 def pretraining_folder(checkpoint: str, scale: str) -> Path | None:
     """Return the folder of the finished pretraining that is named by its run_id or its checkpoint, or None."""
-    found = (Path("results", scale, checkpoint), Path(checkpoint).parent)
+    path = Path(checkpoint)
+    found = [Path("results", scale, checkpoint), *([path.parent] if path.name == "checkpoint.pt" else [])]
     return next((folder for folder in found if _is_finished_pretraining(folder)), None)
 
 

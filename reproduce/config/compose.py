@@ -77,7 +77,7 @@ def _check_top_level(kind: RunKind, cfg: DictConfig) -> None:
     known = [field.name for field in dataclasses.fields(SCHEMAS[kind])]
     if unknown := [str(key) for key in cfg if key not in known]:
         raise UserError(f"there is no config key {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
-    if gone := [key for key in known if key not in cfg]:
+    if gone := [key for key in known if key not in cfg.keys()]:  # noqa: SIM118 - `in` overlooks values yet to be given
         raise UserError(f"every run needs the config key {gone[0]!r}: leave out ~{gone[0]}")
 
 

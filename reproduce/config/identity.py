@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ UNHASHED_SECTIONS = {
     "data": "the whole catalog; the one dataset that the run reads is the section `dataset`",
 }
 """Sections that are left out of a run's identity, and why they can't change its numbers."""
+RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)-[0-9a-f]{10}")
+"""The form of what `run_id` returns."""
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from reproduce.files import write_atomic, write_atomic_with
 
 LOAD_ERRORS = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, AttributeError, TypeError)
 """Errors that torch.load raises on a damaged or foreign file, depending on its bytes."""
-OPTIONAL = {"first_steps"}
+OPTIONAL = {"collapse_detector", "first_steps"}
 """States that checkpoints of earlier versions lack, and a resumed run can do without."""
 NUM_KEPT = 2
 """Checkpoints kept during a run: the newest, and the one before it in case the newest is damaged."""

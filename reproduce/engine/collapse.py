@@ -20,6 +20,8 @@ MAX_UNIT_LENGTH_ERROR = 0.02
 """A larger deviation from unit length is no rounding error: the scores are not cosines, so the method is broken."""
 MIN_PROTOTYPES_USED = 1.5
 """A mean of fewer prototypes in use means that all images of a batch share one."""
+SYMPTOMS = ("loss", "embedding_spread", "prototypes_used")
+"""The metrics whose means over an epoch show a collapse."""
 ON_COLLAPSE = ("stop", "warn")
 GENERIC_HINTS = "a lower optimizer.lr, or fewer and softer crops; check that the images differ"
 """Suggestions for any method, after the method's own hints."""
@@ -49,7 +51,8 @@ class CollapseDetector:
     """Checks the metrics of the last epoch for a collapse, except while suspended.
 
     `uniform_loss` is the loss of uniform predictions, or None for a method without prototypes. The detector starts
-    suspended for `patience_epochs`. `hints` are the method's own suggestions.
+    suspended for `patience_epochs`. `hints` are the method's own suggestions. Part of the run's checkpoints: a run that
+    is preempted more often than once an epoch is checked like any other.
     """
 
     def __init__(
@@ -72,13 +75,11 @@ class CollapseDetector:
         self.suspend(0, patience_epochs)
 
     @classmethod
-    def for_method(
-        cls, method: LossProfile, config: schema.Collapse, steps_per_epoch: int, first_step: int
-    ) -> "CollapseDetector":
-        """Return the detector of a run that starts or resumes at `first_step`, suspended where `method` needs it."""
+    def for_method(cls, method: LossProfile, config: schema.Collapse, steps_per_epoch: int) -> "CollapseDetector":
+        """Return a run's detector, suspended where `method` needs it."""
         patience_epochs = config.patience_epochs + method.plateau_grace_epochs
         detector = cls(method.uniform_loss, steps_per_epoch, patience_epochs, config.on_collapse, method.collapse_hints)
-        detector.suspend(first_step, epochs=1)  # a resumed run has no history yet
+        detector.suspend(0, epochs=1)  # a mean needs an epoch
         if method.loss_jump_step is not None:
             detector.suspend(method.loss_jump_step, epochs=2)
         return detector
@@ -116,7 +117,7 @@ class CollapseDetector:
                 f"embeddings or prototypes are {metrics['unit_length_error']:.3f} off unit length (step {step}), so "
                 "scores are not cosines: features overflow (lower optimizer.lr), or the method does not normalize both"
             )
-        self._history.append((step, metrics))
+        self._history.append((step, {name: metrics[name] for name in SYMPTOMS if name in metrics}))
         while self._history[0][0] <= step - self._steps_per_epoch:
             self._history.popleft()
         if not any(start <= step < end for start, end in self._suspensions) and (symptom := self._symptom()):
@@ -126,6 +127,19 @@ class CollapseDetector:
             if not self._warned:
                 print(f"warning: {message}", flush=True)
                 self._warned = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last epoch's metrics."""
+        return {"history": [(step, dict(metrics)) for step, metrics in self._history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+        self._history = deque((step, metrics) for step, metrics in state["history"])
+
+    def resumed_at(self, step: int) -> None:
+        """Wait for an epoch of metrics if the run's checkpoint, of an earlier version, has none."""
+        if not self._history:
+            self.suspend(step, epochs=1)
 
     def _symptom(self) -> str:
         """Return the symptom that the last epoch shows, or an empty string if it looks healthy."""

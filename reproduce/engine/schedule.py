@@ -10,7 +10,8 @@ def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimiz
     """Return a pretraining's rate at `step`: linear warm-up, then a cosine per step, or step decay per epoch.
 
     With a `restart_epoch`, the epochs before and those from it on have the whole schedule each.
-    With milestones, each multiplies the rate by the same factor, so that the last one reaches `final_lr`.
+    With milestones, each multiplies the rate by the same factor, so that the last one reaches `final_lr`; a rate of 0
+    stays 0.
     """
     if again := optimizer.restart_epoch:
         once, first = replace(optimizer, restart_epoch=None), again * num_steps // num_epochs
@@ -21,7 +22,7 @@ def learning_rate(step: int, num_steps: int, num_epochs: int, optimizer: Optimiz
     lr, final_lr, milestones = optimizer.lr, optimizer.final_lr, optimizer.milestones
     if not milestones or step < warmup_steps:
         return warmup_cosine_lr(step, num_steps, warmup_steps, lr, final_lr, optimizer.warmup_start_lr)
-    factor = (final_lr / lr) ** (1 / len(milestones))
+    factor = (final_lr / lr) ** (1 / len(milestones)) if lr else 0.0
     return multistep_lr(step * num_epochs // num_steps, num_epochs, lr, milestones, factor)
 
 

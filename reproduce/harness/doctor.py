@@ -5,6 +5,7 @@ values. Exit status: 0 scale smoke can run here, 1 it cannot, 2 the request is w
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import textwrap
@@ -121,7 +122,7 @@ def _tables(data: str | None, data_config: str | None) -> Iterator[Diagnosis]:
         chosen = [tables.load(name, scale) for name in tables.names(scale)]
         cells = [(table, row, key) for table in chosen for row in table.rows for key in table.columns]
         evaluations = {name for table, row, key in cells if (name := table.eval_of(row, key))}
-        own = (data, data_config) if scale == GPU_SCALE else (None, None)  # scale smoke makes its own
+        own = (data, data_config if scale == GPU_SCALE else None)
         here = Availability(scale, scale == GPU_SCALE and not has_gpu, _missing_data(scale, evaluations, *own))
         for table in chosen:
             yield _table(table, here)
@@ -149,7 +150,9 @@ def _missing_data(scale: str, evaluations: set[str], data: str | None, data_conf
     from reproduce.harness.plan.data_requirements import missing_data
     from reproduce.harness.plan.model import Request
 
-    request = Request((), scale, data=data, data_config=data_config)
+    request = Request((), scale, data_config=data_config)
+    if not build.single_run_plan(request, "pretrain", "random").generated_data_dir:
+        request = dataclasses.replace(request, data=data)
     plans = {name: build.single_run_plan(request, "evaluate", name, "any") for name in sorted(evaluations)}
     plans[""] = build.single_run_plan(request, "pretrain", "random")
     missing = {}

@@ -62,6 +62,7 @@ def compute_sample(cfg: DictConfig, path: Path, sha256: str, data_root: Path) ->
     knn = compose("evaluate", ["eval=knn", "checkpoint=none", f"scale={cfg.scale}"])
     crop = to_dataclass(knn.protocol.center_crop, CenterCropConfig, "center_crop")
     trunk = load_trunk(path, depth=cfg.network.get("depth"), stem=cfg.network.get("stem"))
+    trunk.set_normalization(cfg.normalize.mean, cfg.normalize.std)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     to_scores = load_scoring(path)
     indices, features, scores = [], [], []

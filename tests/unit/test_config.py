@@ -218,3 +218,8 @@ def test_keys_can_be_added_and_deleted() -> None:
 def test_values_that_give_no_number_or_a_wrong_one_are_refused(kind: RunKind, request_: list[str], key: str) -> None:
     with pytest.raises(UserError, match=rf"config {key.strip('~').partition('=')[0]}="):
         compose(kind, [*request_, key])
+
+
+def test_a_value_that_is_yet_to_be_given_is_asked_for() -> None:
+    with pytest.raises(UserError, match="no value for checkpoint; give it as KEY=VALUE"):
+        compose("evaluate", ["eval=knn"])

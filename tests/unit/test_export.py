@@ -2,25 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 import yaml
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.networks.resnet import STEMS, ResNet
 from models.zoo import entries
+from models.zoo.layouts import SamePool
 from models.zoo.load import load_trunk
 from reproduce.__main__ import main
 from reproduce.config.compose import compose
 from reproduce.errors import UserError
-from reproduce.export import export_trunk
+from reproduce.export import export_trunk, shape_of
 from reproduce.harness.report import model_card
 from reproduce.harness.report.summary import WrittenVerdicts
 
 SMALL = {"width": 0.0625, "blocks": (1, 1, 1, 1)}
+R50 = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7", "padding": "torch", "num_features": 2048}
+"""What is written of a ResNet-50's shape, without its number of parameters."""
 
 
 def save(path: Path, trunk: ResNet) -> Path:
@@ -119,10 +123,19 @@ def test_a_run_with_the_stem_of_small_images_is_exported(run: str) -> None:
     assert "trunk = ResNet(width=0.0625, blocks=(1, 1, 1, 1), stem='3x3')" in card
 
 
+def test_another_file_beside_a_runs_checkpoint_is_not_taken_for_it(run: str) -> None:
+    folder = Path("results/smoke", run)
+    save(folder / "other.pth", trained())
+    assert main(["export", "--checkpoint", str(folder / "other.pth")]) == 0
+    assert "trunk = resnet50()" in Path("results/export/other/README.md").read_text()
+    with pytest.raises(UserError, match=r"checkpiont\.pt is no file"):
+        main(["export", "--checkpoint", str(folder / "checkpiont.pt")])
+
+
 def test_a_verdict_stands_beside_its_number(run: str) -> None:
     cell = {"run_ids": ["knn-s0-1"], "verdict": "within"}
     table = {"heading": "Table 7", "rows": [{"cells": {"knn20": cell, "knn200": None}}]}
-    shape = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7", "num_features": 2048, "num_parameters": 23_508_032}
+    shape = {**R50, "num_parameters": 23_508_032}
     folder = Path("results/smoke", run)
     config, made = (
         yaml.safe_load((folder / "config.yaml").read_text()),
@@ -133,9 +146,24 @@ def test_a_verdict_stands_beside_its_number(run: str) -> None:
     assert "trunk = resnet50()" in card and "23.5 million parameters, 2048 pooled features" in card
 
 
+@pytest.mark.parametrize("shape", [{}, SMALL])
+def test_the_card_pads_as_tensorflow_where_the_trunk_does(
+    shape: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = trained(**shape)
+    trunk.maxpool = SamePool(kernel_size=3, stride=2)
+    monkeypatch.chdir(tmp_path)
+    save_file(trunk.state_dict(), "trunk.safetensors")
+    card = model_card.of_released(entries.get_entry("simclr_1000ep"), shape_of(trunk))
+    here: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], here)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(here["trunk"].eval()(images), trunk(images))
+
+
 def test_public_weights_keep_their_licence() -> None:
     entry = next(each for each in entries.load_entries().values() if each.license and each.url)
-    shape = {"width": 1, "blocks": [3, 4, 6, 3], "stem": "7x7", "num_features": 2048, "num_parameters": 1}
+    shape = {**R50, "num_parameters": 1}
     card = model_card.of_released(entry, shape)
     assert str(entry.license) in card and str(entry.url) in card
 

@@ -14,7 +14,7 @@ from reproduce.harness.plan.model import Request
 from reproduce.harness.spec import tables
 from tests.runs import call
 
-SMALL = ("scale=smoke", "data=standard", "logging.wandb=false", "paths.data_root=/nowhere")
+SMALL = ("scale=smoke", "batch_size=64", "data=standard", "logging.wandb=false", "paths.data_root=/nowhere")
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, results: Path, *overrides: str) -> dict[str, Any]:
@@ -52,13 +52,21 @@ def test_cost_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["provenance"]["measured"].endswith("memory counted in bf16, not measured")
 
 
-@pytest.mark.parametrize("experiment", ["deepcluster_v2_400ep_2x160_4x96", "sela_v2_400ep_2x224", "moco_v2_200ep"])
+@pytest.mark.parametrize(
+    "experiment", ["deepcluster_v2_400ep_2x160_4x96", "sela_v2_400ep_2x224", "moco_v2_200ep", "pirl_800ep"]
+)
 def test_every_kind_of_method_has_a_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
-    """Also those that label all pictures before an epoch: they are measured in its middle."""
+    """Also those that label all pictures before an epoch (measured in its middle), or have two groups of weights."""
     monkeypatch.setattr(measure, "NUM_IMAGENET_IMAGES", 2000)
     few = ("measurement.num_steps=2", "measurement.images_per_step=4", "network.width=0.0625")
     result = measured(monkeypatch, tmp_path, f"experiment={experiment}", "measurement=cost", *few)
     assert result["metrics"]["seconds_per_image"] > 0
+
+
+def test_the_cost_of_one_of_64_gpus_needs_a_batch_for_64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("experiment=swav_100ep", "measurement=cost", "batch_size=32", f"paths.results={tmp_path}")
+    status, said = call(measure.main, monkeypatch, *SMALL, *asked)
+    assert (status, "batch_size=32: the cost is that of one of 64 GPUs" in said) == (2, True)
 
 
 def test_measurements_run_without_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

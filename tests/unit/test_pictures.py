@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from models.networks.heads import MultiCropNet
+from models.networks.trunk import Trunk
 from reproduce import pretrain
 from reproduce.__main__ import main
 from reproduce.data.datasets.image_folder import ImageList
@@ -55,6 +57,26 @@ def sample(trained: Path, data: Path) -> Sample:
 
 def tile_of(jpeg: bytes | None, left: int, top: int, size: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(jpeg or b"")), dtype=float)[top : top + size, left : left + size]
+
+
+def test_a_network_that_computes_with_colors_is_told_the_normalization(
+    trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[list[float], list[float]]] = []
+
+    class Colors(Trunk):
+        def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+            told.append((list(mean), list(std)))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert told
+            return images.mean(dim=(2, 3))
+
+    monkeypatch.setattr("reproduce.pictures.sample.load_trunk", lambda *_, **__: Colors())
+    monkeypatch.setattr("reproduce.pictures.sample.load_scoring", lambda _: None)
+    cfg: Any = OmegaConf.load(trained / "config.yaml")
+    compute_sample(cfg, trained / "checkpoint.pt", "5" * 64, data)
+    assert told == [(list(cfg.normalize.mean), list(cfg.normalize.std))]
 
 
 def test_neighbors_are_those_of_a_brute_force_search() -> None:

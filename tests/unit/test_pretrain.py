@@ -43,6 +43,23 @@ CONVERSIONS = {
 """What becomes of BatchNorm: synchronized by torch or apex, or over groups of a rank's images."""
 
 
+WRONG_CROPS = {
+    "swav": ("supervised", "needs 2 or more crops of an image, and crops has 1: use crops=2x224_6x96"),
+    "deepcluster_v2": ("supervised", "needs 2 or more crops of an image, and crops has 1"),
+    "sela_v2": ("supervised", "needs 2 or more crops of an image, and crops has 1"),
+    "simclr": ("supervised", "needs 2 or more crops of an image, and crops has 1"),
+    "moco": ("2x224_6x96", "needs 2 crops of an image, and crops has 8: use crops=moco_v2"),
+    "pcl": ("supervised", "needs 2 crops of an image, and crops has 1: use crops=moco_v1"),
+    "cmc": ("2x224", "needs 1 crop of an image, and crops has 2: use crops=cmc"),
+    "pirl": ("2x224", "needs 10 crops of an image, and crops has 2: use crops=pirl"),
+    "local_aggregation": ("2x224", "needs 1 crop of an image, and crops has 2"),
+    "bownet": ("2x224", "needs 1 crop of an image, and crops has 2"),
+    "supervised": ("2x224_6x96", "needs crops of one size, and crops has several: use crops=supervised"),
+    "rotnet": ("2x224_6x96", "needs crops of one size, and crops has several"),
+}
+"""Crops that a method can't learn from, and the error. NPID can from any."""
+
+
 class AtFirstStep(BaseException):
     """Ends a run where its training would begin; nothing catches it."""
 
@@ -107,3 +124,14 @@ def test_apex_with_bf16_is_refused(data: Path, tmp_path: Path, monkeypatch: pyte
     assert status == 2
     assert "cluster.sync_batchnorm=apex does not work with precision=bf16" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "npid"])
+def test_crops_that_a_method_cannot_use_are_refused_before_the_first_step(
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops, words = WRONG_CROPS[method]
+    asked = (*TINY, *EXPERIMENTS[method], f"crops={crops}", f"paths.data_root={data}", f"paths.results={tmp_path}")
+    monkeypatch.setattr(Trainer, "train", None)
+    status, said = call(pretrain.main, monkeypatch, *asked)
+    assert (status, words in said) == (2, True), said

@@ -145,6 +145,7 @@ def generate(root: Path, seed: int = 0, size: str = "full") -> None:
         if {"size": in_full, **found}.items() >= {**wanted, "size": asked}.items():
             return
         root.mkdir(parents=True, exist_ok=True)
+        manifest.unlink(missing_ok=True)  # it would vouch for what is left of the earlier images
         hashes = _write_datasets(root, seed, SIZES[size])
         write_json(manifest, {**wanted, "size": asdict(SIZES[size]), "sha256": hashes})
         print(f"generated images in {root}")

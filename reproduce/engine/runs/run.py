@@ -123,7 +123,10 @@ class Run:
         write_json(record, trained_from)
 
     def resumed_from(self, step: int) -> None:
-        """Note from which step a training goes on: from 0, nothing of the earlier attempts is in its result."""
+        """Note from which step a run goes on: from 0, nothing of the earlier attempts is in its result.
+
+        A run that does not say so counts as resumed.
+        """
         if self.origin and step == 0:
             self.attempts.start_over(self.origin.code.summary())
 

@@ -1,7 +1,6 @@
 """Build the plan of a request: which runs fill which cells. Equal configs are one run."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ import yaml
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from reproduce.config import RunKind
+from reproduce.config.identity import RUN_ID
 from reproduce.config.quoting import hydra_quote
 from reproduce.config.validate import MAX_SEED
 from reproduce.harness.plan.config_cache import ConfigCache
@@ -25,7 +25,6 @@ RUN_ENDINGS = ("result.json", "failure.json")
 """The files of which a run that has ended leaves one."""
 UNTRAINED = "random"
 """The experiment that trains nothing: it has the other keys of a measurement of a network that no experiment has."""
-RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>[0-9]+)-[0-9a-f]{10}")
 
 
 def build_plan(request: Request) -> Plan:

@@ -86,6 +86,8 @@ def _opening(title: str, shape: Mapping[str, Any]) -> Iterator[str]:
     yield "Give it images that are normalized as below."
     yield "```python"
     yield from ("import torch", "from safetensors.torch import load_file", "")
+    if as_tensorflow := shape["padding"] == "SAME":
+        yield "from models.zoo.layouts import SamePool  # of the repository"
     if {key: shape[key] for key in R50} == R50:
         yield from (
             "from torchvision.models import resnet50",
@@ -100,6 +102,8 @@ def _opening(title: str, shape: Mapping[str, Any]) -> Iterator[str]:
             "",
             f"trunk = ResNet({arguments})",
         )
+    if as_tensorflow:
+        yield "trunk.maxpool = SamePool(3, stride=2)  # pads as TensorFlow does"
     yield 'trunk.load_state_dict(load_file("trunk.safetensors"))  # or torch.load("trunk.pth", weights_only=True)'
     yield from ("```", "")
 

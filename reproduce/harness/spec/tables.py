@@ -120,6 +120,8 @@ class Row:
     quoted_from: dict[str, str] = field(default_factory=dict)
     """By column, from whose paper the number is, and what of its protocol is known."""
     rerun_by_authors: list[str] = field(default_factory=list)
+    may_fail: bool = False
+    """Whether the training may collapse, as the paper's does, in a table that prints nothing."""
     control: str = ""
     """The label of the row to beat: a number that does not clearly beat it is `worse` in any case."""
     min_points_above_control: float = 5.0

@@ -80,7 +80,7 @@ def verdict_for(inputs: VerdictInputs, table: Table, row: Row, key: str) -> Cell
     blank = CellVerdict(
         Verdict.NOT_RUN, needed=True, printed=printed, run_ids=tuple(run.run_id for run in found.runs.values())
     )
-    if printed == PRINTED_FAILURE:
+    if printed == PRINTED_FAILURE or (row.may_fail and found.collapsed):
         return _compare_with_failure(found, blank)
     if failures := found.collapsed | found.failed:  # a failed seed counts; the others' mean would look too good
         return replace(blank, verdict=Verdict.FAILED, notes=(failures[min(failures)],))
@@ -150,12 +150,14 @@ def _missing(found: SeedResults) -> Note:
 
 
 def _measured(found: SeedResults, blank: CellVerdict) -> CellVerdict:
-    values = list(found.values.values())
-    return replace(blank, values=found.values, mean=stats.mean(values), sd=stats.sd(values))
+    """Add the numbers, their spread, and the mean of the networks, by which the verdict is made."""
+    return replace(
+        blank, values=found.values, mean=stats.mean(found.independent), sd=stats.sd(list(found.values.values()))
+    )
 
 
 def _compare_with_failure(found: SeedResults, blank: CellVerdict) -> CellVerdict:
-    """Compare with a printed `fail`: a collapse agrees, a training that converges does not."""
+    """Compare with the paper's `fail`: a collapse agrees, a training that converges does not."""
     if found.failed:
         return replace(blank, verdict=Verdict.FAILED, notes=(found.failed[min(found.failed)],))
     if found.missing:
@@ -221,12 +223,12 @@ def _compare_shares(
     if row.label == name:
         return replace(ours, verdict=Verdict.NO_BASELINE, notes=(notes.ShareReference(),), share_of=name)
     cell = inputs.cell(table, name, key)
-    reference = inputs.seed_results(cell).values if cell else {}
+    reference = inputs.seed_results(cell) if cell else SeedResults()
     (whole,) = [tables.parse_printed(other.cells[key]) for other in table.rows if other.label == name]
-    if not reference or not whole:
+    if not reference.values or not whole:
         return replace(ours, verdict=Verdict.NOT_RUN, notes=(notes.NoShareReference(name),), share_of=name)
-    mean = stats.mean(list(reference.values()))
-    values = {seed: value / reference.get(seed, mean) for seed, value in found.values.items()}
+    mean = stats.mean(reference.independent)
+    values = {seed: value / reference.values.get(seed, mean) for seed, value in found.values.items()}
     shares = SeedResults(values, pretrainings=found.pretrainings)
     compared = _compare_with_margin(
         shares, expected / whole, margin, "", replace(_measured(shares, ours), share_of=name)

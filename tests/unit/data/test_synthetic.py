@@ -1,6 +1,7 @@
 """The generated datasets: complete, deterministic, in the layouts of the real ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_coco_is_valid_and_has_objects_of_every_size(root: Path) -> None:
     assert {(area > 32**2) + (area > 96**2) for area in areas} == {0, 1, 2}
     for image in train.images:
         assert image.read().size == (image.width, image.height)
+
+
+def test_no_manifest_vouches_for_images_that_are_being_replaced(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root, tmp_path / "own")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "_write_datasets", killed)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.generate(tmp_path / "own", seed=1)
+    assert not (tmp_path / "own/manifest.json").exists()
 
 
 def test_datasets_of_an_older_version_are_generated_again(root: Path) -> None:

@@ -112,3 +112,8 @@ def test_a_restarted_schedule_is_run_twice(milestones: list[float] | None) -> No
     again = replace(once, restart_epoch=3)
     expected = [learning_rate(step, 4 * epochs, epochs, once) for epochs in (3, 5) for step in range(4 * epochs)]
     assert [learning_rate(step, 32, 8, again) for step in range(32)] == expected
+
+
+def test_a_rate_of_zero_stays_zero_at_milestones() -> None:
+    optimizer = Optimizer(lr=0.0, final_lr=0.0, milestones=[0.5], warmup_epochs=0, warmup_start_lr=0.0)
+    assert [learning_rate(step, 8, 8, optimizer) for step in range(8)] == [0.0] * 8

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 import reproduce
-from reproduce import system
+from reproduce import evaluate, measure, pretrain, system
+from reproduce.config import RunKind
+from reproduce.config.compose import compose
+from reproduce.config.identity import run_dir
 from reproduce.engine.runs import provenance
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.provenance import CodeState, Origin
+from reproduce.files import read_json
 from reproduce.harness import revision
+from tests.runs import call
 
 
 @pytest.mark.parametrize(
@@ -191,3 +196,23 @@ print(peak_memory_gb() / before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 <= float(done.stdout) < 1.1
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "evaluate", "measure"])
+def test_code_of_an_attempt_that_left_nothing_does_not_count(
+    kind: RunKind, data: Path, random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps no checkpoint begins anew: an untrained network, nearest neighbors, a measurement."""
+    common = ("logging.wandb=false", "cluster.num_workers=0", f"paths.results={tmp_path}", f"paths.data_root={data}")
+    main, asked = {
+        "pretrain": (pretrain.main, ("experiment=random",)),
+        "evaluate": (evaluate.main, ("eval=knn", f"checkpoint={random_checkpoint}", "protocol.num_neighbors=[1]")),
+        "measure": (measure.main, ("experiment=random", "measurement=parameters")),
+    }[kind]
+    folder = run_dir(compose(kind, [*common, *asked]))
+    Attempts(folder).begin({"git_commit": "c" * 40, "git_dirty": True, "code_sha256": "d" * 64})
+    status, said = call(main, monkeypatch, *common, *asked)
+    assert status == 0, said
+    result = read_json(folder / "result.json")
+    assert result["num_attempts"] == 2
+    assert "resumed_code" not in result["provenance"]

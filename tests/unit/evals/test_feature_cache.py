@@ -1,5 +1,6 @@
 """Features are read from disk only if the same device and products would compute them again."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,3 +38,13 @@ def test_device_and_products_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_pooled_features_are_not_read_as_the_heads() -> None:
     assert cache_key("pooled") != cache_key("head")
+
+
+@pytest.mark.parametrize("library", ["torch", "torchvision", "PIL"])
+def test_features_of_another_version_of_a_library_are_not_read(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = features.FeatureStore(tmp_path, "knn-s0-1")
+    before = store._folder_of(cache_key())
+    monkeypatch.setattr(f"{library}.__version__", "0.1")
+    assert store._folder_of(cache_key()) != before

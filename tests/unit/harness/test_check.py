@@ -450,6 +450,26 @@ def test_a_detector_without_patience_is_no_failure_of_the_paper(
     assert claim.status == ClaimStatus.INCONCLUSIVE
 
 
+@pytest.mark.parametrize("status", ["collapsed", "failed"])
+def test_a_row_of_recorded_numbers_that_may_fail(checkout: Path, finish: Callable[..., None], status: str) -> None:
+    """Table 10 at lite prints nothing, but its first row's training may collapse as the paper's does."""
+    plan = build.build_plan(Request(("table10",), "lite"))
+    plan_file.write(plan)
+    for run in plan.runs.values():
+        if "swav_400ep_sinkhorn1" not in (run.name, run.parent_name):
+            finish(run, 30.0 if "random" in (run.name, run.parent_name) else 60.0)
+        elif run.kind == "pretrain":
+            collapse(run, status)
+    one = cells_of(plan)["SwAV, 1 iteration/top1"]
+    assert one.verdict == (Verdict.EXPECTED_FAILURE if status == "collapsed" else Verdict.FAILED)
+    assert "loss stuck at ln K" in one.reason
+    for run in plan.runs.values():
+        if "swav_400ep_sinkhorn1" in (run.name, run.parent_name):
+            run.failure.unlink(missing_ok=True)
+            finish(run, 60.0)
+    assert cells_of(plan)["SwAV, 1 iteration/top1"].verdict == Verdict.NO_BASELINE
+
+
 def test_a_failure_that_the_paper_prints_agrees(checkout: Path, finish: Callable[..., None]) -> None:
     plan = ablation("table10", finish, broken="swav_400ep_sinkhorn1")
     one = cells_of(plan)["SwAV, 1 iteration/top1"]

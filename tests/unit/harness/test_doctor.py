@@ -165,7 +165,7 @@ def test_a_key_is_reported_but_never_shown(
 def tables_of(out: str) -> dict[str, str]:
     """Finding by table, without its sign: "paper table3" -> its words."""
     lines = " ".join(out.partition("what can run here\n")[2].split("\n" + " " * 24)).splitlines()
-    return {line[3:23].strip(): line[24:] for line in lines if line[3:8] in ("smoke", "paper")}
+    return {line[3:23].strip(): line[24:] for line in lines if line[3:8].strip() in ("smoke", "lite", "paper")}
 
 
 def test_tables_without_data_and_gpu(
@@ -179,6 +179,7 @@ def test_tables_without_data_and_gpu(
     assert told["paper table1"].startswith("all ")  # costs are measured on noise
     assert told["paper table7"].endswith("; missing: a GPU, the data of imagenet")
     assert told["paper table3"].startswith("none of the ")
+    assert told["lite table9"].endswith("; missing: the data of imagenet")
     assert told["paper text"].startswith("none of the one number that this code makes")
     assert "the data of inat18" in told["paper table3"] and "the data of voc07" in told["paper table3"]
 
@@ -189,9 +190,11 @@ def test_tables_with_a_gpu_and_some_data(
     command("nvidia-smi", A100.strip())
     for split in ("train", "val"):
         (tmp_path / "datasets/imagenet" / split).mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "datasets/cifar10" / split).mkdir(parents=True)
     assert doctor.main(["--data", str(tmp_path / "datasets")]) == 0
     told = tables_of(capsys.readouterr().out)
-    assert told["paper table7"].startswith("all ")
+    assert told["paper table7"].startswith("all ") and told["lite table9"].startswith("all ")
     assert "imagenet" not in told["paper table3"] and "the data of places205" in told["paper table3"]
 
 

@@ -14,9 +14,11 @@ from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report.junit import as_junit
 from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.report.rendering import markdown_row, xml_text
-from reproduce.harness.verdict import check
+from reproduce.harness.verdict import cells, check, stats
+from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
+from reproduce.harness.verdict.seed_results import SeedResults
 from tests.unit.harness.verdicts import Finish, cells_of
 
 
@@ -213,3 +215,10 @@ def test_a_gpus_arithmetic_on_a_cpu_is_a_doubt(plan: Plan) -> None:
         edit(run, provenance=provenance(run) | {"arithmetic": {"cudnn": "9"}, "hardware": hardware})
         (table,) = check.check_tables(plan)
         assert any("has a GPU's arithmetic, but ran on AMD EPYC" in each for each in table.doubts) is doubted
+
+
+def test_the_mean_weighs_networks_and_not_their_finetunings() -> None:
+    """As the interval does: else a network with more finetunings would move the mean out of it."""
+    found = SeedResults({0: 70.0, 1: 70.0, 2: 70.0, 5: 76.0}, pretrainings={0: "a", 1: "a", 2: "a", 5: "b"})
+    measured = cells._measured(found, CellVerdict(Verdict.NOT_RUN))
+    assert measured.mean == 73.0 == stats.mean(found.independent)

@@ -121,5 +121,3 @@ def test_state_dict_round_trip() -> None:
 def test_wrong_sizes_raise() -> None:
     with pytest.raises(UserError, match=r"num_words 14 should be at most .* and the 13 images"):
         started(num_words=14)
-    with pytest.raises(UserError, match="has a crop of each image, but crops has 2"):
-        started().before_step(0, crop() * 2, NO_LABELS)

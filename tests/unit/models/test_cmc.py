@@ -36,8 +36,6 @@ def test_embeddings_are_those_of_both_views_under_their_heads() -> None:
     expected = torch.cat([net.l_head(lightness), net.ab_head(colors)])
     torch.testing.assert_close(embeddings, F.normalize(expected, dim=1))
     assert scores is None and net.num_features == 2 * lightness.shape[1]
-    with pytest.raises(UserError, match="CMC needs one crop of each image, but has 2; use crops=cmc"):
-        net([images, images])
 
 
 def test_activation_checkpointing_reaches_both_networks() -> None:

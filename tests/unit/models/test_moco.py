@@ -110,8 +110,3 @@ def test_whole_batch_batchnorm_adds_a_note() -> None:
 def test_queue_length_must_be_a_multiple_of_the_batch(queue_length: int) -> None:
     with pytest.raises(UserError, match=rf"queue_length {queue_length} is not a multiple of batch_size 4"):
         started(queue_length=queue_length)
-
-
-def test_more_than_two_crops_raise() -> None:
-    with pytest.raises(UserError, match=r"MoCo compares 2 crops of an image, but crops has 6; use crops=moco_v2"):
-        started().before_step(0, crops(6), NO_LABELS)

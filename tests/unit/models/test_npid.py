@@ -119,8 +119,3 @@ def test_patches_of_an_image_are_embedded_together() -> None:
     jigsaws = [net.jigsaw_head(torch.cat([patch[number] for patch in each])) for number in range(3)]
     expected = [*net.projection_head(ResNet.forward(net, image)), *jigsaws]
     torch.testing.assert_close(embeddings, F.normalize(torch.stack(expected), dim=1), rtol=1e-4, atol=1e-5)
-
-
-def test_another_number_of_patches_raises() -> None:
-    with pytest.raises(UserError, match="crops=pirl"):
-        PirlNet(0.0625, 8, num_patches=9)([torch.randn(2, 3, 40, 40)] * 2)

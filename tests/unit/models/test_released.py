@@ -71,6 +71,11 @@ def test_pipes_and_devices_are_refused_before_they_are_read(tmp_path: Path) -> N
                 read()
 
 
+def test_a_run_may_have_dots_in_its_name() -> None:
+    for name, parents in (("lr0.3-s0-0123456789", ["lr0.3-s0-0123456789"]), ("elsewhere/trunk.pth", [])):
+        assert parent_run_ids(OmegaConf.create({"checkpoint": name})) == parents
+
+
 def test_a_trunk_of_fewer_layers_loads_where_its_depth_is_expected(trunk: ResNet, tmp_path: Path) -> None:
     own = ResNet(WIDTH, BLOCKS[14]).eval()
     torch.save(own.state_dict(), tmp_path / "own.pt")
@@ -93,7 +98,14 @@ def test_a_trunk_of_another_stem_loads_where_it_is_expected(trunk: ResNet, tmp_p
     assert torch.equal(load_trunk(tmp_path / "r50.pt", depth=14, stem="3x3")(images), trunk(images))
     with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
         load_trunk(tmp_path / "own.pt", depth=14)
-    evaluation = OmegaConf.create({"checkpoint": str(tmp_path / "own.pt"), "depth": 14, "stem": "3x3"})
+    evaluation = OmegaConf.create(
+        {
+            "checkpoint": str(tmp_path / "own.pt"),
+            "depth": 14,
+            "stem": "3x3",
+            "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3},
+        }
+    )
     _, evaluated = load_checkpoint_trunk(evaluation)
     assert torch.equal(evaluated(images), own(images))
 
