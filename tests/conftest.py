@@ -3,9 +3,9 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -118,18 +118,26 @@ def random_checkpoint(uninterrupted: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The planner's cache of the configs that the tests request most, composed once."""
+    """The planner's cache of composed configs, with a few to start with; `composed_here` adds to it."""
     from reproduce.harness.plan import build
-    from reproduce.harness.plan.model import CACHE, Request, Source
-    from reproduce.harness.spec import tables
+    from reproduce.harness.plan.model import CACHE, Request
     from tests.runs import made_once
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             build.build_plan(Request(("table3", "table7"), "smoke"))
-            build.build_plan(Request(("table7",), "smoke", (0, 1, 2, 3, 4)))
-            for source in get_args(Source):
-                build.build_plan(Request((*tables.names("paper"), "claims"), "paper", (0, 1, 2), source=source))
 
     return made_once(tmp_path_factory, "composed-configs", make) / CACHE
+
+
+@pytest.fixture
+def composed_here(tmp_path: Path, composed: Path) -> Iterator[Path]:
+    """A copy of that cache in `tmp_path`. What a test adds to it, no later test composes again."""
+    from reproduce.harness.plan.model import CACHE
+    from tests.runs import add_configs
+
+    folder = Path(shutil.copytree(composed, tmp_path / CACHE))
+    lent = (folder / "configs.json").stat()
+    yield folder
+    add_configs(folder / "configs.json", lent, composed / "configs.json")

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from reproduce.engine.runs.picture_files import Picture, Tile, sheet_picture, write_picture
 from reproduce.harness.plan import build
-from reproduce.harness.plan.model import Request
+from reproduce.harness.plan.model import CACHE, Request
 from reproduce.harness.report.files import write_verdicts
 from reproduce.harness.report.page import write_page
 from reproduce.harness.report.render_preflight import write_preflight_page
@@ -27,10 +28,11 @@ HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def page(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Write a report at scale paper with numbers, a failure, curves, and many cells that were not run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
+        shutil.copytree(composed, CACHE)
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
         plan = build.build_plan(Request(tables, "paper", (0, 1)))
         metrics = {name for cell in plan.cells for name in (cell.metric, cell.selection_metric)}

@@ -182,7 +182,7 @@ def test_an_evaluation_reads_nothing_that_its_name_leaves_out(
 def test_a_measurement_reads_nothing_that_its_name_leaves_out(
     measurement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("measurement.num_steps=1", "measurement.images_per_step=4") if measurement == "cost" else ()
+    few = ("measurement.num_steps=1", "measurement.images_per_step=4", "batch_size=64") if measurement == "cost" else ()
     asked = ("experiment=swav_100ep", f"measurement={measurement}", "name=x", "network.width=0.0625", *few, *QUICK)
     run_on_what_is_visible("measure", asked, tmp_path, monkeypatch)
 

@@ -56,9 +56,8 @@ PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
-def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, composed_here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of one's own, with its pictures there."""
-    shutil.copytree(composed, tmp_path / CACHE)
     monkeypatch.chdir(tmp_path)
     data = Path(build.build_plan(Request((), "smoke")).data_root)
     data.mkdir(parents=True)
@@ -166,7 +165,6 @@ def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.M
             now.remove(device)
 
 
-@pytest.mark.usefixtures("any_start")
 def test_a_failed_run_stops_only_its_children() -> None:
     modes = "voc07_svm=0:wrong;knn_head of random=0:crash-once;linear_inat18 of random=0:silent"
     status, out = harness(modes, "reproduce", "table3", "table7", "--cores", "4")

@@ -266,7 +266,10 @@ def single_run_plan(
     run = configs.run(
         kind, [*what, *request.overrides(), f"seed={request.seeds[0]}", *overrides], _run_overrides(data_root)
     )
-    return Plan(request, {}, {run.run_id: run}, [], data_root, generated_data_dir, False, cluster=configs.cluster)
+    plan = Plan(request, {}, {run.run_id: run}, [], data_root, generated_data_dir, False, cluster=configs.cluster)
+    if not overrides and not Path(checkpoint).is_file():  # a file's content is in the run_id, its name in the cache
+        configs.save()
+    return plan
 
 
 def _run_overrides(data_root: str, table: str = "", scale: str = "") -> list[str]:

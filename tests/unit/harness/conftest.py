@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from models.zoo import entries
 from reproduce.config.compose import compose
 from reproduce.harness.plan import build
-from reproduce.harness.plan.model import CACHE, Plan, Request, Run
+from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.spec import tables
 
 AUTHORS = "swav_800ep_pretrain.pth.tar"
@@ -33,9 +33,8 @@ METRICS = {
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, composed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, composed_here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the tables of the checkout, nothing recorded, nothing done."""
-    shutil.copytree(composed, tmp_path / CACHE)
     shutil.copytree(tables.TABLES_DIR, tmp_path / "tables")
     for path in (tmp_path / "tables").glob("*/recorded.yaml"):
         path.unlink()

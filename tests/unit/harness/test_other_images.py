@@ -42,8 +42,8 @@ def pictures(root: Path, right: bool) -> Path:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory; few configs are composed here."""
+def checkout(tmp_path: Path, composed_here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
