@@ -13,7 +13,7 @@ SAME_SEED ?=#        1: record-baseline adds only what the first seed's untraine
 TABLES ?=#           tables for record-baseline, e.g. "table3 table7" (default all)
 STRICT ?=#           1: reproduce-* and check-* fail if any doubt is left, for CI
 SKIP_MISSING_DATA ?=# 1: reproduce-* makes the cells whose data exists instead of refusing
-PRECISION ?=#        precisions of preflight: fp64, fp32 or bf16 (default "fp64 fp32")
+PRECISION ?=#        precisions of preflight: fp64, fp32, bf16, fp16 (default "fp64 fp32")
 #: Pictures
 IMAGES ?=#           your own pictures instead of DATA: class folders, with or without train and val, or a table of labels
 DATA ?=#             folder with your images; scale smoke generates its own

@@ -159,7 +159,7 @@ def _add_preflight_commands(subparsers: "argparse._SubParsersAction[_Parser]") -
             sub.add_argument(
                 "--precision",
                 nargs="+",
-                choices=("fp64", "fp32", "bf16"),
+                choices=("fp64", "fp32", "bf16", "fp16"),
                 default=(),
                 help="precisions to rehearse in (default: fp64 and fp32; at scale paper fp32)",
             )

@@ -17,7 +17,7 @@ class Setting:
     num_ranks: int = 1
     """Processes that train together, by gloo; only what is the same for any number of them is compared."""
     half_precision: bool = True
-    """Whether bf16 is rehearsed, too: without AVX-512 it is emulated, slowly."""
+    """Whether bf16 and fp16 are rehearsed, too: most CPUs emulate them, slowly."""
     needs: str = ""
     """A flag of the processor without which the setting is impossible."""
 

@@ -16,6 +16,7 @@ from reproduce.harness import arithmetics, revision
 from reproduce.harness.arithmetics import HELD_OUT, SETTINGS, Setting
 from reproduce.harness.preflight.rehearsals import (
     FULL_SIZE,
+    HALF_PRECISIONS,
     RECORDED_PRECISIONS,
     Rehearsal,
     rehearsals,
@@ -179,7 +180,7 @@ def _run(planned: Sequence[Rehearsal], setting: Setting, scale: str, num_process
     asked = [
         each
         for each in (same_for_any_number_of_processes(planned) if setting.num_ranks > 1 else planned)
-        if setting.half_precision or each.config.get("precision") != "bf16"
+        if setting.half_precision or each.config.get("precision") not in HALF_PRECISIONS
     ]
     folder = Path(".cache", "rehearsals", f"record-{scale}", re.sub(r"\W+", "-", setting.name))
     stamp, made_by = folder.with_suffix(".json"), _made_by(asked, setting)

@@ -50,12 +50,14 @@ NUM_FP64_STEPS = {
 PRECISIONS = {"smoke": ("fp64", "fp32"), "paper": ("fp32",)}
 """Precisions of the rehearsals by scale. In fp64, a dozen steps show any change of a recipe; in fp32, the first ones
 show what is wrong with a machine's kernels. Trunks of full size are too slow in fp64."""
-RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", "bf16"), "paper": ("fp32",)}
+HALF_PRECISIONS = ("bf16", "fp16")
+"""Precisions of the methods in `MIXED_PRECISION` only."""
+RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", *HALF_PRECISIONS), "paper": ("fp32",)}
 """What is recorded for each scale: what a preflight rehearses by default, and what PRECISION= may ask for."""
 NOT_REHEARSED = ("own_classifier",)
 """Evaluations of networks that come with a classifier, which no run trains: there is none to rehearse with."""
 MIXED_PRECISION = ("swav", "simclr")
-"""Methods whose recipes have mixed precision, in which bf16 may take fp16's place."""
+"""Methods whose recipes have mixed precision: fp16, or bf16 in its place."""
 NARROW = ("swav_w4_400ep", "swav_w5_400ep")
 """Experiments whose trunks are narrow in fp64, to save minutes; in fp32 they have their width."""
 BATCH_SIZE = 16
@@ -124,7 +126,7 @@ def rehearsals(
         cfg = compose("pretrain", [f"experiment={name}", *shared])
         schedules.append(_schedule(name, cfg))
         for precision in precisions:
-            if precision != "bf16" or cfg.method.name in MIXED_PRECISION:
+            if precision not in HALF_PRECISIONS or cfg.method.name in MIXED_PRECISION:
                 _add(found, name, "pretrain", cfg, precision, pretraining_changes(cfg, scale, name, precision))
     for name in group_options("eval"):
         if (only and name not in only) or name in NOT_REHEARSED:
@@ -132,7 +134,7 @@ def rehearsals(
         cfg = compose("evaluate", [f"eval={name}", f"checkpoint='{RANDOM_TRUNK}'", *shared])
         for precision in precisions:
             # No released evaluation has mixed precision, and Detectron2's boxes are fp32.
-            if precision != "bf16" and (precision, cfg.protocol.name) != ("fp64", "voc_detection"):
+            if precision not in HALF_PRECISIONS and (precision, cfg.protocol.name) != ("fp64", "voc_detection"):
                 _add(found, name, "evaluate", cfg, precision, evaluation_changes(cfg, scale))
     return [*found.values(), *schedules]
 

@@ -79,7 +79,7 @@ def _is_exact(quantity: str) -> bool:
 def _resolution(quantity: str, precision: str) -> float:
     """Return the relative resolution of a quantity: inputs and initial weights are fp32 where products are bf16."""
     is_input = quantity.startswith(("initial", "pixels", "squared pixels", "projection of view"))
-    return RESOLUTIONS["fp32" if is_input and precision == "bf16" else precision]
+    return RESOLUTIONS["fp32" if is_input and precision in ("bf16", "fp16") else precision]
 
 
 def _median(runs: Sequence[Values], key: str) -> list[float]:
