@@ -7,6 +7,7 @@ On several GPUs: `python -m reproduce.engine.distributed.launch --nproc-per-node
 import importlib
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -19,7 +20,7 @@ from reproduce.config import DETECTORS
 from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
-from reproduce.engine.distributed.collectives import device
+from reproduce.engine.distributed.collectives import device, is_main
 from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run, run_entry_point
@@ -35,10 +36,26 @@ def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, flo
     path, trunk = load_checkpoint_trunk(cfg)
     if cfg.protocol.name in DETECTORS and not isinstance(trunk, ResNet):  # they are built on its stages
         raise UserError(f"protocol.name={cfg.protocol.name} needs a ResNet, and checkpoint={cfg.checkpoint} has none")
+    _warn_of_other_images(cfg, path)
     trunk = trunk.to(device()).to(memory_format=torch.channels_last)
     run.discard_checkpoints_of_other_trunk(sha256_of(path))
     metrics: dict[str, float] = protocol.evaluate(trunk, config, context)
     return metrics
+
+
+def _warn_of_other_images(cfg: DictConfig, checkpoint: Path) -> None:
+    """Warn if a run of ours was trained with another data catalog: who forgets `IMAGES=` evaluates generated images."""
+    config = checkpoint.with_name("config.yaml")
+    if not is_main() or not config.is_file():
+        return
+    theirs, ours = (OmegaConf.select(each, "data.imagenet.source") for each in (OmegaConf.load(config), cfg))
+    if theirs and theirs != ours:
+        print(
+            f"warning: {cfg.checkpoint} was trained with {theirs} in place of ImageNet, and is evaluated with {ours}; "
+            "if that is not meant, repeat the IMAGES= or DATA_CONFIG= of its training",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def protocol_module(name: str) -> ModuleType:

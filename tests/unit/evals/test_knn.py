@@ -111,3 +111,19 @@ def test_unknown_choices_end_in_a_sentence(
     )
     status, said = call(evaluate.main, monkeypatch, *asked, f"paths.results={tmp_path}")
     assert status == 2 and said.startswith(f"error: {says}"), said
+
+
+@pytest.mark.parametrize("catalog", ["generated", "cifar10"])
+def test_images_of_another_catalog_than_the_trainings_are_said(
+    catalog: str, random_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cifar10").symlink_to(data / "imagenet")
+    root = data if catalog == "generated" else tmp_path
+    status, said = call(
+        evaluate.main, monkeypatch, "eval=knn", f"checkpoint={random_checkpoint}", f"data={catalog}",
+        "data.imagenet.val=val", "protocol.num_neighbors=[1]", "cluster.num_workers=0", "logging.wandb=false",
+        f"paths.data_root={root}", f"paths.results={tmp_path / 'results'}",
+    )  # fmt: skip
+    assert status == 0, said
+    warned = "was trained with generated-2 in place of ImageNet, and is evaluated with CIFAR-10" in said
+    assert warned == (catalog == "cifar10")
