@@ -141,7 +141,7 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         task=PretrainTask(net_on_all_ranks, method, precision),
         optimizer=optimizer,
         learning_rates=lambda _: [optimizer_config.warmup_start_lr] * len(optimizer.param_groups),
-        scaler=loss_scaler(precision),
+        scaler=loss_scaler(precision, cfg.initial_loss_scale),
         guard=build_nan_guard(run, "optimizer.lr"),
     )
     batches = _noise_batches(crops, images_per_device, num_steps)

@@ -111,7 +111,8 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
-    optimizer, scaler = build_optimizer(net.parameters(), optimizer_config), loss_scaler(cfg.precision)
+    optimizer = build_optimizer(net.parameters(), optimizer_config)
+    scaler = loss_scaler(cfg.precision, cfg.initial_loss_scale)
     method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     steps_per_epoch = len(data.images) // cfg.batch_size
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)

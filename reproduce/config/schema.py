@@ -283,6 +283,8 @@ class Pretrain:
     batch_size: int = MISSING
     """Images per step, over all processes."""
     precision: str = MISSING
+    initial_loss_scale: float | None = None
+    """What the loss scale of fp16 starts with; null: torch's 65,536. A small network may overflow there for a while."""
     on_bad_image: str = "stop"
     """What to do with an unreadable image: `stop`, or `skip` it and count it in the result."""
     collapse: Collapse = field(default_factory=Collapse)

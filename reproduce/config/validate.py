@@ -30,8 +30,8 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
 """Keys by the smallest value that they may have."""
 MAX_SEED = 2**32 - 1
 """The largest number that all generators of random numbers take as a seed (NumPy's takes no more)."""
-POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature")
-"""Values that cosines are divided by."""
+POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature", "initial_loss_scale")
+"""Values that cosines are divided by, or a loss is multiplied with."""
 NAMED_SECTIONS = ("method", "protocol", "measurement")
 """Sections whose `name` says which code reads them."""
 LENGTHS = {"crops.augment.color_jitter": 4, "crops.augment.blur_sigma_px": 2, "normalize.mean": 3, "normalize.std": 3}

@@ -30,6 +30,10 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def loss_scaler(precision: str) -> torch.amp.GradScaler:
-    """Return a gradient scaler, enabled for fp16 only: small gradients would underflow without it."""
-    return torch.amp.GradScaler(device().type, enabled=precision == "fp16")
+def loss_scaler(precision: str, initial_scale: float | None = None) -> torch.amp.GradScaler:
+    """Return a gradient scaler, enabled for fp16 only: small gradients would underflow without it.
+
+    `initial_scale` is what it starts with, before it grows and shrinks by itself; None is torch's 65,536.
+    """
+    start = {} if initial_scale is None else {"init_scale": initial_scale}
+    return torch.amp.GradScaler(device().type, enabled=precision == "fp16", **start)

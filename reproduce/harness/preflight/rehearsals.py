@@ -52,6 +52,9 @@ PRECISIONS = {"smoke": ("fp64", "fp32"), "paper": ("fp32",)}
 show what is wrong with a machine's kernels. Trunks of full size are too slow in fp64."""
 HALF_PRECISIONS = ("bf16", "fp16")
 """Precisions of the methods in `MIXED_PRECISION` only."""
+REHEARSED_LOSS_SCALE = 1024
+"""Where fp16's scaler starts in a rehearsal. At torch's 65,536 the first steps of a small network overflow and are
+skipped, one or three by chance."""
 RECORDED_PRECISIONS = {"smoke": ("fp64", "fp32", *HALF_PRECISIONS), "paper": ("fp32",)}
 """What is recorded for each scale: what a preflight rehearses by default, and what PRECISION= may ask for."""
 NOT_REHEARSED = ("own_classifier",)
@@ -184,6 +187,7 @@ def pretraining_changes(cfg: DictConfig, scale: str, name: str, precision: str) 
     """Return the overrides that bring a pretraining's transitions into its first steps."""
     method, warmup = cfg.method, cfg.optimizer.warmup_epochs
     changes = ["collapse.on_collapse=warn"]
+    changes += [f"initial_loss_scale={REHEARSED_LOSS_SCALE}"] * (precision == "fp16")
     if scale == "paper":
         batch, epochs = W5_MICRO_BATCH if name == "swav_w5_400ep" else MICRO_BATCH, NUM_STEPS[scale]
         changes += [f"network.batchnorm_group_size={batch // 2}"] * bool(cfg.network.batchnorm_group_size)

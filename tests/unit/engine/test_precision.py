@@ -69,5 +69,6 @@ def test_gradients_overflowing_at_any_scale_raise() -> None:
 
 def test_only_fp16_has_a_scaler_and_unknown_precision_raises() -> None:
     assert [loss_scaler(name).is_enabled() for name in ("fp32", "bf16", "fp16")] == [False, False, True]
+    assert [loss_scaler("fp16", start).get_scale() for start in (None, 1024.0)] == [65536.0, 1024.0]
     with pytest.raises(UserError, match="did you mean 'fp16'"):
         autocast("f16")
