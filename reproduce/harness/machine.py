@@ -53,6 +53,7 @@ class GpuInfo:
     name: str
     memory_gb: float
     driver: str
+    uuid: str = ""
 
 
 VERSIONS_FILE = REPO_ROOT / "docker/versions.env"
@@ -143,17 +144,17 @@ def _shared_memory(root: Path) -> Diagnosis:
 
 def list_gpus() -> list[GpuInfo] | str:
     """Return the GPUs, or a phrase on why there are none."""
-    query = "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"
+    query = "--query-gpu=name,memory.total,driver_version,uuid", "--format=csv,noheader,nounits"
     answer = run_command("nvidia-smi", *query)
     if answer is None:
         return "nvidia-smi is not there"
     status, text = answer
     lines = [line.split(", ") for line in text.splitlines()]
-    if status or any(len(line) != 3 for line in lines):
+    if status or any(len(line) != 4 for line in lines):
         return f"nvidia-smi says: {text.splitlines()[0] if text else 'nothing'}"
     return [
-        GpuInfo(name, float(megabytes) * 2**20 / 1e9 if megabytes.isdigit() else 0.0, driver)
-        for name, megabytes, driver in lines
+        GpuInfo(name, float(megabytes) * 2**20 / 1e9 if megabytes.isdigit() else 0.0, driver, uuid)
+        for name, megabytes, driver, uuid in lines
     ]
 
 

@@ -145,7 +145,7 @@ def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.M
     """Two of four GPUs, as CUDA_VISIBLE_DEVICES allows; each is one run's at a time, though cores abound."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    lines = "A, 80000, 550.1\\n" * 4
+    lines = "".join(f"A, 80000, 550.1, GPU-{number}\\n" for number in range(4))
     (bin_folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
     (bin_folder / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")

@@ -35,19 +35,28 @@ def acquire(names: Sequence[str], number: int, should_continue: Callable[[], boo
     """Wait until `number` of the GPUs `names` (or all, if there are fewer) are free, and yield their names.
 
     Yields None if `should_continue` turns false before. This user's harnesses in other checkouts lock the same files;
-    the kernel releases them with the process.
+    the kernel releases them with the process. A file is named after the GPU itself: in two jobs of a cluster, "0" may
+    be two GPUs.
     """
     wanted = min(number, len(names))
+    identities = _identities(names)
     while True:
         with ExitStack() as files:
             mine: list[str] = []
             for name in names:
-                if len(mine) < wanted and _try_lock(name, files):
+                if len(mine) < wanted and _try_lock(identities[name], files):
                     mine.append(name)
             if len(mine) == wanted or not should_continue():
                 yield mine if len(mine) == wanted else None
                 return
         time.sleep(POLL_SECONDS)
+
+
+def _identities(names: Sequence[str]) -> dict[str, str]:
+    """Return what nvidia-smi calls each of the GPUs for good; where it doesn't say, the name."""
+    found = machine.list_gpus() if names else []
+    known = {str(number): gpu.uuid for number, gpu in enumerate(found)} if isinstance(found, list) else {}
+    return {name: known.get(name) or name for name in names}
 
 
 def _try_lock(name: str, files: ExitStack) -> bool:

@@ -14,8 +14,8 @@ from reproduce.harness import doctor, machine, software
 from reproduce.harness.machine import Diagnosis
 
 REPO_ROOT = Path(__file__).parents[3]
-A100 = "NVIDIA A100-SXM4-80GB, 81920, 580.65.06\n"
-OLD = "Tesla V100-SXM2-16GB, 16384, 470.57.02\n"
+A100 = "NVIDIA A100-SXM4-80GB, 81920, 580.65.06, GPU-5f0c\n"
+OLD = "Tesla V100-SXM2-16GB, 16384, 470.57.02, GPU-7a1d\n"
 
 Say = Callable[..., None]
 
@@ -98,7 +98,8 @@ def test_no_limit_is_no_quota(tmp_path: Path, unlimited: str) -> None:
 
 def test_gpus_are_counted_by_name(command: Say) -> None:
     command("nvidia-smi", (A100 * 8).strip())
-    assert machine.list_gpus() == [machine.GpuInfo("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9, "580.65.06")] * 8
+    one = machine.GpuInfo("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9, "580.65.06", "GPU-5f0c")
+    assert machine.list_gpus() == [one] * 8
     told = by_subject(machine.hardware())
     assert told["GPU"].text == "8 x NVIDIA A100-SXM4-80GB, 86 GB, driver 580.65.06"
     assert "driver" not in told

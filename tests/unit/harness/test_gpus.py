@@ -35,6 +35,22 @@ def test_acquire_waits_until_enough_gpus_are_free_and_locks_none_meanwhile() -> 
         assert all_of_them == ["0", "1", "2"]
 
 
+def test_the_first_gpu_of_two_jobs_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster shows each job its own GPUs alone, numbered from 0."""
+
+    def sees(*uuids: str) -> None:
+        monkeypatch.setattr(machine, "list_gpus", lambda: [GpuInfo("A", 80.0, "550", uuid) for uuid in uuids])
+
+    sees("GPU-a")
+    with gpus.acquire(["0"], 1, tries(1)) as first:
+        sees("GPU-b")
+        with gpus.acquire(["0"], 1, tries(1)) as second:
+            assert first == second == ["0"]
+            sees("GPU-c", "GPU-b")
+            with gpus.acquire(["0", "1"], 2, tries(1)) as third, gpus.acquire(["GPU-a"], 1, tries(1)) as fourth:
+                assert third is None and fourth is None
+
+
 def test_a_lock_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     folder = tmp_path / f"reproduce-gpus-{os.getuid()}"
