@@ -212,7 +212,10 @@ class _Estimator:
             return self.facts.log_gb
         workload = run.workload
         weights = self.facts.trunk_weights_millions * 1e6 * workload.width**2 + workload.head_weights
-        return self.facts.log_gb + (weights * BYTES_PER_WEIGHT + workload.queue_values * 4) / 1e9
+        data = self.facts.data.get(workload.dataset["source"])
+        values = workload.queue_values + workload.values_per_image * (data.num_train if data else 0)
+        values += round(weights) if workload.has_key_encoder else 0
+        return self.facts.log_gb + (weights * BYTES_PER_WEIGHT + values * 4) / 1e9
 
 
 def _unknown(source: str) -> RunCost:

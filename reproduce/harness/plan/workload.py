@@ -8,6 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from models.zoo import entries
 
+BANKS = {"npid": 1, "pirl": 1, "local_aggregation": 1, "cmc": 2}
+"""Memory banks of the methods that have no key for their number."""
+KEY_ENCODERS = ("moco", "pcl")
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -26,7 +30,11 @@ class Workload:
     head_weights: int = 0
     """The number of weights of the projection head and the prototypes."""
     queue_values: int = 0
-    """The number of values in the queues of both large crops."""
+    """The number of values in the queues of both large crops, or in MoCo's of keys."""
+    values_per_image: int = 0
+    """The number of values that a method keeps of each image: rows of memory banks, and pseudo-labels."""
+    has_key_encoder: bool = False
+    """Whether a second network is kept, without momentum of an optimizer."""
 
 
 def workload_of(cfg: DictConfig) -> Workload:
@@ -42,6 +50,7 @@ def workload_of(cfg: DictConfig) -> Workload:
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
         return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width)
     network, method = cfg.network, cfg.method
+    keys = method.name in KEY_ENCODERS
     trunk_out = round(2048 * network.width)
     layers = [trunk_out, *([network.head_hidden_dim] if network.head_hidden_dim else []), network.embedding_dim]
     return Workload(
@@ -54,5 +63,8 @@ def workload_of(cfg: DictConfig) -> Workload:
         width=network.width,
         head_weights=sum(a * b for a, b in itertools.pairwise(layers))
         + network.embedding_dim * method.get("num_prototypes", 0),
-        queue_values=2 * network.embedding_dim * method.get("queue_length", 0),
+        queue_values=(1 if keys else 2) * network.embedding_dim * method.get("queue_length", 0),
+        values_per_image=network.embedding_dim * method.get("num_banks", BANKS.get(method.name, 0))
+        + (method.num_heads if "num_banks" in method else 0),
+        has_key_encoder=keys,
     )

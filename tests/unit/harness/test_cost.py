@@ -178,3 +178,18 @@ def test_the_printed_plan_fits_a_terminal_and_the_file_has_it_all(
     swav = next(each for name, each in price["runs"].items() if name.startswith("swav_800ep"))
     assert (swav["gpu_hours"], swav["basis"], swav["cells"]) == (3200.0, "published", 20)
     assert {each["name"] for each in price["data"]} == {"imagenet", "places205", "voc07", "inat18", "voc0712", "coco17"}
+
+
+def test_checkpoints_have_what_a_method_keeps(checkout: Path) -> None:
+    """Two banks of 128 numbers and three labels an image; a bank; a queue of keys and the network that makes them."""
+
+    def disk_gb(experiment: str) -> float:
+        return of(build.single_run_plan(Request((), "paper"), "pretrain", experiment), experiment).disk_gb - 0.001
+
+    trunk, images = 23.5e6, 1_281_167
+    head = 2048 * 2048 + 2048 * 128
+    clusters = (trunk + head + 3000 * 128) * 8 + images * (2 * 128 + 3) * 4
+    bank = (trunk + 2048 * 128) * 8 + images * 128 * 4
+    keys = (trunk + head) * 12 + 65536 * 128 * 4
+    found = [disk_gb(name) for name in ("deepcluster_v2_800ep", "npid_200ep", "moco_v2_200ep")]
+    assert found == pytest.approx([clusters / 1e9, bank / 1e9, keys / 1e9])
