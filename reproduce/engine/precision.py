@@ -12,6 +12,7 @@ AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "f
 fp64 is for checks: rounding, which a step of training magnifies to a percent in fp32, stays invisible for a dozen. On a
 GPU, products of fp32 tensors are rounded to TF32 with `tf32` and only then (`arithmetic.configure_torch`).
 """
+TORCH_LOSS_SCALE = 65536.0
 
 
 def autocast(precision: str, device_type: str | None = None) -> torch.autocast:
@@ -33,7 +34,6 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 def loss_scaler(precision: str, initial_scale: float | None = None) -> torch.amp.GradScaler:
     """Return a gradient scaler, enabled for fp16 only: small gradients would underflow without it.
 
-    `initial_scale` is what it starts with, before it grows and shrinks by itself; None is torch's 65,536.
+    `initial_scale` is what it starts with, before it grows and shrinks by itself; None is torch's default.
     """
-    start = {} if initial_scale is None else {"init_scale": initial_scale}
-    return torch.amp.GradScaler(device().type, enabled=precision == "fp16", **start)
+    return torch.amp.GradScaler(device().type, initial_scale or TORCH_LOSS_SCALE, enabled=precision == "fp16")
