@@ -123,6 +123,8 @@ def test_all_numbers_of_an_evaluation_must_agree(checkout: Path, sing: Sing, fin
     assert check_canaries(run).state == "disagreed"
     finish(run, metrics={"knn20": 59.25, "knn200": 55.75}, provenance={"checkpoint_sha256": AUTHORS_SHA256})
     assert check_canaries(run).state == "agreed"
+    finish(run, metrics={"knn20": 50.0, "knn200": 55.75}, provenance={"checkpoint_sha256": AUTHORS_SHA256})
+    assert check_canaries(run).state == "disagreed"
 
 
 @pytest.mark.parametrize(

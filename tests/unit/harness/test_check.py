@@ -210,7 +210,11 @@ def test_two_pretrainings_are_two_seeds_however_often_each_is_finetuned(
     assert judged.verdict == Verdict.INCONCLUSIVE and "more seeds would tell" in judged.reason
     assert judged.interval is not None and judged.interval_kind == "seeds, corrected"
     assert sum(judged.interval) / 2 == pytest.approx(82.6)
-    assert judged.interval[0] < 82.6 - 6.314 * 0.3
+    assert judged.margin and judged.p_value
+    alone = stats.compare_with_printed([82.3, 82.9], 82.6, judged.margin.points).p_value
+    assert alone and judged.p_value > alone
+    half = 0.3 * stats.t_quantile(1 - 0.05 * alone / judged.p_value, 1)  # of two values, not of ten
+    assert judged.interval == pytest.approx((82.6 - half, 82.6 + half))
 
 
 def test_other_images_are_not_compared_with_the_paper(checkout: Path, finish: Callable[..., None]) -> None:

@@ -93,6 +93,20 @@ def test_a_result_of_an_unknown_commit_is_judged_by_the_table_as_it_is(finish: F
     assert judged.verdict == Verdict.WITHIN and "Edited" not in judged.reason
 
 
+def test_the_table_of_the_result_that_finished_first_counts(finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 1 was done before the edit, seed 0 after it."""
+    path = tables.TABLES_DIR / "paper" / "table9.yaml"
+    texts = {COMMIT: path.read_text(), "e" * 40: path.read_text().replace("cells: {top1: 73.3}", "cells: {top1: 75.0}")}
+    path.write_text(texts["e" * 40])
+    monkeypatch.setattr(revision, "file_at", lambda commit, name: texts[commit] if "table9" in name else "")
+    plan = build.build_plan(Request(("table9",), "paper", (0, 1)))
+    for run in plan.runs.values():
+        commit, month = (COMMIT, 1) if run.seed else ("e" * 40, 2)
+        provenance = {"git_commit": commit, "git_dirty": False}
+        finish(run, 75.0 + run.seed, provenance=provenance, finished=f"2026-0{month}-01T00:00:00+00:00")
+    assert cells_of(plan)[HARD].expected == 73.3
+
+
 def test_a_bar_lowered_after_the_result_does_not_count(finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
     """At scale smoke: without recorded differences, learning must beat its control by 5 points."""
     path = tables.TABLES_DIR / "smoke" / "table7.yaml"

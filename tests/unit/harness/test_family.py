@@ -175,6 +175,29 @@ def test_a_checkpoint_without_all_of_its_numbers_is_not_run(plan: Plan) -> None:
     assert check.exit_status(check.check_tables(plan), checkpoints=checkpoints) == check.INCOMPLETE
 
 
+def test_a_checkpoint_of_two_seeds_would_notice_smaller_falls(plan: Plan, finish: Finish) -> None:
+    two = build.build_plan(Request(("table7", "knn_pooled"), "smoke", (0, 1)))
+    for run in two.runs.values():
+        give(two, run, finish)
+    swav = of_name(check.check_checkpoints(two), "swav_800ep")
+    keys = [key for key in MEANS if key.startswith("swav_800ep/knn")]
+    values = [np.mean([recorded_value(key, seed) for key in keys]) for seed in SEEDS]
+    quantiles = [scipy_stats.t.ppf(share, 19) for share in (1 - 0.01 / 22, 0.9)]
+    assert swav.noticeable_fall == pytest.approx(sum(quantiles) * np.std(values, ddof=1) * math.sqrt(1 / 20 + 1 / 2))
+
+
+def test_a_checkpoint_says_that_the_config_of_one_of_its_cells_has_changed(plan: Plan) -> None:
+    path = baseline.path("smoke")
+    content = yaml.safe_load(path.read_text())
+    for cell in plan.cells:
+        content["cells"][cell.metric_key]["run_id"] = cell.runs[0]
+    path.write_text(yaml.safe_dump(content))
+    assert notes.ConfigChanged() not in of_name(check.check_checkpoints(plan), "swav_800ep").notes
+    content["cells"]["swav_800ep/knn/knn20"]["run_id"] = "knn-s0-0123456789"
+    path.write_text(yaml.safe_dump(content))
+    assert notes.ConfigChanged() in of_name(check.check_checkpoints(plan), "swav_800ep").notes
+
+
 def test_only_seeds_that_all_cells_have_are_used(plan: Plan) -> None:
     path = baseline.path("smoke")
     content = yaml.safe_load(path.read_text())
@@ -280,6 +303,14 @@ def test_equal_recorded_seeds_allow_their_own_difference() -> None:
     """Nothing is drawn, and the test set has no error: what comes out again is no alarm."""
     cells = {"a": RecordedCell([100.0] * 5, 10, "x"), "b": RecordedCell([0.0] * 5, 10, "y")}
     assert lowest_difference(RecordedNumbers({"seeds": [*range(5)]}, cells), ("a", "b"), 1, 1e-4) == 100.0
+
+
+def test_both_test_sets_limit_what_a_control_forbids() -> None:
+    """Recorded seeds that agree by luck: the errors of 400 images, 2.4 points, and of 100, 4, add up in squares."""
+    cells = {"a": RecordedCell([60.0] * 5, 400, "x"), "b": RecordedCell([20.0] * 5, 100, "y")}
+    reach = scipy_stats.norm.ppf(1 - 1e-4) * math.sqrt(6 + 16) * math.sqrt(1 / 5 + 1)
+    found = lowest_difference(RecordedNumbers({"seeds": [*range(5)]}, cells), ("a", "b"), 1, 1e-4)
+    assert found == pytest.approx(40 - reach)
 
 
 def test_a_whole_check_raises_false_alarms_in_one_of_a_hundred() -> None:
