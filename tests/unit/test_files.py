@@ -59,3 +59,17 @@ def test_a_user_without_a_home_is_told_which_variable_to_set(monkeypatch: pytest
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
         cache_folder()
+
+
+def test_a_process_goes_on_only_for_the_harness_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "harness.lock"
+    monkeypatch.delenv(supervision.SUPERVISOR, raising=False)
+    assert supervision.is_supervised()  # by whoever typed the command
+    monkeypatch.setenv(supervision.SUPERVISOR, f"{os.getpid()}:{path}")
+    assert not supervision.is_supervised()
+    with file_lock(path, "a harness"):
+        assert supervision.is_supervised()
+        monkeypatch.setenv(supervision.SUPERVISOR, f"1:{path}")  # ended since, and another has its place
+        assert not supervision.is_supervised()

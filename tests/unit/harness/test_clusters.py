@@ -165,6 +165,19 @@ def test_a_wrong_cluster_is_refused(checkout: Path, cluster: str, options: tuple
         planned(cluster, *options)
 
 
+def test_only_this_checkouts_jobs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of another checkout run on, and so does what else the user has submitted."""
+    lines = [
+        f"12|RUNNING|{tmp_path / 'other'}|rule_swav-s0-0123456789",
+        f"13|PENDING|{tmp_path / 'link' / 'snakemake'}|rule_knn-s0-0123456789",
+        f"14|RUNNING|{tmp_path / 'own' / 'snakemake'}|a job | by hand",
+    ]
+    (tmp_path / "own" / "snakemake").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("own")
+    monkeypatch.setattr(slurm, "_slurm_output", lambda *_: "\n".join(lines))
+    assert slurm.jobs(tmp_path / "own" / "snakemake") == [slurm.Job("13", "knn-s0-0123456789", "PENDING")]
+
+
 def test_without_the_schedulers_commands_nothing_is_started(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="sbatch, squeue, scancel, scontrol of SLURM can't be found"):
@@ -262,6 +275,15 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     runs = [{**run, "command": ["python", "-c", *program]}]
     Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data_root": str(folder)}))
     return str(run["run_id"])
+
+
+def test_a_job_has_ended_only_if_a_condition_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, conditions = kubernetes._Job("tiny", "default"), [{"type": "Suspended", "status": "True"}]
+    monkeypatch.setattr(job, "_get", lambda *_: {"status": {"conditions": conditions}})
+    conditions.append({"type": "Failed", "status": "False"})
+    assert job.ending() is None
+    conditions.append({"type": "Complete", "status": "True"})
+    assert job.ending() == {"type": "Complete", "status": "True"}
 
 
 def test_sigterm_deletes_the_kubernetes_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
