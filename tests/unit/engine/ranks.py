@@ -25,6 +25,7 @@ from reproduce.engine.distributed.collectives import (
     world_size,
 )
 from reproduce.engine.optimizer import Larc
+from reproduce.engine.runs.counts import Counts
 from tests.networks import gradients_of
 
 BATCH = 12
@@ -36,6 +37,9 @@ def main(output: str) -> None:
     with process_group():
         assert any_rank(rank() == world_size() - 1) and not any_rank(False)  # the last alone, and every rank knows
         assert gather_union({str(rank())}) == {str(each) for each in range(world_size())}
+        counts = Counts()
+        counts.skipped_images.add(str(rank()))
+        skipped = counts.state_dict()["skipped_images"]
         torch.manual_seed(0)
         net = MultiCropNet(0.0625, 16, 8, 8, blocks=(1, 1, 1, 1)).double().to(device())
         method = Swav(SwavConfig("swav", 8, 0.1, 0.05, 3, 0, True, False, 24, 0), net, BATCH, BATCH)
@@ -75,6 +79,7 @@ def main(output: str) -> None:
                 "running": running,
                 "gradients": gradients,
                 "assignments": alone,
+                "skipped": skipped,
             } | groups
             torch.save(outcome, output)
 

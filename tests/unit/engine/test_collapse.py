@@ -123,6 +123,13 @@ def test_for_method_suspends_at_start_resume_and_loss_jump(
         detector.update(first_checked, PLATEAU)
 
 
+def test_the_charts_begin_to_warn_when_the_checks_begin() -> None:
+    """After patience and grace; not after the loss jump at step 300, or what a resumed run waits for."""
+    detector = queued()
+    detector.resumed_at(100)
+    assert detector.thresholds()["first_step"] == 30
+
+
 def test_unknown_on_collapse_raises() -> None:
     with pytest.raises(UserError, match="did you mean 'stop'"):
         build_detector("stopp")

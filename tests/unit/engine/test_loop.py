@@ -1,7 +1,8 @@
 """The loop itself; what it computes is held to golden losses (tests/golden)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from models.methods.base import PretrainTask
 from models.methods.swav import Swav, SwavConfig
 from models.networks.heads import MultiCropNet
+from reproduce.engine import loop
 from reproduce.engine.loop import StepLogger, StepOutput, Trainer, TrainTask
 from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
@@ -94,6 +96,22 @@ def test_validations_are_logged_with_their_step_and_saved_at_once() -> None:
     assert [step for name, step in checkpoints.calls if name == "save"] == [2, 4]
     assert [step for name, step in checkpoints.calls if name == "save_if_due"] == [1, 2, 3, 4, 5]
     assert checkpoints.calls[-1] == ("finish", 5)
+
+
+def test_speed_is_that_of_the_steps_since_the_run_was_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images in four seconds, of which one was spent on data. Loading the checkpoint took a minute before."""
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    logger = StepLogger(lambda *_, **__: None, log_every=1, batch_size=10)
+    clock[0] += 60
+
+    def read() -> Iterator[int]:
+        clock[0] += 1
+        yield 0
+
+    next(logger.timed(read(), first_step=100))
+    clock[0] += 3
+    assert logger.throughput(101) == {"images_per_second": 2.5, "data_wait_share": 0.25}
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_next_validation() -> None:

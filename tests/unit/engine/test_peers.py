@@ -31,6 +31,28 @@ def test_a_restart_waits_for_its_own_round_not_for_the_late_answer_to_the_first_
             assert json.loads(messages.readline()) == ["done", 0, 0]
 
 
+def test_the_first_machine_restarts_no_earlier_than_the_others_are_ready_again() -> None:
+    """That they were ready for the first round counts no longer."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
+    with _connect(port) as link, link.makefile() as messages:
+        link.sendall(b'["hello", 1, 0]\n')
+        assert [json.loads(messages.readline()) for _ in range(2)] == [["round", 0, 0], ["go", 0, 0]]
+        first.fail(0)
+        assert json.loads(messages.readline()) == ["failed", 1, 0]
+        restart = threading.Thread(target=first.meet, args=(0,), daemon=True)
+        restart.start()
+        restart.join(0.2)
+        assert restart.is_alive()
+        link.sendall(b'["ready", 1, 0]\n')
+        assert json.loads(messages.readline()) == ["go", 1, 0]
+        restart.join(60)
+        assert not restart.is_alive()
+        first.close()
+        link.sendall(b'["done", 0, 0]\n')
+
+
 def test_a_restart_does_not_wait_for_a_machine_that_has_left() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
