@@ -389,11 +389,13 @@ def test_unreadable_image_is_reported_and_replaced(images: ImageList) -> None:
     Path(images.paths[4]).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UnreadableImage, match=images.paths[4]):
         read_image(images.paths[4])
-    views, label, bad = MultiCropDataset(images, VIEWS, FULL, seed=0)[(0, 4)]
+    dataset = MultiCropDataset(images, VIEWS, FULL, seed=0)
+    views, label, bad = dataset[(0, 4)]
     assert views[0][0].shape == (2, 3, 32, 32)
     assert label == images.labels[5]
     assert len(bad) == 1
     assert images.paths[4] in bad[0]
+    assert not torch.equal(views[0][0], dataset[(0, 5)].views[0][0])  # the step does not have the same crops twice
 
 
 def test_folder_without_images_is_a_user_error(tmp_path: Path) -> None:

@@ -66,17 +66,18 @@ def test_class_folders_are_divided_class_by_class_and_always_alike(pictures: Pat
         *(f"b/sub/{number}.jpg" for number in range(5)),
         "c/x.png",
         "c/y.png",
+        *(f"d/{number}.jpg" for number in range(8)),
     )
     own = arrange(pictures, home)
     found = splits(own)
     assert {split: {label: len(files) for label, files in found[split].items()} for split in found} == {
-        "train": {"a": 16, "b": 4, "c": 1},
-        "val": {"a": 4, "b": 1, "c": 1},
+        "train": {"a": 16, "b": 4, "c": 1, "d": 6},
+        "val": {"a": 4, "b": 1, "c": 1, "d": 2},
     }
     assert not set(found["train"]["a"]) & set(found["val"]["a"])
     listed = list(csv.DictReader((own.data / "split.csv").read_text().splitlines()))
     assert (
-        len(listed) == 27
+        len(listed) == 35
         and {"split": "val", "class": "b"}.items()
         <= next(
             row for row in listed if row["file"].removeprefix("sub/") == found["val"]["b"][0] and row["class"] == "b"

@@ -73,6 +73,7 @@ def test_words_follow_the_epochs_of_rotations() -> None:
         if step == 3:
             assert not optimizer.state
             assert all(torch.equal(value, initial[name]) for name, value in method.net.state_dict().items())
+            assert method.net.training  # BatchNorm by the batch, although the words were read in evaluation mode
         features, logits = method.net(crops)
         loss, _ = method.loss(features, logits, len(crops), step)
         if step < 3:

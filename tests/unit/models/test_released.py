@@ -258,14 +258,15 @@ class TestSimclr:
         numbered = ("layer4.1.conv3", "layer4.2.conv1", "layer4.2.conv2", "layer4.2.conv3")
         assert shapes == {f"{name}.weight": own[f"{name}.weight"] for name in numbered}
 
-    @pytest.mark.parametrize("size", [6, 7])
-    def test_pooling_equals_tensorflow_same_padding(self, size: int) -> None:
-        x = torch.randn(1, 1, size, size)
-        side = -(-size // 2)
-        before = ((side - 1) * 2 + 3 - size) // 2  # SAME puts the odd pixel of padding at the end
-        for row in range(side):
-            for column in range(side):
-                top, left = 2 * row - before, 2 * column - before
+    @pytest.mark.parametrize("sizes", [(6, 6), (7, 7), (6, 7), (7, 6)])
+    def test_pooling_equals_tensorflow_same_padding(self, sizes: tuple[int, int]) -> None:
+        x = torch.randn(1, 1, *sizes)
+        rows, columns = (-(-size // 2) for size in sizes)
+        # SAME puts the odd pixel of padding at the end.
+        above, before = (((-(-size // 2) - 1) * 2 + 3 - size) // 2 for size in sizes)
+        for row in range(rows):
+            for column in range(columns):
+                top, left = 2 * row - above, 2 * column - before
                 window = x[0, 0, max(top, 0) : top + 3, max(left, 0) : left + 3]
                 assert SamePool(3, stride=2)(x)[0, 0, row, column] == window.max()
 
