@@ -54,5 +54,8 @@ def test_an_epoch_ends_with_its_incomplete_batch(
     common = ("cluster.num_workers=0", "logging.wandb=false", f"paths.results={tmp_path}")
     status, said = call(evaluate.main, monkeypatch, *asked, *common)
     assert status == 0, said
-    steps = [point["step"] for point in curve(tmp_path) if "loss" in point]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    points = [point for point in curve(tmp_path) if "loss" in point]
+    assert [point["step"] for point in points] == [1, 2, 3, 4, 5, 6]
+    first, *rates = (point["lr"] for point in points)
+    later = first / 2 if name == "linear_imagenet" else first  # a cosine; the other's first milestone lies beyond
+    assert rates == pytest.approx([first, first, later, later, later])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou, generalized_box_iou_loss
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
+from evals import coco_detr
 from evals.coco_detr import (
     DetrTask,
     ProtocolConfig,
@@ -362,6 +363,20 @@ def test_training_has_the_configured_group_of_the_class_loss(group_size: int | N
     task = DetrTask(Fixed(), Fixed(), None, protocol, context, 1)  # type: ignore[arg-type]
     found = task.forward((torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.bool), targets), 0)
     torch.testing.assert_close(found.loss, expected)
+
+
+def test_dropout_goes_on_after_a_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Dropout(0.5))
+
+    def validated(*_: object) -> dict[str, float]:
+        net.eval()
+        return {"ap": 12.5}
+
+    monkeypatch.setattr(coco_detr, "validate", validated)
+    protocol: Any = SimpleNamespace(validate_every_epochs=2, epochs=3, transforms=None)
+    task = DetrTask(net, net, None, protocol, None, 10)  # type: ignore[arg-type]
+    assert [task.validate(steps) for steps in (10, 20, 30)] == [{}, {"ap": 12.5}, {"ap": 12.5}]
+    assert net[0].training
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,19 @@
 
 import hashlib
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
+from torch.optim import SGD
 
+from evals import finetune
 from evals.finetune import LabeledSubset, ProtocolConfig, learning_rates, select_labeled
+from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList
@@ -36,6 +44,28 @@ def test_learning_rates_of_the_paper(name: str, trunk: float, head: float) -> No
     for number, lr in enumerate((trunk, head)):
         expected = [lr] * 12 + [lr * 0.2] * 4 + [lr * 0.04] * 4
         assert [pair[number] for pair in rates] == pytest.approx(expected)
+
+
+def test_the_trunk_trains_at_its_own_rate_and_the_classifier_at_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, trunk = of_classes(4, 20, "class{}"), ResNet(0.0625, (1, 1, 1, 1))
+    run = SimpleNamespace(provenance={}, counts={})
+    context: Any = SimpleNamespace(
+        root=tmp_path, run=run, cfg=SimpleNamespace(seed=0), train_and_val=lambda: (pictures, pictures)
+    )
+    context.lr_scale = lambda batch_size, base: batch_size / base
+    rates: dict[str, set[float]] = {}
+
+    def look(net: nn.Module, _: object, optimizer: SGD, rates_of: Callable[[int], list[float]], *__: object) -> None:
+        part_of = {id(value): "trunk" if name.startswith("0.") else "head" for name, value in net.named_parameters()}
+        for group, rate in zip(optimizer.param_groups, rates_of(0), strict=True):
+            for value in group["params"]:
+                rates.setdefault(part_of[id(value)], set()).add(rate)
+
+    monkeypatch.setattr(finetune, "train_classifier", lambda *given, **_: look(*given))
+    finetune.evaluate(trunk, replace(protocol("semisup_1pct"), batch_size=64), context)
+    assert rates == {"trunk": {0.02 / 4}, "head": {5 / 4}}
 
 
 def test_imagenet_takes_the_published_list_and_nothing_else(tmp_path: Path) -> None:

@@ -163,6 +163,15 @@ def test_a_class_that_is_only_difficult_is_absent_in_training_and_not_scored_in_
     assert found[0] < 100
 
 
+@pytest.mark.parametrize("other", range(4))
+def test_a_stored_precision_is_of_the_same_features_and_labels_of_both_splits(tmp_path: Path, other: int) -> None:
+    arrays = [np.zeros((3, 2)), np.ones((3, 20)), np.zeros((4, 2)), np.ones((4, 20))]
+    voc07_svm.ClassResultCache(tmp_path, tuple(arrays)).put(7, 61.5, 0.25)
+    assert voc07_svm.ClassResultCache(tmp_path, tuple(arrays)).get(7) == (61.5, 0.25)
+    arrays[other] = arrays[other] - 1
+    assert voc07_svm.ClassResultCache(tmp_path, tuple(arrays)).get(7) is None
+
+
 def test_topk_correct() -> None:
     logits = torch.eye(7)[:3] + torch.arange(7) * 0.01
     assert topk_correct(logits, torch.tensor([0, 6, 1])).tolist() == [1, 2]

@@ -279,6 +279,18 @@ def test_images_are_not_turned_away_from_their_boxes(tmp_path: Path, orientation
     assert trained["image"][:, top:bottom, left:right].min() > 190 > 60 > trained["image"][:, 14:].max()
 
 
+def test_an_image_is_augmented_anew_each_time_that_it_comes(tmp_path: Path) -> None:
+    """By its position in the run, which is another in each epoch."""
+    Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)).save(tmp_path / "1.png")
+    image = VocImage("1", str(tmp_path / "1.png"), 40, 30, [VocBox(CAT, (5, 2, 25, 12), difficult=False)])
+    cfg = build_config(protocol("smoke").detectron2, random_trunk(0.0625))
+    cfg.INPUT.MIN_SIZE_TRAIN = (30,)
+    data = dataset.TrainDataset([image], cfg, 0)
+    boxes = [tuple(data[position, 0][0]["instances"].gt_boxes.tensor.flatten().tolist()) for position in range(20)]
+    assert len(set(boxes)) == 2  # as it is, and mirrored
+    assert boxes[:3] == [tuple(data[at, 0][0]["instances"].gt_boxes.tensor.flatten().tolist()) for at in range(3)]
+
+
 def test_an_image_of_another_size_than_before_is_unreadable(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
     cfg = build_config(protocol("smoke").detectron2, random_trunk(0.0625))
