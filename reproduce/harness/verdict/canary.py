@@ -94,6 +94,8 @@ def _results(run: Run, checkpoint: str, best_of: BestOf | None) -> list[Result]:
         if Path(_url(str(theirs.checkpoint))).name != checkpoint:
             continue
         variant = str(OmegaConf.select(theirs, key)) if key else ""
+        if best_of and variant not in map(str, best_of.values):
+            continue
         ours = ours or _protocol(compose("evaluate", run.overrides), key)
         if _protocol(theirs, key) == ours:
             by_variant.setdefault(variant, []).append(result)

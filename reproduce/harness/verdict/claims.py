@@ -190,8 +190,7 @@ class _PartJudge:
         higher, lower = self._seed_results(part.measurements())
         if incomplete := _without_numbers(blank, [higher, lower]):
             return incomplete
-        known = math.hypot(higher.test_set_error, lower.test_set_error)
-        found = stats.difference(list(higher.values.values()), list(lower.values.values()), known)
+        found = _difference(higher, lower)
         return _require_spread(_signed(blank, found, _num_seeds(higher, lower)), [higher, lower])
 
     def _spread(self, part: Spread, blank: PartVerdict) -> PartVerdict:
@@ -251,7 +250,7 @@ class _PartJudge:
         first, then = (self._half_falls(each) for each in part.measurements())
         if incomplete := _without_numbers(blank, [first, then]):
             return incomplete
-        found = stats.difference(list(then.values.values()), list(first.values.values()))
+        found = stats.difference(then.independent, first.independent)
         return _signed(blank, found, _num_seeds(first, then))
 
     def _half_falls(self, measurement: Measurement) -> SeedResults:
@@ -282,9 +281,10 @@ def half_fall_percent(curve: Sequence[tuple[float, float]]) -> float:
     return float(next(hundredth for hundredth, loss in means.items() if loss <= half or hundredth == max(means)))
 
 
-def _difference(ours: SeedResults, theirs: SeedResults, confidence: float) -> Difference:
+def _difference(ours: SeedResults, theirs: SeedResults, confidence: float = stats.CONFIDENCE) -> Difference:
+    """Compare two experiments by the numbers that count as seeds (`SeedResults.independent`)."""
     known = math.hypot(ours.test_set_error, theirs.test_set_error)
-    return stats.difference(list(ours.values.values()), list(theirs.values.values()), known, confidence)
+    return stats.difference(ours.independent, theirs.independent, known, confidence)
 
 
 def _without_numbers(blank: PartVerdict, found: Sequence[SeedResults]) -> PartVerdict | None:
@@ -329,7 +329,7 @@ def _require_spread(part: PartVerdict, sides: Sequence[SeedResults]) -> PartVerd
 
 def _num_seeds(*sides: SeedResults) -> int:
     """Return the number of seeds of the side that has fewest."""
-    return min(len(side.values) + len(side.collapsed) for side in sides)
+    return min(len(side.independent) + len(side.collapsed) for side in sides)
 
 
 def _with_difference(blank: PartVerdict, status: ClaimStatus, note: Note, found: Difference) -> PartVerdict:
