@@ -59,6 +59,11 @@ def git(*arguments: str) -> str:
     return _ask_git(*arguments)[0].strip()
 
 
+def image_commit() -> str:
+    """Return the commit that an image was built from, "-dirty" at its end if there was more; "" in a git repository."""
+    return "" if (REPO_ROOT / ".git").exists() else os.environ.get("REPRODUCE_GIT_COMMIT", "")
+
+
 def git_problem() -> str:
     """Return why git can't tell the checkout's state, e.g. because another user owns it; "" if it can.
 

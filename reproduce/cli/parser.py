@@ -23,11 +23,12 @@ DESCRIPTION = """Reproduce tables: python -m reproduce reproduce table3 --scale 
 
 `plan` shows the runs that a table needs, `run` does them, `check` compares their numbers with the expected ones,
 `report` makes the page; `reproduce` does all four.
-Exit status: 0 if every cell that ran agrees, 1 if some cell or the mean of a checkpoint's cells does not, or if a run
-took other first steps than recorded, 2 if the request is wrong, 3 if a needed run failed or is missing, 4 if there is
-nothing to compare any number with, 130 if interrupted. With --strict, 1 also if a cell is inconclusive, rests on one
-seed, has no baseline or no canary, if a claim is inconclusive or lacks a run, if a result lacks first steps that are
-recorded, or if results were made by other code than the checkout's, or by code that is in no commit.
+Exit status: 0 if every cell that ran agrees, 1 if some cell or the mean of a checkpoint's cells does not or is
+inconclusive, or if a run took other first steps than recorded, 2 if the request is wrong, 3 if a needed run failed or
+is missing, 4 if no number could be compared with another, 130 if interrupted. With --strict, 1 also if a cell rests
+on one seed, is unavailable, has no baseline or no canary, if a claim is inconclusive or lacks a run, if a result lacks
+first steps that are recorded, or if results were made by other code than the checkout's, or by code that is in no
+commit.
 """
 
 

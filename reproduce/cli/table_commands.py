@@ -126,7 +126,7 @@ def execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
         data_check.check_data(plan)
         return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
     print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
-    execute_plan(possible, cores, seconds, StatusPrinter())
+    execute_plan(possible, cores, seconds, StatusPrinter(), whole=plan)
     return True
 
 

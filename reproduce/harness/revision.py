@@ -5,7 +5,7 @@ import hashlib
 import re
 from functools import cache
 
-from reproduce.system import NOT_RUN_CODE, git, git_problem
+from reproduce.system import NOT_RUN_CODE, git, git_problem, image_commit
 
 REQUIREMENTS = tuple(f"requirements/{name}" for name in ("run.txt", "detectron2.txt", "python_only"))
 RUN_CODE = ("models", "evals", "reproduce/", *REQUIREMENTS)
@@ -15,8 +15,8 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def commit() -> str:
-    """Return the checkout's commit, or "" outside of a git repository."""
-    return git("rev-parse", "HEAD")
+    """Return the checkout's commit, or that of the image; "" outside of a git repository."""
+    return git("rev-parse", "HEAD") or image_commit()
 
 
 def file_at(commit: str, path: str) -> str:
@@ -33,6 +33,8 @@ def uncommitted(folder: str) -> list[str]:
 
 def dirty() -> bool:
     """Return whether the checkout differs from its commit, or may: if git can't tell, it is not clean."""
+    if label := image_commit():
+        return label.endswith("-dirty")
     return bool(git("status", "--porcelain") or git_problem())
 
 

@@ -161,6 +161,16 @@ def test_the_card_pads_as_tensorflow_where_the_trunk_does(
     torch.testing.assert_close(here["trunk"].eval()(images), trunk(images))
 
 
+def test_numbers_of_an_earlier_checkpoint_are_not_on_the_card(run: str) -> None:
+    for name, sha256 in ((run, "a" * 64), ("knn-s0-1", "b" * 64)):
+        path = Path("results/smoke", name, "result.json")
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"provenance": {"git_commit": "c" * 40, "checkpoint_sha256": sha256}}))
+    assert main(["export", "--checkpoint", run]) == 0
+    card = Path("results/smoke", run, "export/README.md").read_text()
+    assert "knn20" not in card and "Nothing has been evaluated on these weights yet." in card
+
+
 def test_public_weights_keep_their_licence() -> None:
     entry = next(each for each in entries.load_entries().values() if each.license and each.url)
     shape = {**R50, "num_parameters": 1}

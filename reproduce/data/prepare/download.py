@@ -27,6 +27,8 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Hosts that may be downloaded from by plain http."""
 RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses that may change if the request is repeated a little later."""
+GONE_STATUSES = (404, 410, 451)
+"""HTTP statuses by which a publisher says that a file is no longer offered."""
 CONNECTION_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError)
 """What reading a response raises if the connection is lost."""
 
@@ -122,8 +124,13 @@ def _fetch(url: str, part: Path, log: LogFn, wait: Callable[[float], None]) -> N
             error.close()
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 _discard(part)
-            elif error.code not in RETRYABLE_STATUSES:
+            elif error.code in GONE_STATUSES:
                 raise Unavailable(f"unavailable: {reason}; the publisher has moved or removed the file") from error
+            elif error.code not in RETRYABLE_STATUSES:
+                raise UserError(
+                    f"{reason}: its publisher, or a proxy on the way, refuses; ask for access, or put the file at "
+                    f"{part.with_suffix('')} yourself"
+                ) from error
         except (urllib.error.URLError, http.client.HTTPException, *CONNECTION_ERRORS) as error:
             reason = f"{url} can't be reached ({getattr(error, 'reason', None) or repr(error)})"
     raise UserError(

@@ -152,7 +152,9 @@ def _inat18(paths: ArchivePaths, root: Path, progress: Progress) -> None:
 
 
 def _voc(paths: ArchivePaths, root: Path, progress: Progress) -> None:
-    """Unpack archives of VOCdevkit/VOC<year> unchanged."""
+    """Unpack archives of VOCdevkit/VOC<year> unchanged. Raises `UserError` if `root` is not such a folder."""
+    if root.parent.name != "VOCdevkit":
+        raise UserError(f"data config: the archives of VOC unpack to VOCdevkit/VOC<year>, and its root is {root}")
     for path in paths.values():
         with open_tar(path, "r") as archive:
             for member in archive:

@@ -47,6 +47,13 @@ class SplitToPack:
     sidecar: Callable[[int], dict[str, bytes]]
     """Returns what is stored beside image `index`, by suffix: its class number (cls) or VOC annotation (xml)."""
 
+    def labels_sha256(self) -> str:
+        """Return a hash of the labels and of what is stored beside the images, which may be corrected."""
+        digest = hashlib.sha256(json.dumps([self.images.classes, self.labels]).encode())
+        for index in range(len(self.names)):
+            digest.update(repr(self.sidecar(index)).encode())
+        return digest.hexdigest()
+
 
 def write_shards(data: Path, shards: Path, dataset: Dataset, log: LogFn = print) -> None:
     """Pack a dataset below `data` as shards below `shards`, each split in the folder of its name.
@@ -95,7 +102,8 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
         log(f"{what}: {split.images.passed_over}")
     sizes = manifest.file_sizes(split.images.paths)
     files = manifest.summarize_files(dict(zip(split.names, sizes, strict=True)))
-    if _is_complete(folder, files):
+    labels_sha256 = split.labels_sha256()
+    if _is_complete(folder, split, files, labels_sha256):
         log(f"{what}: {len(split.names):,} images are in {folder} already")
         return
     (folder / CONTENTS_FILE).unlink(missing_ok=True)
@@ -116,6 +124,7 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
         "source": source,
         "classes": split.images.classes,
         "manifest": files,
+        "labels_sha256": labels_sha256,
         "shards": [{key: record[key] for key in ("name", "bytes", "sha256", "images")} for record in records],
     }
     write_json(folder / CONTENTS_FILE, contents)
@@ -125,12 +134,17 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
     log(f"{what}: done (manifest sha256 {files['sha256'][:12]}, the same as that of the folders)")
 
 
-def _is_complete(folder: Path, files: dict[str, Any]) -> bool:
-    """Return whether the folder contains all shards of these files."""
+def _is_complete(folder: Path, split: SplitToPack, files: dict[str, Any], labels_sha256: str) -> bool:
+    """Return whether the folder contains all shards of these files, with these labels.
+
+    Shards of earlier versions do not say which; those of class folders have the labels of their names.
+    """
     try:
-        return bool(read_packed_split(folder).contents["manifest"] == files)
+        contents = read_packed_split(folder).contents
     except UserError:
         return False
+    known = contents.get("labels_sha256", labels_sha256 if "cls" in split.sidecar(0) else None)
+    return bool(contents["manifest"] == files and known == labels_sha256)
 
 
 def _assign_to_shards(sizes: list[int]) -> list[list[int]]:
@@ -150,7 +164,8 @@ def _write_shard(folder: Path, number: int, members: list[int], split: SplitToPa
     """Write one shard and a JSON record of it, unless both exist for the same files. Returns the record."""
     name = f"{number:05d}.tar"
     record_path = folder / f"{number:05d}.json"
-    lines = (f"{index} {sizes[index]} {escape_name(split.names[index])}" for index in members)
+    beside = {index: hashlib.sha256(repr(split.sidecar(index)).encode()).hexdigest() for index in members}
+    lines = (f"{index} {sizes[index]} {beside[index]} {escape_name(split.names[index])}" for index in members)
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if record_path.is_file() and (folder / name).is_file():
         record: dict[str, Any] = read_json(record_path)

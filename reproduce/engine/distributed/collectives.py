@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from reproduce.errors import UserError
+from reproduce.system import SHARED_GPUS
 
 WAIT_LOG_SECONDS = 60.0
 """A wait for other ranks is logged once it takes so long."""
@@ -66,6 +67,11 @@ def validate_gpus(gpus_per_process: int) -> None:
         raise UserError(
             f"cluster.gpus_per_process={gpus_per_process}, but CUDA finds no GPU on {socket.gethostname()}: check its "
             "driver (make doctor) and the job's GPUs, or run on CPUs by cluster.gpus_per_process=0"
+        )
+    if os.environ.get(SHARED_GPUS) and not num_gpus:
+        raise UserError(
+            f"nvidia-smi lists GPUs on {socket.gethostname()}, and torch can use none: a driver that is too old, or "
+            "torch's CPU build (make doctor); CUDA_VISIBLE_DEVICES= in front of the command runs on the processor"
         )
     if num_gpus and local_rank >= num_gpus:
         raise UserError(

@@ -17,10 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, UserError, run_cli
+from reproduce.errors import ERROR_PREFIX, EXIT_TRAINING_FAILED, EXIT_USAGE, RetryableError, UserError, run_cli
 from reproduce.harness.execute.kubernetes_manifests import JOB_NAME_LABEL, as_text, check_complete, job_name, manifests
 
 POLL_CLUSTER_SECONDS = 5.0
+PATIENCE_SECONDS = 600.0
+"""How long a cluster may give no answer before a run is given up, to be tried again."""
 DRAIN_SECONDS = 120.0
 """How long the log of a pod that has ended may take to arrive."""
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -46,20 +48,30 @@ class _Job:
     def __init__(self, name: str, namespace: str) -> None:
         self.name = name
         self._words = ["kubectl", "--namespace", namespace]
+        self._patience_seconds = 0.0
+        """How long the cluster may give no answer; none before the Job is there, because the request may be wrong."""
         self._followed: set[str] = set()
         self._log: subprocess.Popen[bytes] | None = None
 
     def ending(self) -> dict[str, Any] | None:
-        """Return the condition that ended the Job; None while it runs."""
-        conditions = (self._get("job", self.name) or {}).get("status", {}).get("conditions", [])
+        """Return the condition that ended the Job; None while it runs.
+
+        Raises `RetryableError` if it is gone, or is being deleted: nobody would wait for its end.
+        """
+        found = self._get("job", self.name)
+        if found is None or _is_being_deleted(found):
+            raise RetryableError(f"somebody has deleted the Job {self.name}")
+        conditions = found.get("status", {}).get("conditions", [])
         ended = [one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"]
         return ended[0] if ended else None
 
     def start(self, objects: list[dict[str, Any]]) -> None:
-        """Create the Job, unless a killed harness left it running; a Job that has ended is deleted first."""
-        if self._get("job", self.name) and self.ending():
+        """Create the Job, unless a killed harness left it running; what is left of an ended one is deleted first."""
+        found = self._get("job", self.name)
+        if found and (_is_being_deleted(found) or self.ending()):
             self.delete()
         self._call("apply", "--filename", "-", given=as_text(objects))
+        self._patience_seconds = PATIENCE_SECONDS
 
     def delete(self) -> None:
         """Delete the Job, and wait until its pods have ended."""
@@ -98,8 +110,18 @@ class _Job:
         return sorted(found.get("items", []), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def _get(self, *what: str) -> dict[str, Any] | None:
-        output = self._call("get", *what, "--ignore-not-found", "--output", "json")
-        return dict(json.loads(output)) if output.strip() else None
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                output = self._call("get", *what, "--ignore-not-found", "--output", "json")
+            except UserError as error:
+                if not self._patience_seconds:
+                    raise
+                if time.monotonic() > deadline:
+                    raise RetryableError(f"{error}, for {self._patience_seconds / 60:.0f} minutes") from error
+                time.sleep(POLL_CLUSTER_SECONDS)
+            else:
+                return dict(json.loads(output)) if output.strip() else None
 
     def _call(self, *words: str, given: str = "") -> str:
         done = subprocess.run([*self._words, *words], input=given, capture_output=True, text=True, check=False)
@@ -107,6 +129,10 @@ class _Job:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise UserError(f"kubectl {words[0]} of {self.name}: {lines[-1].removeprefix('error: ')}")
         return done.stdout
+
+
+def _is_being_deleted(found: dict[str, Any]) -> bool:
+    return "deletionTimestamp" in found.get("metadata", {})
 
 
 def main(plan_file: str, run_id: str) -> int:

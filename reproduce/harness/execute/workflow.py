@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +48,14 @@ class PlanOutcome:
 
 
 def execute_plan(
-    plan: Plan, cores: int, recorded_seconds: dict[str, float], printer: StatusPrinter, retries: int = RETRIES
+    plan: Plan,
+    cores: int,
+    recorded_seconds: dict[str, float],
+    printer: StatusPrinter,
+    retries: int = RETRIES,
+    whole: Plan | None = None,
 ) -> PlanOutcome:
-    """Execute all runs of a plan that are not done.
+    """Execute all runs of a plan that are not done. `whole` is the plan that it is a part of, if it is one.
 
     Raises `UserError` if another harness works in this checkout, `OSError` if results cannot be written, and
     `KeyboardInterrupt` on SIGINT and SIGTERM, after everything was stopped.
@@ -78,8 +83,9 @@ def execute_plan(
         printer.line(f"{len(to_do)} of {len(states)} runs to do {where}")
         if plan.generated_data_dir and not (Path(plan.generated_data_dir) / "manifest.json").exists():
             printer.line(f"first, images are generated in {plan.generated_data_dir}")
+        _check_gpus(plan, to_do, len(own_gpus))
         sync_mtimes(plan)
-        path = plan_file.write(plan)
+        path = plan_file.write(plan, whole)
         events = path.with_name(EVENTS)
         events.write_bytes(b"")
         environment = os.environ | {
@@ -150,6 +156,18 @@ def _check_writable(plan: Plan) -> None:
             pass
 
 
+def _check_gpus(plan: Plan, to_do: Sequence[str], num_gpus: int) -> None:
+    """Raise `UserError` if a run has more processes than this machine has GPUs: it would fail days later."""
+    too_large = [run for run in map(plan.runs.__getitem__, to_do) if num_gpus and run.num_processes > num_gpus]
+    if too_large:
+        largest = max(too_large, key=lambda run: run.num_processes)
+        raise UserError(
+            f"{largest.label} takes {largest.num_processes} processes, each with a GPU of its own, and there are "
+            f'{num_gpus} GPUs: CLUSTER_OPTIONS="detector_processes=N num_processes=N" sets fewer (of a detector, of a '
+            "pretraining)"
+        )
+
+
 def _check_room(plan: Plan) -> None:
     """Raise `UserError` if the disk has no room for what the runs to do will write: else it is full hours later."""
     costs = cost.plan_cost(plan)
@@ -194,9 +212,19 @@ def _follow(workflow: subprocess.Popen[bytes], new_events: IO[str], progress: Pr
 
 
 def _print_events(new_events: IO[str], progress: Progress, printer: StatusPrinter) -> None:
-    for line in new_events:
-        if sentence := progress.update(json.loads(line)):
-            printer.line(sentence)
+    """Print what happened since the last look.
+
+    Jobs on several nodes append to the file, so that a line may be there in part only, or be torn by another.
+    """
+    while True:
+        position = new_events.tell()
+        line = new_events.readline()
+        if not line.endswith("\n"):
+            new_events.seek(position)
+            return
+        with suppress(ValueError):
+            if sentence := progress.update(json.loads(line)):
+                printer.line(sentence)
 
 
 def _stop(workflow: subprocess.Popen[Any]) -> None:

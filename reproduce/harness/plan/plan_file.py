@@ -44,8 +44,11 @@ def path_of(scale: str) -> Path:
     return REPORTS / scale / "plan.json"
 
 
-def write(plan: Plan) -> Path:
-    """Write a plan, and record the margins of the runs that are still to do; return the file."""
+def write(plan: Plan, whole: Plan | None = None) -> Path:
+    """Write a plan, and record the margins of the runs that are still to do; return the file.
+
+    `whole` is the plan that was requested, if only a part of it can be done now.
+    """
     path = path_of(plan.request.scale)
     costs = cost.plan_cost(plan)
     runs = [
@@ -60,6 +63,7 @@ def write(plan: Plan) -> Path:
         "cluster": plan.cluster,
         "runs": runs,
         "cells": [dataclasses.asdict(cell) for cell in plan.cells],
+        "places": [[getattr(cell, key) for key in PLACE] for cell in (whole or plan).cells],
         "cost": cost_report.as_data(plan, costs),
     }
     write_json(path, content)
@@ -82,7 +86,8 @@ def read(scale: str) -> WrittenPlan | None:
         for cell in content["cells"]:
             for runs in [cell["runs"], *cell["runs_by_override"].values()]:
                 run_ids[cell["table"]].update(runs.values())
-        places = {tuple(cell[key] for key in PLACE) for cell in content["cells"]}
+        cells = [[cell[key] for key in PLACE] for cell in content["cells"]]
+        places = {tuple(place) for place in content.get("places", cells)}
         return WrittenPlan(path, request, run_ids, places)
     except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}). Write it again: make plan-..., or delete it") from error

@@ -1,6 +1,5 @@
 """Preflight: rehearse every recipe on this machine and compare its first steps with the recorded ones."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,8 +87,8 @@ def preflight(
             "scale": scale,
             "precisions": sorted(rehearsed),
             "equal": equal,
-            "commit": revision.commit() or os.environ.get("REPRODUCE_GIT_COMMIT", ""),
-            "dirty": revision.dirty() or os.environ.get("REPRODUCE_GIT_COMMIT", "").endswith("-dirty"),
+            "commit": revision.commit(),
+            "dirty": revision.dirty(),
             "recorded": recorded.recorded,
             **{key: one[key] for key in ("hardware", "packages", "arithmetic", "world_size")},
             "rehearsals": sorted(entries, key=lambda entry: entry["name"]),

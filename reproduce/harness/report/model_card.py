@@ -29,7 +29,7 @@ def of_run(
     recipe |= {key: config[key] for key in RECIPE}
     recipe |= {f"optimizer.{key}": value for key, value in config["optimizer"].items() if value is not None}
     recipe |= {f"normalize.{key}": config["normalize"][key] for key in ("mean", "std")}
-    measured = list(_measured(folder, made["run_id"], verdicts))
+    measured = list(_measured(folder, made, verdicts))
     lines = [
         *_opening(f"{made['name']}, seed {made['seed']}, scale {made['scale']}", shape),
         "## Recipe",
@@ -108,12 +108,16 @@ def _opening(title: str, shape: Mapping[str, Any]) -> Iterator[str]:
     yield from ("```", "")
 
 
-def _measured(folder: Path, run_id: str, verdicts: WrittenVerdicts) -> Iterator[str]:
-    """Yield a table of the evaluations of a run beside it, with the verdicts that checks have given them."""
+def _measured(folder: Path, made: Mapping[str, Any], verdicts: WrittenVerdicts) -> Iterator[str]:
+    """Yield a table of the evaluations of a run beside it, with the verdicts that checks have given them.
+
+    Evaluations of an earlier checkpoint of the same name are left out.
+    """
     found = []
     for path in sorted(folder.parent.glob("*/result.json")):
         result = read_json(path)
-        if run_id in result.get("parents", []):
+        present, evaluated = (each.get("provenance", {}).get("checkpoint_sha256") for each in (made, result))
+        if made["run_id"] in result.get("parents", []) and (evaluated or present) == (present or evaluated):
             found.append(result)
     if not found:
         return

@@ -19,7 +19,7 @@ from reproduce.harness.report.headline import proofs
 from reproduce.harness.report.render_claims import doubts_in_words
 from reproduce.harness.report.render_tables import CANARY_FOOTNOTE, canary_mark, on_other_images, result_sha256
 from reproduce.harness.report.rendering import render_template
-from reproduce.harness.spec import tables
+from reproduce.harness.spec import baseline, tables
 from reproduce.harness.spec.claims import TARGET
 from reproduce.harness.verdict import stats
 from reproduce.harness.verdict.labels import AGREEING, CLAIM_SYMBOLS, DISAGREEING, SYMBOLS, ClaimStatus, Verdict
@@ -210,7 +210,16 @@ def _warnings(found: summary.WrittenVerdicts, all_runs: dict[str, dict[str, Any]
 
 
 def stale_verdicts(found: summary.WrittenVerdicts) -> Iterator[str]:
-    """Yield a sentence for each table and claim whose verdict is of other results than those that are there now."""
+    """Yield a sentence for each table and claim whose verdict is of other results, or of other expected numbers."""
+    for table in found.tables:
+        same_table = table["sha256"] == tables.sha256(table["table"], table["scale"])
+        same_recording = table["recorded"] in ({}, baseline.load(table["scale"]).header)
+        if not (same_table and same_recording):
+            what = "recorded numbers" if same_table else "table"
+            yield (
+                f"{table['heading']} was checked before its {what} changed, and shows the verdicts by the earlier "
+                f"ones: make check-{table['table']} judges by those of now"
+            )
     judged = [(table["heading"], table["table"], table["runs"]) for table in found.tables]
     judged += [(f"Claim {claim['claim']}", TARGET, claim["runs"]) for claim in found.claims]
     for name, target, runs_then in judged:

@@ -24,9 +24,9 @@ AGREES, DISAGREES, INCOMPLETE, NOTHING_COMPARED = 0, 1, 3, 4
 
 STATUS_MEANINGS = {
     AGREES: "every cell that ran agrees",
-    DISAGREES: "some cells or checkpoints disagree or are changed, or claims are contradicted",
+    DISAGREES: "some cells or checkpoints disagree, are inconclusive or changed, or claims are contradicted",
     INCOMPLETE: "a needed run failed or is missing",
-    NOTHING_COMPARED: "runs gave numbers, but there is nothing to compare any of them with",
+    NOTHING_COMPARED: "no number was compared: there is nothing to compare it with, or it is unavailable",
 }
 
 
@@ -164,7 +164,8 @@ def exit_status(
     if verdicts & DISAGREEING:
         return DISAGREES
     decided = any(claim.status == ClaimStatus.HOLDS for claim in claims)
-    uncompared = any(cell.mean is not None for cell in cells) and not any(map(_is_compared, cells))
+    tried = any(cell.mean is not None or (cell.needed and cell.verdict == Verdict.UNAVAILABLE) for cell in cells)
+    uncompared = tried and not any(map(_is_compared, cells))
     return NOTHING_COMPARED if uncompared and not decided else AGREES
 
 

@@ -29,7 +29,7 @@ def _of_cells(checked: Sequence[TableVerdict]) -> Iterator[str]:
         undecided = Counter(
             str(cell.verdict)
             for cell in needed
-            if cell.verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_RUN)
+            if cell.verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_RUN, Verdict.UNAVAILABLE)
             or (cell.verdict == Verdict.NO_BASELINE and not cell.share_of)  # the reference of shares never has one
         )
         for verdict, count in undecided.items():

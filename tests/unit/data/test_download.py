@@ -150,6 +150,14 @@ def test_404_is_unavailable_without_retries(server: Server, tmp_path: Path) -> N
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_a_refusal_is_not_the_publishers_word_that_a_file_is_gone(status: int, server: Server, tmp_path: Path) -> None:
+    server.answers = [status]
+    with pytest.raises(UserError, match=rf"answers {status} .*its publisher, or a proxy on the way, refuses") as error:
+        fetch(server, tmp_path / "w")
+    assert not isinstance(error.value, Unavailable) and len(server.asked) == 1
+
+
 def test_no_network_is_a_user_error_after_retries(tmp_path: Path) -> None:
     waits: list[float] = []
     with pytest.raises(

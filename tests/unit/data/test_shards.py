@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from reproduce.data.datasets import manifest, shards
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import ImageList, read_image_folder, read_train_and_val
 from reproduce.data.datasets.shards import ShardOrder
-from reproduce.data.datasets.voc import read_voc_labels
+from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_labels
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.data.prepare import verify, write_shards
 from reproduce.errors import UserError
@@ -76,6 +77,21 @@ def test_shards_contain_the_same_images_labels_and_indices(data: Path, packed: P
         assert after.classes == before.classes
         assert after.sha256() == before.sha256()
     assert len(list((packed / "imagenet" / "train").glob("*.tar"))) > 5
+
+
+def test_corrected_annotations_are_packed_again(data: Path, copied: Path, tmp_path: Path) -> None:
+    corrected = Path(shutil.copytree(data / "VOCdevkit", tmp_path / "corrected/VOCdevkit")).parent
+    said: list[str] = []
+    write_shards.write_shards(corrected, copied, VOC, said.append)
+    assert all("already" in each for each in said)
+    images, labels = read_voc_labels(corrected / VOC.root, VOC, "test")
+    absent = next(name for name, label in zip(VOC_CLASSES, labels[0], strict=True) if label < 0)
+    path = corrected / VOC.root / "Annotations" / f"{Path(images.paths[0]).stem}.xml"
+    path.write_text(re.sub(r"<name>\w+</name>", f"<name>{absent}</name>", path.read_text()))
+    write_shards.write_shards(corrected, copied, VOC, said.append)
+    _, packed_labels = read_voc_labels(copied / VOC.root, replace(VOC, layout="shards"), "test")
+    _, expected = read_voc_labels(corrected / VOC.root, VOC, "test")
+    assert np.array_equal(packed_labels, expected) and not np.array_equal(expected, labels)
 
 
 def test_voc_shards_keep_labels_and_annotations(data: Path, packed: Path) -> None:

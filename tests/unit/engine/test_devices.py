@@ -10,7 +10,7 @@ import torch.distributed as dist
 from reproduce import measure, pretrain
 from reproduce.engine.distributed import collectives
 from reproduce.errors import UserError
-from reproduce.system import LAUNCHER
+from reproduce.system import LAUNCHER, SHARED_GPUS
 from tests.runs import TINY, call
 
 
@@ -27,6 +27,16 @@ def test_a_gpu_that_was_requested_and_is_missing_ends_the_run(tmp_path: Path, mo
         assert status == 2
         assert "cluster.gpus_per_process=1, but CUDA finds no GPU" in said
         assert said.count("\n") == 1
+    collectives.validate_gpus(0)
+
+
+def test_a_gpu_of_the_harness_that_torch_cannot_use_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every run would train on the processor, for weeks, beside idle GPUs."""
+    have_gpus(monkeypatch, 0)
+    monkeypatch.setenv(SHARED_GPUS, "0,1")
+    with pytest.raises(UserError, match=r"nvidia-smi lists GPUs on .*, and torch can use none"):
+        collectives.validate_gpus(0)
+    monkeypatch.setenv(SHARED_GPUS, "")
     collectives.validate_gpus(0)
 
 

@@ -90,6 +90,16 @@ def test_what_was_bought_stays_while_runs_are_done(checkout: Path, finish: Calla
     assert checkout.joinpath("reports/paper/plan.json").exists()
 
 
+def test_what_was_bought_stays_if_only_a_part_can_be_done(checkout: Path) -> None:
+    """Else the cells whose data is missing would be forgotten, and the next check would be green."""
+    plan = plan_file.planned(request("10"))
+    part = plan.with_cells(plan.cells[:1])
+    plan_file.write(part, plan)
+    assert plan_file.planned(request("10")).cells == plan.cells
+    plan_file.write(part)
+    assert plan_file.planned(request("10")).cells == part.cells
+
+
 @pytest.mark.usefixtures("checkout")
 def test_a_plan_says_what_the_budget_buys(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["table7", "knn_pooled", "--scale", "paper", "--from", "released", "--budget", "1"]

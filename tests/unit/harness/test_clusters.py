@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from reproduce.__main__ import main
-from reproduce.errors import UserError
+from reproduce.errors import RetryableError, UserError
 from reproduce.harness.execute import kubernetes, kubernetes_manifests, slurm
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.config_cache import WHOLE_MACHINE, ConfigCache
@@ -275,6 +276,42 @@ def in_fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, program: list
     runs = [{**run, "command": ["python", "-c", *program]}]
     Path("plan.json").write_text(json.dumps({"runs": runs, "cluster": cluster, "data_root": str(folder)}))
     return str(run["run_id"])
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = kubernetes._Job("tiny", "default")
+    answers = iter(["", None, None, "{}"])
+
+    def call(verb: str, *_: str, **__: str) -> str:
+        answer = "" if verb == "apply" else next(answers)
+        if answer is None:
+            raise UserError("refused")
+        return answer
+
+    monkeypatch.setattr(job, "_call", call)
+    monkeypatch.setattr(kubernetes, "POLL_CLUSTER_SECONDS", 0)
+    job.start([])
+    assert job.ending() is None
+    monkeypatch.setattr(kubernetes, "PATIENCE_SECONDS", 0.001)
+    answers = chain([""], repeat(None))
+    job.start([])
+    with pytest.raises(RetryableError, match="refused, for 0 minutes"):
+        job.ending()
+    unstarted = kubernetes._Job("tiny", "default")
+    monkeypatch.setattr(unstarted, "_call", call)
+    with pytest.raises(UserError, match="refused"):
+        unstarted.start([])
+
+
+@pytest.mark.parametrize("found", [None, {"metadata": {"deletionTimestamp": "2026-12-01T00:00:00Z"}}])
+def test_a_deleted_job_is_not_awaited(found: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, done = kubernetes._Job("tiny", "default"), list[str]()
+    monkeypatch.setattr(job, "_get", lambda *_: found)
+    with pytest.raises(RetryableError, match="somebody has deleted the Job tiny"):
+        job.ending()
+    monkeypatch.setattr(job, "_call", lambda verb, *_, **__: done.append(verb))
+    job.start([])
+    assert done == (["delete", "apply"] if found else ["apply"])  # a new one would go with it
 
 
 def test_a_job_has_ended_only_if_a_condition_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,3 +99,13 @@ def test_a_report_of_replaced_results_says_so(plan: Plan, capsys: pytest.Capture
     main(["report", "table7", "--scale", "paper", "--seeds", "2"])
     says = "Table 7 was checked before 1 of its 4 results changed"
     assert f"note: {says}" in capsys.readouterr().out and says in Path("reports/paper/index.html").read_text()
+
+
+def test_a_report_of_an_edited_table_says_so(checkout: Path, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", "table7", "--scale", "paper", "--seeds", "2"])
+    table = checkout / "tables/paper/table7.yaml"
+    table.write_text(table.read_text() + "# edited\n")
+    capsys.readouterr()
+    main(["report", "table7", "--scale", "paper", "--seeds", "2"])
+    says = "Table 7 was checked before its table changed"
+    assert f"note: {says}" in capsys.readouterr().out and says in Path("reports/paper/index.html").read_text()

@@ -13,7 +13,7 @@ from reproduce.files import write_json
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
 from reproduce.harness.report.render_tables import table_as_data
-from reproduce.harness.verdict import check
+from reproduce.harness.verdict import check, strict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.first_steps import FirstStepsCheck
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
@@ -73,7 +73,8 @@ def test_an_address_that_is_gone_is_unavailable_and_no_failure(checkout: Path) -
     judged = cells_of(plan)["SwAV/knn20"]
     assert judged.verdict == Verdict.UNAVAILABLE
     assert "moved or removed" in judged.reason
-    assert check.exit_status(checked) == check.AGREES
+    assert check.exit_status(checked) == check.NOTHING_COMPARED  # what was to be compared could not be had
+    assert "4 cells unavailable" in " ".join(strict.open_issues(plan, checked, []))
 
 
 def test_the_authors_checkpoint_is_the_canary_of_all(checkout: Path, finish: Callable[..., None]) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.harness import machine
-from reproduce.harness.execute import gpus
+from reproduce.harness.execute import gpus, workflow
 from reproduce.harness.machine import GpuInfo
+from reproduce.harness.plan import build
+from reproduce.harness.plan.model import Request
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +88,12 @@ def test_visible_gpus_follow_cuda_visible_devices(
     assert gpus.visible_gpus() == names
     monkeypatch.setattr(machine, "list_gpus", lambda: "nvidia-smi is not there")
     assert gpus.visible_gpus() == []
+
+
+def test_a_run_of_more_processes_than_gpus_is_refused_before_anything_starts(checkout: Path) -> None:
+    plan = build.build_plan(Request(("table5",), "paper", source="released"))
+    detectors = [run.run_id for run in plan.runs.values() if run.num_processes == 16]
+    with pytest.raises(UserError, match=r"takes 16 processes, .* there are 8 GPUs: CLUSTER_OPTIONS=\"detector_proc"):
+        workflow._check_gpus(plan, detectors, 8)
+    workflow._check_gpus(plan, detectors, 16)
+    workflow._check_gpus(plan, detectors, 0)  # on CPUs a process needs none

@@ -5,9 +5,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from reproduce.harness.execute import workflow
 from reproduce.harness.execute.progress import Progress, schedule
 from reproduce.harness.execute.status_printer import StatusPrinter
 from reproduce.harness.plan import build
@@ -142,3 +145,17 @@ def test_a_pipe_has_plain_lines_only() -> None:
     screen.status("2/3 done")
     screen.status("2/3 done")
     assert screen.out.getvalue() == "done knn\n2/3 done\n"  # type: ignore[attr-defined]
+
+
+def test_a_line_that_is_torn_or_only_begun_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs on several nodes append to one file of a network file system."""
+    seen: list[str] = []
+    progress: Any = SimpleNamespace(update=lambda event: seen.append(event["run_id"]))
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"run_id": "a"}\n{"run_{"run_id": "b"}\n{"run_id": "c"}\n{"run_id"')
+    with open(path) as new_events:
+        workflow._print_events(new_events, progress, StatusPrinter(io.StringIO()))
+        assert seen == ["a", "c"]
+        path.write_text(path.read_text() + ': "d"}\n')
+        workflow._print_events(new_events, progress, StatusPrinter(io.StringIO()))
+    assert seen == ["a", "c", "d"]

@@ -66,3 +66,14 @@ def test_comments_docstrings_and_layout_are_no_code(commit: Callable[[str, str],
     assert len({revision.run_code_fingerprint(first), *changed}) == 3
     broken = {revision.run_code_fingerprint(commit("evals/knn.py", text)) for text in ("def", "def # other")}
     assert len(broken) == 2
+
+
+@pytest.mark.parametrize(("label", "dirty"), [("c" * 40, False), ("c" * 40 + "-dirty", True), ("", False)])
+def test_an_image_has_the_commit_that_it_was_built_from(
+    label: str, dirty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no git repository in it, and results of two images must not be taken for one's."""
+    monkeypatch.setattr(system, "REPO_ROOT", tmp_path)
+    monkeypatch.setenv("REPRODUCE_GIT_COMMIT", label)
+    assert (revision.commit(), revision.dirty()) == (label, dirty)
+    assert revision.run_code_fingerprint(label) != revision.run_code_fingerprint("d" * 40)
