@@ -178,5 +178,5 @@ def _gpu_findings() -> Iterator[Diagnosis]:
         yield Diagnosis("GPU", f"{len(alike)} x {name}, {alike[0].memory_gb:.0f} GB, driver {alike[0].driver}")
     major = found[0].driver.split(".")[0]
     if major.isdigit() and int(major) < int(pinned_version("MIN_DRIVER")):
-        needs = f"torch {pinned_version('TORCH')} needs driver {pinned_version('MIN_DRIVER')} or newer"
+        needs = f"torch {pinned_version('TORCH_VERSION')} needs driver {pinned_version('MIN_DRIVER')} or newer"
         yield Diagnosis("driver", f"{found[0].driver} is too old, runs use the processor: {needs}", "note")

@@ -49,12 +49,19 @@ def test_commits_are_whole_and_versions_are_exact() -> None:
 
 def test_the_locks_hold_the_same_torch_and_a_compiler_of_its_cuda() -> None:
     run, compiler = locked("run"), locked("nvcc")
-    assert run["torch"] == versions()["TORCH"]
+    assert run["torch"] == versions()["TORCH_VERSION"]
     for lock in (run, compiler):
         assert re.fullmatch(re.escape(versions()["CUDA_TOOLKIT"]) + r"(\.0)?", lock["cuda-toolkit"])
     shared = run.keys() & compiler.keys()
     assert {name: run[name] for name in shared} == {name: compiler[name] for name in shared}
     assert {"nvidia-cuda-nvcc", "nvidia-cuda-cccl", "ninja"} <= compiler.keys()
+
+
+def test_no_pin_has_the_name_of_a_choice_of_the_installation() -> None:
+    """A build argument is an environment variable of what a stage runs: `TORCH=2.14.1` would be no build of torch."""
+    choices = {"TORCH", "TORCH_INDEX"}
+    assert all(f'"{name}"' in (ROOT / "requirements/install.py").read_text() for name in choices)
+    assert not choices & versions().keys()
 
 
 def test_the_docs_and_the_doctor_say_the_same() -> None:
