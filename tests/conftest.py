@@ -135,9 +135,9 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def composed_here(tmp_path: Path, composed: Path) -> Iterator[Path]:
     """A copy of that cache in `tmp_path`. What a test adds to it, no later test composes again."""
     from reproduce.harness.plan.model import CACHE
-    from tests.runs import add_configs
+    from tests.runs import CONFIGS, add_configs, copy_configs
 
-    folder = Path(shutil.copytree(composed, tmp_path / CACHE))
-    lent = (folder / "configs.json").stat()
-    yield folder
-    add_configs(folder / "configs.json", lent, composed / "configs.json")
+    file = copy_configs(composed, tmp_path / CACHE)
+    lent = file.stat()
+    yield file.parent
+    add_configs(file, lent, composed / CONFIGS)

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,16 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(unfinished)
             unfinished.rename(folder)
     return folder
+
+
+CONFIGS = "configs.json"
+"""The planner's cache of composed configs, in its folder."""
+
+
+def copy_configs(shared: Path, folder: Path) -> Path:
+    """Copy the session's cache of configs to a new folder; another worker may be replacing it, so nothing beside it."""
+    folder.mkdir()
+    return Path(shutil.copy2(shared / CONFIGS, folder / CONFIGS))
 
 
 def add_configs(file: Path, lent: os.stat_result, shared: Path) -> None:
