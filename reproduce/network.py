@@ -44,8 +44,7 @@ def build_network(
     """Build the network with its seeded initial weights, on the device; `method_config` is None for method `none`."""
     torch.manual_seed(cfg.seed)
     net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)
-    if isinstance(net, CmcNet):
-        net.set_normalization(cfg.normalize.mean, cfg.normalize.std)
+    net.set_normalization(cfg.normalize.mean, cfg.normalize.std)
     net = net.to(device()).to(memory_format=torch.channels_last)
     net.activation_checkpointing = cfg.cluster.activation_checkpointing
     if cfg.cluster.compile_backend:

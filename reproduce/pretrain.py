@@ -114,7 +114,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     optimizer = build_optimizer(net.parameters(), optimizer_config)
     scaler = loss_scaler(cfg.precision, cfg.initial_loss_scale)
     method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
-    steps_per_epoch = len(data.images) // cfg.batch_size
+    steps_per_epoch = data.sampler(cfg.epochs, first_step=0).steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)
     states = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
     checkpoints, first_step = resume(run, LR_KEYS, **states, collapse_detector=collapse_detector)

@@ -222,9 +222,12 @@ def _print_events(new_events: IO[str], progress: Progress, printer: StatusPrinte
         if not line.endswith("\n"):
             new_events.seek(position)
             return
-        with suppress(ValueError):
-            if sentence := progress.update(json.loads(line)):
-                printer.line(sentence)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if sentence := progress.update(event):
+            printer.line(sentence)
 
 
 def _stop(workflow: subprocess.Popen[Any]) -> None:
