@@ -163,6 +163,8 @@ def test_concurrent_runs_get_distinct_gpus(tmp_path: Path, monkeypatch: pytest.M
             now.add(device)
         else:
             now.remove(device)
+    status, out = harness("", "run", "table7", "--seeds", "2", "--cluster-options", "num_processes=3")
+    assert status == 2 and "takes 3 processes, each with a GPU of its own, and there are 2 GPUs" in out
 
 
 def test_a_failed_run_stops_only_its_children() -> None:

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.methods.base import PretrainTask
 from models.methods.registry import METHODS
 from reproduce import network, pretrain
-from reproduce.engine import batchnorm
+from reproduce.engine import batchnorm, checkpoint
 from reproduce.engine.loop import Trainer
-from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, call
+from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, Uninterrupted, call
 
 EXPERIMENTS = {
     "swav": ("experiment=swav_800ep", "method.queue_length=0"),
@@ -135,3 +135,11 @@ def test_crops_that_a_method_cannot_use_are_refused_before_the_first_step(
     monkeypatch.setattr(Trainer, "train", None)
     status, said = call(pretrain.main, monkeypatch, *asked)
     assert (status, words in said) == (2, True), said
+
+
+def test_a_checkpoint_has_the_last_epochs_metrics_for_the_collapse_detector(
+    data: Path, uninterrupted: Uninterrupted
+) -> None:
+    asked = (*TINY, *EXPERIMENTS["swav"], f"paths.data_root={data}")
+    (path,) = uninterrupted(pretrain.main, *asked).glob("smoke/*/checkpoint.pt")
+    assert [step for step, _ in checkpoint.load(path)["collapse_detector"]["history"]] == [5, 6]

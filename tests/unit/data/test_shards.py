@@ -94,6 +94,17 @@ def test_corrected_annotations_are_packed_again(data: Path, copied: Path, tmp_pa
     assert np.array_equal(packed_labels, expected) and not np.array_equal(expected, labels)
 
 
+def test_a_shard_that_an_interrupted_command_left_is_kept_only_with_its_annotations(data: Path, tmp_path: Path) -> None:
+    images = read_image_folder(data / "imagenet" / "val")
+    sizes = [Path(path).stat().st_size for path in images.paths]
+
+    def fingerprint(annotation: bytes) -> str:
+        split = write_shards.SplitToPack(images, images.paths, images.labels, lambda _: {"xml": annotation})
+        return str(write_shards._write_shard(tmp_path, 0, [0, 1], split, sizes)["fingerprint"])
+
+    assert fingerprint(b"cat") == fingerprint(b"cat") != fingerprint(b"dog")
+
+
 def test_voc_shards_keep_labels_and_annotations(data: Path, packed: Path) -> None:
     for split in (VOC.train, VOC.val):
         before, labels = read_voc_labels(data / VOC.root, VOC, split)

@@ -136,9 +136,10 @@ def test_what_needs_no_missing_dataset_can_be_made(
     class_folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     carried_out: list[Plan] = []
-    monkeypatch.setattr(workflow, "execute_plan", lambda plan, *_, **__: carried_out.append(plan))
+    monkeypatch.setattr(workflow, "execute_plan", lambda plan, *_, whole: carried_out.extend([plan, whole]))
     assert main(["run", *class_folders, "--skip-missing-data"]) == 3
-    (plan,) = carried_out
+    plan, whole = carried_out
+    assert plan.runs.items() < whole.runs.items()  # what was asked for is written, too
     assert {run.name for run in plan.runs.values()} == {"swav_800ep", "random", "linear_places205", "linear_inat18"}
     assert "coco is missing" in capsys.readouterr().out
 

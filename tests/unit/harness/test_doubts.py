@@ -11,6 +11,8 @@ from reproduce.__main__ import main
 from reproduce.harness import revision
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.model import Plan, Request
+from reproduce.harness.report.page import stale_verdicts
+from reproduce.harness.report.summary import read_verdicts
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.doubts import of_recording, of_tables
 from tests.unit.harness.verdicts import Finish
@@ -109,3 +111,13 @@ def test_a_report_of_an_edited_table_says_so(checkout: Path, plan: Plan, capsys:
     main(["report", "table7", "--scale", "paper", "--seeds", "2"])
     says = "Table 7 was checked before its table changed"
     assert f"note: {says}" in capsys.readouterr().out and says in Path("reports/paper/index.html").read_text()
+
+
+def test_a_report_of_another_recording_says_so(plan: Plan) -> None:
+    main(["check", "table7", "--scale", "paper", "--seeds", "2"])
+    found = read_verdicts(Path("reports/paper"), "paper")
+    assert not list(stale_verdicts(found))
+    found.tables[0]["recorded"] = {"date": "2026-01-01"}
+    assert [each.partition(",")[0] for each in stale_verdicts(found)] == [
+        "Table 7 was checked before its recorded numbers changed"
+    ]

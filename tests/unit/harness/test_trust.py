@@ -14,7 +14,7 @@ from reproduce.harness.plan.model import Plan, Request, Run
 from reproduce.harness.report.junit import as_junit
 from reproduce.harness.report.render_tables import table_as_markdown
 from reproduce.harness.report.rendering import markdown_row, xml_text
-from reproduce.harness.verdict import cells, check, stats
+from reproduce.harness.verdict import cells, check, claims, stats
 from reproduce.harness.verdict.cells import CellVerdict
 from reproduce.harness.verdict.claims import check_claims
 from reproduce.harness.verdict.labels import ClaimStatus, Verdict
@@ -222,3 +222,10 @@ def test_the_mean_weighs_networks_and_not_their_finetunings() -> None:
     found = SeedResults({0: 70.0, 1: 70.0, 2: 70.0, 5: 76.0}, pretrainings={0: "a", 1: "a", 2: "a", 5: "b"})
     measured = cells._measured(found, CellVerdict(Verdict.NOT_RUN))
     assert measured.mean == 73.0 == stats.mean(found.independent)
+
+
+def test_a_claim_compares_networks_and_not_their_finetunings() -> None:
+    ours = SeedResults({0: 70.0, 1: 70.2, 2: 70.4, 5: 76.2}, pretrainings={0: "a", 1: "a", 2: "a", 5: "b"})
+    theirs = SeedResults({0: 60.0, 5: 61.0}, pretrainings={0: "c", 5: "d"})
+    expected = stats.difference([70.2, 76.2], [60.0, 61.0])
+    assert claims._difference(ours, theirs) == expected
