@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from reproduce.config.schema import Dataset, Normalize
+from reproduce.config.schema import Normalize
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import ImageList, read_train_and_val
 from reproduce.data.pipeline.center_crop import INTERPOLATIONS
@@ -41,7 +41,7 @@ class EvalContext:
     def __init__(self, run: Run, preemption: Preemption, load_projection_head: Callable[[], nn.Module]) -> None:
         self.run, self.cfg, self.preemption = run, run.cfg, preemption
         self.load_projection_head = load_projection_head
-        self.dataset = to_dataclass(run.cfg.dataset, Dataset, "dataset")
+        self.dataset = run.dataset
         self.normalize = to_dataclass(run.cfg.normalize, Normalize, "normalize")
         self.root = run.dataset_root
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.methods import registry
 from models.methods.base import PretrainTask
-from reproduce.config.schema import Crops, Dataset, Normalize, Optimizer
+from reproduce.config.schema import Crops, Normalize, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.data.pipeline import nvjpeg
@@ -40,12 +40,11 @@ class PretrainData:
 
     def __init__(self, cfg: DictConfig, run: Run) -> None:
         self.cfg, self.run = cfg, run
-        dataset = to_dataclass(cfg.dataset, Dataset, "dataset")
-        self.images = read_image_list(run.dataset_root, dataset, dataset.train)
+        self.images = read_image_list(run.dataset_root, run.dataset, run.dataset.train)
         self.order = epoch_order_for(self.images, cfg.batch_size)
         self.crops = self._with_usable_decoder(to_dataclass(cfg.crops, Crops, "crops"))
         self.normalize = to_dataclass(cfg.normalize, Normalize, "normalize")
-        run.record_split(dataset.train, self.images)
+        run.record_split(run.dataset.train, self.images)
 
     def _with_usable_decoder(self, crops: Crops) -> Crops:
         """Return `crops` with the JPEG decoder that runs here; log it if another one was requested."""

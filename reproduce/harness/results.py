@@ -92,6 +92,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arithmetic": (lambda value: isinstance(value, dict), "settings by name"),
     "checkpoint_sha256": (_is_digest, "a SHA-256 in lower case"),
     "code_changed": (_is_texts, "a list of files"),
+    "data_changed": (_is_texts, "a list of splits"),
     "hardware": (lambda value: isinstance(value, str), "a text"),
 }
 """Forms of entries of a result's provenance, where they are there."""

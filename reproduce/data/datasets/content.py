@@ -25,7 +25,7 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets.class_folders import THREADS, list_class_folders, list_images
 from reproduce.data.datasets.coco import annotation_path
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.manifest import file_states, sha256_of_lines
+from reproduce.data.datasets.manifest import FileState, file_states, sha256_of_lines
 from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
 from reproduce.data.datasets.voc import annotation_of, image_of, read_voc_list, voc_list_path
 from reproduce.errors import UserError
@@ -58,6 +58,31 @@ class _Files:
     """Paths of the shards, if images are packed in them."""
 
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Paths of the files that have a name of their own: all but the containers."""
+        return self.images | self.annotations
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of all files."""
+        return [*self.named.values(), *self.containers]
+
+    def states_sha256(self, states: Sequence[FileState]) -> str:
+        """Return a hash of the files' paths with the sizes and dates `states`."""
+        known = (f"{state} {path}" for path, state in zip(self.paths, states, strict=True))
+        return sha256_of_lines([str(VERSION), *known])
+
+
+def split_states_sha256(data: Path, dataset: Dataset, split: str) -> str:
+    """Return a hash of the paths, sizes and dates of a split's files: another one if any of them was touched.
+
+    Raises `UserError` if the split can't be listed.
+    """
+    files = _list_files(data, data / dataset.root, dataset, split)
+    return files.states_sha256(file_states(files.paths))
+
+
 def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path | None = None) -> str:
     """Return the hash of a split's content (see above); computed hashes are kept in the folder `cache`.
 
@@ -65,12 +90,9 @@ def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path |
     """
     root = data / dataset.root
     files = _list_files(data, root, dataset, split)
-    named = files.images | files.annotations
-    paths = [*named.values(), *files.containers]
-    states = file_states(paths)
-    state_sha256 = sha256_of_lines(
-        [str(VERSION), *(f"{state} {path}" for path, state in zip(paths, states, strict=True))]
-    )
+    named = files.named
+    states = file_states(files.paths)
+    state_sha256 = files.states_sha256(states)
     key = json.dumps([str(root.resolve()), dataset.layout, split, dataset.extra_train_root])
     cached = cache / f"content-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json" if cache else None
     if cached and cached.is_file():

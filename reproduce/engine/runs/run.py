@@ -17,7 +17,7 @@ from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
-from reproduce.data.datasets.content import content_cache, split_content_sha256
+from reproduce.data.datasets.content import content_cache, split_content_sha256, split_states_sha256
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
@@ -54,6 +54,8 @@ class Run:
         self.origin = Origin.now() if is_main() else None
         self.provenance: dict[str, Any] = {}
         """What this run adds to the provenance of its result."""
+        self._file_states: dict[str, str] = {}
+        """A hash of the sizes and dates of each split's files when this process began to read them."""
         self._tracker: Tracker | NoTracker = NoTracker()
         if self.origin:
             for unfinished in [*self.folder.glob(".*.*"), *self.folder.glob(f"{run_images.PICTURES}/.*.*")]:
@@ -75,13 +77,17 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     @property
+    def dataset(self) -> Dataset:
+        """The run's dataset, as the data config describes it."""
+        return to_dataclass(self.cfg.dataset, Dataset, "dataset")
+
+    @property
     def dataset_root(self) -> Path:
         """The folder of the run's dataset. Raises `UserError` if it or one of its parts is missing."""
-        dataset = to_dataclass(self.cfg.dataset, Dataset, "dataset")
-        missing = catalog.missing_data(dataset, self.cfg.paths.data_root, self.cfg.data.name)
+        missing = catalog.missing_data(self.dataset, self.cfg.paths.data_root, self.cfg.data.name)
         if missing:
             raise UserError(f"data is missing for {self.run_id}: {'; '.join(missing)}")
-        return Path(self.cfg.paths.data_root) / dataset.root
+        return Path(self.cfg.paths.data_root) / self.dataset.root
 
     def record_split(self, split: str, images: ImageList) -> None:
         """Record in the result which images a split has: their content, and when data-verify last checked the files.
@@ -90,13 +96,15 @@ class Run:
         """
         if not is_main():
             return
-        data, dataset = Path(self.cfg.paths.data_root), to_dataclass(self.cfg.dataset, Dataset, "dataset")
+        data, dataset = Path(self.cfg.paths.data_root), self.dataset
         with others_wait(f"looks up the sizes of the files of {dataset.name}/{split}"):
             found = split_manifest(data, dataset, split, images)
+            states = split_states_sha256(data, dataset, split)
             content = split_content_sha256(data, dataset, split, content_cache(self.folder))
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
         self.provenance.setdefault("data_content_sha256", {})[name] = content
+        self._file_states[name] = states
         if "verified" in found:
             self.provenance.setdefault("data_verified", {})[name] = found["verified"]
         if images.passed_over:
@@ -173,6 +181,9 @@ class Run:
         counts = self.counts.gather()
         if self.origin is None:
             return
+        if touched := self._touched_splits():
+            print(f"warning: files of {', '.join(touched)} changed while {self.run_id} read them", file=sys.stderr)
+            self.provenance["data_changed"] = touched
         if self.cfg.kind == "evaluate":
             _require_numbers(metrics)
         content = result.build_result(
@@ -192,6 +203,19 @@ class Run:
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
             print(self._tracker.problem, file=sys.stderr)
+
+    def _touched_splits(self) -> list[str]:
+        """Return the splits of which a file changed, came or went since this process began to read them."""
+        data = Path(self.cfg.paths.data_root)
+        touched = []
+        for name, before in self._file_states.items():
+            try:
+                now = split_states_sha256(data, self.dataset, name.rpartition("/")[2])
+            except (UserError, OSError):  # the folder is gone
+                now = ""
+            if now != before:
+                touched.append(name)
+        return touched
 
 
 def _require_numbers(metrics: Mapping[str, float]) -> None:

@@ -55,6 +55,9 @@ def _of_code(done: Done) -> Iterator[str]:
         yield f"{len(others)} of {len(done)} results were made by other code ({theirs}) than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
         yield f"{dirty} of {len(done)} results were made by uncommitted code"
+    networks = [each for run, each in done if run.kind != "measure"]
+    if nameless := sum(not _provenance(each).get("checkpoint_sha256") for each in networks):
+        yield f"{nameless} of {len(networks)} results do not say which checkpoint they are of"
     for run, result in done:
         if changed := _provenance(result).get("code_changed"):
             yield f"code changed while {run.label} ran: {_some(changed)}"
@@ -77,6 +80,9 @@ def _of_images(done: Done) -> Iterator[str]:
             if len({str(_provenance(each)[key]) for each in of_seeds if key in _provenance(each)}) > 1:
                 yield f"the seeds of {name} read different images ({key})"
                 break
+    for run, result in done:
+        if touched := _provenance(result).get("data_changed"):
+            yield f"image files changed while {run.label} read them: {_some(touched)}"
     yield from dict.fromkeys(_of_test_sets(done))
     yield from dict.fromkeys(str(note) for _, result in done if (note := _provenance(result).get("fewer_neighbors")))
     if skipped := sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for _, result in done):

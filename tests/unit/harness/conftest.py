@@ -1,5 +1,6 @@
 """A checkout of one's own for the harness, and runs that are done without doing anything."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -73,9 +74,13 @@ def finish() -> Callable[..., None]:
             "wall_seconds": 12.0,
             "peak_memory_gb": 1.5,
             "provenance": {"git_commit": "c" * 40, "git_dirty": False, "packages": {"torch": "2"}},
-        }
+        } | more
+        network = run.run_id if run.kind == "pretrain" else "".join(run.parents)
+        if isinstance(result["provenance"], dict) and run.kind != "measure":
+            of_network = {"checkpoint_sha256": hashlib.sha256(network.encode()).hexdigest()}
+            result["provenance"] = of_network | result["provenance"]
         run.result.parent.mkdir(parents=True, exist_ok=True)
-        run.result.write_text(json.dumps(result | more))
+        run.result.write_text(json.dumps(result))
 
     return write
 

@@ -54,6 +54,11 @@ def test_nothing_is_doubted_without_a_reason(plan: Plan) -> None:
         ({"provenance": KNOWN | {"git_commit": "b" * 40}}, "1 of 4 results were made by other code (bbbbbbbbbbbb)"),
         ({"provenance": KNOWN | {"git_dirty": True}}, "1 of 4 results were made by uncommitted code"),
         ({"provenance": KNOWN | {"code_changed": ["evals/knn.py"]}}, "code changed while {label} ran: evals/knn.py"),
+        ({"provenance": KNOWN | {"checkpoint_sha256": None}}, "1 of 4 results do not say which checkpoint they are of"),
+        (
+            {"provenance": KNOWN | {"data_changed": ["imagenet/val"]}},
+            "image files changed while {label} read them: imagenet/val",
+        ),
         ({"provenance": KNOWN | {"hardware": "a laptop"}}, "ran on different hardware: 8 x V100; a laptop"),
         ({"counts": {"num_test_images": 5}}, "knn_head was measured on 5 images, but ILSVRC2012 has 50,000 to test on"),
         ({"counts": {"num_skipped_images": 3}}, "3 images could not be read and were skipped"),

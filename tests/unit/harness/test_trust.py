@@ -163,6 +163,7 @@ def test_what_the_run_cannot_have_written_is_refused(plan: Plan, changes: dict[s
         ("checkpoint_sha256", ["a"]),
         ("checkpoint_sha256", "A" * 64),
         ("code_changed", 5),
+        ("data_changed", "imagenet/val"),
         ("code_changed", [[]]),
         ("hardware", {}),
     ],
