@@ -20,8 +20,7 @@ from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager
 from reproduce.errors import run_cli
-from reproduce.files import write_json
-from reproduce.harness.plan import config_cache
+from reproduce.harness.plan.config_cache import FILE_NAME, read_summaries, write_summaries
 from tests.forks import ForkedRun
 
 REPO_ROOT = Path(__file__).parents[1]
@@ -58,29 +57,21 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-CONFIGS = "configs.json"
-"""The planner's cache of composed configs, in its folder."""
-
-
 def copy_configs(shared: Path, folder: Path) -> Path:
     """Copy the session's cache of configs to a new folder; another worker may be replacing it, so nothing beside it."""
     folder.mkdir()
-    return Path(shutil.copy2(shared / CONFIGS, folder / CONFIGS))
+    return Path(shutil.copy2(shared / FILE_NAME, folder / FILE_NAME))
 
 
 def add_configs(file: Path, lent: os.stat_result, shared: Path) -> None:
     """Add to the session's cache of configs what a test has added to its copy `file`, unless it damaged the copy."""
-    with (
-        open(shared.with_suffix(".lock"), "w") as lock,
-        contextlib.suppress(OSError, ValueError, LookupError, TypeError),
-    ):
+    with open(shared.with_suffix(".lock"), "w") as lock, contextlib.suppress(OSError, ValueError):
         if file.stat() == lent:
             return
         fcntl.flock(lock, fcntl.LOCK_EX)
-        added, known = json.loads(file.read_bytes()), json.loads(shared.read_bytes())
-        if (added["fingerprint"], added["sha256"]) == (known["fingerprint"], config_cache._sha256(added["configs"])):
-            configs = known["configs"] | added["configs"]
-            write_json(shared, {**known, "sha256": config_cache._sha256(configs), "configs": configs})
+        (of_added, added), (fingerprint, known) = read_summaries(file), read_summaries(shared)
+        if of_added == fingerprint and added.keys() - known.keys():
+            write_summaries(shared, fingerprint, known | added)
 
 
 def tiny_pictures(root: Path, num_train: int = 2, num_voc: tuple[int, int] = (60, 30)) -> None:

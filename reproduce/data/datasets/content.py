@@ -57,7 +57,6 @@ class _Files:
     containers: list[str]
     """Paths of the shards, if images are packed in them."""
 
-
     @property
     def named(self) -> dict[str, str]:
         """Paths of the files that have a name of their own: all but the containers."""

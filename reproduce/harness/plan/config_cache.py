@@ -25,12 +25,13 @@ from models.zoo import entries
 from reproduce.config import RunKind
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
-from reproduce.files import write_json
+from reproduce.files import write_atomic
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
 from reproduce.system import REPO_ROOT, available_cores
 
+FILE_NAME = "configs.tsv"
 WHOLE_MACHINE = 100_000
 """The cores of a run that measures time, so that nothing runs beside it."""
 FEW = 4
@@ -56,7 +57,8 @@ class ConfigCache:
     """Composes each distinct config once, and keeps its summary in `.cache` as long as no config file changes."""
 
     request: Request
-    summaries: dict[str, Any] = field(default_factory=dict)
+    summaries: dict[str, str] = field(default_factory=dict)
+    """A summary as JSON for each config. A plan parses those that it needs, out of hundreds."""
     composed: dict[str, DictConfig] = field(default_factory=dict)
     """Configs composed in this process; their `PLAIN_KEYS` are those of the last requested run."""
     modified: bool = False
@@ -64,20 +66,17 @@ class ConfigCache:
     """Configs that `compose_ahead` has found to be missing; None unless it is looking for them."""
 
     def __post_init__(self) -> None:
-        self.file = CACHE / "configs.json"
+        self.file = CACHE / FILE_NAME
         self.fingerprint = _fingerprint()
         try:
-            cached = json.loads(self.file.read_bytes())
-            if cached["fingerprint"] == self.fingerprint:
-                self.summaries = cached["configs"]
-                self.modified = cached["sha256"] != _sha256(self.summaries)
+            fingerprint, summaries = read_summaries(self.file)
+            if fingerprint == self.fingerprint:
+                self.summaries = summaries
         except FileNotFoundError:
             return
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, ValueError):
             self.modified = True
-        if self.modified:
             print(f"warning: {self.file} is damaged; its configs are composed again", file=sys.stderr)
-            self.summaries = {}
 
     def run(self, kind: RunKind, overrides: list[str], run_overrides: list[str], parent: Run | None = None) -> Run:
         """Return the run of a list of overrides. `run_overrides` are passed to it too, but are no part of its name."""
@@ -141,15 +140,14 @@ class ConfigCache:
     def save(self) -> None:
         """Keep the summaries for the next command."""
         if self.modified:
-            digest = _sha256(self.summaries)
-            write_json(self.file, {"fingerprint": self.fingerprint, "sha256": digest, "configs": self.summaries})
+            write_summaries(self.file, self.fingerprint, self.summaries)
 
     def _cached(self, what: str, overrides: list[str], compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = _key(what, overrides)
         if key not in self.summaries:
-            self.summaries[key] = compose()
+            self.summaries[key] = json.dumps(compose())
             self.modified = True
-        summary: dict[str, Any] = self.summaries[key]
+        summary: dict[str, Any] = json.loads(self.summaries[key])
         return summary
 
 
@@ -231,9 +229,23 @@ def _data(overrides: list[str]) -> dict[str, str]:
     return {"name": cfg.data.name, "source": cfg.dataset.source}
 
 
-def _sha256(summaries: Any) -> str:
-    """Return a hash of summaries, by which a damaged file is noticed, whatever in it has changed."""
-    return hashlib.sha256(json.dumps(summaries, sort_keys=True).encode()).hexdigest()
+def read_summaries(file: Path) -> tuple[str, dict[str, str]]:
+    """Return the fingerprint and the summaries that `write_summaries` wrote. Raises `ValueError` if any bit is wrong.
+
+    The file has a line for each config, its key and its summary; the first line is for them all.
+    """
+    first, _, lines = file.read_text().partition("\n")
+    fingerprint, _, digest = first.partition("\t")
+    if digest != hashlib.sha256(lines.encode()).hexdigest():
+        raise ValueError(f"{file} is damaged")
+    entries = (line.split("\t") for line in lines.splitlines())
+    return fingerprint, {json.loads(key): summary for key, summary in entries}
+
+
+def write_summaries(file: Path, fingerprint: str, summaries: dict[str, str]) -> None:
+    """Write summaries with a fingerprint of what they depend on, and a hash by which damage is noticed."""
+    lines = "".join(f"{json.dumps(key)}\t{summary}\n" for key, summary in summaries.items())
+    write_atomic(file, f"{fingerprint}\t{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
 
 
 def _fingerprint() -> str:

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -20,7 +19,7 @@ from reproduce.config.compose import compose
 from reproduce.config.identity import run_dir, run_id
 from reproduce.errors import UserError
 from reproduce.harness.plan import build, config_cache
-from reproduce.harness.plan.config_cache import ConfigCache
+from reproduce.harness.plan.config_cache import FILE_NAME, ConfigCache
 from reproduce.harness.plan.model import CACHE, Plan, Request, Source
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.system import REPO_ROOT
@@ -201,17 +200,16 @@ def test_a_collapse_is_settled_only_if_the_paper_prints_it(checkout: Path, table
             assert run_states(plan)[run.run_id] == RunState.FAILED  # out of memory, say: that the paper does not print
 
 
-DAMAGES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "cut short": lambda cached: json.dumps(cached)[:-40],
+DAMAGES: dict[str, Callable[[str], str]] = {
+    "cut short": lambda cached: cached[:-40],
+    "without its last line": lambda cached: cached[: cached.rindex("\n", 0, -1) + 1],
     "empty": lambda _: "",
     "no text": lambda _: "\0\0\0",
     "too deep": lambda _: "[" * 100_000,
-    "a list": lambda _: "[]",
-    "a number": lambda _: "3",
-    "without its parts": lambda cached: json.dumps({"fingerprint": cached["fingerprint"]}),
-    "configs that are a list": lambda cached: json.dumps(cached | {"configs": []}),
-    "a summary that is a number": lambda cached: json.dumps(cached | {"configs": dict.fromkeys(cached["configs"], 3)}),
-    "another value": lambda cached: json.dumps(cached).replace('"own"', '"theirs"'),
+    "JSON": lambda _: json.dumps({"fingerprint": "0", "configs": {}}),
+    "one line": lambda cached: cached.replace("\n", "\t"),
+    "another value": lambda cached: cached.replace('"own"', '"theirs"'),
+    "no UTF-8": lambda cached: cached.replace('"own"', '"\udcff"'),
 }
 
 
@@ -234,8 +232,8 @@ def test_a_damaged_config_cache_is_made_anew(
     monkeypatch.setattr(config_cache, "_data", compose_data)
     monkeypatch.chdir(tmp_path)
     assert [plan_once(), plan_once(), len(composed)] == ["", "", 1]
-    file = CACHE / "configs.json"
-    file.write_text(DAMAGES[damage](json.loads(file.read_text())))
+    file = CACHE / FILE_NAME
+    file.write_text(DAMAGES[damage](file.read_text()), errors="surrogateescape")
     assert plan_once() == f"warning: {file} is damaged; its configs are composed again\n"
     assert [plan_once(), len(composed)] == ["", 2]
 
@@ -335,7 +333,7 @@ def test_configs_composed_ahead_by_several_processes_make_the_same_plan(
         assert (len(composed_here) == 2) == (cores > 1)  # the data and the cluster
         assert config_cache.STAND_IN.run_id not in plans[-1].runs
     assert plans[0] == plans[1]
-    assert Path(CACHE / "configs.json").read_bytes() == (tmp_path / "1" / CACHE / "configs.json").read_bytes()
+    assert Path(CACHE / FILE_NAME).read_bytes() == (tmp_path / "1" / CACHE / FILE_NAME).read_bytes()
 
 
 def test_a_wrong_request_is_one_sentence_wherever_it_is_composed(
