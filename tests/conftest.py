@@ -134,11 +134,8 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def composed_here(tmp_path: Path, composed: Path) -> Iterator[Path]:
     """A copy of that cache in `tmp_path`. What a test adds to it, no later test composes again."""
-    from reproduce.harness.plan.config_cache import FILE_NAME
     from reproduce.harness.plan.model import CACHE
-    from tests.runs import add_configs, copy_configs
+    from tests.runs import lent_configs
 
-    file = copy_configs(composed, tmp_path / CACHE)
-    lent = file.stat()
-    yield file.parent
-    add_configs(file, lent, composed / FILE_NAME)
+    with lent_configs(composed, tmp_path / CACHE) as folder:
+        yield folder

@@ -57,21 +57,23 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def copy_configs(shared: Path, folder: Path) -> Path:
-    """Copy the session's cache of configs to a new folder; another worker may be replacing it, so nothing beside it."""
+@contextlib.contextmanager
+def lent_configs(shared: Path, folder: Path) -> Iterator[Path]:
+    """Copy the session's cache of configs to `folder`, and add to it what is composed meanwhile.
+
+    Another worker may be replacing the cache, so nothing beside it is copied. A copy that was damaged adds nothing.
+    """
     folder.mkdir()
-    return Path(shutil.copy2(shared / FILE_NAME, folder / FILE_NAME))
-
-
-def add_configs(file: Path, lent: os.stat_result, shared: Path) -> None:
-    """Add to the session's cache of configs what a test has added to its copy `file`, unless it damaged the copy."""
-    with open(shared.with_suffix(".lock"), "w") as lock, contextlib.suppress(OSError, ValueError):
-        if file.stat() == lent:
+    copy = Path(shutil.copy2(shared / FILE_NAME, folder / FILE_NAME))
+    lent = copy.stat()
+    yield folder
+    with open(shared / f"{FILE_NAME}.lock", "w") as lock, contextlib.suppress(OSError, ValueError):
+        if copy.stat() == lent:
             return
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (of_added, added), (fingerprint, known) = read_summaries(file), read_summaries(shared)
+        (of_added, added), (fingerprint, known) = read_summaries(copy), read_summaries(shared / FILE_NAME)
         if of_added == fingerprint and added.keys() - known.keys():
-            write_summaries(shared, fingerprint, known | added)
+            write_summaries(shared / FILE_NAME, fingerprint, known | added)
 
 
 def tiny_pictures(root: Path, num_train: int = 2, num_voc: tuple[int, int] = (60, 30)) -> None:

@@ -20,7 +20,7 @@ from reproduce.harness.spec.preflight_file import preflight_path
 from reproduce.harness.verdict import check
 from reproduce.harness.verdict.claims import check_claims
 from tests.browser.chromium import PROGRAM, Browser, browser
-from tests.runs import copy_configs
+from tests.runs import lent_configs
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
@@ -32,9 +32,9 @@ def page(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """Write a report at scale paper with numbers, a failure, curves, and many cells that were not run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("checkout"))
-        copy_configs(composed, CACHE)
         tables = ("table2", "table3", "table9", "figure2", "figure3", "claims")
-        plan = build.build_plan(Request(tables, "paper", (0, 1)))
+        with lent_configs(composed, CACHE):
+            plan = build.build_plan(Request(tables, "paper", (0, 1)))
         metrics = {name for cell in plan.cells for name in (cell.metric, cell.selection_metric)}
         for number, run in enumerate(plan.runs.values()):
             run.result.parent.mkdir(parents=True)
