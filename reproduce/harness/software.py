@@ -36,17 +36,30 @@ def packages() -> Iterator[Diagnosis]:
     yield Diagnosis("Detectron2", detectron2 or without)
 
 
+TRY_GPUS = """
+import torch
+usable = 0
+for number in range(torch.cuda.device_count()):
+    try:
+        usable += int((torch.ones(1, device=("cuda", number)) + 0).item())
+    except (RuntimeError, AssertionError) as error:
+        print(str(error).splitlines()[0])
+print(usable)
+"""
+"""Adds two numbers on each GPU: torch finds GPUs for which it has no program, such as older ones."""
+
+
 def _torch() -> Diagnosis:
     if not (installed := _version("torch")):
         return Diagnosis("torch", "none: make setup installs it", "missing")
     words = f"{installed}, torchvision {_version('torchvision') or 'none'}"
     if not isinstance(found := list_gpus(), list) or not found:
         return Diagnosis("torch", words)
-    script = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    status, text = run_command(sys.executable, "-c", script, timeout_seconds=60) or (1, "")
-    last = text.splitlines()[-1] if text else "nothing"
+    status, text = run_command(sys.executable, "-c", TRY_GPUS, timeout_seconds=120) or (1, "")
+    last, *errors = reversed(text.splitlines() or ["nothing"])
     if status or last != str(len(found)):
-        return Diagnosis("torch", f"{words}; of {len(found)} GPUs it can use {last}", "note")
+        why = f" ({errors[0]})" if errors and not status else ""
+        return Diagnosis("torch", f"{words}; of {len(found)} GPUs it can use {last}{why}", "note")
     return Diagnosis("torch", f"{words}; it can use all {last} GPUs")
 
 

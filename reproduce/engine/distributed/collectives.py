@@ -65,13 +65,13 @@ def validate_gpus(gpus_per_process: int) -> None:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus_per_process and not num_gpus:
         raise UserError(
-            f"cluster.gpus_per_process={gpus_per_process}, but CUDA finds no GPU on {socket.gethostname()}: check its "
-            "driver (make doctor) and the job's GPUs, or run on CPUs by cluster.gpus_per_process=0"
+            f"cluster.gpus_per_process={gpus_per_process}, but CUDA finds no GPU on {socket.gethostname()}: "
+            f"{_how_to_get_gpus()}, or run on CPUs by cluster.gpus_per_process=0"
         )
     if os.environ.get(SHARED_GPUS) and not num_gpus:
         raise UserError(
-            f"nvidia-smi lists GPUs on {socket.gethostname()}, and torch can use none: a driver that is too old, or "
-            "torch's CPU build (make doctor); CUDA_VISIBLE_DEVICES= in front of the command runs on the processor"
+            f"nvidia-smi lists GPUs on {socket.gethostname()}, and torch can use none: {_how_to_get_gpus()}; "
+            "CUDA_VISIBLE_DEVICES= in front of the command runs on the processor"
         )
     if num_gpus and local_rank >= num_gpus:
         raise UserError(
@@ -79,6 +79,13 @@ def validate_gpus(gpus_per_process: int) -> None:
             "several MIG instances only one); start one process per GPU (of a detector by "
             "CLUSTER_OPTIONS=detector_processes=N), or hide them by CUDA_VISIBLE_DEVICES="
         )
+
+
+def _how_to_get_gpus() -> str:
+    """Return what to do where torch finds no GPU."""
+    if torch.version.cuda is None:
+        return "this torch is a CPU build: `make clean`, then the same command without TORCH=cpu installs the other"
+    return "check the driver, which may be too old (make doctor), and the job's GPUs"
 
 
 def require_same_device(store: Store, own_rank: int, num_ranks: int, kind: str) -> None:

@@ -34,7 +34,10 @@ def test_a_gpu_of_the_harness_that_torch_cannot_use_ends_the_run(monkeypatch: py
     """Else every run would train on the processor, for weeks, beside idle GPUs."""
     have_gpus(monkeypatch, 0)
     monkeypatch.setenv(SHARED_GPUS, "0,1")
-    with pytest.raises(UserError, match=r"nvidia-smi lists GPUs on .*, and torch can use none"):
+    with pytest.raises(UserError, match=r"nvidia-smi lists GPUs on .*, and torch can use none: check the driver"):
+        collectives.validate_gpus(0)
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(UserError, match=r"torch can use none: this torch is a CPU build: `make clean`, then"):
         collectives.validate_gpus(0)
     monkeypatch.setenv(SHARED_GPUS, "")
     collectives.validate_gpus(0)

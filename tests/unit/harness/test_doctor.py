@@ -119,6 +119,34 @@ def test_gpus_that_torch_cannot_use_are_diagnosed(command: Say) -> None:
     assert by_subject(software.packages())["torch"].text.endswith("; of 1 GPUs it can use 0")
 
 
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ((), "; it can use all 3 GPUs"),
+        ((1,), "; of 3 GPUs it can use 2 (CUDA error: no kernel image is available for execution on the device)"),
+        ((0, 1, 2), "; of 3 GPUs it can use 0 (CUDA error: no kernel image is available for execution on the device)"),
+    ],
+)
+def test_a_gpu_counts_if_torch_computes_on_it(
+    command: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[int, ...], found: str
+) -> None:
+    """A torch with three GPUs stands in for the real one."""
+    (tmp_path / "torch.py").write_text(
+        "class cuda:\n"
+        "    device_count = staticmethod(lambda: 3)\n"
+        "class ones(int):\n"
+        "    def __new__(cls, size, device):\n"
+        f"        if device[1] in {broken!r}:\n"
+        "            raise RuntimeError('CUDA error: no kernel image is available for execution on the device\\n')\n"
+        "        return int.__new__(cls, 1)\n"
+        "    __add__ = lambda self, other: self\n"
+        "    item = int.__int__\n"
+    )
+    command("nvidia-smi", (A100 * 3).strip())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert by_subject(software.packages())["torch"].text.endswith(found)
+
+
 def test_services_that_answer_and_services_that_do_not(command: Say) -> None:
     command("docker", "27.1")
     command("sinfo", "      3 nodes idle  in partition gpu*\n      1 nodes down  in partition gpu*")
