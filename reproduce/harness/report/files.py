@@ -8,7 +8,7 @@ from typing import Any
 
 from reproduce.files import write_atomic, write_json
 from reproduce.harness.plan.model import Plan
-from reproduce.harness.report import render_checkpoints, summary
+from reproduce.harness.report import cells_csv, render_checkpoints, summary
 from reproduce.harness.report.junit import as_junit
 from reproduce.harness.report.render_checkpoints import checkpoints_as_data
 from reproduce.harness.report.render_claims import claim_as_data, claims_as_markdown, read_claims
@@ -34,7 +34,10 @@ def write_verdicts(
     verdicts: Sequence[ClaimVerdict] = (),
     checkpoints: Sequence[CheckpointVerdict] = (),
 ) -> Changes:
-    """Write the verdicts on tables, checkpoints and claims, `junit.xml` and `summary.md`; return what changed."""
+    """Write the verdicts on tables, checkpoints and claims, and `junit.xml`; return what changed.
+
+    `summary.md` and `cells.csv` have every table that the folder holds, not only those of this check.
+    """
     changed_tables = []
     first_steps = FirstStepsCheck.of_plan(plan)
     for table in checked:
@@ -48,7 +51,9 @@ def write_verdicts(
     if any(table.expected == "recorded" for table in plan.tables.values()):
         write_json(plan.reports / render_checkpoints.FILE, checkpoints_as_data(plan, checkpoints))
     write_atomic(plan.reports / "junit.xml", as_junit(checked, verdicts, bool(plan.claims), checkpoints))
-    summary.write(plan.reports, plan.request.scale)
+    found = summary.read_verdicts(plan.reports, plan.request.scale)
+    summary.write(plan.reports, plan.request.scale, found)
+    cells_csv.write(plan.reports, found.tables)
     return Changes(changed_tables, changed_claims)
 
 

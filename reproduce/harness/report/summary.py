@@ -34,11 +34,9 @@ class WrittenVerdicts:
     """Those of the last check with recorded numbers."""
 
 
-def write(folder: Path, scale: str) -> Path:
-    """Write `summary.md` from the tables and claims that a folder of reports holds; return its path."""
-    found = read_verdicts(folder, scale)
+def write(folder: Path, scale: str, found: WrittenVerdicts) -> None:
+    """Write `summary.md` from the tables and claims that a folder of reports holds."""
     write_atomic(folder / "summary.md", as_markdown(scale, found.tables, found.claims, found.checkpoints))
-    return folder / "summary.md"
 
 
 def read_verdicts(folder: Path, scale: str) -> WrittenVerdicts:
