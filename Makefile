@@ -55,6 +55,12 @@ DATA_OPTIONS = --scale $(call quoted,$(SCALE)) $(IMAGE_OPTIONS)
 RUN_OPTIONS = $(call option,--seeds,$(SEEDS)) $(CLUSTER_FLAGS) $(call option,--from,$(FROM)) $(call option,--budget,$(BUDGET)) \
 	$(call option,--cores,$(CORES))
 
+# A variable that a target does not read would change nothing, in silence.
+refuse = $(foreach name,$(1),$(if $(findstring command,$(origin $(name))),$(error make $@ takes no $(name): $(2))))
+ONE_RUN = $(call refuse,SEEDS FROM BUDGET,it is one run of one seed: OVERRIDES="seed=3")
+RECIPES_STAND = $(call refuse,OVERRIDES CHECKPOINT,a table has the recipes of reproduce/conf; pretrain-* and evaluate-* take it)
+OWN_SCALE = $(call refuse,SCALE OVERRIDES CHECKPOINT,its scale and recipes are fixed)
+
 PRECISIONS = $(if $(PRECISION),--precision $(foreach each,$(PRECISION),$(call quoted,$(each))))
 STRICT_FLAG = $(if $(STRICT),--strict)
 SKIP_FLAG = $(if $(SKIP_MISSING_DATA),--skip-missing-data)
@@ -75,32 +81,32 @@ help: ## list targets, variables, tables and configs
 	@echo 'Evaluations (evaluate-*):' $(basename $(notdir $(wildcard reproduce/conf/eval/*.yaml))) | fold -sw 118
 
 smoke: setup ## every evaluation in minutes, on generated images: plan, run, check, report
-	$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(IMAGE_OPTIONS) $(RUN_OPTIONS) \
+	$(OWN_SCALE)$(REPRODUCE) reproduce table3 table6 table7 knn_pooled text --scale smoke $(IMAGE_OPTIONS) $(RUN_OPTIONS) \
 		$(STRICT_FLAG) $(SKIP_FLAG)
 
 lite: setup ## the paper's claims and ten methods on CIFAR-10 (DATA=...): five seeds of each, or SEEDS=
-	$(REPRODUCE) reproduce $(LITE_TABLES) --scale lite $(IMAGE_OPTIONS) $(if $(SEEDS),,--seeds 5) $(RUN_OPTIONS) \
+	$(OWN_SCALE)$(REPRODUCE) reproduce $(LITE_TABLES) --scale lite $(IMAGE_OPTIONS) $(if $(SEEDS),,--seeds 5) $(RUN_OPTIONS) \
 		$(STRICT_FLAG) $(SKIP_FLAG)
 
 reproduce-%: setup ## make a table: plan, run, check, report (reproduce-table3)
-	$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) $(SKIP_FLAG)
+	$(RECIPES_STAND)$(REPRODUCE) reproduce $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG) $(SKIP_FLAG)
 
 plan-%: setup ## show the runs that a table needs (plan-all: every table and claim)
-	$(REPRODUCE) plan $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
+	$(RECIPES_STAND)$(REPRODUCE) plan $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
 
 check-%: setup ## compare a table's numbers with the expected ones
-	$(REPRODUCE) check $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG)
+	$(RECIPES_STAND)$(REPRODUCE) check $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS) $(STRICT_FLAG)
 
 report-%: setup ## make the HTML page of what was checked
-	$(REPRODUCE) report $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
+	$(RECIPES_STAND)$(REPRODUCE) report $(call quoted,$*) $(DATA_OPTIONS) $(RUN_OPTIONS)
 
 #: Single runs and weights
 
 pretrain-%: setup ## one pretraining, the same as a table would do (pretrain-swav_800ep)
-	$(REPRODUCE) pretrain $(DATA_OPTIONS) $(CLUSTER_FLAGS) -- $(call quoted,$*) $(OVERRIDES)
+	$(ONE_RUN)$(REPRODUCE) pretrain $(DATA_OPTIONS) $(CLUSTER_FLAGS) -- $(call quoted,$*) $(OVERRIDES)
 
 evaluate-%: setup ## one evaluation, the same as a table would do (evaluate-knn CHECKPOINT=...)
-	$(REPRODUCE) evaluate $(DATA_OPTIONS) $(CLUSTER_FLAGS) $(call option,--checkpoint,$(CHECKPOINT)) -- $(call quoted,$*) $(OVERRIDES)
+	$(ONE_RUN)$(REPRODUCE) evaluate $(DATA_OPTIONS) $(CLUSTER_FLAGS) $(call option,--checkpoint,$(CHECKPOINT)) -- $(call quoted,$*) $(OVERRIDES)
 
 export: setup ## write the trunk of CHECKPOINT as safetensors and for torchvision, with a model card
 	$(REPRODUCE) export --scale $(call quoted,$(SCALE)) $(call option,--checkpoint,$(CHECKPOINT))

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from evals.context import EvalContext
 from models.networks.resnet import ResNet
@@ -48,7 +50,11 @@ def _warn_of_other_images(cfg: DictConfig, checkpoint: Path) -> None:
     config = checkpoint.with_name("config.yaml")
     if not is_main() or not config.is_file():
         return
-    theirs, ours = (OmegaConf.select(each, "data.imagenet.source") for each in (OmegaConf.load(config), cfg))
+    ours = OmegaConf.select(cfg, "data.imagenet.source")
+    try:
+        theirs = OmegaConf.select(OmegaConf.create(OmegaConf.load(config)), "data.imagenet.source")
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
+        return  # another code base's file beside its weights
     if theirs and theirs != ours:
         print(
             f"warning: {cfg.checkpoint} was trained with {theirs} in place of ImageNet, and is evaluated with {ours}; "

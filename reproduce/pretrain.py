@@ -153,7 +153,9 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 def save_initial_weights(cfg: DictConfig, run: Run) -> None:
     """Save the untrained network as the run's checkpoint (method `none`: the random trunk)."""
     run.resumed_from(0)
-    checkpoint.save(run.checkpoint, {"model": build_network(cfg).state_dict(), "step": 0})
+    weights = {name: tensor.cpu() for name, tensor in build_network(cfg).state_dict().items()}
+    if is_main():  # the file of another rank, with its GPU's name in it, would have another hash
+        checkpoint.save(run.checkpoint, {"model": weights, "step": 0})
 
 
 def run_pretraining(cfg: DictConfig, run: Run, preemption: Preemption) -> None:

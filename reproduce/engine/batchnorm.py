@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from reproduce.data.pipeline.sampler import require_even_shares
 from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, world_size
 from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError, did_you_mean
@@ -34,6 +35,7 @@ def batchnorm_groups(batch_size: int, group_size: int | None) -> BatchNormGroups
 
     Raises `UserError` unless a rank's share of the batch is a multiple of a group or an equal part of one.
     """
+    require_even_shares(batch_size, world_size())
     images = group_size or batch_size
     share = batch_size // world_size()
     if batch_size % images or (images % share and share % images):

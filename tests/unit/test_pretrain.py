@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.methods.base import PretrainTask
 from models.methods.registry import METHODS
 from reproduce import network, pretrain
+from reproduce.config.compose import compose
 from reproduce.engine import batchnorm, checkpoint
 from reproduce.engine.loop import Trainer
+from reproduce.engine.runs.run import run_context
 from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, Uninterrupted, call
 
 EXPERIMENTS = {
@@ -143,3 +145,17 @@ def test_a_checkpoint_has_the_last_epochs_metrics_for_the_collapse_detector(
     asked = (*TINY, *EXPERIMENTS["swav"], f"paths.data_root={data}")
     (path,) = uninterrupted(pretrain.main, *asked).glob("smoke/*/checkpoint.pt")
     assert [step for step, _ in checkpoint.load(path)["collapse_detector"]["history"]] == [5, 6]
+
+
+def test_only_rank_0_writes_the_random_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank's file would replace the one whose hash is in the result."""
+    saved: list[Path] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, _: saved.append(path))
+    cfg = compose("pretrain", [*TINY, "experiment=random", f"paths.results={tmp_path}"])
+    with run_context(cfg) as run:
+        monkeypatch.setattr(pretrain, "is_main", lambda: False)
+        pretrain.save_initial_weights(cfg, run)
+        assert saved == []
+        monkeypatch.setattr(pretrain, "is_main", lambda: True)
+        pretrain.save_initial_weights(cfg, run)
+    assert saved == [run.checkpoint]

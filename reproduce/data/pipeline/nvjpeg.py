@@ -152,6 +152,8 @@ def decoded_batches(
     for batch in batches:
         try:
             images = _decode(batch, device)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # no file's fault: the run ends, and says what to do
         except RuntimeError:
             made = collate_multicrop([fallback[position] for position in batch.positions])
             yield made.pin_memory() if device.type == "cuda" else made

@@ -37,6 +37,15 @@ def epoch_order_for(images: ImageList, batch_size: int) -> EpochOrder:
     return ShardOrder(images.shard_index, batch_size) if images.shard_index else epoch_permutation
 
 
+def require_even_shares(batch_size: int, world_size: int) -> None:
+    """Raise `UserError` unless every process gets the same number of a batch's images."""
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size {batch_size} can't be shared evenly by {world_size} processes: "
+            f"choose a multiple of {world_size}"
+        )
+
+
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Yields this rank's `(epoch, image index)` pairs of each step, from `first_step` to the end of the last epoch.
 
@@ -62,11 +71,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         order: EpochOrder = epoch_permutation,
         drop_last: bool = True,
     ) -> None:
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} can't be shared evenly by {world_size} processes: "
-                f"choose a multiple of {world_size}"
-            )
+        require_even_shares(batch_size, world_size)
         left_over = num_images % batch_size
         self.steps_per_epoch = num_images // batch_size + (not drop_last and left_over > 1)
         if epochs and num_images < batch_size:

@@ -104,7 +104,7 @@ class Run:
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
         self.provenance.setdefault("data_content_sha256", {})[name] = content
-        self._file_states[name] = states
+        self._file_states[split] = states
         if "verified" in found:
             self.provenance.setdefault("data_verified", {})[name] = found["verified"]
         if images.passed_over:
@@ -208,13 +208,13 @@ class Run:
         """Return the splits of which a file changed, came or went since this process began to read them."""
         data = Path(self.cfg.paths.data_root)
         touched = []
-        for name, before in self._file_states.items():
+        for split, before in self._file_states.items():
             try:
-                now = split_states_sha256(data, self.dataset, name.rpartition("/")[2])
+                now = split_states_sha256(data, self.dataset, split)
             except (UserError, OSError):  # the folder is gone
                 now = ""
             if now != before:
-                touched.append(name)
+                touched.append(f"{self.dataset.name}/{split}")
         return touched
 
 

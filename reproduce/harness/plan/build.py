@@ -14,7 +14,9 @@ from reproduce.config import RunKind
 from reproduce.config.identity import RUN_ID
 from reproduce.config.quoting import hydra_quote
 from reproduce.config.validate import MAX_SEED
-from reproduce.harness.plan.config_cache import ConfigCache
+from reproduce.errors import UserError
+from reproduce.files import read_json
+from reproduce.harness.plan.config_cache import ConfigCache, is_fixed_checkpoint
 from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Measurement
@@ -83,7 +85,8 @@ def _build(request: Request, chosen: dict[str, Table], chosen_claims: list[Claim
     configs.compose_ahead(all_cells)
     runs.clear()  # of stand-ins
     cells = all_cells()
-    uses_reference_data = data == configs.data([f"scale={request.scale}"])
+    same_catalog = data == configs.data([f"scale={request.scale}"])
+    uses_reference_data = same_catalog and not _in_place_of_generated(data, data_root, generated_data_dir)
     cluster = configs.cluster
     configs.save()
     return Plan(
@@ -267,7 +270,7 @@ def single_run_plan(
         kind, [*what, *request.overrides(), f"seed={request.seeds[0]}", *overrides], _run_overrides(data_root)
     )
     plan = Plan(request, {}, {run.run_id: run}, [], data_root, generated_data_dir, False, cluster=configs.cluster)
-    if not overrides and not Path(checkpoint).is_file():  # a file's content is in the run_id, its name in the cache
+    if not overrides and (kind == "pretrain" or is_fixed_checkpoint(checkpoint)):
         configs.save()
     return plan
 
@@ -275,6 +278,17 @@ def single_run_plan(
 def _run_overrides(data_root: str, table: str = "", scale: str = "") -> list[str]:
     where = [f"paths.data_root={hydra_quote(data_root)}"] if data_root else []
     return [*where, f"logging.wandb_group={table}-{scale}"] if table else where
+
+
+def _in_place_of_generated(data: dict[str, str], data_root: str, generated_data_dir: str) -> bool:
+    """Return whether DATA has images of its own where generated ones are expected, which leave a manifest."""
+    if data["name"] != "generated" or generated_data_dir:
+        return False
+    try:
+        found = read_json(Path(data_root) / "manifest.json")
+    except (UserError, OSError):
+        return True
+    return not isinstance(found, dict) or found.get("version") != data["source"]
 
 
 def data_folders(request: Request, data: dict[str, str]) -> tuple[str, str]:

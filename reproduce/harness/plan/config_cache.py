@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from models.zoo import entries
 from reproduce.config import RunKind
 from reproduce.config.identity import run_dir, run_id
+from reproduce.config.quoting import hydra_quote
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
 from reproduce.harness.plan import workload
@@ -160,6 +161,11 @@ def _key(what: str, overrides: list[str]) -> str:
 
 PLAIN_KEYS = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+-[0-9a-f]{10})|'(released:\w+)'")}
 """Keys that no other key depends on, and the values of them that need no parser: integers, run_ids, public weights."""
+
+
+def is_fixed_checkpoint(checkpoint: str) -> bool:
+    """Return whether a checkpoint's name says what it is: of a file, the content does, which may come or change."""
+    return bool(PLAIN_KEYS["checkpoint"].fullmatch(hydra_quote(checkpoint)))
 
 
 def _shared(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:

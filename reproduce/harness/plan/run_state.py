@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce import run_images
 from reproduce.errors import UserError
 from reproduce.files import read_json
-from reproduce.harness.plan.model import Plan, Run
+from reproduce.harness.plan.model import CACHE, Plan, Run
 
 if TYPE_CHECKING:
     from reproduce.config.schema import Dataset
@@ -113,16 +113,22 @@ def sync_mtimes(plan: Plan) -> None:
 def other_images(plan: Plan, run: Run) -> list[str]:
     """Return the splits in DATA whose content is not that of a run's result (`imagenet/train`); [] if none is known.
 
-    Unknown are images that are not there, and those of an older result, unless their names or sizes differ. Generated
-    images are what the generator's version says.
+    Unknown are images that are not there, and those of an older result, unless their names or sizes differ. Images that
+    the harness generates are what the generator's version says; a result of other images, which DATA named, is known by
+    its folder.
     """
     result = run.read_result()
-    if result is None or not run.workload.dataset or not plan.data_root or plan.generated_data_dir:
+    if result is None or not run.workload.dataset or not plan.data_root:
+        return []
+    provenance = result.get("provenance", {})
+    generates = bool(plan.generated_data_dir)
+    if generates and CACHE.name in Path(str(provenance.get("data_root") or CACHE)).parts:
         return []
     for key in HASHES:
-        if recorded := result.get("provenance", {}).get(key):
+        if recorded := provenance.get(key):
             found = {name: _hash_in_data(plan, run, name, key) for name in recorded}
-            return [name for name, known in recorded.items() if found[name] not in (None, known)]
+            unknown = () if generates else (None,)  # generated ones are there as soon as a run needs them
+            return [name for name, known in recorded.items() if found[name] not in (known, *unknown)]
     return []
 
 
@@ -130,7 +136,8 @@ def _hash_in_data(plan: Plan, run: Run, name: str, kind: str) -> str | None:
     """Return the hash of a split in DATA, or None if it is not there. One command looks each up once."""
     from reproduce.config.schema import Dataset  # which imports Hydra
 
-    dataset, split = Dataset(**run.workload.dataset), name.rpartition("/")[2]
+    dataset = Dataset(**run.workload.dataset)
+    split = name.removeprefix(f"{dataset.name}/")  # which may be the name of a folder in a folder
     key = (repr(dataset), split, kind)
     if key not in plan.content_hashes:
         try:

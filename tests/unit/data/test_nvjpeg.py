@@ -135,3 +135,17 @@ def test_without_a_gpu_the_cpu_decodes_and_says_so(
 def test_an_unknown_decoder_raises() -> None:
     with pytest.raises(UserError, match=r"unknown crops\.jpeg_decoder 'nvjpg': did you mean 'nvjpeg'\?"):
         nvjpeg.require_known_decoder("nvjpg")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), torch.AcceleratorError("CUDA error")])
+def test_a_gpu_that_fails_is_no_broken_file(
+    images: ImageList, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    encoded_images, usual = datasets(images)
+    batch = nvjpeg.collate_encoded([encoded_images[(0, 3)]])
+    monkeypatch.setattr(nvjpeg, "decode_jpeg", fail)
+    with pytest.raises(type(error)):
+        list(decoded_batches([batch], usual, CPU))

@@ -40,7 +40,7 @@ def test_groups_of_a_batch_size_and_process_count(
     assert batchnorm.batchnorm_groups(batch_size, images) == groups
 
 
-@pytest.mark.parametrize(("processes", "images"), [(64, 100), (64, 8192), (64, 96), (3, 512)])
+@pytest.mark.parametrize(("processes", "images"), [(64, 100), (64, 8192), (64, 96)])
 def test_impossible_groups_raise(monkeypatch: pytest.MonkeyPatch, processes: int, images: int) -> None:
     monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
     with pytest.raises(UserError, match=f"BatchNorm over {images} images can't be had with {processes} processes"):
@@ -125,3 +125,13 @@ def test_ranks_on_cpus_normalize_in_any_precision(monkeypatch: pytest.MonkeyPatc
     found, expected = shared(images), alone(images)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(shared.running_var, alone.running_var)
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(64, 16), (8, 10), (3, 4096)])
+def test_a_batch_that_cannot_be_shared_is_a_sentence(
+    processes: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of no image would divide by zero, and the launcher would start the run three times more."""
+    monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
+    with pytest.raises(UserError, match=f"batch_size {batch_size} can't be shared evenly by {processes} processes"):
+        batchnorm.batchnorm_groups(batch_size, None)

@@ -64,3 +64,21 @@ def test_images_that_change_during_a_run_are_named(
     expected = None if change is untouched else ["imagenet/val"]
     assert read_json(run.folder / "result.json")["provenance"].get("data_changed") == expected
     assert ("warning: files of imagenet/val changed while knn" in capsys.readouterr().err) == bool(expected)
+
+
+def test_a_split_may_be_a_folder_in_a_folder(own_data: Path, tmp_path: Path) -> None:
+    (own_data / "imagenet" / "images").mkdir()
+    for split in ("train", "val"):
+        (own_data / "imagenet" / split).rename(own_data / "imagenet" / "images" / split)
+    checkpoint = tmp_path / "own.pt"
+    checkpoint.write_bytes(b"weights")
+    cfg = compose(
+        "evaluate",
+        ["scale=smoke", "data=generated", "eval=knn", f"checkpoint={checkpoint}", f"paths.data_root={own_data}",
+         "data.imagenet.train=images/train", "data.imagenet.val=images/val", f"paths.results={tmp_path}",
+         "logging.wandb=false"],
+    )  # fmt: skip
+    with run_context(cfg) as run:
+        run.record_split("images/val", read_image_list(run.dataset_root, run.dataset, "images/val"))
+        run.finish({"knn20": 50.0})
+    assert "data_changed" not in read_json(run.folder / "result.json")["provenance"]

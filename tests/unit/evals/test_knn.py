@@ -1,6 +1,7 @@
 """Which features nearest neighbors are searched in: the head's output (Table 7), or the pooled ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,15 @@ def test_images_of_another_catalog_than_the_trainings_are_said(
     assert status == 0, said
     warned = "was trained with generated-2 in place of ImageNet, and is evaluated with CIFAR-10" in said
     assert warned == (catalog == "cifar10")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["- a list", "3", "a: !!python/tuple [1]", "a: [", "\0", "a: ${b}", "data: {imagenet: 3}", "\ud800"],
+)
+def test_another_code_bases_config_beside_a_checkpoint_does_not_matter(
+    content: str, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copy2(random_checkpoint, tmp_path / "weights.pt"))
+    own.with_name("config.yaml").write_bytes(content.encode(errors="surrogatepass"))
+    evaluate._warn_of_other_images(compose("evaluate", ["eval=knn", f"checkpoint={own}", "scale=smoke"]), own)

@@ -215,3 +215,50 @@ def test_checkpoints_of_other_pictures_are_not_resumed(tmp_path: Path) -> None:
     assert aside is not None and not list(tmp_path.glob("checkpoint*"))
     assert {path.name for path in aside.iterdir()} >= {"checkpoint-00000007.pt", "checkpoint-00000007.sha256"}
     assert run_images.start_over_on_other_images(tmp_path, "imagenet/train", "a" * 64) is None
+
+
+def test_own_pictures_in_place_of_generated_ones_have_no_baseline_and_are_done_again(
+    checkout: Path, finish: Callable[..., None]
+) -> None:
+    """At scale smoke both have one name: only the folder and the content tell them apart."""
+    pictures(checkout / "data", right=True)
+    own, generated = (build.build_plan(Request(("table7",), "smoke", data=data)) for data in ("data", None))
+    assert own.runs.keys() == generated.runs.keys()
+    assert (own.uses_reference_data, generated.uses_reference_data) == (False, True)
+    for run in own.runs.values():
+        images = {"data_content_sha256": {"imagenet/val": "a"}, "data_root": "data"}
+        finish(run, provenance={"git_commit": "c" * 40, **images})
+    assert states(generated) == {RunState.TO_DO}
+    for run in own.runs.values():
+        finish(run, provenance={"git_commit": "c" * 40, **images, "data_root": generated.data_root})
+    assert states(generated) == {RunState.DONE}
+
+
+def test_a_copy_of_the_generated_images_is_compared_with_the_recorded_numbers(checkout: Path) -> None:
+    (checkout / "copy").mkdir()
+    (checkout / "copy" / "manifest.json").write_text(json.dumps({"version": "generated-2"}))
+    assert build.build_plan(Request(("table7",), "smoke", data="copy")).uses_reference_data
+    (checkout / "copy" / "manifest.json").write_text(json.dumps({"version": "generated-1"}))
+    assert not build.build_plan(Request(("table7",), "smoke", data="copy")).uses_reference_data
+
+
+def test_a_split_may_be_a_folder_in_a_folder(checkout: Path, finish: Callable[..., None]) -> None:
+    from reproduce.config.schema import Dataset
+
+    pictures(checkout / "data", right=True)
+    for split in ("train", "val"):
+        (checkout / "data/mine/images").mkdir(exist_ok=True)
+        (checkout / "data/mine" / split).rename(checkout / "data/mine/images" / split)
+    own = CATALOG.replace("train: train", "train: images/train").replace("val: val", "val: images/val")
+    assert own != CATALOG
+    (checkout / "own.yaml").write_text(own)
+    plan = build.build_plan(Request(("table7",), "smoke", data="data", data_config="own.yaml"))
+    dataset = Dataset(**next(iter(plan.runs.values())).workload.dataset)
+    hashes = {
+        f"{dataset.name}/{split}": content.split_content_sha256(Path("data"), dataset, split)
+        for split in ("images/train", "images/val")
+    }
+    finish_on(plan, finish, hashes)
+    assert states(plan) == {RunState.DONE}
+    draw(checkout / "data/mine/images/val/dark/3.png", bright=True, seed=9)
+    assert states(plan) == {RunState.TO_DO}

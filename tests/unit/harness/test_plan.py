@@ -348,3 +348,16 @@ def test_a_wrong_request_is_one_sentence_wherever_it_is_composed(
             build.build_plan(request)
         found.append(str(error.value))
     assert found[0] == found[1]
+
+
+def test_a_checkpoint_that_was_named_before_it_existed_is_planned_by_its_content(checkout: Path) -> None:
+    """Else the plan would look for the result in another folder than the run's, as long as the cache lives."""
+    request, own = Request((), "smoke"), str(checkout / "own.pt")
+    names = []
+    for content in (None, b"one", b"two"):
+        if content:
+            Path(own).write_bytes(content)
+        (run,) = build.single_run_plan(request, "evaluate", "knn", own).runs.values()
+        assert run.run_id == run_id(compose("evaluate", run.overrides))
+        names.append(run.run_id)
+    assert len(set(names)) == 3
