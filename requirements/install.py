@@ -89,10 +89,29 @@ def split_off_torch(name: str) -> tuple[list[str], list[str]]:
 
 
 def installed_digests() -> dict[str, str]:
-    """Return the digest of each lock that is fully installed in .venv; {} if .venv is missing, incomplete or moved."""
+    """Return the digest of each lock that is fully installed in .venv.
+
+    {} if .venv is missing, incomplete or moved, or has another build of torch than was chosen.
+    """
     try:
         stamp = json.loads(STAMP.read_text())
-        return stamp["locks"] if stamp["root"] == _venv_owner() and (VENV / "bin/python").exists() else {}
+        here = stamp["root"] == _venv_owner() and (VENV / "bin/python").exists()
+        as_chosen = torch_choice() in ({}, stamp.get("torch", {}))
+        return stamp["locks"] if here and as_chosen else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def torch_choice() -> dict[str, str]:
+    """Return the variables of the environment that choose another build of torch than the lock's."""
+    return {name: os.environ[name] for name in (TORCH, TORCH_INDEX) if os.environ.get(name)}
+
+
+def remembered_choice() -> dict[str, str]:
+    """Return the `torch_choice` that .venv was made with; {} if it is not known."""
+    try:
+        found = json.loads(STAMP.read_text())["torch"]
+        return {name: str(found[name]) for name in (TORCH, TORCH_INDEX) if name in found}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -197,6 +216,10 @@ def install_lock(name: str, lock: int) -> None:
             f".venv is a link to {VENV.resolve()}, which lacks what requirements/{name}.txt pins: run make there, "
             f"or remove the link"
         )
+    if not torch_choice() and (before := remembered_choice()):
+        words = " ".join(f"{variable}={value}" for variable, value in before.items())
+        print(f"torch comes from where it came from before ({words}); make clean forgets that", flush=True)
+        os.environ.update(before)
     extends = name != LOCKS[0] and installed_digests().get(LOCKS[0]) == lock_digest(LOCKS[0])
     print(f"setting up .venv from requirements/{name}.txt (a minute or less)", flush=True)
     start = time.monotonic()
@@ -213,7 +236,8 @@ def install_lock(name: str, lock: int) -> None:
     if not list(VENV.glob("lib/*/site-packages/detectron2")):
         source = ("--require-hashes", "-r", str(lock_file(DETECTRON2)))
         installer.install(f"requirements/{DETECTRON2}.txt", *source, PYTHONPATH=str(PYTHON_ONLY))
-    stamp = {"root": _venv_owner(), "locks": {each: lock_digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}}
+    locks = {each: lock_digest(each) for each in LOCKS[: LOCKS.index(name) + 1]}
+    stamp = {"root": _venv_owner(), "locks": locks, "torch": torch_choice()}
     STAMP.with_suffix(".new").write_text(json.dumps(stamp))
     STAMP.with_suffix(".new").replace(STAMP)
     packages = len(list(VENV.glob("lib/*/site-packages/*.dist-info")))

@@ -183,6 +183,19 @@ def test_matching_stamp_skips_the_setup(checkout: Path) -> None:
     assert not (checkout / ".venv.lock").exists()
 
 
+def test_a_stamp_of_another_build_of_torch_does_not_count(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(checkout, "run")
+    stamp = checkout / ".venv/locks.json"
+    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"torch": {"TORCH": "cpu"}}))
+    for choice in ({"TORCH": "cpu"}, {}):
+        with monkeypatch.context() as patch:
+            for name, value in choice.items():
+                patch.setenv(name, value)
+            assert (install(checkout, "run").stdout, stamp.exists()) == ("", True)
+    monkeypatch.setenv("TORCH_INDEX", "file:///nowhere")
+    assert install(checkout, "run").returncode == 2 and not stamp.exists()
+
+
 def test_a_stamp_of_another_lock_does_not_count(checkout: Path) -> None:
     pretend_installed(checkout, "run")
     damage(checkout)
@@ -370,6 +383,22 @@ def test_the_cpu_build_of_torch_comes_from_its_own_index(checkout: Path, tiny: I
     assert of_others.endswith(f"--require-hashes -r {checkout}/.venv/run.txt")
     assert (checkout / ".venv/run.txt").read_text().startswith("library==2.0 --hash=")
     assert "torch" not in (checkout / ".venv/run.txt").read_text()
+
+
+def test_the_chosen_build_of_torch_replaces_another_and_is_remembered(checkout: Path, tiny: Install) -> None:
+    def asked() -> str:
+        file = checkout / "asked"
+        text = file.read_text() if file.exists() else ""
+        file.unlink(missing_ok=True)
+        return text
+
+    tiny("exit 0")
+    assert "--torch-backend" not in asked()
+    tiny("exit 0", TORCH="cpu")
+    assert "--torch-backend=cpu" in asked()
+    said = tiny("exit 0").stdout  # its packages are new, so the lock has changed
+    assert "torch comes from where it came from before (TORCH=cpu); make clean forgets that\n" in said
+    assert "--torch-backend=cpu" in asked()
 
 
 def test_the_cpu_build_needs_uv(checkout: Path, tiny: Install) -> None:
