@@ -32,7 +32,7 @@ from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.engine.runs.picture_files import Picture, only_warn
 from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
-from reproduce.errors import REQUEUE, UserError, describe_error
+from reproduce.errors import REQUEUE, RetryableError, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
 
 HOW_TO_SKIP = (
@@ -211,7 +211,7 @@ class Run:
         for name, before in self._file_states.items():
             try:
                 now = split_states_sha256(data, self.dataset, name.rpartition("/")[2])
-            except (UserError, OSError):  # the folder is gone
+            except (UserError, RetryableError, OSError):  # the folder is gone, or nobody can tell
                 now = ""
             if now != before:
                 touched.append(name)

@@ -1,5 +1,6 @@
 """A result is of its pictures: others in their place, under whatever path, are evaluated again."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from models.networks.resnet import ResNet
 from reproduce import evaluate, run_images
 from reproduce.__main__ import main
 from reproduce.data.datasets import content
+from reproduce.errors import RetryableError, describe_error
 from reproduce.harness.execute import process_group
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
@@ -168,6 +170,23 @@ def test_pretrainings_of_other_pictures_are_done_again_and_kept(
     assert not run.result.exists() and not (Path(run.folder) / "checkpoint.pt").exists()
     (aside,) = Path(run.folder).glob(f"{run_images.ASIDE}*")
     assert (aside / "checkpoint.pt").read_bytes() == b"weeks of work" and (aside / "result.json").exists()
+
+
+def test_a_failing_disk_ends_a_command_with_a_sentence(
+    checkout: Path, table7: Plan, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is neither valid nor outdated as long as nobody can read the images."""
+    pictures(checkout / "data", right=True)
+    finish_on(table7, finish, found(table7))
+
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(RetryableError, match=r"can't read .*: Input/output error") as error:
+        states(table7)
+    described = describe_error(error.value)
+    assert described and described[1] == 1
 
 
 def test_results_stand_where_the_pictures_are_not(table7: Plan, finish: Callable[..., None]) -> None:
