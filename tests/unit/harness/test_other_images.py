@@ -234,3 +234,19 @@ def test_checkpoints_of_other_pictures_are_not_resumed(tmp_path: Path) -> None:
     assert aside is not None and not list(tmp_path.glob("checkpoint*"))
     assert {path.name for path in aside.iterdir()} >= {"checkpoint-00000007.pt", "checkpoint-00000007.sha256"}
     assert run_images.start_over_on_other_images(tmp_path, "imagenet/train", "a" * 64) is None
+
+
+def test_no_file_set_aside_replaces_another(tmp_path: Path) -> None:
+    """Of other test images with the same training images, and of the same images a second time."""
+    asides = []
+    for val in ("b", "c", "b", "c", "d"):
+        if aside := run_images.start_over_on_other_images(tmp_path, "imagenet/val", val * 64):
+            asides.append(aside)
+        run_images.start_over_on_other_images(tmp_path, "imagenet/train", "a" * 64)
+        (tmp_path / "checkpoint.pt").write_text(val)
+        (tmp_path / "pictures").mkdir()
+        (tmp_path / "pictures" / "crops.jpg").write_text(val)
+    assert [(aside / "checkpoint.pt").read_text() for aside in asides] == ["b", "c", "b", "c"]
+    assert [(aside / "pictures" / "crops.jpg").read_text() for aside in asides] == ["b", "c", "b", "c"]
+    first, second, *again = (aside.name for aside in asides)
+    assert again == [f"{first}-2", f"{second}-2"]
