@@ -170,6 +170,14 @@ def test_killed_writer_resumes(data: Path, packed: Path, tmp_path: Path, monkeyp
     assert all((folder / name).read_bytes() == (packed / "imagenet" / "train" / name).read_bytes() for name in names)
 
 
+def test_a_shard_stays_open_while_it_is_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may open one at once; the cache of open files then keeps only one of both."""
+    images = read_train_and_val(packed / "imagenet", SHARDED)[0]
+    expected = content(images)
+    monkeypatch.setattr(shards, "_open_file", shards._File)
+    assert content(images) == expected
+
+
 def test_truncated_shard_is_a_user_error(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = min((copied / "imagenet" / "train").glob("*.tar"))
     size = tar.stat().st_size
