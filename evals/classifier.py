@@ -31,12 +31,12 @@ class EpochAccuracies:
 
     def __init__(self) -> None:
         self.last = dict.fromkeys(ACCURACIES, 0.0)
-        self.best = dict(self.last)
+        self.best: dict[str, float] | None = None
 
     def update(self, accuracies: dict[str, float]) -> None:
         """Add the accuracies of one epoch."""
         self.last = accuracies
-        self.best = max(self.best, accuracies, key=lambda each: each["top1"])
+        self.best = max(self.best or accuracies, accuracies, key=lambda each: each["top1"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return both epochs' accuracies."""
@@ -142,7 +142,8 @@ def train_classifier(
         preemption=context.preemption,
     )
     trainer.train(batches, first_step, epochs * steps_per_epoch)
-    return accuracies.last | {f"{name}_best": value for name, value in accuracies.best.items()}
+    best = accuracies.best or accuracies.last
+    return accuracies.last | {f"{name}_best": value for name, value in best.items()}
 
 
 @torch.no_grad()

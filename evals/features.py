@@ -179,7 +179,7 @@ class FeatureStore:
         """Write this rank's `batches` of indices `(b,)` and rows `(b, d)`, and merge all ranks' shares. A collective.
 
         Ranks hold consecutive shares of the images. `unreadable` is read after the last batch. Raises `UserError` on
-        all ranks if there is no row, and if a feature is NaN or infinite: its image would have any class.
+        all ranks if there is no row, and on the rank whose feature is NaN or infinite: its image would have any class.
         """
         folder = self._folder_of(cache_key)
         unfinished = folder.with_name(f".{folder.name}-{self._writer}")

@@ -62,9 +62,10 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     )
     with context.preemption.rank_local_work("the features are kept") as leave_if_requested:
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
-    predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature)
+    num_classes = len(train.classes)
+    predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature, num_classes)
     for k in protocol.num_neighbors:
-        shares = winning_shares(similarity, bank_labels[nearest], k, protocol.temperature)
+        shares = winning_shares(similarity, bank_labels[nearest], k, protocol.temperature, num_classes)
         mean = all_reduce_sum(shares.sum()) / len(queries.rows)
         context.run.first_steps.note({f"winning share, {k} neighbors": mean})
     num_correct = all_reduce_sum((predicted == labels).float().sum(dim=1))
@@ -125,7 +126,7 @@ def _merge_topk(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], num_neighbor
     return similarity, rows.gather(1, kept)
 
 
-def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperature: float) -> Tensor:
+def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperature: float, num_classes: int) -> Tensor:
     """Return the class of each query by a vote of its k nearest neighbors, for each k: `(len(num_neighbors), q)`.
 
     `similarity (q, n)` and `classes (q, n)` belong to the neighbors, nearest first. A neighbor's vote has the weight
@@ -133,19 +134,21 @@ def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperat
     """
     blocks = list(zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True))
     return torch.stack(
-        [torch.cat([votes(s, c, k, temperature).argmax(dim=1) for s, c in blocks]) for k in num_neighbors]
+        [torch.cat([votes(s, c, k, temperature, num_classes).argmax(dim=1) for s, c in blocks]) for k in num_neighbors]
     )
 
 
-def winning_shares(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:
+def winning_shares(
+    similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float, num_classes: int
+) -> Tensor:
     """Return which share of all weight the class that wins each query has, `(q,)` in [0, 1]; see `vote`."""
     blocks = zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True)
-    found = (votes(s, c, num_neighbors, temperature) for s, c in blocks)
+    found = (votes(s, c, num_neighbors, temperature, num_classes) for s, c in blocks)
     return torch.cat([each.amax(dim=1) / each.sum(dim=1) for each in found])
 
 
-def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float) -> Tensor:
+def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float, num_classes: int) -> Tensor:
     """Return the weight of each class for each query, `(q, num_classes)`; see `vote`."""
     weights = torch.exp(similarity[:, :num_neighbors] / temperature)
-    empty = weights.new_zeros(len(weights), int(classes.max()) + 1)
+    empty = weights.new_zeros(len(weights), num_classes)
     return empty.scatter_add_(1, classes[:, :num_neighbors], weights)

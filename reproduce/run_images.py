@@ -4,7 +4,8 @@ The name of a run does not tell, because it says what a data config calls the im
 """
 
 import contextlib
-import shutil
+import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,19 @@ def start_over_on_other_images(folder: Path, split: str, content_sha256: str) ->
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a run's result, checkpoints and pictures to a folder named after their images; return that folder."""
+    """Move a run's result, checkpoints and pictures to a folder named after their images; return that folder.
+
+    Earlier files of the same images stay: the folder then gets a number.
+    """
     content = "".join(value for _, value in sorted(_recorded(folder).items()))
-    aside = folder / f"{ASIDE}{content[:8] or 'unknown'}"
+    name = f"{ASIDE}{hashlib.sha256(content.encode()).hexdigest()[:8] if content else 'unknown'}"
+    files = [*folder.glob("checkpoint*"), folder / "result.json", folder / PICTURES, folder / RECORD]
+    files = [path for path in files if path.exists()]
+    asides = (folder / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    aside = next(each for each in asides if not any((each / path.name).exists() for path in files))
     aside.mkdir(exist_ok=True)
-    shutil.rmtree(aside / PICTURES, ignore_errors=True)
-    for path in [*folder.glob("checkpoint*"), folder / "result.json", folder / PICTURES, folder / RECORD]:
-        if path.exists():
-            path.replace(aside / path.name)
+    for path in files:
+        path.replace(aside / path.name)
     return aside
 
 

@@ -83,8 +83,8 @@ def read_images(context: EvalContext) -> tuple[list[VocImage], list[VocImage]]:
     """Read the training images that have a box, and the test images; record both splits, report bad annotations."""
     data = context.dataset
     roots = [context.root]
-    if data.extra_train_root:  # below the same DATA: `context.root` is DATA / data.root
-        roots.append(context.root.parents[len(Path(data.root).parts) - 1] / data.extra_train_root)
+    if data.extra_train_root:
+        roots.append(Path(context.cfg.paths.data_root) / data.extra_train_root)
     train_parts = [read_voc_boxes(root, data.train) for root in roots]
     test, errors = read_voc_boxes(context.root, data.val)
     context.run.handle_bad_annotations([error for _, train_errors in train_parts for error in train_errors] + errors)

@@ -17,13 +17,18 @@ from reproduce.pictures.feature_map import map_of
 from reproduce.pictures.sample import compute_sample
 from reproduce.pictures.sheets import atlas_picture, map_picture, neighbors_picture
 
+FILES = ("config.yaml", "checkpoint.pt", "result.json")
+"""What is read of a run."""
+
 
 def make_pictures(run_folder: Path, data_root: str = "") -> None:
     """Make the pictures of a finished pretraining's checkpoint, on images of its validation split.
 
-    `data_root` replaces the folder of images that the run's config names. Raises `UserError` if the images are missing,
-    or if the checkpoint is not that of the result.
+    `data_root` replaces the folder of images that the run's config names. Raises `UserError` if the images or a file of
+    the run are missing, or if the checkpoint is not that of the result.
     """
+    if missing := [name for name in FILES if not (run_folder / name).is_file()]:
+        raise UserError(f"{run_folder} has no {', '.join(missing)}: give the folder of a finished pretraining")
     cfg = OmegaConf.load(run_folder / "config.yaml")
     assert isinstance(cfg, DictConfig)
     path = run_folder / "checkpoint.pt"

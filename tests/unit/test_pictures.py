@@ -25,11 +25,12 @@ from reproduce.engine.checkpoint import load, save, sha256_of
 from reproduce.engine.runs.picture_files import GAP_PX, GROUND, MAP, read_pictures
 from reproduce.errors import UserError
 from reproduce.harness.report import pictures
+from reproduce.pictures.__main__ import main as make_all
 from reproduce.pictures.__main__ import make_pictures
 from reproduce.pictures.feature_map import map_of
 from reproduce.pictures.sample import Sample, choose_images, compute_sample, load_scoring, spread
 from reproduce.pictures.sheets import atlas_picture, nearest_rows, nearest_to_prototypes, neighbors_picture
-from tests.runs import TINY, Uninterrupted
+from tests.runs import TINY, Uninterrupted, call
 
 SWAV = (*TINY, "experiment=swav_800ep", "method.queue_length=0")
 
@@ -188,6 +189,17 @@ def test_a_trunk_with_the_stem_of_small_images_is_read(data: Path, uninterrupted
     (path,) = uninterrupted(pretrain.main, *overrides).glob("smoke/*/result.json")
     cfg: Any = OmegaConf.load(path.parent / "config.yaml")
     assert len(compute_sample(cfg, path.parent / "checkpoint.pt", "", data).features) == 20
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "checkpoint.pt", "result.json"])
+def test_a_folder_without_a_file_is_a_sentence_and_the_others_are_drawn(
+    folder: Path, data: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(folder, "other"))
+    (other / missing).unlink()
+    status, said = call(make_all, monkeypatch, "--data", str(data), str(other), str(folder))
+    assert status == 2 and said.count("\n") == 1 and f"has no {missing}: give the folder" in said
+    assert pictures.has_pictures(folder)
 
 
 def test_another_checkpoint_than_the_results_is_refused(folder: Path, data: Path) -> None:

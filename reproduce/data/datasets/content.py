@@ -25,7 +25,7 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets.class_folders import THREADS, list_class_folders, list_images
 from reproduce.data.datasets.coco import annotation_path
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.manifest import FileState, file_states, sha256_of_lines
+from reproduce.data.datasets.manifest import FileState, file_states, read_error, sha256_of_lines
 from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
 from reproduce.data.datasets.voc import annotation_of, image_of, read_voc_list, voc_list_path
 from reproduce.errors import UserError
@@ -76,7 +76,7 @@ class _Files:
 def split_states_sha256(data: Path, dataset: Dataset, split: str) -> str:
     """Return a hash of the paths, sizes and dates of a split's files: another one if any of them was touched.
 
-    Raises `UserError` if the split can't be listed.
+    Raises `UserError` if the split can't be listed, `RetryableError` if a file can't be looked up.
     """
     files = _list_files(data, data / dataset.root, dataset, split)
     return files.states_sha256(file_states(files.paths))
@@ -85,7 +85,7 @@ def split_states_sha256(data: Path, dataset: Dataset, split: str) -> str:
 def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path | None = None) -> str:
     """Return the hash of a split's content (see above); computed hashes are kept in the folder `cache`.
 
-    Raises `UserError` if the split can't be listed.
+    Raises `UserError` if the split can't be listed, `RetryableError` if a file that is there can't be read.
     """
     root = data / dataset.root
     files = _list_files(data, root, dataset, split)
@@ -174,5 +174,7 @@ def _content_sha256(
 def _digest(read: Callable[[str], bytes], name: str) -> str:
     try:
         return hashlib.sha256(read(name)).hexdigest()
-    except OSError:
+    except FileNotFoundError:  # a link to nowhere, too
         return "unreadable"
+    except OSError as error:  # may pass: a hash without the file would be that of other images
+        raise read_error(error.filename or name, error) from error

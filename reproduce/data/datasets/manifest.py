@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.shards import CONTENTS_FILE, escape_name, unescape_name
+from reproduce.errors import RetryableError
 from reproduce.files import read_json, write_atomic
 
 STAT_THREADS = 4 * (os.cpu_count() or 1)
@@ -53,21 +54,29 @@ class FileState(NamedTuple):
         return " ".join(map(str, self))
 
 
+def read_error(file: str, error: OSError) -> RetryableError:
+    """Return the error of a file that is there, or may be, and can't be read."""
+    reason = error.strerror or error
+    return RetryableError(f"can't read {file}: {reason}; check its disk and run the same command again")
+
+
 def file_states(paths: Sequence[str]) -> list[FileState]:
-    """Return the size and dates of each file."""
+    """Return the size and dates of each file. Raises `RetryableError` if they can't be looked up."""
     return _map_in_blocks(_file_state, paths)
 
 
 def _file_state(path: str) -> FileState:
     try:
         status = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return FileState(0, 0, 0)
+    except OSError as error:  # a network disk that fails for a moment must not count as other images
+        raise read_error(path, error) from error
     return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def file_sizes(paths: Sequence[str]) -> list[int]:
-    """Return the size of each file in bytes, 0 if it is missing."""
+    """Return the size of each file in bytes, 0 if it is missing. Raises `RetryableError` if it can't be looked up."""
     return _map_in_blocks(_file_size, paths)
 
 

@@ -77,7 +77,8 @@ class ShardIndex:
     def read(self, index: int) -> bytes:
         """Return the encoded content of image `index`; thread-safe. Raises `OSError` if the shard is truncated."""
         path, size = self.paths[self.shard[index]], int(self.size[index])
-        data = os.pread(_open_file(path, self.complete).descriptor, size, int(self.offset[index]))
+        file = _open_file(path, self.complete)  # referred to until it is read: another thread may drop it meanwhile
+        data = os.pread(file.descriptor, size, int(self.offset[index]))
         if len(data) != size:
             raise OSError(f"shard {path} is truncated")
         return data

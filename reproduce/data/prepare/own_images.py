@@ -65,6 +65,12 @@ def arrange(images: Path, home: Path) -> OwnImages:
     found = dict(_read(images, given))
     labeled = UNLABELED not in {label for split in found.values() for label in split}
     what = _in_words(found)
+    if labeled and len(found) == 1 and (split := next(iter(found))):  # of one table: two would be two splits
+        other = "val" if split == "train" else "train"
+        raise UserError(
+            f"{_table(images)} has a label for each picture, and all are of split {split}: write {other} for some "
+            "rows, or leave the column out"
+        )
     if labeled and "" in found:
         found = _divided(images, found[""])
         what += (
@@ -93,11 +99,14 @@ def _split_folders(images: Path) -> tuple[str, str] | None:
     return (train, val) if train and val else None
 
 
+def _table(images: Path) -> Path | None:
+    """Return the one table of all pictures, or None if there is none."""
+    tables = [images] if images.is_file() else [images / table for table in TABLES if (images / table).is_file()]
+    return tables[0] if tables else None
+
+
 def _read(images: Path, given: tuple[str, str] | None) -> Iterator[tuple[str, dict[str, dict[str, Path]]]]:
     """Yield each split with its pictures."""
-    if images.is_file():
-        yield from read_table(images, "", {}).items()
-        return
     if given:
         seen: dict[str, str] = {}
         for split, name in zip(("train", "val"), given, strict=True):
@@ -106,8 +115,8 @@ def _read(images: Path, given: tuple[str, str] | None) -> Iterator[tuple[str, di
                 raise UserError(f"IMAGES={images}: {name}/ has no class folders and no {' or '.join(TABLES)}")
             yield from read_table(tables[0], split, seen).items()
         return
-    if tables := [images / table for table in TABLES if (images / table).is_file()]:
-        yield from read_table(tables[0], "", {}).items()
+    if table := _table(images):
+        yield from read_table(table, "", {}).items()
         return
     folders = list_class_folders(images)
     by_class = {

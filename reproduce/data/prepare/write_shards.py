@@ -12,7 +12,7 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import webdataset
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import manifest
+from reproduce.data.datasets.content import split_content_sha256
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.image_folder import SHARDS, ImageList, read_train_and_val
 from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
@@ -69,7 +70,8 @@ def write_shards(data: Path, shards: Path, dataset: Dataset, log: LogFn = print)
     for split, content in _splits_to_pack(data / dataset.root, dataset).items():
         folder = shards / dataset.root / split
         with file_lock(folder / ".lock", f"data-shard of {dataset.name}/{split}"):
-            _write_split(folder, f"{dataset.name}/{split}", dataset.source, content, log)
+            content_sha256 = split_content_sha256(data, replace(dataset, extra_train_root=None), split)
+            _write_split(folder, f"{dataset.name}/{split}", dataset.source, content, content_sha256, log)
 
 
 def _splits_to_pack(root: Path, dataset: Dataset) -> dict[str, SplitToPack]:
@@ -97,13 +99,14 @@ def _voc_sidecar(images: ImageList, index: int) -> dict[str, bytes]:
     return {"xml": (path.parents[1] / "Annotations" / f"{path.stem}.xml").read_bytes()}
 
 
-def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: LogFn) -> None:
+def _write_split(folder: Path, what: str, source: str, split: SplitToPack, content_sha256: str, log: LogFn) -> None:
     if split.images.passed_over:
         log(f"{what}: {split.images.passed_over}")
-    sizes = manifest.file_sizes(split.images.paths)
+    states = manifest.file_states(split.images.paths)
+    sizes = [state.size for state in states]
     files = manifest.summarize_files(dict(zip(split.names, sizes, strict=True)))
     labels_sha256 = split.labels_sha256()
-    if _is_complete(folder, split, files, labels_sha256):
+    if _is_complete(folder, split, files, labels_sha256, content_sha256):
         log(f"{what}: {len(split.names):,} images are in {folder} already")
         return
     (folder / CONTENTS_FILE).unlink(missing_ok=True)
@@ -112,7 +115,7 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
     plan = _assign_to_shards(sizes)
     log(f"{what}: {len(split.names):,} images, {files['bytes'] / 1e6:,.0f} MB, into {len(plan)} shards in {folder}")
     with ThreadPoolExecutor(THREADS) as pool:
-        written = pool.map(lambda number: _write_shard(folder, number, plan[number], split, sizes), range(len(plan)))
+        written = pool.map(lambda number: _write_shard(folder, number, plan[number], split, states), range(len(plan)))
         records = list(with_progress(written, len(plan), f"shards of {what} written", log))
     lines = [""] * len(split.names)
     for number, (members, record) in enumerate(zip(plan, records, strict=True)):
@@ -125,6 +128,7 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
         "classes": split.images.classes,
         "manifest": files,
         "labels_sha256": labels_sha256,
+        "content_sha256": content_sha256,
         "shards": [{key: record[key] for key in ("name", "bytes", "sha256", "images")} for record in records],
     }
     write_json(folder / CONTENTS_FILE, contents)
@@ -134,17 +138,21 @@ def _write_split(folder: Path, what: str, source: str, split: SplitToPack, log: 
     log(f"{what}: done (manifest sha256 {files['sha256'][:12]}, the same as that of the folders)")
 
 
-def _is_complete(folder: Path, split: SplitToPack, files: dict[str, Any], labels_sha256: str) -> bool:
-    """Return whether the folder contains all shards of these files, with these labels.
+def _is_complete(
+    folder: Path, split: SplitToPack, files: dict[str, Any], labels_sha256: str, content_sha256: str
+) -> bool:
+    """Return whether the folder contains all shards of these files, with these labels and this content.
 
-    Shards of earlier versions do not say which; those of class folders have the labels of their names.
+    Shards of earlier versions do not say which labels; those of class folders have the labels of their names. Nor do
+    they say which content: it counts as this one.
     """
     try:
         contents = read_packed_split(folder).contents
     except UserError:
         return False
     known = contents.get("labels_sha256", labels_sha256 if "cls" in split.sidecar(0) else None)
-    return bool(contents["manifest"] == files and known == labels_sha256)
+    same_content = contents.get("content_sha256", content_sha256) == content_sha256
+    return bool(contents["manifest"] == files and known == labels_sha256 and same_content)
 
 
 def _assign_to_shards(sizes: list[int]) -> list[list[int]]:
@@ -160,12 +168,17 @@ def _assign_to_shards(sizes: list[int]) -> list[list[int]]:
     return plan
 
 
-def _write_shard(folder: Path, number: int, members: list[int], split: SplitToPack, sizes: list[int]) -> dict[str, Any]:
+def _write_shard(
+    folder: Path, number: int, members: list[int], split: SplitToPack, states: Sequence[manifest.FileState]
+) -> dict[str, Any]:
     """Write one shard and a JSON record of it, unless both exist for the same files. Returns the record."""
     name = f"{number:05d}.tar"
     record_path = folder / f"{number:05d}.json"
     beside = {index: hashlib.sha256(repr(split.sidecar(index)).encode()).hexdigest() for index in members}
-    lines = (f"{index} {sizes[index]} {beside[index]} {escape_name(split.names[index])}" for index in members)
+    lines = (
+        f"{index} {states[index].size} {states[index].modified_ns} {beside[index]} {escape_name(split.names[index])}"
+        for index in members
+    )
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if record_path.is_file() and (folder / name).is_file():
         record: dict[str, Any] = read_json(record_path)
@@ -178,7 +191,7 @@ def _write_shard(folder: Path, number: int, members: list[int], split: SplitToPa
                 encoded = split.images.read_bytes(index)
             except UnreadableImage as error:
                 raise UserError(f"can't read image {error}: data-verify lists all unreadable images") from error
-            if len(encoded) != sizes[index]:
+            if len(encoded) != states[index].size:
                 raise UserError(f"image {split.images.paths[index]} changed while it was packed: run data-shard again")
             suffix = Path(split.names[index]).suffix[1:].lower()
             writer.write({"__key__": f"{index:08d}", suffix: encoded, **split.sidecar(index)})

@@ -30,6 +30,8 @@ class Attempts:
         """The code of the earlier attempts that this one resumes (`CodeState.summary`), each once."""
         self._started = self.first_started = time.time()
         self._earlier_wall_seconds = self._earlier_device_seconds = 0.0
+        self._result_written = False
+        """Whether the earlier attempts, or this one, have ended with a result."""
 
     def begin(self, code: dict[str, Any] | None = None) -> None:
         """Add up the earlier attempts and record this one, which executes `code`."""
@@ -42,11 +44,24 @@ class Attempts:
             self.number = before["num_attempts"] + 1
             self.wandb_id = before["wandb_id"]
             self.resumed_code = list(before.get("code", [UNKNOWN_CODE]))
+            self._result_written = before.get("result_written", (self._folder / "result.json").exists())
         self._record(code)
 
     def start_over(self, code: dict[str, Any]) -> None:
-        """Record that nothing is left of the earlier attempts: this one found no checkpoint of theirs."""
+        """Record that nothing is left of the earlier attempts: this one found no checkpoint of theirs.
+
+        If they ended with a result, this is the first attempt at another one: their time is part of that result.
+        """
         self.resumed_code = []
+        if self._result_written:
+            self.number, self.first_started = 1, self._started
+            self._earlier_wall_seconds = self._earlier_device_seconds = 0.0
+            self._result_written = False
+        self._record(code)
+
+    def end_with_result(self, code: dict[str, Any]) -> None:
+        """Record that the run's result is written."""
+        self._result_written = True
         self._record(code)
 
     def _record(self, code: dict[str, Any] | None) -> None:
@@ -58,6 +73,7 @@ class Attempts:
             "world_size": world_size(),
             "earlier_wall_seconds": self._earlier_wall_seconds,
             "earlier_device_seconds": self._earlier_device_seconds,
+            "result_written": self._result_written,
             "code": [*(each for each in self.resumed_code if each != code), *([code] if code else [])],
         }
         write_json(self.file, record)

@@ -32,7 +32,7 @@ from reproduce.engine.runs.metrics_log import MetricsLog
 from reproduce.engine.runs.picture_files import Picture, only_warn
 from reproduce.engine.runs.provenance import Origin
 from reproduce.engine.runs.tracking import NoTracker, Tracker
-from reproduce.errors import REQUEUE, UserError, describe_error
+from reproduce.errors import REQUEUE, RetryableError, UserError, describe_error
 from reproduce.files import file_lock, read_json, write_atomic, write_json
 
 HOW_TO_SKIP = (
@@ -114,6 +114,7 @@ class Run:
             print(
                 f"{name} has other images than before: starting over; the earlier files are in {aside}", file=sys.stderr
             )
+            self.resumed_from(0)
 
     def discard_checkpoints_of_other_trunk(self, trunk_sha256: str) -> None:
         """Record the evaluated checkpoint; delete our own checkpoints if they were trained from another one.
@@ -128,6 +129,7 @@ class Run:
         if not record.exists() or read_json(record) != trained_from:
             for path in self.folder.glob("checkpoint*"):
                 path.unlink()
+            self.resumed_from(0)
         write_json(record, trained_from)
 
     def resumed_from(self, step: int) -> None:
@@ -199,6 +201,7 @@ class Run:
             self.provenance,
         )
         write_json(self.folder / "result.json", content)
+        self.attempts.end_with_result(self.origin.code.summary())
         (self.folder / run_images.RECORD).unlink(missing_ok=True)  # the result has it, too
         self._tracker.finish({**metrics, **counts, "wall_seconds": content["wall_seconds"]})
         if self._tracker.problem:
@@ -211,7 +214,7 @@ class Run:
         for split, before in self._file_states.items():
             try:
                 now = split_states_sha256(data, self.dataset, split)
-            except (UserError, OSError):  # the folder is gone
+            except (UserError, RetryableError, OSError):  # the folder is gone, or nobody can tell
                 now = ""
             if now != before:
                 touched.append(f"{self.dataset.name}/{split}")

@@ -133,7 +133,10 @@ def other_images(plan: Plan, run: Run) -> list[str]:
 
 
 def _hash_in_data(plan: Plan, run: Run, name: str, kind: str) -> str | None:
-    """Return the hash of a split in DATA, or None if it is not there. One command looks each up once."""
+    """Return the hash of a split in DATA, or None if it is not there. One command looks each up once.
+
+    Raises `RetryableError` if it can't be read: then nobody can tell which images these are.
+    """
     from reproduce.config.schema import Dataset  # which imports Hydra
 
     dataset = Dataset(**run.workload.dataset)

@@ -1,5 +1,6 @@
 """The hash of a split's content: equal for copies, another for any other picture, cheap as long as no file changes."""
 
+import errno
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ from reproduce.data.datasets import content
 from reproduce.data.datasets.content import split_content_sha256
 from reproduce.data.datasets.shards import INDEX_FILE
 from reproduce.data.prepare import verify, write_shards
+from reproduce.errors import RetryableError
 
 IMAGENET = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
 SHARDS = Dataset("imagenet", "tiny", "shards", "imagenet", "train", "val")
@@ -155,6 +157,50 @@ def test_a_large_split_is_sampled_and_every_size_counts(own_data: Path, monkeypa
     assert split_content_sha256(own_data, IMAGENET, "val") == before
     unsampled.write_bytes(unsampled.read_bytes() + b"\0")
     assert split_content_sha256(own_data, IMAGENET, "val") != before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_failing_disk_gives_no_hash_and_caches_none(
+    own_data: Path, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash without the picture would be that of other images, and would set checkpoints aside."""
+    if packed:
+        write_shards.write_shards(own_data, tmp_path / "shards", IMAGENET, lambda _: None)
+    data, dataset = (tmp_path / "shards", SHARDS) if packed else (own_data, IMAGENET)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if packed else Path, "pread" if packed else "read_bytes", fail)
+        with pytest.raises(RetryableError, match=r"can't read (train|val)/.*\.jpg: Input/output error"):
+            hashes(data, dataset)
+    assert not list((data.parent / "cache").glob("*.json"))
+    if packed:
+        monkeypatch.setattr(os, "pread", lambda *_: b"short")
+        with pytest.raises(RetryableError, match=r"shard .*\.tar is truncated"):
+            hashes(data, dataset)
+
+
+def test_sizes_that_cannot_be_looked_up_give_no_hash(own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, look_up = str(min(own_data.glob(FIRST["folders"]))), os.stat
+
+    def stat(path: str, **options: bool) -> os.stat_result:
+        if path == first:
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return look_up(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(RetryableError, match=f"can't read {first}: Stale file handle"):
+        hashes(own_data, IMAGENET)
+
+
+def test_a_link_to_nowhere_counts_as_missing(own_data: Path) -> None:
+    first = min(own_data.glob(FIRST["folders"]))
+    before = hashes(own_data, IMAGENET)
+    first.unlink()
+    first.symlink_to(own_data / "nowhere.jpg")
+    assert len(hashes(own_data, IMAGENET) - before) == 1
 
 
 def test_verification_notices_a_replaced_picture_of_the_same_size(

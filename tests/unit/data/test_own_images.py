@@ -150,6 +150,12 @@ def test_pictures_without_labels_can_train(pictures: Path, home: Path, names: tu
     assert [Path(path).name for path in read_image_list(own.data, dataset, "train").paths] == ["1.png", "2.png"]
 
 
+def test_a_table_without_labels_may_have_one_split(pictures: Path, home: Path) -> None:
+    draw(pictures, "1.png", "2.png")
+    (pictures / "metadata.csv").write_text("file_name,split\n1.png,train\n2.png,train\n")
+    assert not arrange(pictures, home).labeled
+
+
 def table(text: str) -> dict[str, str]:
     return {"metadata.csv": text}
 
@@ -192,6 +198,14 @@ def jsonl(row: object) -> dict[str, str]:
             ("1.png", "2.png"),
             table("file_name,label,split\n1.png,a,train\n2.png,a,\n"),
             "has rows with a split and rows without",
+        ),
+        *(
+            (
+                ("1.png", "2.png"),
+                table(f"file_name,label,split\n1.png,a,{split}\n2.png,b,{split}\n"),
+                f"metadata.csv has a label for each picture, and all are of split {known}: write {other} for some rows",
+            )
+            for split, known, other in (("train", "train", "val"), ("test", "val", "train"))
         ),
         (("1.png",), jsonl([1]), "row 1 is no object with keys, but '[1]'"),
         (("1.png",), jsonl(7), "row 1 is no object with keys, but '7'"),

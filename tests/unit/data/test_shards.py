@@ -26,6 +26,7 @@ from reproduce.data.datasets.voc import VOC_CLASSES, read_voc_labels
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.data.prepare import verify, write_shards
 from reproduce.errors import UserError
+from reproduce.files import read_json, write_json
 from tests.runs import REPO_ROOT, tiny_pictures
 
 FOLDERS = Dataset("imagenet", "tiny", "folders", "imagenet", "train", "val")
@@ -96,13 +97,42 @@ def test_corrected_annotations_are_packed_again(data: Path, copied: Path, tmp_pa
 
 def test_a_shard_that_an_interrupted_command_left_is_kept_only_with_its_annotations(data: Path, tmp_path: Path) -> None:
     images = read_image_folder(data / "imagenet" / "val")
-    sizes = [Path(path).stat().st_size for path in images.paths]
+    states = manifest.file_states(images.paths)
 
-    def fingerprint(annotation: bytes) -> str:
+    def fingerprint(annotation: bytes, states: list[manifest.FileState] = states) -> str:
         split = write_shards.SplitToPack(images, images.paths, images.labels, lambda _: {"xml": annotation})
-        return str(write_shards._write_shard(tmp_path, 0, [0, 1], split, sizes)["fingerprint"])
+        return str(write_shards._write_shard(tmp_path, 0, [0, 1], split, states)["fingerprint"])
 
     assert fingerprint(b"cat") == fingerprint(b"cat") != fingerprint(b"dog")
+    assert fingerprint(b"cat") != fingerprint(b"cat", [state._replace(modified_ns=7) for state in states])
+
+
+@pytest.mark.parametrize("dataset", [FOLDERS, VOC])
+def test_an_image_replaced_by_one_of_the_same_size_is_packed_again(
+    data: Path, copied: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    changed = Path(shutil.copytree(data, tmp_path / "changed"))
+    root = changed / dataset.root
+    path = min(root.glob("val/*/*.jpg" if dataset is FOLDERS else "JPEGImages/*.jpg"))
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    said: list[str] = []
+    write_shards.write_shards(changed, copied, dataset, said.append)
+    assert all("already" in each for each in said)
+    path.write_bytes(raw)
+    write_shards.write_shards(changed, copied, dataset, said.append)
+    assert bytes(raw) in [each["jpg"] for each in samples((copied / dataset.root).glob("*/*.tar"))]
+
+
+def test_shards_of_earlier_versions_are_kept(data: Path, copied: Path) -> None:
+    """They do not say which content they have."""
+    for path in (copied / "imagenet").glob(f"*/{shards.CONTENTS_FILE}"):
+        contents = read_json(path)
+        del contents["content_sha256"]
+        write_json(path, contents)
+    said: list[str] = []
+    write_shards.write_shards(data, copied, FOLDERS, said.append)
+    assert len(said) == 2 and all("already" in each for each in said)
 
 
 def test_voc_shards_keep_labels_and_annotations(data: Path, packed: Path) -> None:
@@ -170,6 +200,14 @@ def test_killed_writer_resumes(data: Path, packed: Path, tmp_path: Path, monkeyp
     assert all((folder / name).read_bytes() == (packed / "imagenet" / "train" / name).read_bytes() for name in names)
 
 
+def test_a_shard_stays_open_while_it_is_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may open one at once; the cache of open files then keeps only one of both."""
+    images = read_train_and_val(packed / "imagenet", SHARDED)[0]
+    expected = content(images)
+    monkeypatch.setattr(shards, "_open_file", shards._File)
+    assert content(images) == expected
+
+
 def test_truncated_shard_is_a_user_error(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = min((copied / "imagenet" / "train").glob("*.tar"))
     size = tar.stat().st_size
@@ -221,7 +259,7 @@ def test_damaged_index_is_a_user_error(copied: Path) -> None:
 def test_changing_or_unreadable_image_stops_packing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "_file_size", lambda _: 7)
+    monkeypatch.setattr(manifest, "_file_state", lambda _: manifest.FileState(7, 0, 0))
     with pytest.raises(UserError, match="changed while it was packed: run data-shard again"):
         write_shards.write_shards(data, tmp_path, FOLDERS, lambda _: None)
     monkeypatch.undo()

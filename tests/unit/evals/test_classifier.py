@@ -43,6 +43,13 @@ def test_the_best_epoch_is_that_of_the_best_top1() -> None:
     assert accuracies.last == {"top1": 55.0, "top5": 95.0}
 
 
+def test_the_best_of_epochs_without_a_hit_is_the_first() -> None:
+    accuracies = EpochAccuracies()
+    for top5 in (40.0, 30.0):
+        accuracies.update({"top1": 0.0, "top5": top5})
+    assert accuracies.best == {"top1": 0.0, "top5": 40.0}
+
+
 @pytest.mark.parametrize("name", ["linear_imagenet", "semisup_1pct"])
 def test_an_epoch_ends_with_its_incomplete_batch(
     name: str, uninterrupted: Uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,9 @@
 """VOC detection: Detectron2's evaluator on known cases, the converted trunk, the order of batches, the recipe."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from evals.voc_detection import ProtocolConfig, dataset
+from evals.voc_detection import ProtocolConfig, dataset, read_images
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
@@ -19,6 +21,7 @@ from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import BLOCKS, ResNet
 from models.zoo.layouts import SamePool
 from reproduce.config.compose import compose
+from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.voc import VOC_CLASSES, VocBox, VocImage
 from reproduce.engine.loop import StepLogger
@@ -296,3 +299,18 @@ def test_an_image_of_another_size_than_before_is_unreadable(tmp_path: Path) -> N
     cfg = build_config(protocol("smoke").detectron2, random_trunk(0.0625))
     found, said = dataset.TestDataset([VocImage("1", str(tmp_path / "1.jpg"), 41, 30, [])], cfg)[0]
     assert found is None and said.startswith(f"{tmp_path / '1.jpg'} (Mismatched image shape")
+
+
+@pytest.mark.parametrize("root", [".", "VOCdevkit/VOC2007", "{data}/VOCdevkit/VOC2007"])
+def test_the_second_year_is_found_below_data_wherever_the_first_is(own_data: Path, tmp_path: Path, root: str) -> None:
+    devkit = own_data / "VOCdevkit"
+    data = devkit / "VOC2007" if root == "." else own_data
+    shutil.copytree(devkit / "VOC2007", data / "second")
+    root = root.format(data=data)
+    voc = Dataset("voc0712", "tiny", "voc", root, "trainval", "test", "second")
+    run = SimpleNamespace(counts={}, handle_bad_annotations=lambda _: None, record_split=lambda *_: None)
+    cfg = SimpleNamespace(paths=SimpleNamespace(data_root=str(data)))
+    context: Any = SimpleNamespace(run=run, cfg=cfg, dataset=voc, root=data / root)
+    train, _ = read_images(context)
+    first = [image for image in train if not image.path.startswith(f"{data / 'second'}/")]
+    assert 0 < len(first) == len(train) / 2

@@ -1,5 +1,6 @@
 """A result is of its pictures: others in their place, under whatever path, are evaluated again."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from models.networks.resnet import ResNet
 from reproduce import evaluate, run_images
 from reproduce.__main__ import main
 from reproduce.data.datasets import content
+from reproduce.errors import RetryableError, describe_error
 from reproduce.harness.execute import process_group
 from reproduce.harness.plan import build
 from reproduce.harness.plan.model import Plan, Request, Run
@@ -170,6 +172,23 @@ def test_pretrainings_of_other_pictures_are_done_again_and_kept(
     assert (aside / "checkpoint.pt").read_bytes() == b"weeks of work" and (aside / "result.json").exists()
 
 
+def test_a_failing_disk_ends_a_command_with_a_sentence(
+    checkout: Path, table7: Plan, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is neither valid nor outdated as long as nobody can read the images."""
+    pictures(checkout / "data", right=True)
+    finish_on(table7, finish, found(table7))
+
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(RetryableError, match=r"can't read .*: Input/output error") as error:
+        states(table7)
+    described = describe_error(error.value)
+    assert described and described[1] == 1
+
+
 def test_results_stand_where_the_pictures_are_not(table7: Plan, finish: Callable[..., None]) -> None:
     """Results that were copied to a machine without the images are judged there."""
     finish_on(table7, finish, {"imagenet/train": "a", "imagenet/val": "b"})
@@ -262,3 +281,19 @@ def test_a_split_may_be_a_folder_in_a_folder(checkout: Path, finish: Callable[..
     assert states(plan) == {RunState.DONE}
     draw(checkout / "data/mine/images/val/dark/3.png", bright=True, seed=9)
     assert states(plan) == {RunState.TO_DO}
+
+
+def test_no_file_set_aside_replaces_another(tmp_path: Path) -> None:
+    """Of other test images with the same training images, and of the same images a second time."""
+    asides = []
+    for val in ("b", "c", "b", "c", "d"):
+        if aside := run_images.start_over_on_other_images(tmp_path, "imagenet/val", val * 64):
+            asides.append(aside)
+        run_images.start_over_on_other_images(tmp_path, "imagenet/train", "a" * 64)
+        (tmp_path / "checkpoint.pt").write_text(val)
+        (tmp_path / "pictures").mkdir()
+        (tmp_path / "pictures" / "crops.jpg").write_text(val)
+    assert [(aside / "checkpoint.pt").read_text() for aside in asides] == ["b", "c", "b", "c"]
+    assert [(aside / "pictures" / "crops.jpg").read_text() for aside in asides] == ["b", "c", "b", "c"]
+    first, second, *again = (aside.name for aside in asides)
+    assert again == [f"{first}-2", f"{second}-2"]
