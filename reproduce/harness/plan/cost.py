@@ -1,6 +1,7 @@
 """Estimate what a plan costs in GPUs, hours and disk; every number says where it comes from."""
 
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,7 +10,6 @@ from reproduce.config.schema import ABSENT
 from reproduce.harness.plan import build, cost_facts
 from reproduce.harness.plan.cost_facts import REFERENCE_CROPS, REFERENCE_GPU, CostFacts, num_pixels, printed_time
 from reproduce.harness.plan.data_requirements import DataRequirement, data_requirements
-from reproduce.harness.plan.durations import expected_seconds
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.harness.plan.workload import Workload
@@ -67,8 +67,8 @@ class PlanCost:
         return cost.gpu_hours * speedup
 
     def cpu_seconds(self, plan: Plan) -> dict[str, float]:
-        """Return the seconds of runs without a GPU whose cost is known, by "kind/name"."""
-        costs = {f"{run.kind}/{run.name}": self.runs[run.run_id] for run in plan.runs.values()}
+        """Return the seconds of runs without a GPU whose cost is known, by `Run.time_key`."""
+        costs = {run.time_key: self.runs[run.run_id] for run in plan.runs.values()}
         return {key: cost.hours * 3600 for key, cost in costs.items() if cost.hours is not None and not cost.num_gpus}
 
     @property
@@ -109,20 +109,17 @@ class _Estimator:
         self.plan, self.facts = plan, facts
         self.states = run_states(plan)
         self.recorded = baseline.load(plan.request.scale)
-        self.seconds = expected_seconds(plan, self.recorded.wall_seconds)
-        self.done: dict[tuple[str, str], dict[str, Any]] = {}
-        for run in plan.runs.values():
-            if result := run.read_result():
-                self.done[run.kind, run.name] = result
+        self.seconds = self.recorded.wall_seconds if plan.uses_reference_data else {}
+        self.done = [(run, result) for run in plan.runs.values() if (result := run.read_result())]
         self.paper_tables = {name: tables.load(name, "paper") for name in ("table1", "release_notes")}
 
     def run_cost(self, run: Run) -> RunCost:
         """Return the measured cost of a run, or else the recorded, published or estimated one."""
         if result := run.read_result():
             cost = _measured_cost(result, float(result["wall_seconds"]) / 3600, "this run")
-        elif result := self.done.get((run.kind, run.name)):
-            seconds = self.seconds[f"{run.kind}/{run.name}"]
-            cost = _measured_cost(result, seconds / 3600, "the same run with other seeds")
+        elif results := self._of_other_seeds(run):
+            seconds = statistics.fmean(float(result["wall_seconds"]) for result in results)
+            cost = _measured_cost(results[-1], seconds / 3600, "the same run with other seeds")
         elif (seconds := self.seconds.get(f"{run.kind}/{run.name}", 0.0)) > 0:
             machine = self.recorded.header["machine"]
             source = f"beside the scale's numbers, on {machine['cpu']}, {machine['cores']} cores"
@@ -136,6 +133,14 @@ class _Estimator:
         else:
             cost = self._evaluation(run)
         return replace(cost, disk_gb=self._disk_gb(run))
+
+    def _of_other_seeds(self, run: Run) -> list[dict[str, Any]]:
+        """Return the results of the runs that differ from a run in nothing but the seed.
+
+        The same evaluation of another network is none of them: a wider one takes many times as long.
+        """
+        same = (run.time_key, run.workload)
+        return [result for other, result in self.done if (other.time_key, other.workload) == same]
 
     def _pretraining(self, workload: Workload) -> RunCost:
         if not workload.epochs:

@@ -89,6 +89,21 @@ def test_measured_cost_comes_first(checkout: Path, finish: Finish) -> None:
     assert costs.gpu_hours("V100", costs.to_do) == pytest.approx(320 + evaluations)
 
 
+def test_an_evaluation_of_another_network_is_not_the_same_run(checkout: Path, finish: Finish) -> None:
+    """linear_imagenet of a network twice as wide takes four times as long, under the same name."""
+    plan = paper("table2", seeds=(0, 1))
+    linear = [run for run in plan.runs.values() if run.name == "linear_imagenet"]
+    before = cost.plan_cost(plan)
+    narrow = next(run for run in linear if run.parent_name == "swav_w2_400ep")
+    finish(narrow, wall_seconds=7200.0, provenance={"world_size": 1, "hardware": "1 x NVIDIA A100-SXM4-80GB"})
+    costs = cost.plan_cost(plan)
+    measured = [run for run in linear if costs.runs[run.run_id].basis == "measured"]
+    assert [(run.parent_name, run.seed) for run in measured] == [("swav_w2_400ep", 0), ("swav_w2_400ep", 1)]
+    assert {costs.runs[run.run_id].hours for run in measured} == {2.0}
+    wide = next(run.run_id for run in linear if run.parent_name == "swav_w4_400ep")
+    assert costs.runs[wide] == before.runs[wide]
+
+
 def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Finish) -> None:
     plan = paper("figure3", seeds=(0, 1))
     done = next(iter(plan.runs.values()))
