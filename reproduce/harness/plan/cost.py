@@ -110,12 +110,16 @@ class _Estimator:
         self.states = run_states(plan)
         self.recorded = baseline.load(plan.request.scale)
         self.seconds = self.recorded.wall_seconds if plan.uses_reference_data else {}
-        self.done = [(run, result) for run in plan.runs.values() if (result := run.read_result())]
+        self.done = {run.run_id: result for run in plan.runs.values() if (result := run.read_result())}
         self.paper_tables = {name: tables.load(name, "paper") for name in ("table1", "release_notes")}
 
     def run_cost(self, run: Run) -> RunCost:
-        """Return the measured cost of a run, or else the recorded, published or estimated one."""
-        if result := run.read_result():
+        """Return the measured cost of a run, or else the recorded, published or estimated one.
+
+        A run to do is not priced by a GPU whose speed is unknown, which nothing could be summed with.
+        """
+        result = self.done.get(run.run_id)
+        if result and (self.states[run.run_id].settled or self._is_comparable(result)):
             cost = _measured_cost(result, float(result["wall_seconds"]) / 3600, "this run")
         elif results := self._of_other_seeds(run):
             seconds = statistics.fmean(float(result["wall_seconds"]) for result in results)
@@ -135,12 +139,17 @@ class _Estimator:
         return replace(cost, disk_gb=self._disk_gb(run))
 
     def _of_other_seeds(self, run: Run) -> list[dict[str, Any]]:
-        """Return the results of the runs that differ from a run in nothing but the seed.
+        """Return the results of the runs that differ from a run in nothing but the seed, on GPUs of known speed.
 
         The same evaluation of another network is none of them: a wider one takes many times as long.
         """
-        same = (run.time_key, run.workload)
-        return [result for other, result in self.done if (other.time_key, other.workload) == same]
+        others = [self.plan.runs[name] for name in self.done]
+        same = [each for each in others if (each.time_key, each.workload) == (run.time_key, run.workload)]
+        return [self.done[each.run_id] for each in same if self._is_comparable(self.done[each.run_id])]
+
+    def _is_comparable(self, result: dict[str, Any]) -> bool:
+        cost = _measured_cost(result, 0.0, "")
+        return not cost.num_gpus or cost.gpu in self.facts.gpus
 
     def _pretraining(self, workload: Workload) -> RunCost:
         if not workload.epochs:

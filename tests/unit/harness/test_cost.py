@@ -104,10 +104,19 @@ def test_an_evaluation_of_another_network_is_not_the_same_run(checkout: Path, fi
     assert costs.runs[wide] == before.runs[wide]
 
 
-def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Finish) -> None:
+def test_a_gpu_without_a_factor_leaves_runs_to_do_their_estimates(checkout: Path, finish: Finish) -> None:
     plan = paper("figure3", seeds=(0, 1))
+    before = cost.plan_cost(plan)
     done = next(iter(plan.runs.values()))
     finish(done, provenance={"world_size": 8, "hardware": "8 x Some Other"})
+    costs = cost.plan_cost(plan)
+    assert costs.unpriced(costs.runs) == [done.run_id]
+    assert costs.runs[done.run_id].basis == "measured"
+    assert {name: costs.runs[name] for name in costs.to_do} == {name: before.runs[name] for name in costs.to_do}
+
+
+def test_runs_of_unknown_cost_stay_out_of_the_sums(checkout: Path) -> None:
+    plan = build.build_plan(Request(("table7",), "paper", data_config="cifar10"))
     costs = cost.plan_cost(plan)
     assert len(costs.unpriced(costs.to_do)) == 1
     assert "not in the sums: 1 runs" in cost_report.as_text(plan, costs)
