@@ -241,6 +241,7 @@ def _measured_cost(result: dict[str, Any], hours: float, source: str) -> RunCost
     hardware = str(provenance.get("hardware", "a machine that it does not name"))
     gpu = GPU_HARDWARE.fullmatch(hardware)
     num_gpus = int(provenance.get("world_size", 1)) if gpu else 0
-    known = [name for name in cost_facts.load().gpus if gpu and name in gpu["name"]]
+    words = re.findall(r"\w+", gpu["name"]) if gpu else []  # an "RTX A1000" is no A100
+    known = [name for name in cost_facts.load().gpus if name in words]
     name = known[0] if known else gpu["name"] if gpu else ""
     return RunCost(hours, num_gpus, name, "measured", f"{source}, {hardware}")

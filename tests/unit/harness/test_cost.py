@@ -104,6 +104,23 @@ def test_an_evaluation_of_another_network_is_not_the_same_run(checkout: Path, fi
     assert costs.runs[wide] == before.runs[wide]
 
 
+@pytest.mark.parametrize(
+    ("hardware", "gpu"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA RTX A1000", "NVIDIA RTX A1000"),
+        ("Tesla V100S-PCIE-32GB", "Tesla V100S-PCIE-32GB"),
+    ],
+)
+def test_a_gpu_is_known_by_a_whole_word_of_its_name(checkout: Path, finish: Finish, hardware: str, gpu: str) -> None:
+    plan = build.single_run_plan(Request((), "paper"), "pretrain", "swav_800ep")
+    (run,) = plan.runs.values()
+    finish(run, provenance={"world_size": 1, "hardware": f"1 x {hardware}"})
+    assert cost.plan_cost(plan).runs[run.run_id].gpu == gpu
+
+
 def test_a_gpu_without_a_factor_leaves_runs_to_do_their_estimates(checkout: Path, finish: Finish) -> None:
     plan = paper("figure3", seeds=(0, 1))
     before = cost.plan_cost(plan)
