@@ -155,7 +155,7 @@ class _Estimator:
         if not workload.epochs:
             return RunCost(0.0, 0, "", "estimate", "no training, only the initial weights")
         if workload.dataset["source"] != paper_data_sources()["imagenet"]:
-            return self._on_cpu(workload, workload.width) or _unknown(
+            return self._on_cpu(workload, workload.width, workload.num_networks) or _unknown(
                 f"no time is known of a training on {workload.dataset['source']}"
             )
         crops = workload.crops.replace("_", "+")
@@ -168,21 +168,26 @@ class _Estimator:
         per_100, _ = printed_time(self.paper_tables["table1"], "swav", REFERENCE_CROPS, "time_100ep") or (0.0, "")
         pixel_ratio = workload.pixels / num_pixels(REFERENCE_CROPS)
         hours = per_100 * 64 * workload.epochs / 100 * (pixel_ratio * workload.width**2) / num_gpus
+        hours *= workload.num_networks
         source = (
             f"Table 1's {per_100:.2f} h per 100 epochs of {REFERENCE_CROPS} on 64 V100 x {workload.epochs:g} epochs x "
-            f"{pixel_ratio:.2f} of its pixels x width {workload.width:g} squared, on {num_gpus} GPUs"
+            f"{pixel_ratio:.2f} of its pixels x width {workload.width:g} squared{_networks(workload.num_networks)}, "
+            f"on {num_gpus} GPUs"
         )
         return RunCost(hours, num_gpus, REFERENCE_GPU, "estimate", source)
 
-    def _on_cpu(self, workload: Workload, width: float, *, evaluation: bool = False) -> RunCost | None:
+    def _on_cpu(
+        self, workload: Workload, width: float, num_networks: int, *, evaluation: bool = False
+    ) -> RunCost | None:
         """Return what a CPU takes at the plan's scale; None if no speed is known of it, or no size of the data set."""
         speed, data = self.facts.cpu.get(self.plan.request.scale), self.facts.data.get(workload.dataset["source"])
         if not speed or not data:
             return None
         rate = speed.evaluation if evaluation else speed.training
         num_images = workload.epochs * (data.num_images if evaluation else data.num_train)
-        seconds = num_images * workload.pixels / rate * width / speed.width
+        seconds = num_images * workload.pixels / rate * width / speed.width * num_networks
         wider = f" x width {width:g} / {speed.width:g}" if width != speed.width else ""
+        wider += _networks(num_networks)
         amount = f"{num_images:,.0f} images of {workload.pixels:,} pixels{wider}"
         return RunCost(seconds / 3600, 0, "", "estimate", f"{amount}, at {rate:,.0f} pixels a second: {speed.source}")
 
@@ -209,12 +214,13 @@ class _Estimator:
             return RunCost(gpu_hours / num_gpus, num_gpus, REFERENCE_GPU, "estimate", source)
         if data is None or workload.method not in self.facts.evaluations:
             return _unknown(f"no time is known of {run.name} on {workload.dataset['source']}")
-        parents = (self.plan.runs[name].workload.width for name in run.parents if name in self.plan.runs)
-        width = workload.width or next(parents, 1.0)
-        if on_cpu := self._on_cpu(workload, width, evaluation=True):
+        parent = next((self.plan.runs[name].workload for name in run.parents if name in self.plan.runs), None)
+        width = workload.width or (parent.width if parent else 1.0)
+        num_networks = parent.num_networks if parent else 1
+        if on_cpu := self._on_cpu(workload, width, num_networks, evaluation=True):
             return on_cpu
-        passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2
-        wider = f" x width {width:g} squared" if width != 1 else ""
+        passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2 * num_networks
+        wider = (f" x width {width:g} squared" if width != 1 else "") + _networks(num_networks)
         source = (
             f"{workload.epochs:g} x {data.num_images / 1e6:.2f} million images{wider}, forward at "
             f"{self.facts.forward.images_per_second:g} a second, without {self.facts.evaluations[workload.method]}"
@@ -226,10 +232,15 @@ class _Estimator:
             return self.facts.log_gb
         workload = run.workload
         weights = self.facts.trunk_weights_millions * 1e6 * workload.width**2 + workload.head_weights
+        weights *= workload.num_networks
         data = self.facts.data.get(workload.dataset["source"])
         values = workload.queue_values + workload.values_per_image * (data.num_train if data else 0)
         values += round(weights) if workload.has_key_encoder else 0
         return self.facts.log_gb + (weights * BYTES_PER_WEIGHT + values * 4) / 1e9
+
+
+def _networks(number: int) -> str:
+    return f" x {number} networks" if number > 1 else ""
 
 
 def _unknown(source: str) -> RunCost:

@@ -49,6 +49,30 @@ def test_a_wider_trunk_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     assert "x 0.88 of its pixels x width 2 squared, on 128 GPUs" in priced.source
 
 
+@pytest.mark.parametrize(
+    ("experiment", "hours", "disk_gb"),
+    [
+        ("rotnet_105ep", 105 * 4, None),  # each crop four times
+        ("bownet_305ep", 105 * 4 + 200, None),  # as long as it is a RotNet
+        ("cmc_w2_240ep", 240 * 4 * 2, (2 * (94e6 + 4096 * 128) * 8 + 2 * 1_281_167 * 128 * 4) / 1e9 + 0.001),
+    ],
+)
+def test_what_a_method_passes_through_its_networks_is_counted(
+    checkout: Path, experiment: str, hours: float, disk_gb: float | None
+) -> None:
+    """RotNet's rotations, and CMC's two networks of width 2. Crops of 224 pixels; `hours` by one pass of 100 epochs."""
+    priced = of(build.single_run_plan(Request((), "paper"), "pretrain", experiment), experiment)
+    assert priced.gpu_hours == pytest.approx(6.25 * 64 * 224**2 / 155648 * hours / 100, rel=1e-3)
+    assert disk_gb is None or priced.disk_gb == pytest.approx(disk_gb)
+
+
+def test_both_networks_of_a_pair_are_evaluated(checkout: Path) -> None:
+    plan = paper("table2")
+    runs = {run.parent_name: run for run in plan.runs.values() if run.name == "linear_imagenet"}
+    hours = {name: cost.plan_cost(plan).runs[runs[name].run_id].hours for name in ("cmc_w2_240ep", "swav_w2_400ep")}
+    assert hours["cmc_w2_240ep"] == pytest.approx(2 * (hours["swav_w2_400ep"] or 0))
+
+
 def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
     priced = of(paper("table3"), "linear_places205")
     assert priced.hours == pytest.approx(28 * (2_448_873 + 20_500) / 1261 / 3600)
