@@ -41,6 +41,8 @@ class Workload:
     """Whether a second network is kept, without momentum of an optimizer."""
     num_networks: int = 1
     """The number of trunks that are trained side by side."""
+    label_list: str = ""
+    """The file in ImageNet's folder that lists the images with labels; other data sets have none (`evals.finetune`)."""
 
 
 def workload_of(cfg: DictConfig) -> Workload:
@@ -54,7 +56,8 @@ def workload_of(cfg: DictConfig) -> Workload:
         public = str(cfg.checkpoint).startswith(entries.PREFIX)
         width = entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
-        return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width)
+        label_list = OmegaConf.select(protocol, "subset.file") or ""
+        return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width, label_list=label_list)
     network, method = cfg.network, cfg.method
     keys = method.name in KEY_ENCODERS
     trunk_out = round(2048 * network.width)
