@@ -168,6 +168,12 @@ def test_a_missing_list_of_labels_is_named_before_anything_is_trained(
     assert left_out == {"semisup_1pct"}
 
 
+@pytest.mark.parametrize("override", ["cluster=slurm", "cluster.executor=kubernetes"])
+def test_where_a_single_run_executes_is_no_override(checkout: Path, override: str) -> None:
+    with pytest.raises(UserError, match=r"is no override of this command: give it as --cluster \(make: CLUSTER=\)"):
+        main(["pretrain", "swav_800ep", override])
+
+
 def test_a_misspelt_wandb_mode_is_refused_before_anything_runs(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
