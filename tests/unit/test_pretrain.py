@@ -16,6 +16,7 @@ from models.methods.base import PretrainTask
 from models.methods.registry import METHODS
 from reproduce import network, pretrain
 from reproduce.engine import batchnorm, checkpoint
+from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.loop import Trainer
 from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, Uninterrupted, call
 
@@ -143,3 +144,14 @@ def test_a_checkpoint_has_the_last_epochs_metrics_for_the_collapse_detector(
     asked = (*TINY, *EXPERIMENTS["swav"], f"paths.data_root={data}")
     (path,) = uninterrupted(pretrain.main, *asked).glob("smoke/*/checkpoint.pt")
     assert [step for step, _ in checkpoint.load(path)["collapse_detector"]["history"]] == [5, 6]
+
+
+def test_the_collapse_detector_sees_steps_of_each_epoch_however_few_are_logged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `logging.every_steps`, which is in no run's name, would make a result of a collapsed training."""
+    seen: list[int] = []
+    monkeypatch.setattr(CollapseDetector, "update", lambda _, step, __: seen.append(step))
+    asked = (*TINY, *EXPERIMENTS["simclr"], "logging.every_steps=100000", f"paths.data_root={data}")
+    status, said = call(pretrain.main, monkeypatch, *asked, f"paths.results={tmp_path}")
+    assert (status, seen) == (0, [1, 2, 3, 4, 5, 6]), said
