@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_USAGE = 2
 """Exit status of a wrong request, config or input. Retrying cannot help."""
@@ -61,7 +61,10 @@ class RetryableError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, without the usage."""
+    """A parser whose errors are one sentence, without the usage. Options are written out: `--seed` is no `--seeds`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` with the sentence."""

@@ -17,6 +17,8 @@ MAX_VALUES = 200_000
 """Values of a YAML file, with each alias counted as what it stands for. Reading so many takes seconds."""
 MAX_EVENTS = 2 * MAX_VALUES
 """A value is one event of the parser, a list or a mapping two."""
+MERGE = "tag:yaml.org,2002:merge"
+"""Tag of the key `<<`."""
 MAX_DIGITS = 308
 """Digits of a whole number: a float holds no more."""
 
@@ -52,6 +54,7 @@ def parse_yaml(text: str) -> Any:
             if node is None:
                 return None
             _count(node, {})
+            loader.check_unique(node, set())
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -64,20 +67,25 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.CSafeLoader):
     """PyYAML's safe loader, with unique keys and finite numbers."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping; a merged key (`<<`) may stand again, because that replaces it."""
-        seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
-                if key_node.value in seen:
-                    line = key_node.start_mark.line + 1
-                    raise ValueError(f"the key {key_node.value!r} stands twice, again in line {line}")
-                seen.add(key_node.value)
-        found = dict(super().construct_mapping(node, deep))
-        merged = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
-        if not merged and len(found) < len(seen):  # 1 and 0x1, yes and true: spelled otherwise, and the same
-            raise ValueError(f"a key of the mapping in line {node.start_mark.line + 1} stands twice, spelled otherwise")
-        return found
+    def check_unique(self, node: yaml.Node, checked: set[int]) -> None:
+        """Raise ValueError for a key that stands twice in a mapping, or again in other words (1 and 0x1).
+
+        Before construction: PyYAML adds merged keys (`<<`) to the nodes then, and a key may replace a merged one.
+        """
+        if not isinstance(node, yaml.CollectionNode) or id(node) in checked:
+            return
+        checked.add(id(node))
+        seen: dict[Any, str] = {}
+        for child in node.value:
+            for each in child if isinstance(child, tuple) else (child,):
+                self.check_unique(each, checked)
+            if isinstance(child, tuple) and isinstance(key := child[0], yaml.ScalarNode) and key.tag != MERGE:
+                name = self.construct_object(key)
+                if name in seen:
+                    otherwise = "" if seen[name] == key.value else ", spelled otherwise"
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"the key {key.value!r} stands twice{otherwise}, again in line {line}")
+                seen[name] = key.value
 
     def construct_yaml_float(self, node: Any) -> float:
         """Return a finite number."""

@@ -142,7 +142,8 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         scaler=scaler,
         guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,
-        logger=StepLogger(log, cfg.logging.every_steps, cfg.batch_size),
+        # The collapse detector sees logged steps: five of an epoch, however few the curves need.
+        logger=StepLogger(log, min(cfg.logging.every_steps, max(1, steps_per_epoch // 5)), cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,
     )

@@ -41,7 +41,12 @@ def convert(kind: Any, raw: Any, file: str, key: str) -> Any:
     if hasattr(kind, "__dataclass_fields__"):
         return _convert_dataclass(kind, raw, file, key)
     if origin is dict and isinstance(raw, Mapping):
-        return {name: convert(arguments[1], value, file, f"{key}.{name}") for name, value in raw.items()}
+        return {
+            convert(arguments[0], name, file, f"a key of {key or 'the file'}"): convert(
+                arguments[1], value, file, f"{key}.{name}"
+            )
+            for name, value in raw.items()
+        }
     if origin is list and isinstance(raw, list):
         return [convert(arguments[0], value, file, f"{key}[{index}]") for index, value in enumerate(raw)]
     if origin is tuple and isinstance(raw, list):

@@ -15,8 +15,11 @@ FLAGS = {
     "scale": "--scale (make: SCALE=)",
     "data": "--data-config (make: DATA_CONFIG=)",
     "paths.data_root": "--data (make: DATA=)",
+    "cluster": "--cluster (make: CLUSTER=)",
+    "cluster.executor": "--cluster (make: CLUSTER=)",
 }
-"""Config keys that decide where a single run finds its images, and so can't be its overrides: they would get others."""
+"""Config keys that the harness reads, and so can't be a single run's overrides: it would look for the images elsewhere,
+and start the run here."""
 
 
 def run_single(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Checks of a config beyond the types of its schema: overrides, bounds, and sections whose schema lies elsewhere."""
 
 import dataclasses
+import itertools
 import re
 from typing import Any, TypeVar
 
@@ -12,7 +13,8 @@ from reproduce.errors import UserError, did_you_mean
 MIN_VALUES: dict[float, tuple[str, ...]] = {
     0: (
         *("seed", "cluster.num_workers", "collapse.patience_epochs", "method.queue_length"),
-        *("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "optimizer.warmup_epochs"),
+        *("optimizer.lr", "optimizer.final_lr", "optimizer.momentum", "optimizer.weight_decay"),
+        *("optimizer.warmup_epochs", "optimizer.warmup_start_lr"),
         *("protocol.lr", "protocol.lr_trunk", "protocol.lr_head", "protocol.lr_backbone"),
         *("protocol.momentum", "protocol.weight_decay"),
     ),
@@ -32,6 +34,12 @@ MAX_SEED = 2**32 - 1
 """The largest number that all generators of random numbers take as a seed (NumPy's takes no more)."""
 POSITIVE = ("method.temperature", "method.epsilon", "protocol.temperature", "initial_loss_scale")
 """Values that cosines are divided by, or a loss is multiplied with."""
+PROBABILITIES = (
+    *("crops.augment.flip_probability", "crops.augment.color_jitter_probability"),
+    *("crops.augment.grayscale_probability", "crops.augment.blur_probability", "protocol.transforms.crop_probability"),
+)
+MILESTONES = ("optimizer.milestones", "protocol.milestones")
+"""Fractions of the epochs. The detectors' own keys (steps, lr_drop_epoch) count iterations and epochs."""
 NAMED_SECTIONS = ("method", "protocol", "measurement")
 """Sections whose `name` says which code reads them."""
 LENGTHS = {"crops.augment.color_jitter": 4, "crops.augment.blur_sigma_px": 2, "normalize.mean": 3, "normalize.std": 3}
@@ -58,6 +66,9 @@ def check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and len(value) != length:
             raise UserError(f"config {key}={value}: it must have {length} values")
+    if not all(value > 0 for value in cfg.normalize.std):
+        raise UserError(f"config normalize.std={cfg.normalize.std}: pixels are divided by it, it must be more than 0")
+    _check_milestones(cfg)
     _check_crops(cfg)
     if cfg.get("on_bad_image", "stop") not in ON_BAD_IMAGE:
         raise UserError(
@@ -76,12 +87,35 @@ def _check_bounds(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value > 0:
             raise UserError(f"config {key}={value}: it must be more than 0")
+    for key in PROBABILITIES:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not 0 <= value <= 1:
+            raise UserError(f"config {key}={value}: it must be from 0 to 1")
+
+
+def _check_milestones(cfg: DictConfig) -> None:
+    """Raise `UserError` for milestones that are no fractions: at epochs beyond the last one, the rate never falls."""
+    for key in MILESTONES:
+        found = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_list(found) or not all(isinstance(value, int | float) for value in found):
+            continue  # None, or of a type that the section's schema refuses
+        if not all(low < high for low, high in itertools.pairwise([0, *found, 1])):
+            raise UserError(
+                f"config {key}={found}: they must ascend between 0 and 1, as fractions of the epochs: write .6 for "
+                "epoch 60 of 100"
+            )
 
 
 def _check_crops(cfg: DictConfig) -> None:
     for number, view in enumerate(OmegaConf.select(cfg, "crops.views") or []):
         if len(view.scale) != 2 or min(view.num, view.size_px) < 1:
             raise UserError(f"config crops.views[{number}]={view}: num and size_px must be 1 or more, scale two values")
+        low, high = view.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(
+                f"config crops.views[{number}].scale={view.scale}: it must ascend within 0 and 1, as the share of the "
+                "image's area: write [.14, 1]"
+            )
     if "crops" in cfg and not cfg.crops.views:
         raise UserError("config crops.views=[]: there must be at least one view")
 

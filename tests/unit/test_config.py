@@ -209,6 +209,12 @@ def test_keys_can_be_added_and_deleted() -> None:
         ("pretrain", [*SWAV], "method.num_sinkhorn_iterations=0"),
         ("pretrain", [*SWAV], "optimizer.weight_decay=-1"),
         ("measure", [*SWAV, "measurement=cost", "name=x"], "measurement.num_steps=0"),
+        ("pretrain", [*SWAV], "optimizer.final_lr=-0.1"),
+        ("pretrain", [*SWAV], "optimizer.warmup_start_lr=-0.1"),
+        ("pretrain", [*SWAV], "crops.augment.blur_probability=1.5"),
+        ("pretrain", [*SWAV], "crops.augment.flip_probability=-0.1"),
+        ("evaluate", ["eval=coco_detr", "checkpoint=x"], "protocol.transforms.crop_probability=2"),
+        ("evaluate", ["eval=knn", "checkpoint=x"], "normalize.std=[0.2,0,0.2]"),
         ("pretrain", [*SWAV], "~method.name"),
         ("pretrain", [*SWAV], "method.name=null"),
         ("evaluate", ["eval=knn", "checkpoint=x"], "~protocol.name"),
@@ -218,6 +224,24 @@ def test_keys_can_be_added_and_deleted() -> None:
 def test_values_that_give_no_number_or_a_wrong_one_are_refused(kind: RunKind, request_: list[str], key: str) -> None:
     with pytest.raises(UserError, match=rf"config {key.strip('~').partition('=')[0]}="):
         compose(kind, [*request_, key])
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "key"),
+    [("pretrain", SWAV, "optimizer"), ("evaluate", ("eval=semisup_1pct", "checkpoint=x"), "protocol")],
+)
+@pytest.mark.parametrize("milestones", ["[120,160]", "[0.8,0.6]", "[0.5,0.5]", "[0,0.5]", "[0.5,1]"])
+def test_milestones_are_fractions_of_the_epochs(
+    kind: RunKind, request_: tuple[str, ...], key: str, milestones: str
+) -> None:
+    with pytest.raises(UserError, match=rf"config {key}\.milestones=.*write \.6 for epoch 60 of 100"):
+        compose(kind, [*request_, f"{key}.milestones={milestones}"])
+
+
+@pytest.mark.parametrize("scale", ["[0,1]", "[1,0.14]", "[14,100]"])
+def test_the_scale_of_crops_ascends_within_the_image(scale: str) -> None:
+    with pytest.raises(UserError, match=r"config crops\.views\[0\]\.scale="):
+        compose("pretrain", [*SWAV, f"crops.views=[{{num: 2, size_px: 32, scale: {scale}}}]"])
 
 
 def test_a_value_that_is_yet_to_be_given_is_asked_for() -> None:

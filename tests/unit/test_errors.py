@@ -4,7 +4,13 @@ import signal
 
 import pytest
 
-from reproduce.errors import describe_signal
+from reproduce.__main__ import main
+from reproduce.errors import UserError, describe_signal
+
+
+def test_an_option_is_not_taken_for_a_longer_one() -> None:
+    with pytest.raises(UserError, match="unrecognized arguments: --seed"):
+        main(["plan", "table7", "--seed", "3"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.zoo import entries
-from reproduce import parsing
+from reproduce import parsing, typed_yaml
 from reproduce.config.compose import compose
 from reproduce.errors import UserError
 from reproduce.files import read_json, write_atomic
@@ -54,6 +54,8 @@ def test_yaml_is_refused(text: str, says: str) -> None:
 
 def test_yaml_that_is_right_is_read() -> None:
     assert parse_yaml("a: &x {b: 1, c: 2.5}\nd: {<<: *x, b: 3}\n") == {"a": {"b": 1, "c": 2.5}, "d": {"b": 3, "c": 2.5}}
+    nested = "a: &a {x: 1}\nouter: {b: &b {<<: *a, x: 2}}\nc: {<<: *b}\n"
+    assert parse_yaml(nested) == {"a": {"x": 1}, "outer": {"b": {"x": 2}}, "c": {"x": 2}}
     assert parse_yaml("") is None
 
 
@@ -227,6 +229,12 @@ def test_the_last_of_many_keys_may_be_the_one_that_stands_twice() -> None:
 def test_a_key_that_stands_twice_in_other_words_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="stands twice, spelled otherwise"):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize("key", ["20", "yes", "null", "2026-01-01"])
+def test_a_key_of_another_type_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml: a key of margins should be of type str, but it is"):
+        typed_yaml.convert(dict[str, dict[str, float]], parse_yaml(f"{key}: {{x: 1}}"), "mine.yaml", "margins")
 
 
 @pytest.mark.parametrize("text", ['!!float ""', '!!int ""'])

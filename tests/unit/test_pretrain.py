@@ -17,6 +17,7 @@ from models.methods.registry import METHODS
 from reproduce import network, pretrain
 from reproduce.config.compose import compose
 from reproduce.engine import batchnorm, checkpoint
+from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.loop import Trainer
 from reproduce.engine.runs.run import run_context
 from tests.runs import FEW_CLUSTERS, FEW_NEIGHBORS, FEW_WORDS, TINY, Uninterrupted, call
@@ -159,3 +160,14 @@ def test_only_rank_0_writes_the_random_trunk(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(pretrain, "is_main", lambda: True)
         pretrain.save_initial_weights(cfg, run)
     assert saved == [run.checkpoint]
+
+
+def test_the_collapse_detector_sees_steps_of_each_epoch_however_few_are_logged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `logging.every_steps`, which is in no run's name, would make a result of a collapsed training."""
+    seen: list[int] = []
+    monkeypatch.setattr(CollapseDetector, "update", lambda _, step, __: seen.append(step))
+    asked = (*TINY, *EXPERIMENTS["simclr"], "logging.every_steps=100000", f"paths.data_root={data}")
+    status, said = call(pretrain.main, monkeypatch, *asked, f"paths.results={tmp_path}")
+    assert (status, seen) == (0, [1, 2, 3, 4, 5, 6]), said

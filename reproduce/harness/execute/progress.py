@@ -13,7 +13,7 @@ from reproduce.harness.plan.run_state import RunState
 
 @dataclass
 class Progress:
-    """The progress of a plan's runs. `expected` is seconds by "kind/name", from earlier runs."""
+    """The progress of a plan's runs. `expected` is what `durations.expected_seconds` returns."""
 
     plan: Plan
     cores: int
@@ -90,9 +90,10 @@ class Progress:
         return schedule(left, remaining, self.cores, first=set(self.started))
 
     def expected_seconds(self, run: Run) -> float | None:
-        """Return the seconds that a run should take: the time of its name, or the mean of all evaluations."""
-        if (known := self.expected.get(f"{run.kind}/{run.name}")) is not None:
-            return known
+        """Return the seconds that a run should take: its own time, its name's, or the mean of all evaluations."""
+        for key in (run.time_key, f"{run.kind}/{run.name}"):
+            if (known := self.expected.get(key)) is not None:
+                return known
         evaluations = [seconds for key, seconds in self.expected.items() if key.startswith("evaluate/")]
         return sum(evaluations) / len(evaluations) if evaluations and run.kind == "evaluate" else None
 

@@ -84,7 +84,8 @@ def choose(plan: Plan, costs: PlanCost) -> Choice:
     def rank(runs: frozenset[str]) -> tuple[bool, float]:
         return not _is_canary(groups[runs], places), price(runs) / len(groups[runs])
 
-    left = {runs for runs in groups if all(hours[name] is not None for name in runs)}
+    # Runs that are done need no price: they may have been made on a GPU that no factor is known for.
+    left = {runs for runs in groups if all(hours[name] is not None for name in runs - paid)}
     unpriced = [cell for runs, cells in groups.items() if runs not in left for cell in cells]
     picks: list[Pick] = []
     remaining = budget.hours

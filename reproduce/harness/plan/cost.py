@@ -1,6 +1,7 @@
 """Estimate what a plan costs in GPUs, hours and disk; every number says where it comes from."""
 
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,7 +10,6 @@ from reproduce.config.schema import ABSENT
 from reproduce.harness.plan import build, cost_facts
 from reproduce.harness.plan.cost_facts import REFERENCE_CROPS, REFERENCE_GPU, CostFacts, num_pixels, printed_time
 from reproduce.harness.plan.data_requirements import DataRequirement, data_requirements
-from reproduce.harness.plan.durations import expected_seconds
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.plan.run_state import RunState, run_states
 from reproduce.harness.plan.workload import Workload
@@ -67,8 +67,8 @@ class PlanCost:
         return cost.gpu_hours * speedup
 
     def cpu_seconds(self, plan: Plan) -> dict[str, float]:
-        """Return the seconds of runs without a GPU whose cost is known, by "kind/name"."""
-        costs = {f"{run.kind}/{run.name}": self.runs[run.run_id] for run in plan.runs.values()}
+        """Return the seconds of runs without a GPU whose cost is known, by `Run.time_key`."""
+        costs = {run.time_key: self.runs[run.run_id] for run in plan.runs.values()}
         return {key: cost.hours * 3600 for key, cost in costs.items() if cost.hours is not None and not cost.num_gpus}
 
     @property
@@ -109,20 +109,21 @@ class _Estimator:
         self.plan, self.facts = plan, facts
         self.states = run_states(plan)
         self.recorded = baseline.load(plan.request.scale)
-        self.seconds = expected_seconds(plan, self.recorded.wall_seconds)
-        self.done: dict[tuple[str, str], dict[str, Any]] = {}
-        for run in plan.runs.values():
-            if result := run.read_result():
-                self.done[run.kind, run.name] = result
+        self.seconds = self.recorded.wall_seconds if plan.uses_reference_data else {}
+        self.done = {run.run_id: result for run in plan.runs.values() if (result := run.read_result())}
         self.paper_tables = {name: tables.load(name, "paper") for name in ("table1", "release_notes")}
 
     def run_cost(self, run: Run) -> RunCost:
-        """Return the measured cost of a run, or else the recorded, published or estimated one."""
-        if result := run.read_result():
+        """Return the measured cost of a run, or else the recorded, published or estimated one.
+
+        A run to do is not priced by a GPU whose speed is unknown, which nothing could be summed with.
+        """
+        result = self.done.get(run.run_id)
+        if result and (self.states[run.run_id].settled or self._is_comparable(result)):
             cost = _measured_cost(result, float(result["wall_seconds"]) / 3600, "this run")
-        elif result := self.done.get((run.kind, run.name)):
-            seconds = self.seconds[f"{run.kind}/{run.name}"]
-            cost = _measured_cost(result, seconds / 3600, "the same run with other seeds")
+        elif results := self._of_other_seeds(run):
+            seconds = statistics.fmean(float(result["wall_seconds"]) for result in results)
+            cost = _measured_cost(results[-1], seconds / 3600, "the same run with other seeds")
         elif (seconds := self.seconds.get(f"{run.kind}/{run.name}", 0.0)) > 0:
             machine = self.recorded.header["machine"]
             source = f"beside the scale's numbers, on {machine['cpu']}, {machine['cores']} cores"
@@ -137,11 +138,24 @@ class _Estimator:
             cost = self._evaluation(run)
         return replace(cost, disk_gb=self._disk_gb(run))
 
+    def _of_other_seeds(self, run: Run) -> list[dict[str, Any]]:
+        """Return the results of the runs that differ from a run in nothing but the seed, on GPUs of known speed.
+
+        The same evaluation of another network is none of them: a wider one takes many times as long.
+        """
+        others = [self.plan.runs[name] for name in self.done]
+        same = [each for each in others if (each.time_key, each.workload) == (run.time_key, run.workload)]
+        return [self.done[each.run_id] for each in same if self._is_comparable(self.done[each.run_id])]
+
+    def _is_comparable(self, result: dict[str, Any]) -> bool:
+        cost = _measured_cost(result, 0.0, "")
+        return not cost.num_gpus or cost.gpu in self.facts.gpus
+
     def _pretraining(self, workload: Workload) -> RunCost:
         if not workload.epochs:
             return RunCost(0.0, 0, "", "estimate", "no training, only the initial weights")
         if workload.dataset["source"] != paper_data_sources()["imagenet"]:
-            return self._on_cpu(workload, workload.width) or _unknown(
+            return self._on_cpu(workload, workload.width, workload.num_networks) or _unknown(
                 f"no time is known of a training on {workload.dataset['source']}"
             )
         crops = workload.crops.replace("_", "+")
@@ -154,21 +168,26 @@ class _Estimator:
         per_100, _ = printed_time(self.paper_tables["table1"], "swav", REFERENCE_CROPS, "time_100ep") or (0.0, "")
         pixel_ratio = workload.pixels / num_pixels(REFERENCE_CROPS)
         hours = per_100 * 64 * workload.epochs / 100 * (pixel_ratio * workload.width**2) / num_gpus
+        hours *= workload.num_networks
         source = (
             f"Table 1's {per_100:.2f} h per 100 epochs of {REFERENCE_CROPS} on 64 V100 x {workload.epochs:g} epochs x "
-            f"{pixel_ratio:.2f} of its pixels x width {workload.width:g} squared, on {num_gpus} GPUs"
+            f"{pixel_ratio:.2f} of its pixels x width {workload.width:g} squared{_networks(workload.num_networks)}, "
+            f"on {num_gpus} GPUs"
         )
         return RunCost(hours, num_gpus, REFERENCE_GPU, "estimate", source)
 
-    def _on_cpu(self, workload: Workload, width: float, *, evaluation: bool = False) -> RunCost | None:
+    def _on_cpu(
+        self, workload: Workload, width: float, num_networks: int, *, evaluation: bool = False
+    ) -> RunCost | None:
         """Return what a CPU takes at the plan's scale; None if no speed is known of it, or no size of the data set."""
         speed, data = self.facts.cpu.get(self.plan.request.scale), self.facts.data.get(workload.dataset["source"])
         if not speed or not data:
             return None
         rate = speed.evaluation if evaluation else speed.training
         num_images = workload.epochs * (data.num_images if evaluation else data.num_train)
-        seconds = num_images * workload.pixels / rate * width / speed.width
+        seconds = num_images * workload.pixels / rate * width / speed.width * num_networks
         wider = f" x width {width:g} / {speed.width:g}" if width != speed.width else ""
+        wider += _networks(num_networks)
         amount = f"{num_images:,.0f} images of {workload.pixels:,} pixels{wider}"
         return RunCost(seconds / 3600, 0, "", "estimate", f"{amount}, at {rate:,.0f} pixels a second: {speed.source}")
 
@@ -195,12 +214,13 @@ class _Estimator:
             return RunCost(gpu_hours / num_gpus, num_gpus, REFERENCE_GPU, "estimate", source)
         if data is None or workload.method not in self.facts.evaluations:
             return _unknown(f"no time is known of {run.name} on {workload.dataset['source']}")
-        parents = (self.plan.runs[name].workload.width for name in run.parents if name in self.plan.runs)
-        width = workload.width or next(parents, 1.0)
-        if on_cpu := self._on_cpu(workload, width, evaluation=True):
+        parent = next((self.plan.runs[name].workload for name in run.parents if name in self.plan.runs), None)
+        width = workload.width or (parent.width if parent else 1.0)
+        num_networks = parent.num_networks if parent else 1
+        if on_cpu := self._on_cpu(workload, width, num_networks, evaluation=True):
             return on_cpu
-        passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2
-        wider = f" x width {width:g} squared" if width != 1 else ""
+        passes = workload.epochs * data.num_images * workload.pixels / PIXELS_PX**2 * width**2 * num_networks
+        wider = (f" x width {width:g} squared" if width != 1 else "") + _networks(num_networks)
         source = (
             f"{workload.epochs:g} x {data.num_images / 1e6:.2f} million images{wider}, forward at "
             f"{self.facts.forward.images_per_second:g} a second, without {self.facts.evaluations[workload.method]}"
@@ -212,10 +232,15 @@ class _Estimator:
             return self.facts.log_gb
         workload = run.workload
         weights = self.facts.trunk_weights_millions * 1e6 * workload.width**2 + workload.head_weights
+        weights *= workload.num_networks
         data = self.facts.data.get(workload.dataset["source"])
         values = workload.queue_values + workload.values_per_image * (data.num_train if data else 0)
         values += round(weights) if workload.has_key_encoder else 0
         return self.facts.log_gb + (weights * BYTES_PER_WEIGHT + values * 4) / 1e9
+
+
+def _networks(number: int) -> str:
+    return f" x {number} networks" if number > 1 else ""
 
 
 def _unknown(source: str) -> RunCost:
@@ -227,6 +252,7 @@ def _measured_cost(result: dict[str, Any], hours: float, source: str) -> RunCost
     hardware = str(provenance.get("hardware", "a machine that it does not name"))
     gpu = GPU_HARDWARE.fullmatch(hardware)
     num_gpus = int(provenance.get("world_size", 1)) if gpu else 0
-    known = [name for name in cost_facts.load().gpus if gpu and name in gpu["name"]]
+    words = re.findall(r"\w+", gpu["name"]) if gpu else []  # an "RTX A1000" is no A100
+    known = [name for name in cost_facts.load().gpus if name in words]
     name = known[0] if known else gpu["name"] if gpu else ""
     return RunCost(hours, num_gpus, name, "measured", f"{source}, {hardware}")

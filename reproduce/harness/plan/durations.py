@@ -6,14 +6,16 @@ from reproduce.harness.plan.model import Plan
 
 
 def expected_seconds(plan: Plan, recorded: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds by "kind/name": the mean of the plan's finished runs, or else the `recorded` time.
+    """Return seconds by `Run.time_key` and by "kind/name": means of the plan's finished runs.
 
+    By "kind/name", a run that is none of these has the mean of other networks, or else the `recorded` time.
     The recorded times are those of the scale's own images, of which other data may have a hundred times as many.
     """
     times: dict[str, list[float]] = {}
     for run in plan.runs.values():
         if result := run.read_result():
-            times.setdefault(f"{run.kind}/{run.name}", []).append(float(result.get("wall_seconds", 0)))
+            for key in {run.time_key, f"{run.kind}/{run.name}"}:
+                times.setdefault(key, []).append(float(result.get("wall_seconds", 0)))
     known = dict(recorded) if plan.uses_reference_data else {}
     return known | {key: sum(found) / len(found) for key, found in times.items()}
 

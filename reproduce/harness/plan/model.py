@@ -86,8 +86,16 @@ class Run:
     @property
     def label(self) -> str:
         """The run's name for people."""
-        name = f"{self.name} of {self.parent_name}" if self.parent_name else self.name
-        return f"{name}, seed {self.seed}"
+        return f"{self._name_without_seed}, seed {self.seed}"
+
+    @property
+    def time_key(self) -> str:
+        """The name by which runs that differ in their seed only share one time: "kind/name of parent"."""
+        return f"{self.kind}/{self._name_without_seed}"
+
+    @property
+    def _name_without_seed(self) -> str:
+        return f"{self.name} of {self.parent_name}" if self.parent_name else self.name
 
     @property
     def result(self) -> Path:

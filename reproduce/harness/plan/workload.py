@@ -10,6 +10,10 @@ from models.zoo import entries
 
 BANKS = {"npid": 1, "pirl": 1, "local_aggregation": 1, "cmc": 2}
 """Memory banks of the methods that have no key for their number."""
+NETWORKS = {"cmc": 2}
+"""Trunks of the methods that train more than one."""
+NUM_ROTATIONS = 4
+"""The times that RotNet passes each crop through the network."""
 KEY_ENCODERS = ("moco", "pcl")
 
 
@@ -23,7 +27,7 @@ class Workload:
     batch_size: int
     crops: str
     pixels: int
-    """The number of pixels of one image, over all its crops."""
+    """The number of pixels that a trunk gets of one image, over all its crops and their rotations."""
     dataset: dict[str, str]
     """The config's `dataset`; empty for a run that reads no images."""
     width: float = 0.0
@@ -35,6 +39,10 @@ class Workload:
     """The number of values that a method keeps of each image: rows of memory banks, and pseudo-labels."""
     has_key_encoder: bool = False
     """Whether a second network is kept, without momentum of an optimizer."""
+    num_networks: int = 1
+    """The number of trunks that are trained side by side."""
+    label_list: str = ""
+    """The file in ImageNet's folder that lists the images with labels; other data sets have none (`evals.finetune`)."""
 
 
 def workload_of(cfg: DictConfig) -> Workload:
@@ -48,7 +56,8 @@ def workload_of(cfg: DictConfig) -> Workload:
         public = str(cfg.checkpoint).startswith(entries.PREFIX)
         width = entries.get_entry(cfg.checkpoint.removeprefix(entries.PREFIX)).width if public else 0.0
         epochs, batch_size = protocol.get("epochs", 1), protocol.get("batch_size", 0)
-        return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width)
+        label_list = OmegaConf.select(protocol, "subset.file") or ""
+        return Workload(protocol.name, epochs, batch_size, "", pixels, dataset, width, label_list=label_list)
     network, method = cfg.network, cfg.method
     keys = method.name in KEY_ENCODERS
     trunk_out = round(2048 * network.width)
@@ -58,7 +67,7 @@ def workload_of(cfg: DictConfig) -> Workload:
         epochs=cfg.epochs,
         batch_size=cfg.batch_size,
         crops=cfg.crops.name,
-        pixels=sum(view.num * view.size_px**2 for view in cfg.crops.views),
+        pixels=round(sum(view.num * view.size_px**2 for view in cfg.crops.views) * _passes(cfg)),
         dataset=dataset,
         width=network.width,
         head_weights=sum(a * b for a, b in itertools.pairwise(layers))
@@ -67,4 +76,13 @@ def workload_of(cfg: DictConfig) -> Workload:
         values_per_image=network.embedding_dim * method.get("num_banks", BANKS.get(method.name, 0))
         + (method.num_heads if "num_banks" in method else 0),
         has_key_encoder=keys,
+        num_networks=NETWORKS.get(method.name, 1),
     )
+
+
+def _passes(cfg: DictConfig) -> float:
+    """Return how often a crop is passed through the network, as a mean over the epochs. BoWNet begins as RotNet."""
+    if cfg.method.name == "rotnet":
+        return NUM_ROTATIONS
+    rotation_epochs = min(cfg.method.get("rotation_epochs", 0), cfg.epochs)
+    return 1 + (NUM_ROTATIONS - 1) * rotation_epochs / max(cfg.epochs, 1)

@@ -75,6 +75,18 @@ def test_evaluations_of_a_pretraining_share_its_price() -> None:
     assert not any(pick.is_canary for pick in choice.picks)  # our own training's numbers are no canaries
 
 
+def test_what_is_done_on_a_gpu_without_a_factor_costs_nothing(checkout: Path, finish: Callable[..., None]) -> None:
+    plan = build.build_plan(Request(("table3", "table7"), "paper", budget="10000"))
+    swav = next(run for run in plan.runs.values() if run.name == "swav_800ep")
+    evaluation = next(run for run in plan.runs.values() if run.name == "knn_head" and swav.run_id in run.parents)
+    for run in (swav, evaluation):
+        finish(run, provenance={"world_size": 8, "hardware": "8 x NVIDIA H200", "git_commit": "c" * 40})
+    choice = budget.choose(plan, cost.plan_cost(plan))
+    assert not [cell for cell in choice.unpriced if cell.row == "SwAV"]
+    free = [pick for pick in choice.picks if evaluation.run_id in pick.cells[0].run_ids]
+    assert [pick.hours for pick in free] == [0.0]
+
+
 def test_what_was_bought_stays_while_runs_are_done(checkout: Path, finish: Callable[..., None]) -> None:
     plan = plan_file.planned(request("10"))
     assert 0 < len(plan.cells) < len(build.build_plan(request("10")).cells)

@@ -152,6 +152,28 @@ def test_nothing_is_trained_that_no_cell_can_use(class_folders: list[str], monke
         main(["run", *class_folders, "--skip-missing-data"])
 
 
+def test_a_missing_list_of_labels_is_named_before_anything_is_trained(
+    class_folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carried_out: list[Plan] = []
+    monkeypatch.setattr(workflow, "execute_plan", lambda plan, *_, whole: carried_out.extend([plan, whole]))
+    Path("data/imagenet/10percent.txt").write_text("")
+    asked = ["text", *class_folders[1:], "--data-config", "standard"]
+    assert main(["plan", *asked]) == 0
+    assert "list data/imagenet/1percent.txt is missing" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"imagenet/1percent\.txt is missing.*SKIP_MISSING_DATA=1"):
+        main(["run", *asked])
+    assert main(["run", *asked, "--skip-missing-data"]) == 3
+    left_out = {run.name for run in carried_out[1].runs.values()} - {run.name for run in carried_out[0].runs.values()}
+    assert left_out == {"semisup_1pct"}
+
+
+@pytest.mark.parametrize("override", ["cluster=slurm", "cluster.executor=kubernetes"])
+def test_where_a_single_run_executes_is_no_override(checkout: Path, override: str) -> None:
+    with pytest.raises(UserError, match=r"is no override of this command: give it as --cluster \(make: CLUSTER=\)"):
+        main(["pretrain", "swav_800ep", override])
+
+
 def test_a_misspelt_wandb_mode_is_refused_before_anything_runs(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

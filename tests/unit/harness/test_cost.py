@@ -49,6 +49,30 @@ def test_a_wider_trunk_is_an_estimate_with_its_arithmetic(checkout: Path) -> Non
     assert "x 0.88 of its pixels x width 2 squared, on 128 GPUs" in priced.source
 
 
+@pytest.mark.parametrize(
+    ("experiment", "hours", "disk_gb"),
+    [
+        ("rotnet_105ep", 105 * 4, None),  # each crop four times
+        ("bownet_305ep", 105 * 4 + 200, None),  # as long as it is a RotNet
+        ("cmc_w2_240ep", 240 * 4 * 2, (2 * (94e6 + 4096 * 128) * 8 + 2 * 1_281_167 * 128 * 4) / 1e9 + 0.001),
+    ],
+)
+def test_what_a_method_passes_through_its_networks_is_counted(
+    checkout: Path, experiment: str, hours: float, disk_gb: float | None
+) -> None:
+    """RotNet's rotations, and CMC's two networks of width 2. Crops of 224 pixels; `hours` by one pass of 100 epochs."""
+    priced = of(build.single_run_plan(Request((), "paper"), "pretrain", experiment), experiment)
+    assert priced.gpu_hours == pytest.approx(6.25 * 64 * 224**2 / 155648 * hours / 100, rel=1e-3)
+    assert disk_gb is None or priced.disk_gb == pytest.approx(disk_gb)
+
+
+def test_both_networks_of_a_pair_are_evaluated(checkout: Path) -> None:
+    plan = paper("table2")
+    runs = {run.parent_name: run for run in plan.runs.values() if run.name == "linear_imagenet"}
+    hours = {name: cost.plan_cost(plan).runs[runs[name].run_id].hours for name in ("cmc_w2_240ep", "swav_w2_400ep")}
+    assert hours["cmc_w2_240ep"] == pytest.approx(2 * (hours["swav_w2_400ep"] or 0))
+
+
 def test_an_evaluation_is_an_estimate_with_its_arithmetic(checkout: Path) -> None:
     priced = of(paper("table3"), "linear_places205")
     assert priced.hours == pytest.approx(28 * (2_448_873 + 20_500) / 1261 / 3600)
@@ -89,10 +113,51 @@ def test_measured_cost_comes_first(checkout: Path, finish: Finish) -> None:
     assert costs.gpu_hours("V100", costs.to_do) == pytest.approx(320 + evaluations)
 
 
-def test_a_gpu_without_a_factor_stays_out_of_the_sums(checkout: Path, finish: Finish) -> None:
+def test_an_evaluation_of_another_network_is_not_the_same_run(checkout: Path, finish: Finish) -> None:
+    """linear_imagenet of a network twice as wide takes four times as long, under the same name."""
+    plan = paper("table2", seeds=(0, 1))
+    linear = [run for run in plan.runs.values() if run.name == "linear_imagenet"]
+    before = cost.plan_cost(plan)
+    narrow = next(run for run in linear if run.parent_name == "swav_w2_400ep")
+    finish(narrow, wall_seconds=7200.0, provenance={"world_size": 1, "hardware": "1 x NVIDIA A100-SXM4-80GB"})
+    costs = cost.plan_cost(plan)
+    measured = [run for run in linear if costs.runs[run.run_id].basis == "measured"]
+    assert [(run.parent_name, run.seed) for run in measured] == [("swav_w2_400ep", 0), ("swav_w2_400ep", 1)]
+    assert {costs.runs[run.run_id].hours for run in measured} == {2.0}
+    wide = next(run.run_id for run in linear if run.parent_name == "swav_w4_400ep")
+    assert costs.runs[wide] == before.runs[wide]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpu"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA RTX A1000", "NVIDIA RTX A1000"),
+        ("Tesla V100S-PCIE-32GB", "Tesla V100S-PCIE-32GB"),
+    ],
+)
+def test_a_gpu_is_known_by_a_whole_word_of_its_name(checkout: Path, finish: Finish, hardware: str, gpu: str) -> None:
+    plan = build.single_run_plan(Request((), "paper"), "pretrain", "swav_800ep")
+    (run,) = plan.runs.values()
+    finish(run, provenance={"world_size": 1, "hardware": f"1 x {hardware}"})
+    assert cost.plan_cost(plan).runs[run.run_id].gpu == gpu
+
+
+def test_a_gpu_without_a_factor_leaves_runs_to_do_their_estimates(checkout: Path, finish: Finish) -> None:
     plan = paper("figure3", seeds=(0, 1))
+    before = cost.plan_cost(plan)
     done = next(iter(plan.runs.values()))
     finish(done, provenance={"world_size": 8, "hardware": "8 x Some Other"})
+    costs = cost.plan_cost(plan)
+    assert costs.unpriced(costs.runs) == [done.run_id]
+    assert costs.runs[done.run_id].basis == "measured"
+    assert {name: costs.runs[name] for name in costs.to_do} == {name: before.runs[name] for name in costs.to_do}
+
+
+def test_runs_of_unknown_cost_stay_out_of_the_sums(checkout: Path) -> None:
+    plan = build.build_plan(Request(("table7",), "paper", data_config="cifar10"))
     costs = cost.plan_cost(plan)
     assert len(costs.unpriced(costs.to_do)) == 1
     assert "not in the sums: 1 runs" in cost_report.as_text(plan, costs)

@@ -114,13 +114,13 @@ def test_a_failure_prints_its_message_and_its_log(smoke: Plan) -> None:
 
 
 def test_expected_seconds_prefer_finished_runs_to_records(smoke: Plan, finish: Callable[..., None]) -> None:
-    for each in smoke.runs.values():
-        if each.name == "knn_head":
-            finish(each, wall_seconds=7.0)
-    assert expected_seconds(smoke, {"evaluate/knn_head": 99.0, "pretrain/random": 1.0}) == {
-        "evaluate/knn_head": 7.0,
-        "pretrain/random": 1.0,
-    }
+    knn = [each for each in smoke.runs.values() if each.name == "knn_head"]
+    for seconds, each in zip((6.0, 8.0), knn, strict=True):
+        finish(each, wall_seconds=seconds)
+    expected = expected_seconds(smoke, {"evaluate/knn_head": 99.0, "pretrain/random": 1.0})
+    assert (expected["evaluate/knn_head"], expected["pretrain/random"]) == (7.0, 1.0)
+    progress = Progress(smoke, 2, expected, run_states(smoke))
+    assert [progress.expected_seconds(each) for each in knn] == [6.0, 8.0]  # each network has its own time
 
 
 class Terminal(io.StringIO):
