@@ -142,13 +142,20 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         scaler=scaler,
         guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,
-        # The collapse detector sees logged steps: five of an epoch, however few the curves need.
-        logger=StepLogger(log, min(cfg.logging.every_steps, max(1, steps_per_epoch // 5)), cfg.batch_size),
+        logger=StepLogger(log, min(cfg.logging.every_steps, rarest_log(steps_per_epoch)), cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,
     )
     batches = with_crops_picture(data.batches(sampler), run, data.normalize, first_step)
     trainer.train(batches, first_step, num_steps)
+
+
+def rarest_log(steps_per_epoch: int) -> int:
+    """Return the most steps between two logged ones: the collapse detector sees these, and needs five of an epoch.
+
+    In a short epoch ten are few enough: it is the default, at which no curve changes.
+    """
+    return max(10, steps_per_epoch // 5)
 
 
 def save_initial_weights(cfg: DictConfig, run: Run) -> None:
