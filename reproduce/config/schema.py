@@ -115,8 +115,8 @@ class Logging:
     """Which metrics a run logs, and how often."""
 
     every_steps: int = 10
-    """Steps between two points of metrics.jsonl and W&B; in a pretraining, a fifth of an epoch (or ten) at most, because
-    the collapse detector sees these points."""
+    """Steps between two points of metrics.jsonl and W&B; in a pretraining, a fifth of an epoch (or ten) at most: the
+    collapse detector sees these points."""
     wandb: bool = True
     wandb_group: str = ""
     """Group of the run in W&B; empty is the scale's name."""
