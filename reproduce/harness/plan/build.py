@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -64,11 +65,14 @@ def plan_from_released(plan: Plan) -> Plan:
 
 def _rebuild(plan: Plan, request: Request) -> Plan:
     """Plan the same tables and claims for another request, of the same images."""
-    return dataclasses.replace(_build(request, plan.tables, plan.claims), content_hashes=plan.content_hashes)
+    rebuilt = _build(request, plan.tables, plan.claims, plan.composed)
+    return dataclasses.replace(rebuilt, content_hashes=plan.content_hashes)
 
 
-def _build(request: Request, chosen: dict[str, Table], chosen_claims: list[Claim]) -> Plan:
-    configs = ConfigCache(request)
+def _build(
+    request: Request, chosen: dict[str, Table], chosen_claims: list[Claim], composed: dict[str, Any] | None = None
+) -> Plan:
+    configs = ConfigCache(request, composed=composed or {})
     data = configs.data(request.overrides())
     data_root, generated_data_dir = data_folders(request, data)
     runs: dict[str, Run] = {}
@@ -90,7 +94,8 @@ def _build(request: Request, chosen: dict[str, Table], chosen_claims: list[Claim
     cluster = configs.cluster
     configs.save()
     return Plan(
-        request, chosen, runs, cells, data_root, generated_data_dir, uses_reference_data, chosen_claims, cluster
+        *(request, chosen, runs, cells, data_root, generated_data_dir, uses_reference_data, chosen_claims, cluster),
+        composed=configs.composed,
     )
 
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from models.zoo import entries
 from reproduce.config import RunKind
-from reproduce.config.identity import run_dir, run_id
+from reproduce.config.identity import run_dir
 from reproduce.config.quoting import hydra_quote
 from reproduce.errors import UserError
 from reproduce.files import write_atomic
@@ -101,7 +101,8 @@ class ConfigCache:
         try:
             ask()
         finally:
-            wanted, self.missing = self.missing, None
+            wanted = {key: asked for key, asked in self.missing.items() if key not in self.composed}
+            self.missing = None
         num_processes = min(available_cores(), len(wanted))
         if len(wanted) <= FEW or num_processes == 1:
             return
@@ -189,11 +190,12 @@ def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _summary(kind: RunKind, cfg: DictConfig) -> dict[str, Any]:
+    folder = run_dir(cfg)  # named after the run, whose hash takes a while
     return {
-        "run_id": run_id(cfg),
+        "run_id": folder.name,
         "name": cfg.name,
         "seed": cfg.seed,
-        "folder": str(run_dir(cfg)),
+        "folder": str(folder),
         "cores": WHOLE_MACHINE if kind == "measure" else cfg.cluster.num_threads * cfg.cluster.num_processes,
         "num_processes": cfg.cluster.num_processes,
         "num_nodes": _num_nodes(cfg.cluster, "detector_processes" if kind == "evaluate" else "num_processes"),

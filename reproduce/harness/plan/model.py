@@ -205,6 +205,8 @@ class Plan:
     """The `cluster` section of the config: what starts the runs, and everything site-specific."""
     content_hashes: dict[tuple[str, str, str], str | None] = field(default_factory=dict, compare=False, repr=False)
     """What `run_state` has looked up of the images in DATA, so that one command looks once."""
+    composed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The configs that `ConfigCache` has composed for it, so that a second plan of a command composes only others."""
 
     @property
     def level(self) -> Level:

@@ -361,3 +361,18 @@ def test_a_checkpoint_that_was_named_before_it_existed_is_planned_by_its_content
         assert run.run_id == run_id(compose("evaluate", run.overrides))
         names.append(run.run_id)
     assert len(set(names)) == 3
+
+
+def test_a_second_plan_composes_only_what_the_first_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan at scale paper is priced beside the same from public weights, whose evaluations have the same configs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_cache, "available_cores", lambda: 1)
+    monkeypatch.setattr("reproduce.config.compose.compose", counted)
+    trained = build.build_plan(Request(("table7",), "paper"))
+    composed_here.clear()
+    released = build.plan_from_released(trained)
+    assert released.runs and composed_here == [
+        ["eval=knn_head", "normalize=imagenet", "scale=paper", "seed=0", "checkpoint=0"]
+    ]  # of other methods' weights
+    (tmp_path / CACHE / FILE_NAME).unlink()
+    assert build.build_plan(released.request).runs == released.runs  # each composed by itself
