@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
+from reproduce.config.compose import compose
 from reproduce.data.prepare import synthetic
 from reproduce.engine import checkpoint
 from reproduce.engine.checkpoint import CheckpointManager
@@ -94,6 +96,14 @@ def command(module: str, *overrides: str, processes: int = 1) -> list[str]:
 def _words(module: str, *overrides: str, processes: int) -> list[str]:
     launcher = ["reproduce.engine.distributed.launch", f"--nproc-per-node={processes}"] if processes > 1 else []
     return [*launcher, module, *overrides]
+
+
+def evaluation_of_bytes(name: str, data: Path, folder: Path, *more: str) -> DictConfig:
+    """The config of an evaluation whose checkpoint nobody loads: some bytes in `folder`, where the results are, too."""
+    checkpoint = folder / "own.pt"
+    checkpoint.write_bytes(b"weights")
+    common = ("scale=smoke", "data=generated", "logging.wandb=false", f"eval={name}", f"checkpoint={checkpoint}")
+    return compose("evaluate", [*common, f"paths.data_root={data}", f"paths.results={folder}", *more])
 
 
 def call(main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[int, str]:

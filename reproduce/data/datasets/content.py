@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,8 +83,22 @@ def split_states_sha256(data: Path, dataset: Dataset, split: str) -> str:
     return files.states_sha256(file_states(files.paths))
 
 
+class SplitHashes(NamedTuple):
+    """What a split is, and how its files were when that was looked up."""
+
+    content: str
+    """The hash of its content (see above)."""
+    states: str
+    """What `split_states_sha256` returns."""
+
+
 def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path | None = None) -> str:
-    """Return the hash of a split's content (see above); computed hashes are kept in the folder `cache`.
+    """Return the hash of a split's content, as `split_hashes` does."""
+    return split_hashes(data, dataset, split, cache).content
+
+
+def split_hashes(data: Path, dataset: Dataset, split: str, cache: Path | None = None) -> SplitHashes:
+    """Return the hashes of a split by one look at its files; computed ones are kept in the folder `cache`.
 
     Raises `UserError` if the split can't be listed, `RetryableError` if a file that is there can't be read.
     """
@@ -98,7 +113,7 @@ def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path |
         with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged one is computed again
             found = read_json(cached)
             if found["state_sha256"] == state_sha256:
-                return str(found["content_sha256"])
+                return SplitHashes(str(found["content_sha256"]), state_sha256)
     if dataset.layout == SHARDS:
         packed = read_packed_split(root / split)
         sizes = dict(zip(packed.names, packed.index.size.tolist(), strict=True))
@@ -112,7 +127,7 @@ def split_content_sha256(data: Path, dataset: Dataset, split: str, cache: Path |
     if cached and time.time() - newest / 1e9 > SETTLED_SECONDS:
         with contextlib.suppress(UserError, OSError):  # without the cache it only takes longer
             write_json(cached, {"state_sha256": state_sha256, "content_sha256": content})
-    return content
+    return SplitHashes(content, state_sha256)
 
 
 def _list_files(data: Path, root: Path, dataset: Dataset, split: str) -> _Files:

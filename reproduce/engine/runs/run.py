@@ -17,7 +17,7 @@ from reproduce.config.identity import config_hash, identity, run_dir, run_id
 from reproduce.config.schema import Dataset
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets import catalog
-from reproduce.data.datasets.content import content_cache, split_content_sha256, split_states_sha256
+from reproduce.data.datasets.content import content_cache, split_hashes, split_states_sha256
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.manifest import split_manifest
 from reproduce.engine.arithmetic import configure_torch
@@ -99,8 +99,7 @@ class Run:
         data, dataset = Path(self.cfg.paths.data_root), self.dataset
         with others_wait(f"looks up the sizes of the files of {dataset.name}/{split}"):
             found = split_manifest(data, dataset, split, images)
-            states = split_states_sha256(data, dataset, split)
-            content = split_content_sha256(data, dataset, split, content_cache(self.folder))
+            content, states = split_hashes(data, dataset, split, content_cache(self.folder))
         name = f"{dataset.name}/{split}"
         self.provenance.setdefault("data_manifest_sha256", {})[name] = found["sha256"]
         self.provenance.setdefault("data_content_sha256", {})[name] = content

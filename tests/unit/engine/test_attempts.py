@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from reproduce.config.compose import compose
 from reproduce.data.datasets.voc import read_voc_labels
 from reproduce.engine.runs.attempts import Attempts
 from reproduce.engine.runs.run import run_context
 from reproduce.files import read_json, write_json
+from tests.runs import evaluation_of_bytes
 
 CODE = {"git_commit": "c" * 40, "git_dirty": False, "code_sha256": "d" * 64}
 
@@ -71,13 +71,7 @@ def test_evaluations_of_another_checkpoint_or_other_images_count_anew(
     own_data: Path, tmp_path: Path, change: str
 ) -> None:
     """VOC's SVMs never tell from which step they go on."""
-    checkpoint = tmp_path / "own.pt"
-    checkpoint.write_bytes(b"weights")
-    cfg = compose(
-        "evaluate",
-        ["scale=smoke", "data=generated", "eval=voc07_svm", f"checkpoint={checkpoint}", f"paths.data_root={own_data}",
-         f"paths.results={tmp_path}", "logging.wandb=false"],
-    )  # fmt: skip
+    cfg = evaluation_of_bytes("voc07_svm", own_data, tmp_path)
 
     def result(trunk: str) -> Any:
         with run_context(cfg) as run:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.config.compose import compose
 from reproduce.data.datasets.image_folder import read_image_list
 from reproduce.engine.runs.run import run_context
 from reproduce.files import read_json
+from tests.runs import evaluation_of_bytes
 
 
 def first_image(split: Path) -> Path:
@@ -49,13 +49,7 @@ def untouched(split: Path) -> None:
 def test_images_that_change_during_a_run_are_named(
     own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None]
 ) -> None:
-    checkpoint = tmp_path / "own.pt"
-    checkpoint.write_bytes(b"weights")
-    cfg = compose(
-        "evaluate",
-        ["scale=smoke", "data=generated", "eval=knn", f"checkpoint={checkpoint}", f"paths.data_root={own_data}",
-         f"paths.results={tmp_path}", "logging.wandb=false"],
-    )  # fmt: skip
+    cfg = evaluation_of_bytes("knn", own_data, tmp_path)
     with run_context(cfg) as run:
         for split in ("train", "val"):
             run.record_split(split, read_image_list(run.dataset_root, run.dataset, split))
@@ -70,14 +64,8 @@ def test_a_split_may_be_a_folder_in_a_folder(own_data: Path, tmp_path: Path) -> 
     (own_data / "imagenet" / "images").mkdir()
     for split in ("train", "val"):
         (own_data / "imagenet" / split).rename(own_data / "imagenet" / "images" / split)
-    checkpoint = tmp_path / "own.pt"
-    checkpoint.write_bytes(b"weights")
-    cfg = compose(
-        "evaluate",
-        ["scale=smoke", "data=generated", "eval=knn", f"checkpoint={checkpoint}", f"paths.data_root={own_data}",
-         "data.imagenet.train=images/train", "data.imagenet.val=images/val", f"paths.results={tmp_path}",
-         "logging.wandb=false"],
-    )  # fmt: skip
+    splits = ("data.imagenet.train=images/train", "data.imagenet.val=images/val")
+    cfg = evaluation_of_bytes("knn", own_data, tmp_path, *splits)
     with run_context(cfg) as run:
         run.record_split("images/val", read_image_list(run.dataset_root, run.dataset, "images/val"))
         run.finish({"knn20": 50.0})
