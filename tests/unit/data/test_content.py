@@ -12,7 +12,7 @@ import pytest
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import content
-from reproduce.data.datasets.content import split_content_sha256
+from reproduce.data.datasets.content import split_content_sha256, split_hashes, split_states_sha256
 from reproduce.data.datasets.shards import INDEX_FILE
 from reproduce.data.prepare import verify, write_shards
 from reproduce.errors import RetryableError
@@ -113,6 +113,13 @@ def test_unchanged_files_are_read_once(own_data: Path, monkeypatch: pytest.Monke
     before = hashes(own_data, IMAGENET)
     monkeypatch.setattr(content, "_content_sha256", lambda *_: pytest.fail("read again"))
     assert hashes(own_data, IMAGENET) == before
+
+
+def test_computed_and_cached_hashes_are_of_the_same_look_at_the_files(own_data: Path, tmp_path: Path) -> None:
+    computed, cached = (split_hashes(own_data, IMAGENET, "val", tmp_path / "cache") for _ in range(2))
+    assert list((tmp_path / "cache").glob("*.json"))
+    assert computed == cached
+    assert computed.states == split_states_sha256(own_data, IMAGENET, "val")
 
 
 def test_files_that_change_right_now_are_not_cached(own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
