@@ -182,7 +182,7 @@ bench: setup-dev ## benchmarks against plain baselines and the last run (DATA: f
 		--benchmark-autosave --benchmark-compare $(call option,--pictures,$(DATA))
 
 gpu-test: setup-dev ## test all that a GPU computes: made for 8 minutes on one CUDA GPU, skipped elsewhere
-	TEST_DEVICE=cuda .venv/bin/python -m pytest -m "not power" tests/gpu tests/golden/test_reference.py tests/golden/test_methods.py
+	TEST_DEVICE=cuda .venv/bin/python -m pytest -m "not power" tests/gpu
 
 gpu-bench: setup-dev ## measure what a CUDA GPU does: images/s, idle share, kNN, ... (DATA: folder of photographs)
 	.venv/bin/python -m tests.benchmarks.gpu $(call option,--pictures,$(DATA))

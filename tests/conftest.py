@@ -35,8 +35,11 @@ def only_tests_of_gpus(arguments: Sequence[str], folder: Path) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide this machine's GPUs from the tests and the processes that they start; tests/gpu, run by itself, has them."""
-    if not only_tests_of_gpus(config.args, config.invocation_params.dir):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if only_tests_of_gpus(config.args, config.invocation_params.dir):
+        return
+    if os.environ.get("TEST_DEVICE") == "cuda":
+        raise pytest.UsageError("TEST_DEVICE=cuda is for tests/gpu alone: all other tests run with the GPUs hidden")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,6 +58,8 @@ def device() -> "torch.device":
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if os.environ.get("TEST_DEVICE") == "cuda":
+        if shutil.which("nvidia-smi"):  # a machine that has a GPU: its tests must not pass unseen
+            pytest.fail("nvidia-smi is there, and torch finds no CUDA GPU (see `make doctor`)")
         pytest.skip("torch finds no CUDA GPU (see `make doctor`)")
     return torch.device("cpu")
 
