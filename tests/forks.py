@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tests.contiguous_collectives import check_collectives
+from tests.nccl_conditions import impose_conditions
 
 REPO_ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -99,7 +99,7 @@ def _run_module(words: Sequence[str]) -> int:
     sys.argv = list(words)
     sys.modules.pop(words[0], None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        check_collectives()
+        impose_conditions()
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         status: Any = 0

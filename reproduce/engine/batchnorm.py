@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data.pipeline.sampler import require_even_shares
-from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, world_size
+from reproduce.engine.distributed.collectives import all_reduce_sum_differentiable, device, subgroup, world_size
 from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError, did_you_mean
 
@@ -106,12 +106,12 @@ def _to_grouped_batchnorm(net: nn.Module, num_groups: int, images: int) -> nn.Mo
 
 
 def _to_sync_batchnorm(net: nn.Module, num_ranks: int, implementation: str) -> nn.Module:
+    group = subgroup(num_ranks)
     if implementation == "apex":
-        from apex.parallel import convert_syncbn_model, create_syncbn_process_group
+        from apex.parallel import convert_syncbn_model
 
-        converted: nn.Module = convert_syncbn_model(net, process_group=create_syncbn_process_group(num_ranks))
+        converted: nn.Module = convert_syncbn_model(net, process_group=group)
         return converted
-    group, _ = dist.new_subgroups(num_ranks)
     if device().type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net, group)
     for module in net.modules():

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from reproduce.engine.distributed.collectives import any_rank
-from tests.contiguous_collectives import COLLECTIVES, require_contiguous
+from tests.nccl_conditions import COLLECTIVES, require_contiguous
 from tests.gpu.trainings import CONFIGS, STEPS_PER_EPOCH, build_training
 from tests.runs import run
 

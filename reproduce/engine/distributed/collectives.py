@@ -31,7 +31,7 @@ def device() -> torch.device:
 
 @contextmanager
 def process_group(gpus_per_process: int = 0, timeout_minutes: float = 120) -> Iterator[None]:
-    """Join the process group of a launcher (ours, or torchrun) and leave it at the end. A no-op for WORLD_SIZE=1.
+    """Join the process group of a launcher (ours, or torchrun); leave it after success. A no-op for WORLD_SIZE=1.
 
     A rank that waits for longer than the timeout ends the run; NCCL's own ten minutes are too short while rank 0 reads
     a list of files or another rank fits classifiers.
@@ -50,10 +50,10 @@ def process_group(gpus_per_process: int = 0, timeout_minutes: float = 120) -> It
     timeout = datetime.timedelta(minutes=timeout_minutes)
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timeout, store=store, rank=own_rank, world_size=num_ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # After an error, the group is left as it is: NCCL may destroy a communicator only together with the other ranks,
+    # and these wait in a collective for this one, whose launcher waits for its end. The end of the process aborts it.
+    dist.destroy_process_group()
 
 
 def validate_gpus(gpus_per_process: int) -> None:
@@ -117,6 +117,14 @@ def rank() -> int:
 def is_main() -> bool:
     """Return whether this is rank 0, which writes the run's files."""
     return rank() == 0
+
+
+def subgroup(num_ranks: int) -> dist.ProcessGroup:
+    """Return this rank's group, of `num_ranks` neighbouring ranks, with the timeout of the whole. A collective."""
+    assert dist.group.WORLD is not None
+    timeout = dist.group.WORLD._get_backend(device()).options._timeout  # torch's default would be the backend's
+    group, _ = dist.new_subgroups(num_ranks, timeout=timeout)
+    return group
 
 
 def barrier() -> None:

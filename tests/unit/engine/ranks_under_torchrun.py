@@ -4,13 +4,13 @@ import sys
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.contiguous_collectives import check_collectives
+from tests.nccl_conditions import impose_conditions
 from tests.unit.engine import ranks
 
 
 def rank(output: str) -> None:
     """Do what one process does."""
-    check_collectives()
+    impose_conditions()
     ranks.main(output)
 
 

@@ -89,9 +89,9 @@ def test_apex_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch)
 
     parallel: Any = ModuleType("apex.parallel")
     parallel.convert_syncbn_model = convert
-    parallel.create_syncbn_process_group = lambda size: f"group of {size}"
     monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
     monkeypatch.setitem(sys.modules, "apex.parallel", parallel)
+    monkeypatch.setattr(batchnorm, "subgroup", lambda size: f"group of {size}")
     batchnorm.validate_sync_batchnorm("apex")
     assert batchnorm._to_sync_batchnorm(nn.BatchNorm1d(3), 2, "apex").group == "group of 2"
 
@@ -106,7 +106,7 @@ def test_missing_apex_raises_user_error(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("two_gpus")
 def test_torch_gets_groups_of_the_requested_size(monkeypatch: pytest.MonkeyPatch) -> None:
     group = SimpleNamespace()
-    monkeypatch.setattr("torch.distributed.new_subgroups", lambda size: (group, []) if size == 2 else None)
+    monkeypatch.setattr(batchnorm, "subgroup", lambda size: group if size == 2 else None)
     net = batchnorm._to_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 2, "torch")
     (norm,) = net.children()
     assert isinstance(norm, nn.SyncBatchNorm)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contiguous_collectives import require_contiguous
+from tests.nccl_conditions import require_contiguous
 from tests.runs import run
 
 

@@ -82,3 +82,14 @@ def test_the_process_group_has_the_configs_timeout(monkeypatch: pytest.MonkeyPat
     assert given["backend"] == "gloo"
     assert compose("pretrain", ["experiment=swav_800ep"]).cluster.collective_timeout_minutes == 120
     assert not torch.cuda.is_available()
+
+
+def test_a_group_of_ranks_has_the_timeout_of_all() -> None:
+    """A collective of BatchNorm's group, too, waits while a disk hangs; by itself, NCCL would wait for 10 minutes."""
+    timeout = datetime.timedelta(minutes=45)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        backend = collectives.subgroup(1)._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timeout
+    finally:
+        dist.destroy_process_group()

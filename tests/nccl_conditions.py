@@ -1,4 +1,4 @@
-"""NCCL's condition that gloo does not have: every tensor of a collective is contiguous."""
+"""NCCL's conditions that gloo does not have: contiguous tensors, and a process group that all ranks leave together."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -30,7 +30,19 @@ def require_contiguous(collective: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def check_collectives() -> None:
-    """Check every collective of this process from now on, as NCCL would. For rank processes of tests."""
+def leave_together(destroy: Callable[..., None]) -> Callable[..., None]:
+    """Return a `destroy_process_group` that waits for all ranks, as NCCL's destruction of a communicator may."""
+
+    @wraps(destroy)
+    def wait_and_destroy(*args: Any, **kwargs: Any) -> None:
+        dist.barrier()
+        destroy(*args, **kwargs)
+
+    return wait_and_destroy
+
+
+def impose_conditions() -> None:
+    """Hold this process to NCCL's conditions from now on. For rank processes of tests."""
     for name in COLLECTIVES:
         setattr(dist, name, require_contiguous(getattr(dist, name)))
+    dist.destroy_process_group = leave_together(dist.destroy_process_group)
