@@ -12,6 +12,7 @@ from reproduce.harness.plan import budget, build, cost, plan_file
 from reproduce.harness.plan.budget import Budget, Choice
 from reproduce.harness.plan.cost import PlanCost
 from reproduce.harness.plan.model import Plan, Request
+from tests.runs import REPO_ROOT
 
 CANARIES = {("table3", "SwAV", "voc07"), ("table3", "SwAV", "inat18"), ("table7", "SwAV", "knn20")}
 
@@ -122,9 +123,26 @@ def test_a_plan_says_what_the_budget_buys(capsys: pytest.CaptureFixture[str]) ->
     assert "canary: table7 SwAV: knn20, knn200" in said
 
 
+def assert_is_quoted(printed: str, command: str) -> None:
+    """Assert that what docs/commands.md quotes of a command is what it prints, except for the places of files."""
+    quoted = (REPO_ROOT / "docs/commands.md").read_text().partition(f"$ {command}\n")[2].partition("```")[0]
+    lines = [line for line in quoted.splitlines() if line != "..." and not line.startswith("plan: ")]
+    assert len(lines) > 2
+    for line in lines:
+        assert f"\n{line}" in printed
+
+
 @pytest.mark.usefixtures("checkout")
 def test_all_tables_of_a_scale(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "all", "--scale", "paper", "--from", "released", "--budget", "0.1"]) == 0
-    assert "canary: table3 SwAV: voc07" in capsys.readouterr().out
+    assert main(["plan", "all", "--scale", "paper", "--from", "released", "--budget", "24 H100"]) == 0
+    printed = capsys.readouterr().out
+    assert "canary: table3 SwAV: voc07" in printed
+    assert_is_quoted(printed, 'make plan-all BUDGET="24 H100" FROM=released')
     with pytest.raises(UserError, match="--scale paper"):
         main(["plan", "all", "--budget", "24"])
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_plan_on_the_page_of_commands_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "table7", "--scale", "paper", "--from", "released"]) == 0
+    assert_is_quoted("\n" + capsys.readouterr().out, "make plan-table7 FROM=released DATA=/datasets")
