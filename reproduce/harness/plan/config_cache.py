@@ -3,6 +3,7 @@
 Hydra itself is imported only to compose a config: if the cache has all of them, a plan does without it.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from models.zoo import entries
@@ -131,13 +133,17 @@ class ConfigCache:
         from reproduce.config.compose import compose
         from reproduce.config.validate import check_values
 
-        shared, plain = _shared(overrides)
+        shared, own = _shared(overrides)
         key = _key(kind, shared)
         if key not in self.composed:
             self.composed[key] = compose(kind, shared)
-        self.composed[key].update(plain)
-        check_values(self.composed[key])
-        return _summary(kind, self.composed[key])
+        cfg = self.composed[key]
+        if NORMALIZE in own:  # the next run of this config may be one that keeps the evaluation's own
+            cfg = copy.deepcopy(cfg)
+            cfg[NORMALIZE].update(own.pop(NORMALIZE))
+        cfg.update(own)
+        check_values(cfg)
+        return _summary(kind, cfg)
 
     def save(self) -> None:
         """Keep the summaries for the next command."""
@@ -163,6 +169,9 @@ def _key(what: str, overrides: list[str]) -> str:
 PLAIN_KEYS = {"seed": re.compile(r"(\d+)"), "checkpoint": re.compile(r"(\w+-s\d+-[0-9a-f]{10})|'(released:\w+)'")}
 """Keys that no other key depends on, and the values of them that need no parser: integers, run_ids, public weights."""
 
+NORMALIZE = "normalize"
+"""The section that evaluations of public weights choose, and otherwise share with those of our own."""
+
 
 def is_fixed_checkpoint(checkpoint: str) -> bool:
     """Return whether a checkpoint's name says what it is: of a file, the content does, which may come or change."""
@@ -170,16 +179,26 @@ def is_fixed_checkpoint(checkpoint: str) -> bool:
 
 
 def _shared(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the overrides of the config that a run shares with others, and the `PLAIN_KEYS` that are its own."""
+    """Return the overrides of the config that a run shares with others, and the keys that are its own.
+
+    These are its `PLAIN_KEYS`, and `NORMALIZE`, a section that no key outside it depends on.
+    """
+    if any(item.startswith(("+", "~")) for item in overrides):  # they may set, add or delete any key
+        return overrides, {}
     rest, plain = _plain_keys(overrides)
-    return [*rest, *(f"{key}=0" for key in plain)], plain
+    shared = [item for item in rest if not item.startswith(f"{NORMALIZE}=")]
+    choices = {item.partition("=")[2] for item in rest if item not in shared}
+    file = REPO_ROOT / "reproduce/conf" / NORMALIZE / f"{next(iter(choices), '')}.yaml"
+    if len(choices) != 1 or not file.is_file() or any(item.startswith(f"{NORMALIZE}.") for item in rest):
+        shared, own = rest, plain
+    else:
+        own = {**plain, NORMALIZE: yaml.load(file.read_text(), Loader=yaml.CSafeLoader)}
+    return [*shared, *(f"{key}=0" for key in plain)], own
 
 
 def _plain_keys(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the overrides that do not set `PLAIN_KEYS` to plain values, and the last value of each of the others."""
     rest, plain = overrides, {}
-    if any(item.startswith(("+", "~")) for item in overrides):  # they may set, add or delete any key
-        return rest, {}
     for key, pattern in PLAIN_KEYS.items():
         values = [item.partition("=")[2] for item in rest if item.startswith(f"{key}=")]
         found = [match[match.lastindex or 0] for value in values if (match := pattern.fullmatch(value))]
