@@ -176,8 +176,8 @@ def validate(
             if index in indices_of_examples:
                 examples.append(_to_example(share[index], outputs[0]["instances"]))
             if world_size() == 1:  # shares differ in length: ranks agree on a stop afterwards
-                context.preemption.stop_if_requested(index, "the trained detector is kept")
-        context.preemption.stop_if_requested(0, "the trained detector is kept")
+                context.preemption.stop_if_requested("the trained detector is kept")
+        context.preemption.stop_if_requested("the trained detector is kept")
         metrics = evaluator.metrics()
         run.counts["num_classes_scored"] = evaluator.num_classes_scored
     num_unreadable = int(all_reduce_sum(torch.tensor(num_unreadable, device=device())).item())
