@@ -140,18 +140,3 @@ def _frozen_running_stats(block: nn.Module) -> Iterator[None]:
 def resnet50(width: float = 1) -> ResNet:
     """Build a ResNet-50 that is `width` times as wide: pooled features `(N, 2048 * width)`."""
     return ResNet(width)
-
-
-def resnet50w2() -> ResNet:
-    """Build a ResNet-50w2: 93.9 M parameters, features `(N, 4096)`."""
-    return ResNet(2)
-
-
-def resnet50w4() -> ResNet:
-    """Build a ResNet-50w4: 375.4 M parameters, features `(N, 8192)`."""
-    return ResNet(4)
-
-
-def resnet50w5() -> ResNet:
-    """Build a ResNet-50w5: 586.5 M parameters, features `(N, 10240)`."""
-    return ResNet(5)
