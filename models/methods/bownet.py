@@ -94,7 +94,7 @@ class BownetConfig:
 class Bownet(Method):
     """BoWNet as a method of the training loop."""
 
-    crops_needed = CropsNeeded("bownet", most=1)
+    crops_needed = CropsNeeded("bownet", max_crops=1)
     collapse_hints = "more method.rotation_epochs, fewer method.num_words"
 
     def __init__(self, config: BownetConfig, net: BownetNet, num_images: int, batch_size: int) -> None:

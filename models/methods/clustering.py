@@ -124,7 +124,7 @@ class Clustering(Method):
                 "images of an epoch's batches: give fewer"
             )
         self.heads: list[nn.Parameter] = list(net.prototypes.parameters())
-        self.crops_needed = CropsNeeded("2x160_4x96", least=config.num_banks)
+        self.crops_needed = CropsNeeded("2x160_4x96", min_crops=config.num_banks)
         self.num_crops, self.temperature = config.num_banks, config.temperature
         self.uniform_loss = math.log(config.num_prototypes)
         embedding_dim, device = self.heads[0].shape[1], self.heads[0].device

@@ -60,7 +60,7 @@ class Pirl(Npid):
 
     def __init__(self, config: PirlConfig, net: PirlNet, num_images: int, batch_size: int) -> None:
         super().__init__(config, net, num_images, batch_size)
-        self.crops_needed = CropsNeeded("pirl", least=1 + config.num_patches, most=1 + config.num_patches)
+        self.crops_needed = CropsNeeded("pirl", min_crops=1 + config.num_patches, max_crops=1 + config.num_patches)
         self.jigsaw_weight = config.jigsaw_weight
 
     def loss(self, embeddings: Tensor, scores: None, _num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
