@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.methods.base import CropsNeeded
 from models.methods.npid import Npid, NpidConfig
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PirlNet(MultiCropNet):
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
         """Return the embeddings of images and patches (shapes: see the class). Patches are first to move BatchNorm."""
         images, *patches = crops
-        of_patches = self.patch_head(ResNet.forward(self, torch.cat(patches))).unflatten(0, (self.num_patches, -1))
+        of_patches = self.patch_head(self.pooled_features(torch.cat(patches))).unflatten(0, (self.num_patches, -1))
         of_jigsaws = self.jigsaw_head(of_patches.transpose(0, 1).flatten(1))
         embeddings, _ = super().forward([images])
         return torch.cat([embeddings, F.normalize(of_jigsaws, dim=1)]), None

@@ -77,6 +77,10 @@ class ResNet(Trunk):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features `(N, num_features)` of images `(N, 3, H, W)`."""
+        return self.pooled_features(images)
+
+    def pooled_features(self, images: Tensor) -> Tensor:
+        """Return what `forward` returns of a trunk; a subclass with heads, whose `forward` takes crops, calls this."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = _checkpointed_block(block, x) if self.activation_checkpointing and self.training else block(x)
