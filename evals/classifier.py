@@ -1,6 +1,7 @@
 """Training of a classifier on images in classes: linear evaluation and finetuning."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,37 +82,44 @@ class ClassifierTask(TrainTask[tuple[list[Tensor], Tensor]]):
         return self.accuracies.last
 
 
-def train_classifier(
-    net: nn.Module,
-    checkpoint_state: Mapping[str, Stateful],
-    optimizer: torch.optim.Optimizer,
-    learning_rates: Callable[[int], Sequence[float]],
-    lr_keys: str,
-    train: ImageList,
-    val: ImageList,
-    *,
-    epochs: int,
-    batch_size: int,
-    crop: CenterCropConfig,
-    context: EvalContext,
-) -> dict[str, float]:
-    """Train `net` (images to logits) on random crops and flips, and validate it on center crops after every epoch.
+@dataclass(frozen=True)
+class ClassifierTraining:
+    """What `train_classifier` trains, and how."""
 
-    `checkpoint_state` has the parts of `net` that training changes; `learning_rates(epoch)` has one rate per parameter
-    group, and `lr_keys` names those of the config in errors. BatchNorm that trains is synchronized over ranks. Resumes
-    from the run's last checkpoint.
+    net: nn.Module
+    """Images `(N, 3, H, W)` to logits `(N, num_classes)`."""
+    checkpoint_state: Mapping[str, Stateful]
+    """The parts of `net` that training changes, by their names in the run's checkpoints."""
+    optimizer: torch.optim.Optimizer
+    learning_rates: Callable[[int], Sequence[float]]
+    """The rates of an epoch, one per parameter group."""
+    lr_keys: str
+    """The config's keys of these rates, for errors."""
+    epochs: int
+    batch_size: int
+    """Of all ranks together."""
+    crop: CenterCropConfig
+
+
+def train_classifier(
+    training: ClassifierTraining, train: ImageList, val: ImageList, context: EvalContext
+) -> dict[str, float]:
+    """Train a network on random crops and flips, and validate it on center crops after every epoch.
+
+    BatchNorm that trains is synchronized over ranks. Resumes from the run's last checkpoint.
     Returns in percent `top1` and `top5` of the last epoch, and `top1_best` and `top5_best` of the epoch with the best
     top-1 on the validation set, which is what the released code reports.
     """
     run, cfg = context.run, context.cfg
+    net, optimizer, batch_size, crop = training.net, training.optimizer, training.batch_size, training.crop
     accuracies, scaler = EpochAccuracies(), loss_scaler(cfg.precision)
     checkpoints, first_step = resume(
-        run, lr_keys, **checkpoint_state, scores=accuracies, optimizer=optimizer, scaler=scaler
+        run, training.lr_keys, **training.checkpoint_state, scores=accuracies, optimizer=optimizer, scaler=scaler
     )
     sampler = StepSampler(
         len(train),
         batch_size,
-        epochs,
+        training.epochs,
         cfg.seed,
         first_step,
         rank(),
@@ -133,15 +141,15 @@ def train_classifier(
     trainer = Trainer(
         task=ClassifierTask(net, wrap_for_distributed(net), val, crop, accuracies, context, sampler),
         optimizer=optimizer,
-        learning_rates=lambda step: learning_rates(step // steps_per_epoch),
+        learning_rates=lambda step: training.learning_rates(step // steps_per_epoch),
         scaler=scaler,
-        guard=build_nan_guard(run, lr_keys),
+        guard=build_nan_guard(run, training.lr_keys),
         recorder=run.first_steps,
         logger=StepLogger(run.metrics.log, cfg.logging.every_steps, batch_size),
         checkpoints=checkpoints,
         preemption=context.preemption,
     )
-    trainer.train(batches, first_step, epochs * steps_per_epoch)
+    trainer.train(batches, first_step, training.epochs * steps_per_epoch)
     best = accuracies.best or accuracies.last
     return accuracies.last | {f"{name}_best": value for name, value in best.items()}
 

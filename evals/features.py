@@ -129,13 +129,13 @@ def _extract_share(
 
     share = images.reading_order()[start:end]
     batches = center_crops(images.subset(share.tolist()), crop, context, on_unreadable)
-    for number, (index, pixels) in enumerate(batches, start=1):
+    for index, pixels in batches:
         with autocast(context.cfg.precision):
             rows = net(pixels)
         yield torch.from_numpy(share)[index], rows
         if world_size() == 1:  # ranks have unequal numbers of batches: they agree on a stop afterwards
-            context.preemption.stop_if_requested(number, "features will be extracted again")
-    context.preemption.stop_if_requested(0, "features will be extracted again")
+            context.preemption.stop_if_requested("features will be extracted again")
+    context.preemption.stop_if_requested("features will be extracted again")
 
 
 def center_crops(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evals.classifier import train_classifier
+from evals.classifier import ClassifierTraining, train_classifier
 from evals.context import CenterCropConfig, EvalContext
 from models.networks.trunk import Trunk
 from reproduce.data.datasets.image_folder import ImageList
@@ -75,19 +75,17 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
         groups, protocol.lr_head, momentum=protocol.momentum, weight_decay=protocol.weight_decay
     )
     scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
-    return train_classifier(
+    training = ClassifierTraining(
         net,
         {"model": net},
         optimizer,
-        lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
-        "protocol.lr_trunk and protocol.lr_head",
-        train,
-        val,
+        learning_rates=lambda epoch: [rate * scale for rate in learning_rates(protocol, epoch)],
+        lr_keys="protocol.lr_trunk and protocol.lr_head",
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
         crop=protocol.center_crop,
-        context=context,
     )
+    return train_classifier(training, train, val, context)
 
 
 def learning_rates(protocol: ProtocolConfig, epoch: int) -> tuple[float, float]:

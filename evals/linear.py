@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evals.classifier import train_classifier
+from evals.classifier import ClassifierTraining, train_classifier
 from evals.context import CenterCropConfig, EvalContext
 from models.networks.trunk import Trunk
 from reproduce.engine.distributed.collectives import device
@@ -71,19 +71,17 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     classifier = build_classifier(protocol, trunk.num_features, len(train.classes)).to(device())
     optimizer = build_optimizer(protocol, classifier)
     scale = context.lr_scale(protocol.batch_size, protocol.base_batch_size)
-    return train_classifier(
+    training = ClassifierTraining(
         LinearProbe(trunk, classifier),
         {"classifier": classifier},
         optimizer,
-        lambda epoch: [learning_rate(protocol, epoch) * scale],
-        "protocol.lr",
-        train,
-        val,
+        learning_rates=lambda epoch: [learning_rate(protocol, epoch) * scale],
+        lr_keys="protocol.lr",
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
         crop=protocol.center_crop,
-        context=context,
     )
+    return train_classifier(training, train, val, context)
 
 
 def build_classifier(protocol: ProtocolConfig, num_features: int, num_classes: int) -> nn.Module:

@@ -21,7 +21,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without locks answers: some network file systems, and FUSE."""
 
 
-def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
     Readers see the old file or the new one, never a part. `write` may read back what it wrote. Raises `UserError` if
@@ -49,7 +49,7 @@ def write_atomic_with(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to `path`, completely or not at all. Raises as `write_atomic_with` does."""
     data = _as_bytes(content) if isinstance(content, str) else content
-    write_atomic_with(path, lambda file: _write_all(file, data))
+    write_atomic_with(path, lambda file: file.write(data))
 
 
 def _as_bytes(text: str) -> bytes:
@@ -58,10 +58,6 @@ def _as_bytes(text: str) -> bytes:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
         return text.encode(errors="replace")
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

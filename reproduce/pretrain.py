@@ -142,7 +142,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         scaler=scaler,
         guard=build_nan_guard(run, LR_KEYS),
         recorder=run.first_steps,
-        logger=StepLogger(log, min(cfg.logging.every_steps, rarest_log(steps_per_epoch)), cfg.batch_size),
+        logger=StepLogger(log, min(cfg.logging.every_steps, max_log_interval(steps_per_epoch)), cfg.batch_size),
         checkpoints=checkpoints,
         preemption=preemption,
     )
@@ -150,10 +150,10 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     trainer.train(batches, first_step, num_steps)
 
 
-def rarest_log(steps_per_epoch: int) -> int:
-    """Return the most steps between two logged ones: the collapse detector sees these, and needs five of an epoch.
+def max_log_interval(steps_per_epoch: int) -> int:
+    """Return a fifth of an epoch, so that the collapse detector sees five logged steps of each, but at least 10.
 
-    In a short epoch ten are few enough: it is the default, at which no curve changes.
+    10 is the default of `logging.every_steps`, which stays as it is in short epochs.
     """
     return max(10, steps_per_epoch // 5)
 

@@ -23,20 +23,22 @@ all training images, each once; unreadable ones are left out."""
 class CropsNeeded:
     """The crops of an image that a method can learn from."""
 
-    usual: str
+    default_option: str
     """The option of conf/crops to use, for the error of others."""
-    least: int = 1
-    most: float = math.inf
+    min_crops: int = 1
+    max_crops: float = math.inf
     of_one_size: bool = False
 
     def require(self, crops: Crops) -> None:
         """Raise `UserError` unless the crops are such."""
+        remedy = f"use crops={self.default_option}"
         number = sum(view.num for view in crops.views)
-        if not self.least <= number <= self.most:
-            words = f"{self.least}{'' if self.least == self.most else ' or more'} crop{'s' if self.most > 1 else ''}"
-            raise UserError(f"this method needs {words} of an image, and crops has {number}: use crops={self.usual}")
+        if not self.min_crops <= number <= self.max_crops:
+            or_more = "" if self.min_crops == self.max_crops else " or more"
+            words = f"{self.min_crops}{or_more} crop{'s' if self.max_crops > 1 else ''}"
+            raise UserError(f"this method needs {words} of an image, and crops has {number}: {remedy}")
         if self.of_one_size and len({view.size_px for view in crops.views}) > 1:
-            raise UserError(f"this method needs crops of one size, and crops has several: use crops={self.usual}")
+            raise UserError(f"this method needs crops of one size, and crops has several: {remedy}")
 
 
 class Method(ABC):

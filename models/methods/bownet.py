@@ -20,7 +20,7 @@ from models.methods.diagnostics import embedding_spread
 from models.methods.kmeans import best_kmeans, nearest_rows
 from models.methods.rotnet import NUM_ROTATIONS, four_rotations
 from models.methods.supervised import ClassifierNet
-from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_sum
@@ -44,7 +44,7 @@ class BownetNet(ClassifierNet):
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return features and logits of all crops (shapes: see the class)."""
-        features = ResNet.forward(self, torch.cat(crops))
+        features = self.pooled_features(torch.cat(crops))
         words = self.word_scale * F.linear(features, F.normalize(self.words.weight, dim=1))
         return features, torch.cat([self.fc(features), words], dim=1)
 
@@ -94,7 +94,7 @@ class BownetConfig:
 class Bownet(Method):
     """BoWNet as a method of the training loop."""
 
-    crops_needed = CropsNeeded("bownet", most=1)
+    crops_needed = CropsNeeded("bownet", max_crops=1)
     collapse_hints = "more method.rotation_epochs, fewer method.num_words"
 
     def __init__(self, config: BownetConfig, net: BownetNet, num_images: int, batch_size: int) -> None:

@@ -36,7 +36,7 @@ def iter_blocks(rows: Tensor, prototypes: Tensor) -> Iterator[Tensor]:
     return iter(rows.split(max(1, BLOCK_SCORES[rows.device.type] // len(prototypes))))
 
 
-class MemoryBank:
+class EpochBank:
     """This rank's embeddings of one epoch, `(num_crops, num_rows, embedding_dim)`, and each row's image index.
 
     Rows are ordered by step. All ranks together have `num_rows * world_size` rows; their global numbers count by step
@@ -124,12 +124,12 @@ class Clustering(Method):
                 "images of an epoch's batches: give fewer"
             )
         self.heads: list[nn.Parameter] = list(net.prototypes.parameters())
-        self.crops_needed = CropsNeeded("2x160_4x96", least=config.num_banks)
+        self.crops_needed = CropsNeeded("2x160_4x96", min_crops=config.num_banks)
         self.num_crops, self.temperature = config.num_banks, config.temperature
         self.uniform_loss = math.log(config.num_prototypes)
         embedding_dim, device = self.heads[0].shape[1], self.heads[0].device
         dtype = at_least_fp32(self.heads[0]).dtype
-        self.bank = MemoryBank(config.num_banks, self.steps_per_epoch, batch_size, embedding_dim, device, dtype)
+        self.bank = EpochBank(config.num_banks, self.steps_per_epoch, batch_size, embedding_dim, device, dtype)
         self.labels = torch.full((config.num_heads, num_images), IGNORE_LABEL, dtype=torch.int32, device=device)
 
     @abstractmethod

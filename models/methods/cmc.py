@@ -54,7 +54,7 @@ class CmcNet(CmcPair):
 class Cmc(Method):
     """CMC as a method of the training loop."""
 
-    crops_needed = CropsNeeded("cmc", most=1)
+    crops_needed = CropsNeeded("cmc", max_crops=1)
     plateau_grace_epochs = 1
     """The first epoch's positives are the banks' random rows, so there is nothing to learn from."""
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"

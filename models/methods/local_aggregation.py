@@ -60,7 +60,7 @@ class LocalAggregation(Npid):
     """Local Aggregation as a method of the training loop."""
 
     config: LocalAggregationConfig
-    crops_needed = CropsNeeded("npid", most=1)
+    crops_needed = CropsNeeded("npid", max_crops=1)
     collapse_hints = "more method.warmup_epochs, more method.num_clusters, a method.bank_momentum nearer to 1"
 
     def __init__(self, config: LocalAggregationConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:

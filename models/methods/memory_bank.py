@@ -1,6 +1,7 @@
-"""A memory bank with one embedding per image, and the noise-contrastive loss against it (NPID, NPID++ and PIRL).
+"""A memory bank with one embedding per image, and the noise-contrastive loss against it.
 
-Follows the released code of NPID (sections 3.2 and 3.3 of Wu et al. 2018), which that of NPID++ and PIRL follows, too.
+NPID, NPID++, PIRL, CMC and Local Aggregation use them. Follows the released code of NPID (sections 3.2 and 3.3 of Wu et
+al. 2018), which that of NPID++ and PIRL follows, too.
 """
 
 import math

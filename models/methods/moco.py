@@ -61,7 +61,7 @@ class Moco(Method):
     `network.batchnorm_group_size`) cannot leak which key matches a query.
     """
 
-    crops_needed = CropsNeeded("moco_v2", least=2, most=2)
+    crops_needed = CropsNeeded("moco_v2", min_crops=2, max_crops=2)
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:

@@ -88,7 +88,7 @@ class Pcl(Moco):
     """PCL as a method of the training loop."""
 
     config: PclConfig
-    crops_needed = CropsNeeded("moco_v1", least=2, most=2)
+    crops_needed = CropsNeeded("moco_v1", min_crops=2, max_crops=2)
     collapse_hints = "more method.warmup_epochs, fewer method.num_clusters, a method.momentum nearer to 1"
 
     def __init__(self, config: PclConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.methods.base import CropsNeeded
 from models.methods.npid import Npid, NpidConfig
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
+from models.networks.resnet import BLOCKS_R50, STEM_R50
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PirlNet(MultiCropNet):
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
         """Return the embeddings of images and patches (shapes: see the class). Patches are first to move BatchNorm."""
         images, *patches = crops
-        of_patches = self.patch_head(ResNet.forward(self, torch.cat(patches))).unflatten(0, (self.num_patches, -1))
+        of_patches = self.patch_head(self.pooled_features(torch.cat(patches))).unflatten(0, (self.num_patches, -1))
         of_jigsaws = self.jigsaw_head(of_patches.transpose(0, 1).flatten(1))
         embeddings, _ = super().forward([images])
         return torch.cat([embeddings, F.normalize(of_jigsaws, dim=1)]), None
@@ -60,7 +60,7 @@ class Pirl(Npid):
 
     def __init__(self, config: PirlConfig, net: PirlNet, num_images: int, batch_size: int) -> None:
         super().__init__(config, net, num_images, batch_size)
-        self.crops_needed = CropsNeeded("pirl", least=1 + config.num_patches, most=1 + config.num_patches)
+        self.crops_needed = CropsNeeded("pirl", min_crops=1 + config.num_patches, max_crops=1 + config.num_patches)
         self.jigsaw_weight = config.jigsaw_weight
 
     def loss(self, embeddings: Tensor, scores: None, _num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:

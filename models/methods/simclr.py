@@ -51,7 +51,7 @@ class SimclrConfig:
 class Simclr(Method):
     """SimCLR as a method of the training loop; it has no state."""
 
-    crops_needed = CropsNeeded("2x224", least=2)
+    crops_needed = CropsNeeded("2x224", min_crops=2)
 
     def __init__(self, config: SimclrConfig, _net: MultiCropNet, _num_images: int, _batch_size: int) -> None:
         self.config = config

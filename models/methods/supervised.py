@@ -29,7 +29,7 @@ class ClassifierNet(ResNet):
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return features and logits of all crops (shapes: see the class)."""
-        features = super().forward(torch.cat(crops))
+        features = self.pooled_features(torch.cat(crops))
         return features, self.fc(features)
 
 

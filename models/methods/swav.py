@@ -78,7 +78,7 @@ class SwavConfig:
 class Swav(Method):
     """SwAV as a method of the training loop: prototypes, assignments, queue and loss."""
 
-    crops_needed = CropsNeeded("2x224_6x96", least=NUM_LARGE_CROPS)
+    crops_needed = CropsNeeded("2x224_6x96", min_crops=NUM_LARGE_CROPS)
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
 
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:

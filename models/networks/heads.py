@@ -73,7 +73,7 @@ class MultiCropNet(ResNet):
 
     def forward(self, crops: list[Tensor]) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """Return unit embeddings and scores of all crops (shapes: see the class)."""
-        features = torch.cat([super(MultiCropNet, self).forward(torch.cat(group)) for group in _by_size(crops)])
+        features = torch.cat([self.pooled_features(torch.cat(group)) for group in _by_size(crops)])
         embeddings = F.normalize(self.projection_head(features), dim=1)
         return embeddings, self.prototypes(embeddings) if self.prototypes is not None else None
 

@@ -77,6 +77,10 @@ class ResNet(Trunk):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features `(N, num_features)` of images `(N, 3, H, W)`."""
+        return self.pooled_features(images)
+
+    def pooled_features(self, images: Tensor) -> Tensor:
+        """Return what `forward` returns of a trunk; a subclass with heads, whose `forward` takes crops, calls this."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             x = _checkpointed_block(block, x) if self.activation_checkpointing and self.training else block(x)
@@ -140,18 +144,3 @@ def _frozen_running_stats(block: nn.Module) -> Iterator[None]:
 def resnet50(width: float = 1) -> ResNet:
     """Build a ResNet-50 that is `width` times as wide: pooled features `(N, 2048 * width)`."""
     return ResNet(width)
-
-
-def resnet50w2() -> ResNet:
-    """Build a ResNet-50w2: 93.9 M parameters, features `(N, 4096)`."""
-    return ResNet(2)
-
-
-def resnet50w4() -> ResNet:
-    """Build a ResNet-50w4: 375.4 M parameters, features `(N, 8192)`."""
-    return ResNet(4)
-
-
-def resnet50w5() -> ResNet:
-    """Build a ResNet-50w5: 586.5 M parameters, features `(N, 10240)`."""
-    return ResNet(5)

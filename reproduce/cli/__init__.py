@@ -1,1 +1,1 @@
-"""The command line of the harness: `parser` defines it, `commands` and `data_commands` carry it out."""
+"""The command line of the harness: `parser` defines it; each `*_command` or `*_commands` module carries out a part."""

@@ -48,7 +48,7 @@ def record_baseline_numbers(options: argparse.Namespace) -> int:
     if execute(plan, options.cores):
         return INCOMPLETE
     others = [] if before.cells else record_baseline.under_other_arithmetic(plan)
-    if not _execute_under(others, options.cores):
+    if _execute_under(others, options.cores):
         return INCOMPLETE
     plan_file.write(plan)  # check and report judge the plan that was written last
     print(f"recorded: {record_baseline.record(plan, options.allow_dirty, before, [other for _, other in others])}")
@@ -86,21 +86,21 @@ def _record_same_seed(options: argparse.Namespace) -> int:
     others = record_baseline.under_other_arithmetic(plan, arithmetics.of_this_machine())
     if not others:
         raise UserError("no evaluation of an untrained trunk is left to repeat here: use a CPU, CLUSTER=local")
-    if not _execute_under(others, options.cores):
+    if _execute_under(others, options.cores):
         return INCOMPLETE
     written = record_baseline.record_same_seed(plan, [other for _, other in others], options.allow_dirty)
     print(f"recorded: {written}")
     return AGREES
 
 
-def _execute_under(plans: "Sequence[tuple[Setting, Plan]]", cores: int) -> bool:
-    """Do the runs of plans, each under its arithmetic; return whether all are done."""
+def _execute_under(plans: "Sequence[tuple[Setting, Plan]]", cores: int) -> list[str]:
+    """Do the runs of plans, each under its arithmetic, until one is missing; return the run_ids of those missing."""
     for setting, plan in plans:
         print(f"the first seed's untrained trunks under other arithmetic: {setting.name}")
         with setting.applied():
-            if execute(plan, cores):
-                return False
-    return True
+            if missing := execute(plan, cores):
+                return missing
+    return []
 
 
 def preflight_recipes(options: argparse.Namespace) -> int:

@@ -21,14 +21,16 @@ MAX_SEEDS = 1000
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """Build the plan of a command's tables. Raises `UserError` for an option that no plan can have."""
+    """Link own pictures and build the plan of a command's tables. Raises `UserError` for what no plan can have."""
     _check_numbers(options)
+    options = link_own_images(options)
     return plan_file.planned(Request(table_names(options), options.scale, **request_flags(options)))
 
 
 def plan_to_judge(options: argparse.Namespace) -> Plan:
-    """Return the plan that was written last, and print how the request differs from it."""
+    """Link own pictures; return the plan that was written last, and print how the request differs from it."""
     _check_numbers(options)
+    options = link_own_images(options)
     plan, difference = plan_file.plan_to_judge(table_names(options), options.scale, request_flags(options))
     if difference:
         print(f"note: {difference}")
@@ -53,9 +55,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def request_flags(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a `Request` that the command line sets, without its tables and scale."""
-    if options.images:
-        _arrange_own_images(options)
+    """Return the fields of a `Request` that the command line sets, without its tables and scale.
+
+    `options` come from `link_own_images`, where the command takes --images.
+    """
     seeds, cluster_options = getattr(options, "seeds", None), options.cluster_options
     flags = {
         "seeds": (options.seed,) if "seed" in options else seeds and tuple(range(seeds)),
@@ -70,8 +73,13 @@ def request_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _arrange_own_images(options: argparse.Namespace) -> None:
-    """Put what reads the pictures of --images in the place of --data and --data-config."""
+def link_own_images(options: argparse.Namespace) -> argparse.Namespace:
+    """Link the pictures of --images, if it is given, as class folders, and print what they are.
+
+    Return the options with what reads the links in the place of --data and --data-config.
+    """
+    if not options.images:
+        return options
     from reproduce.data.prepare.own_images import arrange
 
     if options.data or options.data_config:
@@ -83,7 +91,7 @@ def _arrange_own_images(options: argparse.Namespace) -> None:
             "evaluation needs labels"
         )
     print(own.summary)
-    options.data, options.data_config = str(own.data), str(own.config)
+    return argparse.Namespace(**{**vars(options), "data": str(own.data), "data_config": str(own.config)})
 
 
 def _cluster_options(given: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from reproduce.cli.requests import request_flags
+from reproduce.cli.requests import link_own_images, request_flags
 from reproduce.cli.table_commands import execute
 from reproduce.config import RunKind
 from reproduce.errors import UserError, did_you_mean
@@ -30,7 +30,7 @@ def run_single(options: argparse.Namespace) -> int:
 
     _check_choice(options.group, options.choice)
     kind: RunKind = "pretrain" if options.group == "experiment" else "evaluate"
-    request = Request((), options.scale, **request_flags(options))
+    request = Request((), options.scale, **request_flags(link_own_images(options)))
     checkpoint = getattr(options, "checkpoint", "")
     for item in options.overrides:
         if flag := FLAGS.get(item.lstrip("+~").partition("=")[0]):

@@ -4,25 +4,26 @@ A command imports what only it needs when it runs, so that `--help` and wrong re
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from reproduce.cli.requests import plan_of, plan_to_judge
 from reproduce.errors import UserError
 from reproduce.harness.plan import plan_file
 from reproduce.harness.plan.model import Plan
+from reproduce.harness.plan.run_state import run_states
 from reproduce.harness.spec import tables
 
 
 def reproduce_tables(options: argparse.Namespace) -> int:
     """Plan, run, check, draw pictures and report; return the check's exit status."""
+    from reproduce.cli.check import check_plan
     from reproduce.harness.report.pictures import make_pictures_of_plan
     from reproduce.harness.verdict.check import AGREES, NOTHING_COMPARED
 
     plan = plan_of(options)
     _print_plan(plan, options.cores)
     execute(plan, options.cores, options.skip_missing_data)
-    status = _check(plan, options.strict)
+    status = check_plan(plan, options.strict)
     make_pictures_of_plan(plan)
     print(f"report: {_report(plan)}")
     # Who asks for numbers of own pictures knows that there are no others.
@@ -55,12 +56,15 @@ def run_tables(options: argparse.Namespace) -> int:
     """Do the runs that are not done; return 3 if one is missing in the end."""
     from reproduce.harness.verdict.check import AGREES, INCOMPLETE
 
-    return INCOMPLETE if execute(plan_of(options), options.cores, options.skip_missing_data) else AGREES
+    missing = execute(plan_of(options), options.cores, options.skip_missing_data)
+    return INCOMPLETE if missing else AGREES
 
 
 def check_tables(options: argparse.Namespace) -> int:
     """Give the cells of the written plan their verdicts; return the check's exit status."""
-    return _check(plan_to_judge(options), options.strict)
+    from reproduce.cli.check import check_plan
+
+    return check_plan(plan_to_judge(options), options.strict)
 
 
 def report_tables(options: argparse.Namespace) -> int:
@@ -111,8 +115,8 @@ def _print_plan(plan: Plan, cores: int) -> None:
         print(f"note: finished runs read their images from {elsewhere}; delete results/ to repeat them")
 
 
-def execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
-    """Do the plan's runs, or only those whose data exists; return whether any is missing in the end."""
+def execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> list[str]:
+    """Do the plan's runs, or only those whose data exists; return the run_ids of those missing in the end."""
     from reproduce.engine.runs import tracking
     from reproduce.harness import data_check
     from reproduce.harness.execute.status_printer import StatusPrinter
@@ -124,53 +128,10 @@ def execute(plan: Plan, cores: int, skip_missing_data: bool = False) -> bool:
     possible, why = data_check.runnable_part(plan, skip_missing_data)
     if len(possible.runs) in (0, len(plan.runs)):
         data_check.check_data(plan)
-        return bool(execute_plan(plan, cores, seconds, StatusPrinter()).missing)
+        return execute_plan(plan, cores, seconds, StatusPrinter()).missing
     print(f"{why}: {len(possible.runs)} of {len(plan.runs)} runs do not need it, and are done now")
     execute_plan(possible, cores, seconds, StatusPrinter(), whole=plan)
-    return True
-
-
-def _check(plan: Plan, strict: bool) -> int:
-    from reproduce.harness.report.files import write_verdicts
-    from reproduce.harness.report.headline import headline
-    from reproduce.harness.report.render_checkpoints import checkpoints_as_text
-    from reproduce.harness.report.render_claims import claims_as_text
-    from reproduce.harness.report.render_tables import NOTICES, NOTICES_FOOTNOTE, table_as_text
-    from reproduce.harness.report.summary import read_verdicts
-    from reproduce.harness.report.tracking import log_changes
-    from reproduce.harness.verdict import check
-    from reproduce.harness.verdict.claims import check_claims
-    from reproduce.harness.verdict.doubts import of_tables
-    from reproduce.harness.verdict.first_steps import FirstStepsCheck
-    from reproduce.harness.verdict.strict import open_issues
-
-    checked, claims, checkpoints = check.check_tables(plan), check_claims(plan), check.check_checkpoints(plan)
-    changes = write_verdicts(plan, checked, claims, checkpoints)
-    shown = [*map(table_as_text, checked), *([checkpoints_as_text(checkpoints)] if checkpoints else [])]
-    for text in shown:
-        print(text)
-    if claims:
-        print(claims_as_text(claims))
-    if problem := log_changes(plan, changes):
-        print(f"W&B has no table of these verdicts ({problem})", file=sys.stderr)
-    if matches := check.recorded_matches(checked):
-        print(matches)
-    written = read_verdicts(plan.reports, plan.request.scale)
-    proved = headline([table for table in written.tables if table["table"] in plan.tables], written.checkpoints)
-    recorded_only = all(table.expected == "recorded" for table in plan.tables.values()) and not plan.claims
-    if (first_steps := FirstStepsCheck.of_plan(plan).in_words()) and not (proved and recorded_only):
-        print(first_steps)
-    if proved:
-        explained = any(f"  {NOTICES} " in text for text in shown)
-        print(f"{NOTICES_FOOTNOTE}\n{proved}" if explained else proved)
-    for doubt in of_tables():
-        print(f"note: {doubt}")
-    status = check.exit_status(checked, claims, bool(plan.claims), checkpoints)
-    print(f"check: {check.STATUS_MEANINGS[status]}; details in {plan.reports}")
-    issues = open_issues(plan, checked, claims) if strict else []
-    for issue in issues:
-        print(f"strict: {issue}")
-    return status or (check.DISAGREES if issues else check.AGREES)
+    return [name for name, state in run_states(plan).items() if not state.settled]
 
 
 def _report(plan: Plan) -> Path:

@@ -42,21 +42,13 @@ class Preemption:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def stop_requested(self, step: int) -> bool:
-        """Return whether any rank received a stop signal; the same answer on all ranks. A collective.
-
-        Several ranks synchronize only at multiples of `sync_every_steps`, because each time waits for the device;
-        at other steps the answer is False. Pass step 0 to synchronize now.
-        """
-        if world_size() == 1:
-            return self._signalled
-        if step % self._sync_every_steps:
-            return False
+    def stop_requested(self) -> bool:
+        """Return whether any rank received a stop signal; the same answer on all ranks. A collective."""
         return any_rank(self._signalled)
 
-    def stop_if_requested(self, step: int, saved: str) -> None:
-        """Raise `Preempted` if `stop_requested(step)`; `saved` ends the message: "the features are saved"."""
-        if self.stop_requested(step):
+    def stop_if_requested(self, saved: str) -> None:
+        """Raise `Preempted` if `stop_requested()`; `saved` ends the message: "the features are saved". A collective."""
+        if self.stop_requested():
             raise Preempted(f"stop requested; {saved}")
 
     def checkpoint_and_stop_if_requested(
@@ -64,9 +56,11 @@ class Preemption:
     ) -> None:
         """Save a checkpoint and raise `Preempted` if a stop was requested. Does nothing after the last step.
 
-        `sync_now` synchronizes the ranks even if `step` is no multiple of `sync_every_steps`.
+        Several ranks ask each other only at multiples of `sync_every_steps`, because each time waits for the device,
+        and where `sync_now` says so.
         """
-        if step < num_steps and self.stop_requested(0 if sync_now else step):
+        sync_now = sync_now or world_size() == 1 or step % self._sync_every_steps == 0
+        if step < num_steps and sync_now and self.stop_requested():
             checkpoints.save(step)
             checkpoints.wait()
             barrier()  # a rank that exits takes the others with it: all wait until rank 0 has written the file

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from evals import coco_detr
+from evals.coco_detr import protocol as coco_detr
 from evals.coco_detr.detector import Detr
 from evals.coco_detr.losses import Target
 from models.networks.resnet import ResNet, resnet50

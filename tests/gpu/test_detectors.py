@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evals.coco_detr import detr_loss, to_detections
 from evals.coco_detr.detector import Detr, TransformerConfig
 from evals.coco_detr.losses import LossWeights, Target
+from evals.coco_detr.protocol import detr_loss, to_detections
 from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
 from tests.gpu.trainings import assert_close_to, gradients

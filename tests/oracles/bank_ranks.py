@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from models.methods.npid import Npid, NpidConfig
 from models.methods.pirl import Pirl, PirlConfig, PirlNet
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import ResNet
 from reproduce.config.schema import Optimizer
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.distributed.collectives import (
@@ -129,8 +128,8 @@ class VisslPirl(nn.Module):
     def forward(self, crops: list[Tensor]) -> list[Tensor]:
         """Return embeddings that are not normalized: those of the patches, then those of the images."""
         images, *patches = crops
-        each = self.net.patch_head(ResNet.forward(self.net, torch.stack(patches, dim=1).flatten(0, 1)))
-        of_images = self.net.projection_head(ResNet.forward(self.net, images))
+        each = self.net.patch_head(self.net.pooled_features(torch.stack(patches, dim=1).flatten(0, 1)))
+        of_images = self.net.projection_head(self.net.pooled_features(images))
         return [self.net.jigsaw_head(self.concat(each)), of_images]
 
 

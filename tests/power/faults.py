@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from evals import classifier, coco_detr, finetune, linear, voc07_svm
+from evals import classifier, finetune, linear, voc07_svm
+from evals.coco_detr import protocol as coco_detr
 from models.methods import deepcluster, simclr, swav
 from models.methods.deepcluster import DeepCluster
 from models.methods.moco import Moco

@@ -170,4 +170,4 @@ def test_the_collapse_detector_sees_steps_of_each_epoch_however_few_are_logged(
     asked = (*TINY, *EXPERIMENTS["simclr"], "logging.every_steps=100000", "epochs=11", f"paths.data_root={data}")
     status, said = call(pretrain.main, monkeypatch, *asked, f"paths.results={tmp_path}")
     assert (status, seen) == (0, [10, 20, 22]), said
-    assert [pretrain.rarest_log(steps) for steps in (2, 50, 1000)] == [10, 10, 200]
+    assert [pretrain.max_log_interval(steps) for steps in (2, 50, 1000)] == [10, 10, 200]

@@ -39,9 +39,9 @@ def preflight(
     num_processes: int | None,
     precisions: Sequence[str],
     cluster_overrides: Sequence[str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> bool:
-    """Rehearse the recipes of a scale, say one line for each, and write the result; return whether all are equal.
+    """Rehearse the recipes of a scale, log one line for each, and write the result; return whether all are equal.
 
     `precisions` default to those of the scale; what is recorded for others is not compared. `cluster_overrides` say
     where to rehearse, and with `cluster.num_processes` in how many processes each: their numbers are those of one.
@@ -58,13 +58,13 @@ def preflight(
     if num_ranks > 1:
         planned = same_for_any_number_of_processes(planned)
         left_out = sorted(names - {each.name for each in planned})
-        say(f"left out, because they draw at random in each process: {', '.join(left_out)}")
+        log(f"left out, because they draw at random in each process: {', '.join(left_out)}")
     entries: list[dict[str, Any]] = []
 
     def judge(rehearsal: Rehearsal, content: Mapping[str, Any]) -> None:
         entries.append(entry := _entry(rehearsal, content, recorded.rehearsals.get(rehearsal.name)))
         if rehearsal.kind != "schedule" or not entry["equal"]:
-            say(f"{entry['name']:28} {entry['line']}")
+            log(f"{entry['name']:28} {entry['line']}")
 
     at_once, python = _placed(cluster, 1 if scale in FULL_SIZE else num_processes)
     folder = Path(".cache", "rehearsals", f"preflight-{scale}")
@@ -72,11 +72,11 @@ def preflight(
         found = run_rehearsals(planned, folder, at_once, None, num_ranks, python, judge)
     schedules = [entry for entry in entries if entry["kind"] == "schedule"]
     num_equal = sum(entry["equal"] for entry in schedules)
-    say(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")
+    log(f"{'learning rates of all steps':28} {num_equal} of {len(schedules)} schedules equal")
     rehearsed = {name.rpartition(".")[2] for name in found if "." in name}
     expected = {name for name in recorded.rehearsals if "." not in name or name.rpartition(".")[2] in rehearsed}
     if not_rehearsed := sorted(expected - names):
-        say(f"recorded, but of no recipe now: {', '.join(not_rehearsed)}")
+        log(f"recorded, but of no recipe now: {', '.join(not_rehearsed)}")
     one = next((each for each in found.values() if "hardware" in each), UNKNOWN)
     equal = all(entry["equal"] for entry in entries) and not not_rehearsed
     write_json(

@@ -35,7 +35,7 @@ OF_REHEARSALS_ONLY = ("state of", "metric")
 """Beginnings of what a rehearsal has after its last step, which is not that of a run."""
 
 
-def record(scale: str, num_processes: int, say: Callable[[str], None], only_new: bool = False) -> Path:
+def record(scale: str, num_processes: int, log: Callable[[str], None], only_new: bool = False) -> Path:
     """Record the first steps of a scale; return the file. Raises `UserError` if a rehearsal fails.
 
     With `only_new`, rehearsals that are recorded are not repeated, and their entries stay as they are.
@@ -56,7 +56,7 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
         last = _run(planned, setting, scale, num_processes)
         for name, content in last.items():
             observed.setdefault(name, []).append(content["values"])
-        say(f"{setting.name}: {len(last)} rehearsals")
+        log(f"{setting.name}: {len(last)} rehearsals")
     one = next(iter(last.values()))
     recorded = {
         "commit": revision.commit(),
@@ -71,13 +71,13 @@ def record(scale: str, num_processes: int, say: Callable[[str], None], only_new:
     precisions = {each.name: each.config.get("precision", "fp64") for each in planned}
     found = measured(observed, precisions)
     all_of = {each.name: _golden(each, *found[each.name]) for each in planned if each.name in found}
-    content = _with_what_stands(
+    content = _keep_matching_entries(
         GoldenFile(recorded, {name: each for name, each in all_of.items() if each.values}),
         scale,
         every_name if only_new else set(),
     )
     recorded["held_out"] = {
-        setting.name: _try(content, _run(planned, setting, scale, num_processes), say) for setting in held_out
+        setting.name: _try(content, _run(planned, setting, scale, num_processes), log) for setting in held_out
     }
     run_ids = {each.name for each in runs}
     of_runs, of_recipes = (
@@ -123,29 +123,29 @@ def _is_of(known: Golden | None, asked: Rehearsal | Golden) -> bool:
     return known is not None and (known.recipes, known.overrides) == (asked.recipes, asked.overrides)
 
 
-def _with_what_stands(content: GoldenFile, scale: str, not_repeated: Collection[str] = ()) -> GoldenFile:
+def _keep_matching_entries(content: GoldenFile, scale: str, not_repeated: Collection[str] = ()) -> GoldenFile:
     """Keep the earlier entries that this machine's numbers agree with: their tolerances know other arithmetic, too.
 
-    Those that are named as `not_repeated` stand if they have no numbers of this machine.
+    Those that are named as `not_repeated` are kept if they have no numbers of this machine.
     """
     if not golden.path(scale).exists():
         return content
     earlier = golden.load(scale)
     new = content.rehearsals
-    standing = {
+    kept = {
         name: known
         for name, known in _entries(scale).items()
         if (name in not_repeated and name not in new)
         or (name in new and _is_of(known, new[name]) and not golden.compare(new[name].values, known).differences)
     }
-    if standing:
-        whence = {key: earlier.recorded[key] for key in ("commit", "date", "hardware", "settings")}
+    if kept:
+        earlier_header = {key: earlier.recorded[key] for key in ("commit", "date", "hardware", "settings")}
         before = earlier.recorded.get("earlier", [])
         content.recorded["earlier"] = [
             *before,
-            {**whence, "entries_that_stand": len(standing), **(_not_tried_again(earlier) if not_repeated else {})},
+            {**earlier_header, "entries_that_stand": len(kept), **(_not_tried_again(earlier) if not_repeated else {})},
         ]
-    return GoldenFile(content.recorded, {**content.rehearsals, **standing})
+    return GoldenFile(content.recorded, {**content.rehearsals, **kept})
 
 
 def _not_tried_again(earlier: GoldenFile) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _made_by(asked: Sequence[Rehearsal], setting: Setting) -> dict[str, str]:
     return {**digests, "environment": json.dumps(dict(setting.environment)), "hardware": cpu_name()}
 
 
-def _try(content: GoldenFile, found: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, int]:
+def _try(content: GoldenFile, found: Mapping[str, Any], log: Callable[[str], None]) -> dict[str, int]:
     """Count the rehearsals that were compared, and those with a number outside its tolerance."""
     num_compared = flagged = 0
     for name, result in found.items():
@@ -213,5 +213,5 @@ def _try(content: GoldenFile, found: Mapping[str, Any], say: Callable[[str], Non
         num_compared += 1
         if differences := golden.compare_recorded(result["values"], expected).differences:
             flagged += 1
-            say(f"outside its tolerance under held-out arithmetic: {name}: {differences[0]}")
+            log(f"outside its tolerance under held-out arithmetic: {name}: {differences[0]}")
     return {"rehearsals": num_compared, "flagged": flagged}

@@ -17,6 +17,9 @@ VerdictRow = Mapping[str, CellVerdict | None]
 
 VerdictRows = Sequence[VerdictRow]
 
+CellKey = tuple[str, str]
+"""A row's label and a column's key."""
+
 
 def apply_errata(table: Table, rows: VerdictRows) -> VerdictRows:
     """Let the correction of a misprint stand beside the verdict: it is the paper's error, not ours."""
@@ -31,12 +34,12 @@ def apply_errata(table: Table, rows: VerdictRows) -> VerdictRows:
     return _each_cell(table, rows, adjust)
 
 
-def apply_controls(table: Table, rows: VerdictRows, lowest_of: Callable[[Row, str, int], float | None]) -> VerdictRows:
+def apply_controls(table: Table, rows: VerdictRows, lowest: Mapping[CellKey, float]) -> VerdictRows:
     """Call a number `worse` if it does not clearly beat its row's control.
 
-    `lowest_of` returns the lowest difference from the control that so many new seeds of unchanged code give, or None if
-    none is recorded. The difference must be no lower, and above zero in any case: seed variance is fine, learning
-    nothing is not. Without a recorded difference it must exceed the row's `min_points_above_control`, which were set
+    `lowest` has the lowest difference from the control that as many new seeds of unchanged code give, where one is
+    recorded. The difference must be no lower, and above zero in any case: seed variance is fine, learning nothing is
+    not. Without a recorded difference it must exceed the row's `min_points_above_control`, which were set
     for the scale's own images; for other images the difference is only noted. Only tables of recorded numbers have
     controls.
     """
@@ -46,7 +49,7 @@ def apply_controls(table: Table, rows: VerdictRows, lowest_of: Callable[[Row, st
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
         control = by_label[row.control][key] if row.control and table.columns[key].has_control else None
-        return _compare_with_control(row, cell, control, lowest_of(row, key, len(cell.values)) if cell.values else None)
+        return _compare_with_control(row, cell, control, lowest.get((row.label, key)))
 
     return _each_cell(table, rows, adjust)
 
@@ -99,17 +102,16 @@ def needs_canary(table: Table, key: str, cell: CellVerdict) -> bool:
     return bool(cell.margin and table.columns[key].eval and not cell.share_of)
 
 
-def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVerdict], CanaryResult]) -> VerdictRows:
+def apply_canaries(table: Table, rows: VerdictRows, canaries: Mapping[CellKey, CanaryResult]) -> VerdictRows:
     """Let no number count as reproduced before the authors' checkpoint gave theirs under the same evaluation.
 
-    `canary_of` returns the canaries' result for the evaluation behind a cell.
+    `canaries` has the canaries' result for the evaluation behind each cell that needs one.
     """
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
-        del row
-        if not needs_canary(table, key, cell):
+        if (canary := canaries.get((row.label, key))) is None:
             return cell
-        canary, verdict = canary_of(cell), cell.verdict
+        verdict = cell.verdict
         if canary.state in notes.DOUBTFUL_CANARIES and verdict == Verdict.REPRODUCED:
             verdict = Verdict.WITHIN
         elif canary.state == "disagreed":
@@ -119,14 +121,14 @@ def apply_canaries(table: Table, rows: VerdictRows, canary_of: Callable[[CellVer
     return _each_cell(table, rows, adjust)
 
 
-def apply_first_steps(table: Table, rows: VerdictRows, notes_of: Callable[[Row, str], tuple[Note, ...]]) -> VerdictRows:
+def apply_first_steps(table: Table, rows: VerdictRows, known: Mapping[CellKey, tuple[Note, ...]]) -> VerdictRows:
     """Call a number `changed` if a run behind it took other first steps than recorded, whatever the number is.
 
-    `notes_of` returns what is known of the first steps of a cell's runs. A cell without a number keeps its verdict.
+    `known` has what is known of the first steps of each cell's runs. A cell without a number keeps its verdict.
     """
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:
-        found = notes_of(row, key)
+        found = known.get((row.label, key), ())
         changed = tuple(note for note in found if isinstance(note, notes.OtherFirstSteps))
         if cell.mean is None or cell.verdict == Verdict.NOT_RUN:
             return cell.with_notes(*changed)
@@ -135,7 +137,7 @@ def apply_first_steps(table: Table, rows: VerdictRows, notes_of: Callable[[Row, 
     return _each_cell(table, rows, adjust)
 
 
-def apply_edits(table: Table, rows: VerdictRows, edited: Mapping[tuple[str, str], Note]) -> VerdictRows:
+def apply_edits(table: Table, rows: VerdictRows, edited: Mapping[CellKey, Note]) -> VerdictRows:
     """Name what was edited in the table after a number existed."""
 
     def adjust(row: Row, key: str, cell: CellVerdict) -> CellVerdict:

@@ -8,7 +8,7 @@ from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.spec.tables import Row, Table
 from reproduce.harness.verdict import adjustments, doubts
-from reproduce.harness.verdict.adjustments import VerdictRows
+from reproduce.harness.verdict.adjustments import CellKey, VerdictRows
 from reproduce.harness.verdict.canary import check_canaries
 from reproduce.harness.verdict.cells import CellVerdict, verdict_for
 from reproduce.harness.verdict.checkpoints import CheckpointVerdict, verdict_for_checkpoint
@@ -44,15 +44,19 @@ class TableVerdict:
     """What a reader should know of the results behind the table before believing it, without full stops."""
 
     def cells(self) -> Iterator[tuple[Row, str, CellVerdict]]:
-        """Yield every cell that is not a dash as row, column key and verdict."""
-        for row, cells in zip(self.table.rows, self.rows, strict=True):
-            for key, cell in cells.items():
-                if cell:
-                    yield row, key, cell
+        """Return every cell that is not a dash as row, column key and verdict."""
+        return _cells(self.table, self.rows)
 
     def score(self) -> Counter[str]:
         """Count the cells by verdict."""
         return Counter(str(cell.verdict) for _, _, cell in self.cells())
+
+
+def _cells(table: Table, rows: VerdictRows) -> Iterator[tuple[Row, str, CellVerdict]]:
+    for row, cells in zip(table.rows, rows, strict=True):
+        for key, cell in cells.items():
+            if cell:
+                yield row, key, cell
 
 
 def check_tables(plan: Plan) -> list[TableVerdict]:
@@ -69,35 +73,16 @@ def check_checkpoints(plan: Plan) -> list[CheckpointVerdict]:
 
 def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     plan = inputs.plan
-    canaries: dict[str, CanaryResult] = {}
-
-    def canary_of(cell: CellVerdict) -> CanaryResult:
-        run = plan.runs[cell.run_ids[0]]
-        if run.name not in canaries:
-            canaries[run.name] = check_canaries(run)
-        return canaries[run.name]
-
-    def notes_of(row: Row, key: str) -> tuple[Note, ...]:
-        cell = inputs.cell(table, row.label, key)
-        return inputs.first_steps.notes(cell.run_ids) if cell else ()
-
-    def lowest_of(row: Row, key: str, num_new: int) -> float | None:
-        places = (inputs.cell(table, label, key) for label in (row.label, row.control))
-        ours, control = (cell.metric_key if cell else "" for cell in places)
-        if (ours, control) not in inputs.family.controls:
-            return None
-        return lowest_difference(inputs.recorded, (ours, control), num_new, inputs.family.tail)
-
     table, edited = inputs.earlier.as_judged(table)
     rows: VerdictRows = [
         {key: verdict_for(inputs, table, row, key) if table.has_cell(row, key) else None for key in table.columns}
         for row in table.rows
     ]
     rows = adjustments.apply_errata(table, rows)
-    rows = adjustments.apply_controls(table, rows, lowest_of)
+    rows = adjustments.apply_controls(table, rows, _lowest_differences(inputs, table, rows))
     rows = adjustments.apply_holm(table, rows, num_margin_cells(plan, table))
-    rows = adjustments.apply_canaries(table, rows, canary_of)
-    rows = adjustments.apply_first_steps(table, rows, notes_of)
+    rows = adjustments.apply_canaries(table, rows, _canaries(plan, table, rows))
+    rows = adjustments.apply_first_steps(table, rows, _first_steps(inputs, table))
     rows = adjustments.apply_edits(table, rows, edited)
     curves = [name for cell in plan.cells if cell.table == table.table and not cell.column for name in cell.run_ids]
     undrawn = tuple(plan.runs[name].label for name in curves if valid_result(plan, plan.runs[name]) is None)
@@ -105,6 +90,43 @@ def _check_table(inputs: VerdictInputs, table: Table) -> TableVerdict:
     if table.expected == "recorded":
         found += [*doubts.of_recording(inputs.recorded.header), *dict.fromkeys(_of_test_sets(inputs, table))]
     return TableVerdict(table, rows, undrawn, inputs.first_steps.differences(curves), tuple(found))
+
+
+def _lowest_differences(inputs: VerdictInputs, table: Table, rows: VerdictRows) -> dict[CellKey, float]:
+    """Return the lowest difference from its control that as many new seeds give, of each number with a recorded one."""
+    lowest: dict[CellKey, float] = {}
+    for row, key, cell in _cells(table, rows):
+        places = (inputs.cell(table, label, key) for label in (row.label, row.control))
+        ours, control = (place.metric_key if place else "" for place in places)
+        if cell.values and (ours, control) in inputs.family.controls:
+            lowest[row.label, key] = lowest_difference(
+                inputs.recorded, (ours, control), len(cell.values), inputs.family.tail
+            )
+    return lowest
+
+
+def _canaries(plan: Plan, table: Table, rows: VerdictRows) -> dict[CellKey, CanaryResult]:
+    """Return the canaries' result for the evaluation behind each number that needs one."""
+    runs = {
+        (row.label, key): plan.runs[cell.run_ids[0]]
+        for row, key, cell in _cells(table, rows)
+        if adjustments.needs_canary(table, key, cell)
+    }
+    by_evaluation: dict[str, CanaryResult] = {}
+    for run in runs.values():
+        if run.name not in by_evaluation:
+            by_evaluation[run.name] = check_canaries(run)
+    return {key: by_evaluation[run.name] for key, run in runs.items()}
+
+
+def _first_steps(inputs: VerdictInputs, table: Table) -> dict[CellKey, tuple[Note, ...]]:
+    """Return what is known of the first steps of each number's runs."""
+    return {
+        (row.label, key): inputs.first_steps.notes(cell.run_ids)
+        for row in table.rows
+        for key in table.columns
+        if (cell := inputs.cell(table, row.label, key))
+    }
 
 
 def _of_test_sets(inputs: VerdictInputs, table: Table) -> Iterator[str]:

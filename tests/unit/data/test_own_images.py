@@ -367,7 +367,7 @@ def test_numbers_of_own_pictures_have_nothing_to_be_compared_with(
     draw(tmp_path / "own", *(f"{split}/{label}/1.png" for split in ("train", "val") for label in "ab"))
     dataset = {"name": "imagenet", "source": "mine", "layout": "folders", "root": ".", "train": "train", "val": "val"}
     Path("own.yaml").write_text(yaml.safe_dump({"name": "own", "imagenet": dataset}))
-    monkeypatch.setattr(table_commands, "execute", lambda *_: False)
+    monkeypatch.setattr(table_commands, "execute", lambda *_: [])
     monkeypatch.setattr(table_commands, "_report", lambda _: "page")
-    monkeypatch.setattr(table_commands, "_check", lambda *_: 4)
+    monkeypatch.setattr("reproduce.cli.check.check_plan", lambda *_: 4)
     assert main(["reproduce", "table7", *given]) == status

@@ -22,10 +22,10 @@ def before() -> Iterator[object]:
 def test_a_stop_signal_stops_between_steps(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with Preemption(1) as stopping:
-        assert not stopping.stop_requested(1)
+        assert not stopping.stop_requested()
         signal.raise_signal(number)
         with pytest.raises(Preempted, match="stop requested; the features are saved"):
-            stopping.stop_if_requested(1, "the features are saved")
+            stopping.stop_if_requested("the features are saved")
     assert signal.getsignal(number) == before
 
 
@@ -43,7 +43,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Preemption(1) as stopping:
         signal.raise_signal(signal.SIGINT)
-        assert not stopping.stop_requested(1)
+        assert not stopping.stop_requested()
 
 
 def test_the_checkpoint_is_written_before_any_rank_may_exit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou, generalized_box_iou_loss
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from evals import coco_detr
-from evals.coco_detr import (
+from evals.coco_detr import protocol as coco_detr
+from evals.coco_detr.detector import Detr, TransformerConfig, sine_positions
+from evals.coco_detr.losses import LossWeights, Target, class_loss_groups, corners, losses, match_queries
+from evals.coco_detr.protocol import (
     DetrTask,
     ProtocolConfig,
     build_optimizer,
@@ -27,8 +29,6 @@ from evals.coco_detr import (
     learning_rates,
     to_detections,
 )
-from evals.coco_detr.detector import Detr, TransformerConfig, sine_positions
-from evals.coco_detr.losses import LossWeights, Target, class_loss_groups, corners, losses, match_queries
 from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
 from reproduce.config.identity import identity

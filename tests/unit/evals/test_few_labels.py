@@ -2,17 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
-from torch.optim import SGD
 
 from evals import finetune
+from evals.classifier import ClassifierTraining
 from evals.finetune import LabeledSubset, ProtocolConfig, learning_rates, select_labeled
 from models.networks.resnet import ResNet
 from reproduce.config.compose import compose
@@ -57,13 +55,14 @@ def test_the_trunk_trains_at_its_own_rate_and_the_classifier_at_its(
     context.lr_scale = lambda batch_size, base: batch_size / base
     rates: dict[str, set[float]] = {}
 
-    def look(net: nn.Module, _: object, optimizer: SGD, rates_of: Callable[[int], list[float]], *__: object) -> None:
-        part_of = {id(value): "trunk" if name.startswith("0.") else "head" for name, value in net.named_parameters()}
-        for group, rate in zip(optimizer.param_groups, rates_of(0), strict=True):
+    def look(given: ClassifierTraining, *_: object) -> None:
+        parameters = given.net.named_parameters()
+        part_of = {id(value): "trunk" if name.startswith("0.") else "head" for name, value in parameters}
+        for group, rate in zip(given.optimizer.param_groups, given.learning_rates(0), strict=True):
             for value in group["params"]:
                 rates.setdefault(part_of[id(value)], set()).add(rate)
 
-    monkeypatch.setattr(finetune, "train_classifier", lambda *given, **_: look(*given))
+    monkeypatch.setattr(finetune, "train_classifier", look)
     finetune.evaluate(trunk, replace(protocol("semisup_1pct"), batch_size=64), context)
     assert rates == {"trunk": {0.02 / 4}, "head": {5 / 4}}
 

@@ -12,10 +12,11 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from evals.voc_detection import ProtocolConfig, dataset, read_images
+from evals.voc_detection import dataset
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
+from evals.voc_detection.protocol import ProtocolConfig, read_images
 from evals.voc_detection.trainer import DetectorTrainer, GuardHook, LogHook
 from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import BLOCKS, ResNet

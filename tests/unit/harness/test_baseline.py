@@ -44,13 +44,13 @@ def test_seeds_are_recorded_in_slices(
     monkeypatch.setattr(revision, "run_code_fingerprint", lambda *_: "the same")
     commit, executed = "c" * 40, []
 
-    def execute(plan: Plan, cores: int) -> bool:
+    def execute(plan: Plan, cores: int) -> list[str]:
         for run in plan.runs.values():
             if not run.result.exists():
                 executed.append(run.seed)
                 provenance = {"git_commit": commit, "git_dirty": False, "packages": {"torch": "2"}}
                 finish(run, 50.0 + run.seed % 7, provenance=provenance)
-        return False
+        return []
 
     monkeypatch.setattr(recording_commands, "execute", execute)
     monkeypatch.setattr(record_baseline, "refuse_dirty", lambda *_: None)

@@ -168,6 +168,24 @@ def test_a_missing_list_of_labels_is_named_before_anything_is_trained(
     assert left_out == {"semisup_1pct"}
 
 
+def test_without_data_only_runs_that_are_not_done_are_missing(
+    checkout: Path, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wholes: list[Plan] = []
+
+    def execute(plan: Plan, *_: object, whole: Plan) -> None:
+        wholes.append(whole)
+        for run in plan.runs.values():
+            finish(run)
+
+    monkeypatch.setattr(workflow, "execute_plan", execute)
+    assert main(["run", "table2", "--scale", "paper"]) == 3
+    for run in wholes[0].runs.values():
+        finish(run)
+    assert main(["run", "table2", "--scale", "paper"]) == 0
+    assert len(wholes) == 2  # both times a part of the plan
+
+
 @pytest.mark.parametrize("override", ["cluster=slurm", "cluster.executor=kubernetes"])
 def test_where_a_single_run_executes_is_no_override(checkout: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"is no override of this command: give it as --cluster \(make: CLUSTER=\)"):

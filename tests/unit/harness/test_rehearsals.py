@@ -227,7 +227,7 @@ def test_earlier_entries_that_this_machine_agrees_with_stand(tmp_path: Path, mon
     }
     record.write(golden.path("smoke"), GoldenFile(header, before))
     now = {name: entry(1.2 if name == "far" else 1.05, 0.01) for name in ("near", "far", "asked otherwise", "new")}
-    found = record._with_what_stands(GoldenFile({"hardware": "this"}, now), "smoke")
+    found = record._keep_matching_entries(GoldenFile({"hardware": "this"}, now), "smoke")
     assert found.rehearsals == now | {"near": before["near"]}
     assert found.recorded == {"hardware": "this", "earlier": [{**header, "entries_that_stand": 1}]}
     record.write(golden.path("smoke"), found)
@@ -272,7 +272,7 @@ def test_only_what_is_not_recorded_is_repeated(tmp_path: Path, monkeypatch: pyte
     record.write(golden.path("smoke"), GoldenFile(header, before))
     assert [each.name for each in record._unrecorded(planned, "smoke")] == ["trunk", "b", "c"]
     new = {"b": entry(b), "c": entry(c)}
-    found = record._with_what_stands(GoldenFile({}, new), "smoke", {each.name for each in planned})
+    found = record._keep_matching_entries(GoldenFile({}, new), "smoke", {each.name for each in planned})
     assert found.rehearsals == {**new, "a": before["a"]}
     assert found.recorded["earlier"] == [{**header, "entries_that_stand": 1, "repeated": False, "held_out": {}}]
     record.write(golden.path("smoke"), GoldenFile(header, {**new, "a": before["a"]}))

@@ -88,7 +88,7 @@ def recorded(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(arithmetics, "unlike_this_machine", lambda: OTHERS)
     executed: list[tuple[str, str | None]] = []
 
-    def execute(plan: Plan, cores: int) -> bool:
+    def execute(plan: Plan, cores: int) -> list[str]:
         for run in plan.runs.values():
             arithmetic = os.environ.get("A")
             executed.append((run.label, arithmetic))
@@ -96,7 +96,7 @@ def recorded(checkout: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) ->
                 assert Path(run.folder).is_relative_to(".cache/other-arithmetic")
                 assert f"paths.results={Path(run.folder).parents[1]}" in run.overrides
             finish(run, WIDE[run.seed] + (0.1 if arithmetic == "2" else 0), counts={"num_test_images": 1000})
-        return False
+        return []
 
     monkeypatch.setattr(recording_commands, "execute", execute)
     assert main(["record-baseline", "table7", "--seeds", "5"]) == 0

@@ -13,7 +13,6 @@ from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, n
 from models.methods.npid import Npid, NpidConfig
 from models.methods.pirl import PirlNet
 from models.networks.heads import MultiCropNet
-from models.networks.resnet import ResNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.errors import UserError
 
@@ -115,7 +114,7 @@ def test_patches_of_an_image_are_embedded_together() -> None:
     image, patches = torch.randn(3, 3, 40, 40), [torch.randn(3, 3, 20, 20) for _ in range(4)]
     embeddings, scores = net([image, *patches])
     assert scores is None
-    each = [net.patch_head(ResNet.forward(net, patch)) for patch in patches]
+    each = [net.patch_head(net.pooled_features(patch)) for patch in patches]
     jigsaws = [net.jigsaw_head(torch.cat([patch[number] for patch in each])) for number in range(3)]
-    expected = [*net.projection_head(ResNet.forward(net, image)), *jigsaws]
+    expected = [*net.projection_head(net.pooled_features(image)), *jigsaws]
     torch.testing.assert_close(embeddings, F.normalize(torch.stack(expected), dim=1), rtol=1e-4, atol=1e-5)
