@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evals.classifier import ClassifierTraining, train_classifier
 from evals.context import CenterCropConfig, EvalContext
+from models.networks.resnet import ResNet
 from models.networks.trunk import Trunk
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import epoch_cosine_lr, multistep_lr
@@ -21,7 +23,8 @@ class ProtocolConfig:
     """The keys of conf/eval/linear_*.yaml. `milestones` are fractions of the epochs, for schedule `steps`.
 
     `lr` is for a batch of `base_batch_size`; another `batch_size` scales it in proportion. `feature_batchnorm` puts a
-    BatchNorm without scale and shift before the classifier.
+    BatchNorm without scale and shift before the classifier. `grid` divides the trunk's last map, see `GridAverage`;
+    None averages over all of it.
     """
 
     name: str
@@ -36,6 +39,29 @@ class ProtocolConfig:
     center_crop: CenterCropConfig
     nesterov: bool = False
     feature_batchnorm: bool = False
+    grid: int | None = None
+
+
+class GridAverage(nn.Module):
+    """Averages of a map over `grid` x `grid` windows that overlap: `(N, C, H, W)` to `(N, C, grid, grid)`.
+
+    Windows are `grid - 1` smaller than the map, and one position apart. With `grid` 2 they are VISSL's AvgPool2d(6,
+    stride=1) on the 7 x 7 map of a 224-pixel image, and maps of other sizes give as many features.
+    """
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the averages. Raises `UserError` if the map has fewer rows or columns than the grid."""
+        height, width = features.shape[2:]
+        if min(height, width) < self.grid:
+            raise UserError(
+                f"protocol.grid={self.grid} divides the trunk's last map, which is only {height} x {width}: "
+                "take larger images (protocol.center_crop), or protocol.grid=null"
+            )
+        return F.avg_pool2d(features, (height - self.grid + 1, width - self.grid + 1), stride=1)
 
 
 class LinearProbe(nn.Module):
@@ -66,6 +92,8 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     if protocol.schedule not in SCHEDULES:
         hint = did_you_mean(protocol.schedule, SCHEDULES)
         raise UserError(f"unknown protocol.schedule {protocol.schedule!r}: {hint}")
+    if protocol.grid:
+        divide_map(trunk, protocol.grid)
     train, val = context.train_and_val()
     torch.manual_seed(context.cfg.seed)
     classifier = build_classifier(protocol, trunk.num_features, len(train.classes)).to(device())
@@ -84,12 +112,34 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     return train_classifier(training, train, val, context)
 
 
+def divide_map(trunk: Trunk, grid: int) -> None:
+    """Make `trunk` return `(N, num_features * grid * grid)`: the averages of `GridAverage`, channel by channel.
+
+    Raises `UserError` if the trunk is no ResNet, nor made of them.
+    """
+    resnets = [module for module in trunk.modules() if isinstance(module, ResNet)]
+    if not resnets:
+        raise UserError(f"protocol.grid={grid} needs a ResNet, and the checkpoint has none: take protocol.grid=null")
+    for resnet in resnets:
+        resnet.avgpool = GridAverage(grid)
+
+
 def build_classifier(protocol: ProtocolConfig, num_features: int, num_classes: int) -> nn.Module:
-    """Build the classifier of features `(N, num_features)`: linear with weights N(0, .01), after a BatchNorm if set."""
-    linear = nn.Linear(num_features, num_classes)
+    """Build the classifier: linear with weights N(0, .01), after a BatchNorm if set.
+
+    Its inputs are `(N, num_features)`, or `num_features` channels of a grid, flattened as `divide_map` says. A
+    channel's BatchNorm statistics are over all positions.
+    """
+    num_positions = (protocol.grid or 1) ** 2
+    linear = nn.Linear(num_features * num_positions, num_classes)
     nn.init.normal_(linear.weight, std=WEIGHT_STD)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.BatchNorm1d(num_features, affine=False), linear) if protocol.feature_batchnorm else linear
+    if not protocol.feature_batchnorm:
+        return linear
+    norm = nn.BatchNorm1d(num_features, affine=False)
+    if num_positions == 1:
+        return nn.Sequential(norm, linear)
+    return nn.Sequential(nn.Unflatten(1, (num_features, num_positions)), norm, nn.Flatten(), linear)
 
 
 def build_optimizer(protocol: ProtocolConfig, classifier: nn.Module) -> torch.optim.SGD:

@@ -213,7 +213,8 @@ def test_images(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each readable image: its index, pixels `(1, 3, H, W)` and an empty padding mask `(1, H, W)`.
 
-    One at a time: with padding, the detections in an image would depend on the others of its batch.
+    One at a time, unlike DETR's code, which pads the images of a validation batch to one size: the detections in an
+    image then depend on the others of its batch (docs/numerics.md).
     """
     for index, pixels, unreadable in build_dataloader(TestDataset(images, config), num_workers, batch_size=None):
         if unreadable:

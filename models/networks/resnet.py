@@ -70,7 +70,7 @@ class ResNet(Trunk):
         self.layer2 = _stage(4 * base, 2 * base, blocks[1], stride=2)
         self.layer3 = _stage(8 * base, 4 * base, blocks[2], stride=2)
         self.layer4 = _stage(16 * base, 8 * base, blocks[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -27,7 +27,7 @@ MIN_VALUES: dict[float, tuple[str, ...]] = {
         *("cluster.num_processes", "cluster.detector_processes", "cluster.num_threads", "cluster.cores_per_gpu"),
         *("cluster.collective_timeout_minutes", "logging.every_steps", "checkpointing.sync_every_steps"),
     ),
-    2: ("protocol.num_folds",),
+    2: ("protocol.num_folds", "protocol.grid"),
 }
 """Keys by the smallest value that they may have."""
 MAX_SEED = 2**32 - 1

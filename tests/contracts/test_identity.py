@@ -139,7 +139,7 @@ EVALUATIONS = {
         "protocol.epochs=1", "protocol.batch_size=30", "protocol.transformer.num_layers=1",
         "protocol.transforms.train_sizes_px=[32]", "protocol.transforms.test_size_px=32",
     ),
-    **dict.fromkeys(("voc_detection", "voc_detection_moco", "voc_detection_supervised", "voc_detection_pirl"), (
+    **dict.fromkeys(("voc_detection", *(f"voc_detection_{of}" for of in ("moco", "supervised", "bownet", "pirl"))), (
         "protocol.batch_size=4", "protocol.detectron2.INPUT.MIN_SIZE_TRAIN=[32]",
         "protocol.detectron2.SOLVER.MAX_ITER=2",
         "protocol.detectron2.INPUT.MIN_SIZE_TEST=32", "protocol.detectron2.SOLVER.STEPS=[1]",

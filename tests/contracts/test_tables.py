@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from models.networks.architectures import ARCHITECTURES
-from reproduce.config.compose import group_options
+from reproduce.config.compose import compose, group_options
 from reproduce.harness.spec import canaries, tables
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden" / "paper_tables.yaml").read_text())
@@ -245,7 +245,7 @@ DETECTORS = {
     "MoCo": ("voc_detection_moco", "MoCo's paper (He et al. 2020): learning rate .02"),
     "MoCov1": ("voc_detection_moco", "MoCo's paper (He et al. 2020): learning rate .02"),
     "PIRL": ("voc_detection_pirl", "PIRL's paper (Misra and van der Maaten 2020): learning rate .002"),
-    "BoWNet": ("voc_detection", "BoWNet's paper (Gidaris et al. 2020)"),
+    "BoWNet": ("voc_detection_bownet", "BoWNet's paper (Gidaris et al. 2020); ours follows its authors' next code"),
     "MoCov2": ("voc_detection_moco", "MoCo v2's paper (Chen et al. 2020), by MoCo's protocol: learning rate .02"),
     "SwAV": ("voc_detection", None),
 }
@@ -264,6 +264,8 @@ def test_every_number_of_a_voc_detector_has_its_papers_protocol_and_says_whose_i
         quoted = row.quoted_from.get(key)
         assert (quoted is None) == (source is None)
         assert source is None or (quoted is not None and quoted.startswith(source))
+        solver = compose("evaluate", [f"eval={protocol}", "checkpoint=x", "scale=paper"]).protocol.detectron2.SOLVER
+        assert (solver.BASE_LR == 0.1) == (row.method == "SwAV")
 
 
 def test_margins_of_linear_imagenet_quote_the_same_reproductions() -> None:

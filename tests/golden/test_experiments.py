@@ -18,6 +18,7 @@ from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import identity
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
+from reproduce.memory import NUM_GPUS
 
 GOLDEN = Path(__file__).parent
 
@@ -73,6 +74,17 @@ def test_parameters_of_each_trunk(experiment: str, millions: float) -> None:
     outside = ("projection_head", "prototypes")
     count = sum(value.numel() for name, value in net.named_parameters() if not name.startswith(outside))
     assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("experiment", [name for name in group_options("experiment") if name.startswith("swav")])
+def test_batchnorm_groups_of_swav_are_those_of_the_code_published_with_the_scripts(experiment: str) -> None:
+    """Of num_gpus // 8 GPUs each, i.e. an eighth of a large batch; a small batch is one group."""
+    cfg = pretraining(experiment, "paper")
+    large = cfg.batch_size > 256
+    assert cfg.network.batchnorm_group_size == (cfg.batch_size // 8 if large else None)
+    if large and experiment in NUM_GPUS:
+        num_gpus = NUM_GPUS[experiment][0]
+        assert cfg.network.batchnorm_group_size == num_gpus // 8 * (cfg.batch_size // num_gpus)
 
 
 def test_every_methods_trunk_has_the_layers_of_its_scale() -> None:

@@ -68,8 +68,9 @@ def test_an_experiment_has_its_scripts_values(experiment: str) -> None:
     names = ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops")
     assert views == list(zip(*map(script.numbers, names), strict=True))
     assert cfg.batch_size == script.number("batch_size") * script.num_gpus
-    grouped = script.options["sync_bn"] == "apex"  # in groups of 8 GPUs, its default
-    assert cfg.network.batchnorm_group_size == (8 * script.number("batch_size") if grouped else None)
+    grouped = script.options["sync_bn"] == "apex"  # in groups of world_size // 8 GPUs, when the scripts were published
+    group = script.num_gpus // 8 * script.number("batch_size")
+    assert cfg.network.batchnorm_group_size == (group if grouped else None)
     width = int((re.findall(r"w(\d)$", script.options["arch"]) or ["1"])[0])
     assert (cfg.network.width, cfg.network.head_hidden_dim) == (width, script.number("hidden_mlp"))
     assert cfg.network.embedding_dim == script.number("feat_dim")

@@ -407,6 +407,7 @@ FAULTS = (
     Fault("linear: weight decay x 10", "linear_places205", "movement of", {"protocol.weight_decay": 1e-3}),
     Fault("linear: no Nesterov", "linear_places205", "movement of", {"protocol.nesterov": False}),
     Fault("linear: no BatchNorm", "linear_inat18", "loss", {"protocol.feature_batchnorm": False}),
+    Fault("linear: a grid of features for their average", "linear_inat18", "initial norm of", {"protocol.grid": 2}),
     Fault(
         "linear: the trunk's BatchNorm trains",
         "linear_imagenet",

@@ -113,6 +113,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     ("name", "changes"),
     [
         ("voc_detection_moco", {"SOLVER.BASE_LR": 0.02, "SOLVER.WARMUP_FACTOR": 0.001, "SOLVER.WARMUP_ITERS": 100}),
+        ("voc_detection_bownet", {"SOLVER.BASE_LR": 0.01, "SOLVER.WARMUP_FACTOR": 0.001, "SOLVER.WARMUP_ITERS": 100}),
         (
             "voc_detection_supervised",
             {"SOLVER.BASE_LR": 0.02, "SOLVER.WARMUP_FACTOR": 0.001, "SOLVER.WARMUP_ITERS": 100},

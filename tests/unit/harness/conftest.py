@@ -25,9 +25,8 @@ METRICS = {
     "knn_head": ("knn20", "knn200"),
     "voc07_svm": ("map",),
     "coco_detr": ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l"),
-    **dict.fromkeys(
-        ("voc_detection", "voc_detection_moco", "voc_detection_supervised", "voc_detection_pirl"), DETECTION
-    ),
+    "voc_detection": DETECTION,
+    **{f"voc_detection_{paper}": DETECTION for paper in ("moco", "supervised", "bownet", "pirl")},
     "evaluate": ("top1", "top5", "top1_best"),
     "measure": ("params_millions", "hours", "peak_memory_gb"),
 }
