@@ -62,15 +62,18 @@ class Method(ABC):
     """Reads all training images without augmentation; the run sets it before `on_train_start`."""
     reset_optimizer: Callable[[], None]
     """Makes the optimizer forget its momentum; the run sets it before `on_train_start`."""
+    sampler: StepSampler
+    """Maps steps to image indices; set by `on_train_start`."""
     note: str = ""
     """What a reader of the result must know about this run; goes into the result's provenance."""
 
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
         """Prepare the method before its first step, or after a resume.
 
-        `sampler` maps steps to image indices. `extra_epoch` yields the crops of one epoch after the last; these are
-        generated only if the method iterates over them, and `sampler` covers their steps as well.
+        `extra_epoch` yields the crops of one epoch after the last; these are generated only if the method iterates over
+        them, and `sampler` covers their steps as well.
         """
+        self.sampler = sampler
 
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
         """Return the crops to train on, given the step's crops and the labels `(B,)` of its images."""

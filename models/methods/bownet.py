@@ -21,7 +21,6 @@ from models.methods.kmeans import best_kmeans, nearest_rows
 from models.methods.rotnet import NUM_ROTATIONS, four_rotations
 from models.methods.supervised import ClassifierNet
 from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_sum
 from reproduce.engine.precision import at_least_fp32
@@ -108,10 +107,6 @@ class Bownet(Method):
         self.initial = copy.deepcopy(net.state_dict())
         self.words: Tensor | None = None
         """Each image's words `(num_images, U)`, from the end of RotNet's epochs on; -1 of an unreadable image."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002

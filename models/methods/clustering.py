@@ -139,7 +139,7 @@ class Clustering(Method):
     @torch.no_grad()
     def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
         """Fill the banks from the crops of an extra epoch, unless the run resumes from a checkpoint."""
-        self.sampler = sampler
+        super().on_train_start(net, sampler, extra_epoch)
         if sampler.first_step:
             return
         for position, crops in enumerate(extra_epoch):

@@ -4,7 +4,7 @@ Follows the released code with its noise-contrastive loss: each network has a ba
 and is compared with the bank of the other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, n
 from models.methods.npid import NpidConfig
 from models.networks.cmc import CmcPair
 from models.networks.resnet import BLOCKS_R50, STEM_R50
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.errors import UserError
 
@@ -68,10 +67,6 @@ class Cmc(Method):
         self.banks = [InstanceBank(num_images, len(bias), config.bank_momentum, bias) for _ in range(NUM_VIEWS)]
         self.log_z = torch.zeros(NUM_VIEWS, device=bias.device, dtype=self.banks[0].rows.dtype)
         """Logarithms of each view's normalizer Z, which the first batch sets once and for all."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     def loss(self, embeddings: Tensor, _scores: None, _num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of both views' losses over this rank's images, and metrics; then update both banks."""

@@ -79,9 +79,9 @@ class Moco(Method):
         self.pointer = 0
         """Position of the oldest keys, which the next batch replaces."""
 
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the seed of the key shuffling, and note in the result if shuffling has no effect."""
-        self.seed = sampler.seed
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+        """Note in the result if shuffling has no effect."""
+        super().on_train_start(net, sampler, extra_epoch)
         self.note = NOT_SHUFFLED if uses_global_stats(self.key_encoder) else ""
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class Moco(Method):
     def _compute_keys(self, crops: Tensor, step: int) -> Tensor:
         """Return the keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)` in the batch's order. A collective."""
         everyone = all_gather(crops.contiguous()).flatten(0, 1)
-        order = upload(np.random.default_rng((self.seed, step)).permutation(len(everyone)), crops.device)
+        order = upload(np.random.default_rng((self.sampler.seed, step)).permutation(len(everyone)), crops.device)
         mine = everyone[order.chunk(world_size())[rank()]].contiguous(memory_format=torch.channels_last)
         shuffled = all_gather(self.key_encoder([mine])[0].to(self.queue.dtype)).flatten(0, 1)
         return torch.empty_like(shuffled).index_copy_(0, order, shuffled)

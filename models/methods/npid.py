@@ -3,18 +3,16 @@
 NPID++ is NPID with more negatives, trained longer (Misra and van der Maaten 2020): the methods differ in configs only.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
 from models.networks.heads import MultiCropNet
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.errors import UserError
 
@@ -52,10 +50,6 @@ class Npid(Method):
         self.bank = InstanceBank(num_images, len(weight), config.bank_momentum, weight)
         self.log_z = torch.zeros((), device=self.bank.rows.device, dtype=self.bank.rows.dtype)
         """Logarithm of the normalizer Z, which the first batch sets once and for all (section 3.2)."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     def loss(self, embeddings: Tensor, _scores: None, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of this rank's images, and metrics; the first crop's embeddings go to the bank."""
