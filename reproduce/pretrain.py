@@ -18,6 +18,7 @@ from reproduce.data.pipeline.dataloader import center_crop_batches, multicrop_ba
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
 from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
+from reproduce.engine.checkpoint import Stateful
 from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.crops_picture import with_crops_picture
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
@@ -115,7 +116,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     steps_per_epoch = data.sampler(cfg.epochs, first_step=0).steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)
-    states = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
+    states: dict[str, Stateful] = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
     checkpoints, first_step = resume(run, LR_KEYS, **states, collapse_detector=collapse_detector)
     collapse_detector.resumed_at(first_step)
     run.record_thresholds(collapse_detector.thresholds())

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reproduce.config.schema import Crops
+from models.networks.heads import MultiCropNet
+from models.networks.resnet import blocks_of_depth, require_stem
+from models.networks.trunk import Trunk
+from reproduce.config.schema import Crops, Network
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.loop import StepOutput, TrainTask
 from reproduce.engine.precision import autocast
@@ -39,13 +42,20 @@ class CropsNeeded:
             raise UserError(f"this method needs crops of one size, and crops has several: use crops={self.usual}")
 
 
+def trunk_layers(sizes: Network) -> tuple[Sequence[int], str]:
+    """Return a network's `blocks` and `stem`. Raises `UserError` for those that no trunk has."""
+    return blocks_of_depth(sizes.depth), require_stem(sizes.stem)
+
+
 class Method(ABC):
     """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
 
     A subclass overrides the hooks that it needs. Only `crops_needed` and `loss` are required; SimCLR
-    (`models/methods/simclr.py`) has nothing else.
+    (`models/methods/simclr.py`) has little else.
     """
 
+    architecture: str | None = None
+    """The `network.architecture` that the method can train in place of a ResNet."""
     crops_needed: CropsNeeded
     """What `crops` of a config must be like; checked before the training."""
     uniform_loss: float | None = None
@@ -66,6 +76,29 @@ class Method(ABC):
     """Maps steps to image indices; set by `on_train_start`."""
     note: str = ""
     """What a reader of the result must know about this run; goes into the result's provenance."""
+
+    @classmethod
+    def build_network(cls, sizes: Network, config: Any, num_classes: int) -> Trunk:  # noqa: ARG003
+        """Build the network that the method trains, with random initial weights: by default a `MultiCropNet`.
+
+        `config` is the method's, `num_classes` that of the images. Its `forward` maps crops to what `loss` is given.
+        """
+        return MultiCropNet(
+            sizes.width,
+            sizes.head_hidden_dim,
+            sizes.embedding_dim,
+            cls.network_prototypes(config),
+            sizes.head_batchnorm,
+            *trunk_layers(sizes),
+        )
+
+    @classmethod
+    def network_prototypes(cls, config: Any) -> int | list[int]:  # noqa: ARG003
+        """Return the number of prototypes of the default network, one number per head if it has several: none."""
+        return 0
+
+    def __init__(self, config: Any, net: Any, num_images: int, batch_size: int) -> None:
+        """Take the method's config, its network, the number of training images and the global batch size."""
 
     def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
         """Prepare the method before its first step, or after a resume.

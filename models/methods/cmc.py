@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
 from models.methods.npid import NpidConfig
 from models.networks.cmc import CmcPair
 from models.networks.resnet import BLOCKS_R50, STEM_R50
+from reproduce.config.schema import Network
 from reproduce.data.pipeline.upload import upload
 from reproduce.errors import UserError
 
@@ -53,10 +54,16 @@ class CmcNet(CmcPair):
 class Cmc(Method):
     """CMC as a method of the training loop."""
 
+    architecture = "cmc"
     crops_needed = CropsNeeded("cmc", most=1)
     plateau_grace_epochs = 1
     """The first epoch's positives are the banks' random rows, so there is nothing to learn from."""
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"
+
+    @classmethod
+    def build_network(cls, sizes: Network, config: CmcConfig, num_classes: int) -> CmcNet:  # noqa: ARG003
+        """Build a `CmcNet`."""
+        return CmcNet(sizes.width, sizes.embedding_dim, *trunk_layers(sizes))
 
     def __init__(self, config: CmcConfig, net: CmcNet, num_images: int, _batch_size: int) -> None:
         if config.num_negatives < 1:

@@ -48,11 +48,6 @@ class MocoConfig:
     momentum: float
     temperature: float
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network: none."""
-        return 0
-
 
 class Moco(Method):
     """MoCo as a method of the training loop: the network sees each image's first crop, the key encoder the second.

@@ -27,11 +27,6 @@ class NpidConfig:
     bank_momentum: float
     """Share of the old embedding in the bank's next one."""
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network: none."""
-        return 0
-
 
 class Npid(Method):
     """NPID as a method of the training loop; a crop per image is enough, compared with the bank."""

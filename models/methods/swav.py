@@ -69,17 +69,17 @@ class SwavConfig:
     queue_length: int
     queue_start_epochs: int
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network."""
-        return self.num_prototypes
-
 
 class Swav(Method):
     """SwAV as a method of the training loop: prototypes, assignments, queue and loss."""
 
     crops_needed = CropsNeeded("2x224_6x96", least=NUM_LARGE_CROPS)
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+
+    @classmethod
+    def network_prototypes(cls, config: SwavConfig) -> int:
+        """Return the number of prototypes."""
+        return config.num_prototypes
 
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, nn.Linear)
