@@ -1,6 +1,5 @@
 """Labeled images in one folder per class, or packed from such folders into shards."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, few, list_c
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.shards import ShardIndex, read_packed_split
 from reproduce.errors import UserError
+from reproduce.files import sha256_of_lines
 
 SHARDS = "shards"
 """The `layout` of a dataset that `data-shard` packed."""
@@ -53,7 +53,7 @@ class ImageList:
     def sha256(self) -> str:
         """Return a hash of the labels and of `class/file` names: which images these are, wherever they are stored."""
         lines = (f"{label} {path.rsplit('/', 2)[-2:]}" for path, label in zip(self.paths, self.labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return sha256_of_lines(lines)
 
 
 def read_image_folder(root: Path) -> ImageList:
