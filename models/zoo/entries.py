@@ -50,11 +50,7 @@ class _Zoo:
 
 def load_entries(zoo: Path = ZOO) -> dict[str, ReleasedWeights]:
     """Load all entries, by name. Raises `UserError` if the file is damaged, or if an entry has another form."""
-    try:
-        text = zoo.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{zoo} is no text in UTF-8 ({error}); save it as UTF-8") from error
-    return dict(_parse_entries(zoo, text))
+    return dict(_parse_entries(zoo, typed_yaml.read_text(zoo)))
 
 
 @cache
