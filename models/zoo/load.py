@@ -16,7 +16,7 @@ from models.networks.heads import build_projection_head
 from models.networks.resnet import BLOCKS_R50, STEM_R50, STEMS, ResNet, blocks_of_depth, require_stem
 from models.networks.trunk import Trunk
 from models.zoo import tensor_bundle
-from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
+from models.zoo.layouts import LAYOUTS, SamePool, block_counts, simclr_tensorflow
 from models.zoo.other_networks import OTHER_NETWORKS
 from reproduce.engine import checkpoint
 from reproduce.errors import UserError
@@ -65,7 +65,7 @@ def load_resnet(
     own_stem = require_stem(stem)
     trunk = ResNet(
         len(first) / 64,
-        own if _num_blocks(weights) == own else BLOCKS_R50,
+        own if block_counts(weights) == own else BLOCKS_R50,
         stem=own_stem if first.shape[-1] == STEMS[own_stem].kernel_px else STEM_R50,
     )
     _fill(trunk, {name: value for name, value in weights.items() if TRUNK_TENSOR.match(name)}, path, "a ResNet-50")
@@ -95,12 +95,6 @@ def _fill(trunk: Trunk, weights: Mapping[str, Tensor], path: Path, what: str) ->
         )
     _require_finite(fitting, path)
     trunk.load_state_dict(fitting, strict=False)
-
-
-def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return how many blocks a checkpoint has in each of the four stages."""
-    names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
-    return tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in range(1, 5))
 
 
 def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential | None:
