@@ -10,9 +10,9 @@ from models.networks.trunk import Trunk
 from models.zoo import entries
 from models.zoo.entries import ReleasedWeights
 from models.zoo.load import load_projection_head, load_trunk
-from reproduce.config.compose import CONF_DIR
 from reproduce.config.identity import RUN_ID
 from reproduce.errors import Unavailable, UserError
+from reproduce.system import CONF_DIR
 
 
 def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from evals.linear import LinearProbe, ProtocolConfig, build_classifier, build_optimizer, learning_rate
-from reproduce.config.compose import CONF_DIR, compose
+from reproduce.config.compose import compose
 from reproduce.config.validate import to_dataclass
+from reproduce.system import CONF_DIR
 
 NUM_FEATURES, NUM_CLASSES = 32, 10
 
