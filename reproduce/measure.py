@@ -21,6 +21,7 @@ from models.networks.architectures import build_trunk
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_CLASSES, NUM_IMAGENET_IMAGES
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.arithmetic import configure_torch
 from reproduce.engine.batchnorm import wrap_for_distributed
@@ -32,14 +33,13 @@ from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, run_context
 from reproduce.errors import UserError, run_cli
-from reproduce.memory import NUM_IMAGENET_CLASSES, estimate_memory
+from reproduce.memory import estimate_memory
 from reproduce.network import build_network, validate_runtime_options
 
 Batch = TypeVar("Batch")
 NUM_PAPER_GPUS = 64
 NUM_EPOCHS = 100
 """Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
-NUM_IMAGENET_IMAGES = 1_281_167
 FIRST_STEP = 1
 """Not 0: at an epoch's first step some methods label all images."""
 
