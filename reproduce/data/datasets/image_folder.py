@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, few, list_class_folders, passed_over
+from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, list_class_folders, passed_over
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.shards import ShardIndex, read_packed_split
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 from reproduce.files import sha256_of_lines
 
 SHARDS = "shards"
@@ -75,7 +75,7 @@ def read_image_folder(root: Path) -> ImageList:
         others += [f"{name}/{other}" for other in found.others]
         hidden += [f"{name}/{each}" for each in found.hidden]
         if not found.images:
-            empty.append(f"{name} (which has {few(found.others)})" if found.others else name)
+            empty.append(f"{name} (which has {few(sorted(found.others))})" if found.others else name)
     sentence = passed_over(root, folders.stray, others, hidden)
     if not paths:
         raise UserError(
@@ -84,7 +84,7 @@ def read_image_folder(root: Path) -> ImageList:
         )
     if empty:
         raise UserError(
-            f"class folders of {root} have no images ({len(empty):,}): {few(empty)}; add images "
+            f"class folders of {root} have no images ({len(empty):,}): {few(sorted(empty))}; add images "
             f"({SUFFIXES_IN_WORDS}) or remove the folders, because a class without an image changes every accuracy"
         )
     return ImageList(paths, labels, folders.classes, passed_over=sentence)
