@@ -3,6 +3,7 @@
 `models.zoo.layouts` knows the content of the files.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,23 @@ class ReleasedWeights:
     status: str
     note: str | None
     unavailable: str | None = None
+
+
+def accepted_normalizations(item: ReleasedWeights) -> tuple[str, ...]:
+    """Return the options of conf/normalize with which weights may be evaluated.
+
+    SwAV's (.228) take theirs or the usual one (.229), by protocol, as its code did.
+    """
+    return ("swav", "imagenet") if item.normalize == "swav" else (item.normalize,)
+
+
+def center_crop_overrides(item: ReleasedWeights, protocol: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the overrides by which a protocol's center crop is the weights' own, by what differs without them."""
+    if "center_crop" not in protocol:
+        return {}
+    interpolation = [f"++protocol.center_crop.interpolation={item.interpolation}"] if item.interpolation else []
+    sizes = [f"protocol.center_crop.{key}={size}" for key, size in (item.center_crop or {}).items()]
+    return {"resized otherwise": interpolation, "of another size": sizes}
 
 
 @dataclass(frozen=True)
