@@ -13,6 +13,7 @@ from models.networks.resnet import blocks_of_depth, require_stem
 from models.networks.trunk import Trunk
 from reproduce.config.schema import Crops, Network
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.collapse import LossProfile
 from reproduce.engine.loop import StepOutput, TrainTask
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
@@ -47,7 +48,7 @@ def trunk_layers(sizes: Network) -> tuple[Sequence[int], str]:
     return blocks_of_depth(sizes.depth), require_stem(sizes.stem)
 
 
-class Method(ABC):
+class Method(LossProfile, ABC):
     """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
 
     A subclass overrides the hooks that it needs. Only `crops_needed` and `loss` are required; SimCLR
@@ -58,14 +59,6 @@ class Method(ABC):
     """The `network.architecture` that the method can train in place of a ResNet."""
     crops_needed: CropsNeeded
     """What `crops` of a config must be like; checked before the training."""
-    uniform_loss: float | None = None
-    """The loss of uniform predictions (ln K); None if the method has no such constant."""
-    plateau_grace_epochs: float = 0
-    """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
-    loss_jump_step: int | None = None
-    """The step at which the objective changes (a queue starts), so that the loss jumps; None if it never does."""
-    collapse_hints: str = ""
-    """What to change in the method's config after a collapse."""
     extra_networks: Sequence[nn.Module] = ()
     """Further networks that see crops. Their BatchNorm statistics cover the same ranks as the trained network's."""
     center_crops: CenterCrops
