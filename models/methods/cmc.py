@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread, unit_length_error
-from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
+from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss, require_negatives
 from models.methods.npid import NpidConfig
 from models.networks.cmc import CmcPair
 from models.networks.resnet import BLOCKS_R50, STEM_R50
 from reproduce.config.schema import Network
 from reproduce.data.pipeline.upload import upload
-from reproduce.errors import UserError
 
 NUM_VIEWS = 2
 
@@ -66,8 +65,7 @@ class Cmc(Method):
         return CmcNet(sizes.width, sizes.embedding_dim, *trunk_layers(sizes))
 
     def __init__(self, config: CmcConfig, net: CmcNet, num_images: int, _batch_size: int) -> None:
-        if config.num_negatives < 1:
-            raise UserError(f"method.num_negatives is {config.num_negatives}: noise needs at least 1")
+        require_negatives(config.num_negatives)
         self.config, self.num_images = config, num_images
         self.uniform_loss = NUM_VIEWS * nce_uniform_loss(config.num_negatives)
         bias = net.l_head.bias

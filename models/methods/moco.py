@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
+from models.methods.swav import require_whole_batches
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.batchnorm import uses_global_stats
 from reproduce.engine.distributed.collectives import all_gather, rank, world_size
 from reproduce.engine.precision import at_least_fp32
-from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
     "BatchNorm covers the whole batch, so MoCo's shuffling of the keys has no effect: a query and its key are "
@@ -60,11 +60,7 @@ class Moco(Method):
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:
-        if config.queue_length % batch_size or not config.queue_length:
-            raise UserError(
-                f"method.queue_length {config.queue_length} is not a multiple of batch_size {batch_size}; the queue "
-                "stores whole batches"
-            )
+        require_whole_batches(config.queue_length, batch_size, least=1)
         self.config, self.net = config, net
         self.uniform_loss = math.log(1 + config.queue_length)
         self.key_encoder = copy.deepcopy(net).requires_grad_(False)

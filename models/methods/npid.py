@@ -11,10 +11,9 @@ from torch import Tensor
 
 from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
-from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
+from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss, require_negatives
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.upload import upload
-from reproduce.errors import UserError
 
 
 @dataclass
@@ -37,8 +36,7 @@ class Npid(Method):
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"
 
     def __init__(self, config: NpidConfig, net: MultiCropNet, num_images: int, _batch_size: int) -> None:
-        if config.num_negatives < 1:
-            raise UserError(f"method.num_negatives is {config.num_negatives}: noise needs at least 1")
+        require_negatives(config.num_negatives)
         self.config, self.num_images = config, num_images
         self.uniform_loss = nce_uniform_loss(config.num_negatives)
         weight = list(net.projection_head.parameters())[-1]
