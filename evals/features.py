@@ -24,7 +24,7 @@ from models.networks import amdim, cmc, efficientnet, heads, resnet, revnet, tru
 from models.zoo import layouts, load, other_networks, tensor_bundle
 from reproduce.data.datasets import image_file
 from reproduce.data.datasets.image_folder import ImageList
-from reproduce.data.datasets.manifest import image_states_sha256, sha256_of_lines
+from reproduce.data.datasets.manifest import image_states_sha256
 from reproduce.data.pipeline import center_crop, dataloader
 from reproduce.data.pipeline.dataloader import OnUnreadable, center_crop_batches
 from reproduce.engine import arithmetic, precision
@@ -41,7 +41,7 @@ from reproduce.engine.distributed.collectives import (
 from reproduce.engine.first_steps import describe_rows
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
-from reproduce.files import read_json, write_atomic_with, write_json
+from reproduce.files import read_json, sha256_of_lines, write_atomic_with, write_json
 
 FEATURE_BATCH_SIZE = 128
 """Images per forward pass without gradients; changes speed and memory, not features."""

@@ -13,12 +13,12 @@ from evals.classifier import ClassifierTraining, train_classifier
 from evals.context import CenterCropConfig, EvalContext
 from models.networks.trunk import Trunk
 from reproduce.data.datasets.image_folder import ImageList
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_CLASSES, label_list_source
 from reproduce.engine.distributed.collectives import device
 from reproduce.engine.schedule import multistep_lr
 from reproduce.errors import UserError
 
 IMAGENET_CLASS = re.compile(r"n\d{8}")
-NUM_IMAGENET_CLASSES = 1000
 SUBSET_SEED = 0
 """Seeds the draw of a subset, which is the same for all runs, as a published list would be."""
 MIN_PER_CLASS = 13
@@ -127,7 +127,7 @@ def select_labeled(images: ImageList, subset: LabeledSubset, root: Path) -> Imag
 
 
 def _read_listed(images: ImageList, path: Path, sha256: str | None) -> ImageList:
-    source = f"SimCLR's list {path.name} (github.com/google-research/simclr, imagenet_subsets)"
+    source = label_list_source(path.name)
     if not path.is_file():
         raise UserError(f"list {path} is missing: put {source} there")
     content = path.read_bytes()

@@ -63,10 +63,11 @@ def evaluate(trunk: Trunk, protocol: ProtocolConfig, context: EvalContext) -> di
     with context.preemption.rank_local_work("the features are kept") as leave_if_requested:
         similarity, nearest = neighbors(rows, bank.rows, max(protocol.num_neighbors), leave_if_requested)
     num_classes = len(train.classes)
-    predicted = vote(similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature, num_classes)
-    for k in protocol.num_neighbors:
-        shares = winning_shares(similarity, bank_labels[nearest], k, protocol.temperature, num_classes)
-        mean = all_reduce_sum(shares.sum()) / len(queries.rows)
+    predicted, shares = vote(
+        similarity, bank_labels[nearest], protocol.num_neighbors, protocol.temperature, num_classes
+    )
+    for k, shares_of_k in zip(protocol.num_neighbors, shares, strict=True):
+        mean = all_reduce_sum(shares_of_k.sum()) / len(queries.rows)
         context.run.first_steps.note({f"winning share, {k} neighbors": mean})
     num_correct = all_reduce_sum((predicted == labels).float().sum(dim=1))
     context.run.counts["num_test_images"] = len(queries.rows)
@@ -90,8 +91,8 @@ def neighbors(
     """Return cosines and row numbers of each query's nearest rows of the bank, nearest first: `(q, k)` each.
 
     `queries (q, d)` have unit length. `bank (n, d)`, in memory or memory-mapped, is read once, block by block, and
-    normalized. k is `num_neighbors`, or n if the bank has fewer rows. `on_block` is called before each block of 1024
-    queries is compared with a block of the bank.
+    normalized. k is `num_neighbors`, or n if the bank has fewer rows. `on_block` is called before each block
+    of `QUERY_BLOCK` queries is compared with a block of the bank.
     """
     chunks = queries.split(QUERY_BLOCK)
     num_rows = min(max(1, BANK_BLOCK_BYTES // (4 * queries.shape[1])), len(bank))
@@ -126,29 +127,27 @@ def _merge_topk(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], num_neighbor
     return similarity, rows.gather(1, kept)
 
 
-def vote(similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperature: float, num_classes: int) -> Tensor:
-    """Return the class of each query by a vote of its k nearest neighbors, for each k: `(len(num_neighbors), q)`.
+def vote(
+    similarity: Tensor, classes: Tensor, num_neighbors: list[int], temperature: float, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return the class of each query by a vote of its k nearest neighbors, and its share of all weight in [0, 1].
 
-    `similarity (q, n)` and `classes (q, n)` belong to the neighbors, nearest first. A neighbor's vote has the weight
-    exp(cosine / temperature).
+    Both are `(len(num_neighbors), q)`, for each k. `similarity (q, n)` and `classes (q, n)` belong to the neighbors,
+    nearest first. A neighbor's vote has the weight exp(cosine / temperature).
     """
     blocks = list(zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True))
-    return torch.stack(
-        [torch.cat([votes(s, c, k, temperature, num_classes).argmax(dim=1) for s, c in blocks]) for k in num_neighbors]
-    )
+    predicted: list[Tensor] = []
+    shares: list[Tensor] = []
+    for k in num_neighbors:
+        found = (_winners(s[:, :k], c[:, :k], temperature, num_classes) for s, c in blocks)
+        winners, their_shares = zip(*found, strict=True)
+        predicted.append(torch.cat(winners))
+        shares.append(torch.cat(their_shares))
+    return torch.stack(predicted), torch.stack(shares)
 
 
-def winning_shares(
-    similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float, num_classes: int
-) -> Tensor:
-    """Return which share of all weight the class that wins each query has, `(q,)` in [0, 1]; see `vote`."""
-    blocks = zip(similarity.split(QUERY_BLOCK), classes.split(QUERY_BLOCK), strict=True)
-    found = (votes(s, c, num_neighbors, temperature, num_classes) for s, c in blocks)
-    return torch.cat([each.amax(dim=1) / each.sum(dim=1) for each in found])
-
-
-def votes(similarity: Tensor, classes: Tensor, num_neighbors: int, temperature: float, num_classes: int) -> Tensor:
-    """Return the weight of each class for each query, `(q, num_classes)`; see `vote`."""
-    weights = torch.exp(similarity[:, :num_neighbors] / temperature)
-    empty = weights.new_zeros(len(weights), num_classes)
-    return empty.scatter_add_(1, classes[:, :num_neighbors], weights)
+def _winners(similarity: Tensor, classes: Tensor, temperature: float, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the class that wins each query of a block, and its share; see `vote`."""
+    weights = torch.exp(similarity / temperature)
+    votes = weights.new_zeros(len(weights), num_classes).scatter_add_(1, classes, weights)
+    return votes.argmax(dim=1), votes.amax(dim=1) / votes.sum(dim=1)

@@ -8,11 +8,11 @@ from torch import nn
 from models.networks.resnet import ResNet
 from models.networks.trunk import Trunk
 from models.zoo import entries
-from models.zoo.entries import ReleasedWeights
+from models.zoo.entries import ReleasedWeights, accepted_normalizations, center_crop_overrides
 from models.zoo.load import load_projection_head, load_trunk
-from reproduce.config.compose import CONF_DIR
 from reproduce.config.identity import RUN_ID
 from reproduce.errors import Unavailable, UserError
+from reproduce.system import CONF_DIR
 
 
 def load_checkpoint_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
@@ -56,16 +56,13 @@ def _entry(cfg: DictConfig) -> ReleasedWeights:
 def _released_trunk(cfg: DictConfig) -> tuple[Path, Trunk]:
     """Download and load a released trunk. Raises `UserError` first if it was trained on images prepared otherwise."""
     entry = _entry(cfg)
-    accepted = {entry.normalize, "imagenet"} if entry.normalize == "swav" else {entry.normalize}
-    if not any(cfg.normalize == OmegaConf.load(CONF_DIR / "normalize" / f"{name}.yaml") for name in accepted):
+    accepted = [OmegaConf.load(CONF_DIR / "normalize" / f"{name}.yaml") for name in accepted_normalizations(entry)]
+    if cfg.normalize not in accepted:
         raise UserError(f"{cfg.checkpoint} was trained with another normalization: add normalize={entry.normalize}")
-    center_crop = cfg.protocol.get("center_crop")
-    if entry.interpolation and center_crop and center_crop.get("interpolation") != entry.interpolation:
-        key = f"++protocol.center_crop.interpolation={entry.interpolation}"
-        raise UserError(f"{cfg.checkpoint} was trained on images resized otherwise: add {key}")
-    if entry.center_crop and center_crop and any(center_crop[key] != size for key, size in entry.center_crop.items()):
-        keys = " ".join(f"protocol.center_crop.{key}={size}" for key, size in entry.center_crop.items())
-        raise UserError(f"{cfg.checkpoint} was trained on images of another size: add {keys}")
+    for difference, overrides in center_crop_overrides(entry, cfg.protocol).items():
+        needed = [override.lstrip("+").split("=") for override in overrides]
+        if any(str(OmegaConf.select(cfg, key)) != value for key, value in needed):
+            raise UserError(f"{cfg.checkpoint} was trained on images {difference}: add {' '.join(overrides)}")
     path = entries.fetch(entry)
     trunk = load_trunk(path, entry.layout)
     if isinstance(trunk, ResNet) and trunk.num_features != 2048 * entry.width:

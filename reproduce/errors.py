@@ -80,6 +80,13 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return "valid are: " + ", ".join(valid) if valid else "there are no valid values"
 
 
+def few(names: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first `limit` of some names, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
 def describe_error(error: Exception) -> tuple[str, int] | None:
     """Return the message and exit status of an error that we handle, or None for any other error."""
     if isinstance(error, UserError):

@@ -19,7 +19,6 @@ from evals.context import EvalContext
 from models.networks.resnet import ResNet
 from reproduce.checkpoint_source import load_checkpoint_head, load_checkpoint_trunk, parent_run_ids
 from reproduce.config import DETECTORS
-from reproduce.config.compose import CONF_DIR
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.checkpoint import sha256_of
 from reproduce.engine.distributed.collectives import device, is_main
@@ -27,6 +26,7 @@ from reproduce.engine.precision import autocast
 from reproduce.engine.preemption import Preemption
 from reproduce.engine.runs.run import Run, run_entry_point
 from reproduce.errors import UserError, did_you_mean, run_cli
+from reproduce.system import CONF_DIR
 
 
 def evaluate(cfg: DictConfig, run: Run, preemption: Preemption) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""Files that are complete or absent: atomic writes, checked reads, and lock files."""
+"""Files that are complete or absent: atomic writes, checked reads, lock files, and the hash of a list of them."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -127,3 +128,8 @@ def file_lock(path: Path, owner: str, remedy: str = "wait until it ends, or stop
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of text, in which bytes that are no UTF-8 count as they are."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -15,31 +15,30 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from models.methods import registry
 from models.methods.base import PretrainTask
 from models.networks.architectures import build_trunk
 from reproduce.config.command_line import config_from_command_line
 from reproduce.config.schema import Crops, Optimizer
 from reproduce.config.validate import to_dataclass
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_CLASSES, NUM_IMAGENET_IMAGES
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.engine.arithmetic import configure_torch
-from reproduce.engine.batchnorm import wrap_for_distributed
+from reproduce.engine.batchnorm import BatchNormGroups
 from reproduce.engine.distributed.collectives import device, process_group, rank, world_size
 from reproduce.engine.distributed.processes import prepare_process
 from reproduce.engine.loop import Trainer, build_nan_guard
-from reproduce.engine.optimizer import build_optimizer
 from reproduce.engine.precision import loss_scaler
 from reproduce.engine.runs.provenance import peak_memory_gb
 from reproduce.engine.runs.run import Run, run_context
 from reproduce.errors import UserError, run_cli
-from reproduce.memory import NUM_IMAGENET_CLASSES, estimate_memory
-from reproduce.network import build_network, validate_runtime_options
+from reproduce.memory import estimate_memory
+from reproduce.network import validate_runtime_options
+from reproduce.pretrain import build_training
 
 Batch = TypeVar("Batch")
 NUM_PAPER_GPUS = 64
 NUM_EPOCHS = 100
 """Table 1: 100 epochs of ImageNet on 64 GPUs, a 64th of the batch on each."""
-NUM_IMAGENET_IMAGES = 1_281_167
 FIRST_STEP = 1
 """Not 0: at an epoch's first step some methods label all images."""
 
@@ -127,20 +126,16 @@ def measure_cost(cfg: DictConfig, run: Run) -> dict[str, float]:
         f"memory {'measured' if on_gpu else 'counted in bf16, not measured'}"
     )
     optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = registry.parse_config(cfg.method)
     crops = to_dataclass(cfg.crops, Crops, "crops")
-    net = build_network(cfg, method_config, NUM_IMAGENET_CLASSES)
-    method = build_method(method_config, net, NUM_IMAGENET_IMAGES, batch_size)
-    method.crops_needed.require(crops)
-    net_on_all_ranks = wrap_for_distributed(net, sync_batchnorm=cfg.cluster.sync_batchnorm)
-    optimizer = build_optimizer(net.parameters(), optimizer_config)
+    groups = BatchNormGroups(world_size())
+    training = build_training(cfg, crops, NUM_IMAGENET_CLASSES, NUM_IMAGENET_IMAGES, batch_size, groups)
     num_steps = measurement.num_steps + 1  # the first is not counted
     sampler = StepSampler(NUM_IMAGENET_IMAGES, batch_size, 1, cfg.seed, FIRST_STEP, rank(), world_size())
-    method.on_train_start(net_on_all_ranks, sampler, ())
+    training.method.on_train_start(training.net_on_all_ranks, sampler, ())
     trainer = Trainer(
-        task=PretrainTask(net_on_all_ranks, method, precision),
-        optimizer=optimizer,
-        learning_rates=lambda _: [optimizer_config.warmup_start_lr] * len(optimizer.param_groups),
+        task=PretrainTask(training.net_on_all_ranks, training.method, precision),
+        optimizer=training.optimizer,
+        learning_rates=lambda _: [optimizer_config.warmup_start_lr] * len(training.optimizer.param_groups),
         scaler=loss_scaler(precision, cfg.initial_loss_scale),
         guard=build_nan_guard(run, "optimizer.lr"),
     )

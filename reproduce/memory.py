@@ -15,10 +15,9 @@ from models.methods import registry
 from reproduce.config.compose import compose
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_CLASSES
 from reproduce.engine.memory import MemoryEstimate, estimate_step
 from reproduce.errors import run_cli
-
-NUM_IMAGENET_CLASSES = 1000
 
 NUM_GPUS = {
     "swav_400ep_2x224": (64, 8),
@@ -31,7 +30,7 @@ NUM_GPUS = {
     "swav_w5_400ep": (128, 32, 16),
 }
 """Recipes that differ in memory, with the paper's number of GPUs and smaller ones."""
-DETECTORS = {"voc_detection": (8, 4, 2, 1), "coco_detr": (16, 8, 4, 1)}
+NUM_DETECTOR_GPUS = {"voc_detection": (8, 4, 2, 1), "coco_detr": (16, 8, 4, 1)}
 """Evaluations that train a detector, with the paper's number of GPUs and smaller ones."""
 
 INTRODUCTION = """# Memory per GPU
@@ -95,7 +94,7 @@ def estimate_detector_memory(evaluation: str, num_processes: int, precision: str
 def page() -> str:
     """Return the text of docs/memory.md."""
     rows = [row(name, num_gpus) for name, counts in NUM_GPUS.items() for num_gpus in counts]
-    detectors = [detector_row(name, num_gpus) for name, counts in DETECTORS.items() for num_gpus in counts]
+    detectors = [detector_row(name, num_gpus) for name, counts in NUM_DETECTOR_GPUS.items() for num_gpus in counts]
     return "\n".join([INTRODUCTION + "\n".join(rows), DETECTOR_INTRODUCTION + "\n".join(detectors)]) + "\n"
 
 

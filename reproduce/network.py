@@ -6,9 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from models.methods import registry
-from models.methods.cmc import CmcNet
-from models.methods.supervised import ClassifierNet
-from models.networks.heads import MultiCropNet
+from models.networks.trunk import Trunk
 from reproduce.config.schema import Network
 from reproduce.config.validate import to_dataclass
 from reproduce.engine.batchnorm import validate_sync_batchnorm
@@ -38,9 +36,7 @@ def validate_runtime_options(cfg: DictConfig) -> None:
         raise UserError("cluster.activation_checkpointing does not work with cluster.compile_backend: use one of them")
 
 
-def build_network(
-    cfg: DictConfig, method_config: Any = None, num_classes: int = 0
-) -> MultiCropNet | ClassifierNet | CmcNet:
+def build_network(cfg: DictConfig, method_config: Any = None, num_classes: int = 0) -> Trunk:
     """Build the network with its seeded initial weights, on the device; `method_config` is None for method `none`."""
     torch.manual_seed(cfg.seed)
     net = registry.build_network(to_dataclass(cfg.network, Network, "network"), method_config, num_classes)

@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.methods import registry
-from models.methods.base import PretrainTask
+from models.methods.base import Method, PretrainTask
+from models.networks.trunk import Trunk
 from reproduce.config.schema import Crops, Normalize, Optimizer
 from reproduce.config.validate import to_dataclass
 from reproduce.data.datasets.image_folder import read_image_list
@@ -17,7 +18,8 @@ from reproduce.data.pipeline import nvjpeg
 from reproduce.data.pipeline.dataloader import center_crop_batches, multicrop_batches
 from reproduce.data.pipeline.sampler import StepSampler, epoch_order_for
 from reproduce.engine import checkpoint
-from reproduce.engine.batchnorm import batchnorm_groups, convert_batchnorm, wrap_for_distributed
+from reproduce.engine.batchnorm import BatchNormGroups, batchnorm_groups, convert_batchnorm, wrap_for_distributed
+from reproduce.engine.checkpoint import Stateful
 from reproduce.engine.collapse import CollapseDetector
 from reproduce.engine.crops_picture import with_crops_picture
 from reproduce.engine.distributed.collectives import device, is_main, rank, world_size
@@ -94,28 +96,52 @@ class PretrainData:
         )
 
 
-def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
-    """Train the config's network to the end of its last epoch, from the run's last checkpoint if there is one."""
-    validate_runtime_options(cfg)
-    optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
-    method_config, build_method = registry.parse_config(cfg.method)
-    groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_group_size)
+@dataclass(frozen=True)
+class Training:
+    """What a pretraining trains."""
 
-    data = PretrainData(cfg, run)
-    net = build_network(cfg, method_config, len(data.images.classes))
-    method = build_method(method_config, net, len(data.images), cfg.batch_size)
-    method.crops_needed.require(data.crops)
-    method.center_crops = data.center_crops
+    net: Trunk
+    net_on_all_ranks: nn.Module
+    """`net` itself, or wrapped in DDP."""
+    method: Method
+    optimizer: torch.optim.Optimizer
+
+
+def build_training(
+    cfg: DictConfig, crops: Crops, num_classes: int, num_images: int, batch_size: int, groups: BatchNormGroups
+) -> Training:
+    """Build the config's network, method and optimizer for these images and this global batch size.
+
+    All networks' BatchNorm statistics cover `groups`. Raises `UserError` if the method can't learn from `crops`.
+    """
+    method_config, build_method = registry.parse_config(cfg.method)
+    net = build_network(cfg, method_config, num_classes)
+    method = build_method(method_config, net, num_images, batch_size)
+    method.crops_needed.require(crops)
     # Before the optimizer is built: apex's conversion replaces the weights of BatchNorm.
     net_on_all_ranks = wrap_for_distributed(net, groups, cfg.cluster.sync_batchnorm)
     for extra_network in method.extra_networks:
         convert_batchnorm(extra_network, groups, cfg.cluster.sync_batchnorm)
-    optimizer = build_optimizer(net.parameters(), optimizer_config)
+    optimizer = build_optimizer(net.parameters(), to_dataclass(cfg.optimizer, Optimizer, "optimizer"))
+    return Training(net, net_on_all_ranks, method, optimizer)
+
+
+def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
+    """Train the config's network to the end of its last epoch, from the run's last checkpoint if there is one."""
+    validate_runtime_options(cfg)
+    optimizer_config = to_dataclass(cfg.optimizer, Optimizer, "optimizer")
+    registry.parse_config(cfg.method)  # a wrong key ends the run before its images are listed
+    groups = batchnorm_groups(cfg.batch_size, cfg.network.batchnorm_group_size)
+
+    data = PretrainData(cfg, run)
+    training = build_training(cfg, data.crops, len(data.images.classes), len(data.images), cfg.batch_size, groups)
+    net, method, optimizer = training.net, training.method, training.optimizer
+    method.center_crops = data.center_crops
     scaler = loss_scaler(cfg.precision, cfg.initial_loss_scale)
     method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     steps_per_epoch = data.sampler(cfg.epochs, first_step=0).steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)
-    states = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
+    states: dict[str, Stateful] = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
     checkpoints, first_step = resume(run, LR_KEYS, **states, collapse_detector=collapse_detector)
     collapse_detector.resumed_at(first_step)
     run.record_thresholds(collapse_detector.thresholds())
@@ -124,7 +150,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
 
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
-        method.on_train_start(net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
+        method.on_train_start(training.net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))
     run.first_steps.watch(net, first_step, sampler.batch_at, method.extra_networks, method.state_dict)
     if method.note:
         run.provenance["note"] = method.note
@@ -134,7 +160,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
         collapse_detector.update(step, values)
 
     trainer = Trainer(
-        task=PretrainTask(net_on_all_ranks, method, cfg.precision),
+        task=PretrainTask(training.net_on_all_ranks, method, cfg.precision),
         optimizer=optimizer,
         learning_rates=lambda step: (
             [learning_rate(step, num_steps, cfg.epochs, optimizer_config)] * len(optimizer.param_groups)

@@ -7,6 +7,9 @@ REHEARSALS_FILE = "rehearsals.json"
 """A folder's list of rehearsals; what each one computed is in `NAME.json` beside it."""
 RANDOM_TRUNK = "random trunk"
 """Stands for the checkpoint of an evaluation: the first rehearsal of the list makes it."""
+NUM_STEPS, LEARNING_RATE, MEAN_LEARNING_RATE = "number of steps", "learning rate", "mean learning rate"
+PROTOTYPES_FROZEN, QUEUE_STARTS = "prototypes are frozen for", "queue starts at step"
+"""Quantities of a schedule; their tolerances and likely causes go by these names."""
 NUM_FIRST_STEPS = 12
 """Steps that a run keeps in its result."""
 

@@ -32,10 +32,19 @@ from reproduce.errors import REQUEUE, UserError, describe_error, run_cli
 from reproduce.evaluate import run_evaluation
 from reproduce.files import NOT_FINITE, read_json, write_json
 from reproduce.pretrain import run_pretraining
-from reproduce.rehearsal import RANDOM_TRUNK, REHEARSALS_FILE, Request
+from reproduce.rehearsal import (
+    LEARNING_RATE,
+    MEAN_LEARNING_RATE,
+    NUM_STEPS,
+    PROTOTYPES_FROZEN,
+    QUEUE_STARTS,
+    RANDOM_TRUNK,
+    REHEARSALS_FILE,
+    Request,
+)
 
 NUM_SCHEDULE_POINTS = 64
-TRANSITIONS = {"freeze_prototypes_steps": "prototypes are frozen for", "queue_start_step": "queue starts at step"}
+TRANSITIONS = {"freeze_prototypes_steps": PROTOTYPES_FROZEN, "queue_start_step": QUEUE_STARTS}
 """Attributes of methods, and what they are called among a schedule's numbers."""
 
 
@@ -76,9 +85,9 @@ def schedule(cfg: DictConfig, num_images: int) -> dict[str, list[float]]:
         method = build_method(method_config, net, num_images, cfg.batch_size)
     transitions = {name: getattr(method, key) for key, name in TRANSITIONS.items() if hasattr(method, key)}
     return {
-        "number of steps": [num_steps],
-        "learning rate": points,
-        "mean learning rate": [math.fsum(rates) / num_steps],
+        NUM_STEPS: [num_steps],
+        LEARNING_RATE: points,
+        MEAN_LEARNING_RATE: [math.fsum(rates) / num_steps],
         **{name: [step if math.isfinite(step) else NOT_FINITE] for name, step in transitions.items()},
     }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+CONF_DIR = REPO_ROOT / "reproduce/conf"
 TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.2
 """Time between two looks at a process, a lock or a file of this machine."""

@@ -14,11 +14,15 @@ from reproduce.errors import UserError, did_you_mean
 
 def load_yaml(kind: Any, path: Path) -> Any:
     """Return a YAML file as an instance of `kind`. Raises `UserError` with the file and the key that does not fit."""
+    return parse_yaml(kind, read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text. Raises `UserError` if it is not in UTF-8."""
     try:
-        text = path.read_text()
+        return path.read_text()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
-    return parse_yaml(kind, text, str(path))
 
 
 def parse_yaml(kind: Any, text: str, file: str) -> Any:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, Sampler
 from evals.voc_detection.compatibility import BoxMode, CfgNode, DatasetMapper
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.voc import VocImage
+from reproduce.data.pipeline.image_io import read_or_next
 from reproduce.data.pipeline.sampler import epoch_permutation, rng_for
 from reproduce.errors import UserError
 
@@ -103,15 +104,10 @@ class TrainDataset(Dataset[tuple[DatasetDict, list[str]]]):
         """Return image `index`, augmented by a draw that depends on seed and position only."""
         position, index = at
         np.random.seed(rng_for(self.seed, 0, position).integers(2**32))  # noqa: NPY002 - what Detectron2 draws from
-        unreadable: list[str] = []
-        for shift in range(len(self.images)):
-            # An unreadable image is replaced by the next one, so that the batch keeps its size.
-            image = self.images[(index + shift) % len(self.images)]
-            try:
-                return _map(self.mapper, image), unreadable
-            except UnreadableImage as error:
-                unreadable.append(str(error))
-        raise UserError(f"none of the {len(self.images)} training images can be decoded; the first: {unreadable[0]}")
+        _, mapped, unreadable = read_or_next(
+            len(self.images), index, lambda number: _map(self.mapper, self.images[number])
+        )
+        return mapped, unreadable
 
 
 class TestDataset(Dataset[tuple[DatasetDict | None, str]]):

@@ -8,8 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reproduce.config.schema import Crops
+from models.networks.heads import MultiCropNet
+from models.networks.resnet import blocks_of_depth, require_stem
+from models.networks.trunk import Trunk
+from reproduce.config.schema import Crops, Network
 from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.engine.collapse import LossProfile
 from reproduce.engine.loop import StepOutput, TrainTask
 from reproduce.engine.precision import autocast
 from reproduce.errors import UserError
@@ -41,38 +45,63 @@ class CropsNeeded:
             raise UserError(f"this method needs crops of one size, and crops has several: {remedy}")
 
 
-class Method(ABC):
+def trunk_layers(sizes: Network) -> tuple[Sequence[int], str]:
+    """Return a network's `blocks` and `stem`. Raises `UserError` for those that no trunk has."""
+    return blocks_of_depth(sizes.depth), require_stem(sizes.stem)
+
+
+class Method(LossProfile, ABC):
     """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
 
     A subclass overrides the hooks that it needs. Only `crops_needed` and `loss` are required; SimCLR
-    (`models/methods/simclr.py`) has nothing else.
+    (`models/methods/simclr.py`) has little else.
     """
 
+    architecture: str | None = None
+    """The `network.architecture` that the method can train in place of a ResNet."""
     crops_needed: CropsNeeded
     """What `crops` of a config must be like; checked before the training."""
-    uniform_loss: float | None = None
-    """The loss of uniform predictions (ln K); None if the method has no such constant."""
-    plateau_grace_epochs: float = 0
-    """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
-    loss_jump_step: int | None = None
-    """The step at which the objective changes (a queue starts), so that the loss jumps; None if it never does."""
-    collapse_hints: str = ""
-    """What to change in the method's config after a collapse."""
     extra_networks: Sequence[nn.Module] = ()
     """Further networks that see crops. Their BatchNorm statistics cover the same ranks as the trained network's."""
     center_crops: CenterCrops
     """Reads all training images without augmentation; the run sets it before `on_train_start`."""
     reset_optimizer: Callable[[], None]
     """Makes the optimizer forget its momentum; the run sets it before `on_train_start`."""
+    sampler: StepSampler
+    """Maps steps to image indices; set by `on_train_start`."""
     note: str = ""
     """What a reader of the result must know about this run; goes into the result's provenance."""
 
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+    @classmethod
+    def build_network(cls, sizes: Network, config: Any, num_classes: int) -> Trunk:  # noqa: ARG003
+        """Build the network that the method trains, with random initial weights: by default a `MultiCropNet`.
+
+        `config` is the method's, `num_classes` that of the images. Its `forward` maps crops to what `loss` is given.
+        """
+        return MultiCropNet(
+            sizes.width,
+            sizes.head_hidden_dim,
+            sizes.embedding_dim,
+            cls.network_prototypes(config),
+            sizes.head_batchnorm,
+            *trunk_layers(sizes),
+        )
+
+    @classmethod
+    def network_prototypes(cls, config: Any) -> int | list[int]:  # noqa: ARG003
+        """Return the number of prototypes of the default network, one number per head if it has several: none."""
+        return 0
+
+    def __init__(self, config: Any, net: Any, num_images: int, batch_size: int) -> None:
+        """Take the method's config, its network, the number of training images and the global batch size."""
+
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
         """Prepare the method before its first step, or after a resume.
 
-        `sampler` maps steps to image indices. `extra_epoch` yields the crops of one epoch after the last; these are
-        generated only if the method iterates over them, and `sampler` covers their steps as well.
+        `extra_epoch` yields the crops of one epoch after the last; these are generated only if the method iterates over
+        them, and `sampler` covers their steps as well.
         """
+        self.sampler = sampler
 
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
         """Return the crops to train on, given the step's crops and the labels `(B,)` of its images."""

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread
 from models.methods.kmeans import best_kmeans, nearest_rows
 from models.methods.rotnet import NUM_ROTATIONS, four_rotations
 from models.methods.supervised import ClassifierNet
 from models.networks.resnet import BLOCKS_R50, STEM_R50
-from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.config.schema import Network
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_sum
 from reproduce.engine.precision import at_least_fp32
@@ -97,6 +97,11 @@ class Bownet(Method):
     crops_needed = CropsNeeded("bownet", max_crops=1)
     collapse_hints = "more method.rotation_epochs, fewer method.num_words"
 
+    @classmethod
+    def build_network(cls, sizes: Network, config: BownetConfig, num_classes: int) -> BownetNet:  # noqa: ARG003
+        """Build a `BownetNet`."""
+        return BownetNet(sizes.width, config.num_words, *trunk_layers(sizes))
+
     def __init__(self, config: BownetConfig, net: BownetNet, num_images: int, batch_size: int) -> None:
         if config.num_words > min(config.num_vocabulary_features, num_images):
             raise UserError(
@@ -108,10 +113,6 @@ class Bownet(Method):
         self.initial = copy.deepcopy(net.state_dict())
         self.words: Tensor | None = None
         """Each image's words `(num_images, U)`, from the end of RotNet's epochs on; -1 of an unreadable image."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002

@@ -102,11 +102,6 @@ class ClusteringConfig:
     """One per large crop; 1 if there is a single crop per image."""
     temperature: float
 
-    @property
-    def network_prototypes(self) -> list[int]:
-        """Number of prototypes of each head of the network."""
-        return [self.num_prototypes] * self.num_heads
-
 
 class Clustering(Method):
     """A method that classifies all crops of an image into its pseudo-labels, one per head (D, equation 2).
@@ -114,6 +109,11 @@ class Clustering(Method):
     `on_train_start` fills the banks by a pass without training; then each epoch's embeddings are the banks of the next.
     A subclass implements `assign_labels`.
     """
+
+    @classmethod
+    def network_prototypes(cls, config: ClusteringConfig) -> list[int]:
+        """Return the number of prototypes of each head."""
+        return [config.num_prototypes] * config.num_heads
 
     def __init__(self, config: ClusteringConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, MultiPrototypes)
@@ -139,7 +139,7 @@ class Clustering(Method):
     @torch.no_grad()
     def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
         """Fill the banks from the crops of an extra epoch, unless the run resumes from a checkpoint."""
-        self.sampler = sampler
+        super().on_train_start(net, sampler, extra_epoch)
         if sampler.first_step:
             return
         for position, crops in enumerate(extra_epoch):

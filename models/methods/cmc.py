@@ -4,7 +4,7 @@ Follows the released code with its noise-contrastive loss: each network has a ba
 and is compared with the bank of the other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread, unit_length_error
-from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
+from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss, require_negatives
 from models.methods.npid import NpidConfig
 from models.networks.cmc import CmcPair
 from models.networks.resnet import BLOCKS_R50, STEM_R50
-from reproduce.data.pipeline.sampler import StepSampler
+from reproduce.config.schema import Network
 from reproduce.data.pipeline.upload import upload
-from reproduce.errors import UserError
 
 NUM_VIEWS = 2
 
@@ -54,24 +53,25 @@ class CmcNet(CmcPair):
 class Cmc(Method):
     """CMC as a method of the training loop."""
 
+    architecture = "cmc"
     crops_needed = CropsNeeded("cmc", max_crops=1)
     plateau_grace_epochs = 1
     """The first epoch's positives are the banks' random rows, so there is nothing to learn from."""
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"
 
+    @classmethod
+    def build_network(cls, sizes: Network, config: CmcConfig, num_classes: int) -> CmcNet:  # noqa: ARG003
+        """Build a `CmcNet`."""
+        return CmcNet(sizes.width, sizes.embedding_dim, *trunk_layers(sizes))
+
     def __init__(self, config: CmcConfig, net: CmcNet, num_images: int, _batch_size: int) -> None:
-        if config.num_negatives < 1:
-            raise UserError(f"method.num_negatives is {config.num_negatives}: noise needs at least 1")
+        require_negatives(config.num_negatives)
         self.config, self.num_images = config, num_images
         self.uniform_loss = NUM_VIEWS * nce_uniform_loss(config.num_negatives)
         bias = net.l_head.bias
         self.banks = [InstanceBank(num_images, len(bias), config.bank_momentum, bias) for _ in range(NUM_VIEWS)]
         self.log_z = torch.zeros(NUM_VIEWS, device=bias.device, dtype=self.banks[0].rows.dtype)
         """Logarithms of each view's normalizer Z, which the first batch sets once and for all."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     def loss(self, embeddings: Tensor, _scores: None, _num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of both views' losses over this rank's images, and metrics; then update both banks."""

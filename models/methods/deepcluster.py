@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.methods.clustering import Clustering, ClusteringConfig, iter_blocks
+from models.methods.kmeans import lloyd
 from models.networks.heads import MultiCropNet
-from reproduce.engine.distributed.collectives import all_reduce_sum
 
 
 def nearest_centroids(rows: Tensor, centroids: Tensor) -> Tensor:
@@ -22,16 +22,11 @@ def nearest_centroids(rows: Tensor, centroids: Tensor) -> Tensor:
 def spherical_kmeans(rows: Tensor, centroids: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
     """Return centroids `(K, D)` and labels `(N,)` of unit rows `(N, D)`, starting from unit centroids; all in fp32.
 
-    Each iteration moves every centroid to the direction of the mean of its rows; a centroid without rows stays. With a
-    process group, the rows are those of all ranks: sums and counts, `(K, D + 1)`, are all-reduced.
+    Each iteration moves every centroid to the direction of the mean of its rows. With a process group, the rows are
+    those of all ranks.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        for _ in range(num_iterations):
-            labels = nearest_centroids(rows, centroids)
-            sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
-            counts = torch.bincount(labels, minlength=len(centroids)).to(rows.dtype)
-            totals = all_reduce_sum(torch.cat([sums, counts[:, None]], dim=1))
-            centroids = torch.where(totals[:, -1:] > 0, F.normalize(totals[:, :-1], dim=1), centroids)
+        centroids = lloyd(rows, centroids, num_iterations, nearest_centroids, lambda sums, _: F.normalize(sums, dim=1))
         return centroids, nearest_centroids(rows, centroids)
 
 

@@ -3,6 +3,7 @@
 `spherical_kmeans` in deepcluster.py is that of DeepCluster-v2: by cosine, each rank with rows of its own.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,22 +30,42 @@ def nearest_rows(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     return labels, (rows.square().sum(dim=1) - 2 * scores).clamp_min(0).sqrt()
 
 
+def lloyd(
+    rows: Tensor,
+    centroids: Tensor,
+    num_iterations: int,
+    nearest: Callable[[Tensor, Tensor], Tensor],
+    center: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return centroids `(K, D)` after some iterations of k-means; `rows` `(N, D)` are this rank's share of all rows.
+
+    Each moves every centroid to the `center` of its rows, given their sums `(K, D)` and counts `(K, 1)`; a centroid
+    without rows stays. `nearest` returns each row's centroid `(N,)`. Sums and counts, `(K, D + 1)`, are all-reduced.
+    """
+    for _ in range(num_iterations):
+        labels = nearest(rows, centroids)
+        sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
+        counts = torch.bincount(labels, minlength=len(centroids)).to(rows.dtype)
+        totals = all_reduce_sum(torch.cat([sums, counts[:, None]], dim=1))
+        sums, counts = totals[:, :-1], totals[:, -1:]
+        centroids = torch.where(counts > 0, center(sums, counts), centroids)
+    return centroids
+
+
+def _mean(sums: Tensor, counts: Tensor) -> Tensor:
+    return sums / counts.clamp_min(1)
+
+
 @torch.no_grad()
 def kmeans(rows: Tensor, start: Tensor, num_iterations: int) -> Clusters:
     """Cluster rows `(N, D)`, which are the same on every rank, from centroids `start` `(K, D)`; all in fp32 or more.
 
-    Each iteration moves every centroid to the mean of its rows; a centroid without rows stays. Ranks share the rows:
-    sums and counts, `(K, D + 1)`, are all-reduced.
+    Each iteration moves every centroid to the mean of its rows. Ranks share the rows.
     """
     first, last = (len(rows) * number // world_size() for number in (rank(), rank() + 1))
-    mine, centroids = rows[first:last], start
+    mine = rows[first:last]
     with torch.autocast(rows.device.type, enabled=False):
-        for _ in range(num_iterations):
-            labels, _ = nearest_rows(mine, centroids)
-            sums = torch.zeros_like(centroids).index_add_(0, labels, mine)
-            counts = torch.bincount(labels, minlength=len(centroids)).to(rows.dtype)
-            totals = all_reduce_sum(torch.cat([sums, counts[:, None]], dim=1))
-            centroids = torch.where(totals[:, -1:] > 0, totals[:, :-1] / totals[:, -1:].clamp_min(1), centroids)
+        centroids = lloyd(mine, start, num_iterations, lambda rows, centroids: nearest_rows(rows, centroids)[0], _mean)
         everyone = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
         everyone[:, first:last] = torch.stack(nearest_rows(mine, centroids))
         labels, distances = all_reduce_sum(everyone)

@@ -18,11 +18,12 @@ from models.methods.kmeans import best_kmeans
 from models.methods.memory_bank import nce_loss
 from models.methods.npid import Npid, NpidConfig
 from models.networks.heads import MultiCropNet
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_IMAGES
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.precision import at_least_fp32
 from reproduce.errors import UserError
 
-NORMALIZER_PER_IMAGE = 2876934.2 / 1281167
+NORMALIZER_PER_IMAGE = 2876934.2 / NUM_IMAGENET_IMAGES
 """Z of the probabilities of the first epochs, per image of the bank: a constant of the released code."""
 SMALLEST_SHARE = 1e-7
 """Added to the share of the close neighbors, which is zero if none of the nearest is close (released code)."""

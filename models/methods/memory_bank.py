@@ -14,6 +14,7 @@ from torch import Tensor
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_mean
 from reproduce.engine.precision import at_least_fp32
+from reproduce.errors import UserError
 
 
 class InstanceBank:
@@ -49,6 +50,12 @@ class InstanceBank:
         everyone = all_gather(image_indices).flatten()
         new = all_gather(at_least_fp32(embeddings).contiguous()).flatten(0, 1)
         self.rows[everyone] = F.normalize(torch.lerp(new, self.rows[everyone], self.momentum), dim=1)
+
+
+def require_negatives(num_negatives: int) -> None:
+    """Raise `UserError` if an image would be compared with nothing but itself."""
+    if num_negatives < 1:
+        raise UserError(f"method.num_negatives is {num_negatives}: noise needs at least 1")
 
 
 def log_normalizer(logits: Tensor, num_images: int) -> Tensor:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
+from models.methods.swav import require_whole_batches
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.batchnorm import uses_global_stats
 from reproduce.engine.distributed.collectives import all_gather, rank, world_size
 from reproduce.engine.precision import at_least_fp32
-from reproduce.errors import UserError
 
 NOT_SHUFFLED = (
     "BatchNorm covers the whole batch, so MoCo's shuffling of the keys has no effect: a query and its key are "
@@ -48,11 +48,6 @@ class MocoConfig:
     momentum: float
     temperature: float
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network: none."""
-        return 0
-
 
 class Moco(Method):
     """MoCo as a method of the training loop: the network sees each image's first crop, the key encoder the second.
@@ -65,11 +60,7 @@ class Moco(Method):
     collapse_hints = "a larger method.queue_length, a method.momentum nearer to 1"
 
     def __init__(self, config: MocoConfig, net: MultiCropNet, _num_images: int, batch_size: int) -> None:
-        if config.queue_length % batch_size or not config.queue_length:
-            raise UserError(
-                f"method.queue_length {config.queue_length} is not a multiple of batch_size {batch_size}; the queue "
-                "stores whole batches"
-            )
+        require_whole_batches(config.queue_length, batch_size, least=1)
         self.config, self.net = config, net
         self.uniform_loss = math.log(1 + config.queue_length)
         self.key_encoder = copy.deepcopy(net).requires_grad_(False)
@@ -79,9 +70,9 @@ class Moco(Method):
         self.pointer = 0
         """Position of the oldest keys, which the next batch replaces."""
 
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the seed of the key shuffling, and note in the result if shuffling has no effect."""
-        self.seed = sampler.seed
+    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
+        """Note in the result if shuffling has no effect."""
+        super().on_train_start(net, sampler, extra_epoch)
         self.note = NOT_SHUFFLED if uses_global_stats(self.key_encoder) else ""
 
     @torch.no_grad()
@@ -122,7 +113,7 @@ class Moco(Method):
     def _compute_keys(self, crops: Tensor, step: int) -> Tensor:
         """Return the keys `(global batch, D)` of all ranks' crops `(B, 3, S, S)` in the batch's order. A collective."""
         everyone = all_gather(crops.contiguous()).flatten(0, 1)
-        order = upload(np.random.default_rng((self.seed, step)).permutation(len(everyone)), crops.device)
+        order = upload(np.random.default_rng((self.sampler.seed, step)).permutation(len(everyone)), crops.device)
         mine = everyone[order.chunk(world_size())[rank()]].contiguous(memory_format=torch.channels_last)
         shuffled = all_gather(self.key_encoder([mine])[0].to(self.queue.dtype)).flatten(0, 1)
         return torch.empty_like(shuffled).index_copy_(0, order, shuffled)

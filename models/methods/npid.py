@@ -3,20 +3,17 @@
 NPID++ is NPID with more negatives, trained longer (Misra and van der Maaten 2020): the methods differ in configs only.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.methods.base import CropsNeeded, Method
 from models.methods.diagnostics import embedding_spread, unit_length_error
-from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss
+from models.methods.memory_bank import InstanceBank, log_normalizer, nce_loss, nce_uniform_loss, require_negatives
 from models.networks.heads import MultiCropNet
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
-from reproduce.errors import UserError
 
 
 @dataclass
@@ -29,11 +26,6 @@ class NpidConfig:
     bank_momentum: float
     """Share of the old embedding in the bank's next one."""
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network: none."""
-        return 0
-
 
 class Npid(Method):
     """NPID as a method of the training loop; a crop per image is enough, compared with the bank."""
@@ -44,18 +36,13 @@ class Npid(Method):
     collapse_hints = "more method.num_negatives, a method.bank_momentum nearer to 1"
 
     def __init__(self, config: NpidConfig, net: MultiCropNet, num_images: int, _batch_size: int) -> None:
-        if config.num_negatives < 1:
-            raise UserError(f"method.num_negatives is {config.num_negatives}: noise needs at least 1")
+        require_negatives(config.num_negatives)
         self.config, self.num_images = config, num_images
         self.uniform_loss = nce_uniform_loss(config.num_negatives)
         weight = list(net.projection_head.parameters())[-1]
         self.bank = InstanceBank(num_images, len(weight), config.bank_momentum, weight)
         self.log_z = torch.zeros((), device=self.bank.rows.device, dtype=self.bank.rows.dtype)
         """Logarithm of the normalizer Z, which the first batch sets once and for all (section 3.2)."""
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:  # noqa: ARG002
-        """Take the sampler, which knows the images of each step."""
-        self.sampler = sampler
 
     def loss(self, embeddings: Tensor, _scores: None, num_crops: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of this rank's images, and metrics; the first crop's embeddings go to the bank."""

@@ -4,21 +4,19 @@ Follows the authors' released code. Each epoch begins with an E-step: k-means on
 images' center crops, at several numbers of clusters (section 3.3, algorithm 1).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.methods.base import CropsNeeded
 from models.methods.clustering import IGNORE_LABEL
 from models.methods.kmeans import best_kmeans
 from models.methods.moco import Moco, MocoConfig
 from models.networks.heads import MultiCropNet
-from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_sum, rank
 from reproduce.engine.precision import at_least_fp32
@@ -106,11 +104,6 @@ class Pcl(Moco):
         self.uniform_loss = None  # without clusters another one than with them
         self.loss_jump_step = config.warmup_epochs * self.steps_per_epoch
         self.clusterings: list[Prototypes] = []
-
-    def on_train_start(self, net: nn.Module, sampler: StepSampler, extra_epoch: Iterable[list[Tensor]]) -> None:
-        """Take the sampler, which says which images a step has."""
-        super().on_train_start(net, sampler, extra_epoch)
-        self.sampler = sampler
 
     @torch.no_grad()
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded
+from models.methods.base import CropsNeeded, trunk_layers
 from models.methods.npid import Npid, NpidConfig
 from models.networks.heads import MultiCropNet
 from models.networks.resnet import BLOCKS_R50, STEM_R50
+from reproduce.config.schema import Network
 
 
 @dataclass
@@ -57,6 +58,11 @@ class PirlNet(MultiCropNet):
 
 class Pirl(Npid):
     """PIRL as a method of the training loop: NPID, with the patches as the image's second crop."""
+
+    @classmethod
+    def build_network(cls, sizes: Network, config: PirlConfig, num_classes: int) -> PirlNet:  # noqa: ARG003
+        """Build a `PirlNet`."""
+        return PirlNet(sizes.width, sizes.embedding_dim, config.num_patches, *trunk_layers(sizes))
 
     def __init__(self, config: PirlConfig, net: PirlNet, num_images: int, batch_size: int) -> None:
         super().__init__(config, net, num_images, batch_size)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread
 from models.methods.supervised import ClassifierNet
+from reproduce.config.schema import Network
 from reproduce.engine.distributed.collectives import all_reduce_mean
 from reproduce.engine.precision import at_least_fp32
 
@@ -38,8 +39,10 @@ class Rotnet(Method):
     crops_needed = CropsNeeded("supervised", of_one_size=True)
     uniform_loss = math.log(NUM_ROTATIONS)
 
-    def __init__(self, _config: RotnetConfig, _net: ClassifierNet, _num_images: int, _batch_size: int) -> None:
-        pass
+    @classmethod
+    def build_network(cls, sizes: Network, config: RotnetConfig, num_classes: int) -> ClassifierNet:  # noqa: ARG003
+        """Build a `ClassifierNet`."""
+        return ClassifierNet(sizes.width, NUM_ROTATIONS, *trunk_layers(sizes))
 
     def before_step(self, step: int, crops: list[Tensor], labels: Tensor) -> list[Tensor]:  # noqa: ARG002
         """Return all rotations of each crop; the dataset's class labels are not used."""

@@ -42,11 +42,6 @@ class SimclrConfig:
     name: str
     temperature: float
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network: none."""
-        return 0
-
 
 class Simclr(Method):
     """SimCLR as a method of the training loop; it has no state."""

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, trunk_layers
 from models.methods.diagnostics import embedding_spread
 from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
+from reproduce.config.schema import Network
 from reproduce.engine.precision import at_least_fp32
 
 
@@ -44,6 +45,11 @@ class Supervised(Method):
     """Supervised training as a method of the training loop; it has no state."""
 
     crops_needed = CropsNeeded("supervised", of_one_size=True)
+
+    @classmethod
+    def build_network(cls, sizes: Network, config: SupervisedConfig, num_classes: int) -> ClassifierNet:  # noqa: ARG003
+        """Build a `ClassifierNet`."""
+        return ClassifierNet(sizes.width, num_classes, *trunk_layers(sizes))
 
     def __init__(self, _config: SupervisedConfig, net: ClassifierNet, _num_images: int, _batch_size: int) -> None:
         self.uniform_loss = math.log(net.fc.out_features)

@@ -33,6 +33,15 @@ def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops
     return torch.stack(losses).mean()
 
 
+def require_whole_batches(queue_length: int, batch_size: int, least: int = 0) -> None:
+    """Raise `UserError` if a queue would store a part of a batch, or fewer than `least` batches."""
+    if queue_length % batch_size or queue_length < least * batch_size:
+        raise UserError(
+            f"method.queue_length {queue_length} is not a multiple of batch_size {batch_size}; the queue stores whole "
+            "batches"
+        )
+
+
 class Queue:
     """This rank's last embeddings, newest first: one block `(length, embedding_dim)` per large crop (A.6)."""
 
@@ -69,17 +78,17 @@ class SwavConfig:
     queue_length: int
     queue_start_epochs: int
 
-    @property
-    def network_prototypes(self) -> int:
-        """Number of prototypes of the network."""
-        return self.num_prototypes
-
 
 class Swav(Method):
     """SwAV as a method of the training loop: prototypes, assignments, queue and loss."""
 
     crops_needed = CropsNeeded("2x224_6x96", min_crops=NUM_LARGE_CROPS)
     collapse_hints = "method.epsilon=0.03 (sharper assignments), a longer method.freeze_prototypes_epochs"
+
+    @classmethod
+    def network_prototypes(cls, config: SwavConfig) -> int:
+        """Return the number of prototypes."""
+        return config.num_prototypes
 
     def __init__(self, config: SwavConfig, net: MultiCropNet, num_images: int, batch_size: int) -> None:
         assert isinstance(net.prototypes, nn.Linear)
@@ -92,11 +101,7 @@ class Swav(Method):
         self.uniform_loss = math.log(config.num_prototypes)
         self.plateau_grace_epochs = config.freeze_prototypes_epochs
         self.loss_jump_step = self.queue_start_step if config.queue_length else None
-        if config.queue_length % batch_size:
-            raise UserError(
-                f"method.queue_length {config.queue_length} is not a multiple of batch_size {batch_size}; the queue "
-                "stores whole batches"
-            )
+        require_whole_batches(config.queue_length, batch_size)
         self._share = batch_size // world_size()
         length = config.queue_length // world_size()
         self.queue = Queue(length, self.prototypes.shape[1], self.prototypes.device) if length else None

@@ -3,6 +3,7 @@
 `models.zoo.layouts` knows the content of the files.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,23 @@ class ReleasedWeights:
     unavailable: str | None = None
 
 
+def accepted_normalizations(item: ReleasedWeights) -> tuple[str, ...]:
+    """Return the options of conf/normalize with which weights may be evaluated.
+
+    SwAV's (.228) take theirs or the usual one (.229), by protocol, as its code did.
+    """
+    return ("swav", "imagenet") if item.normalize == "swav" else (item.normalize,)
+
+
+def center_crop_overrides(item: ReleasedWeights, protocol: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the overrides by which a protocol's center crop is the weights' own, by what differs without them."""
+    if "center_crop" not in protocol:
+        return {}
+    interpolation = [f"++protocol.center_crop.interpolation={item.interpolation}"] if item.interpolation else []
+    sizes = [f"protocol.center_crop.{key}={size}" for key, size in (item.center_crop or {}).items()]
+    return {"resized otherwise": interpolation, "of another size": sizes}
+
+
 @dataclass(frozen=True)
 class _Zoo:
     """The file: values that entries have if they do not set them, and the entries."""
@@ -50,11 +68,7 @@ class _Zoo:
 
 def load_entries(zoo: Path = ZOO) -> dict[str, ReleasedWeights]:
     """Load all entries, by name. Raises `UserError` if the file is damaged, or if an entry has another form."""
-    try:
-        text = zoo.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{zoo} is no text in UTF-8 ({error}); save it as UTF-8") from error
-    return dict(_parse_entries(zoo, text))
+    return dict(_parse_entries(zoo, typed_yaml.read_text(zoo)))
 
 
 @cache

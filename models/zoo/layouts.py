@@ -7,7 +7,7 @@ report missing tensors; `models.zoo.load` does.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from models.networks.resnet import BLOCKS_R50
 
 Layout = Callable[[Mapping[str, Any]], dict[str, Tensor]]
+BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+"""TensorFlow's names of BatchNorm's variables, and ours."""
 
 
 def torchvision(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -52,19 +54,33 @@ def vissl(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def simclr_tensorflow(variables: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read SimCLR's TensorFlow variables: numbered in the order of construction, with kernels in HWIO layout."""
-    parts = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+    """Read SimCLR's TensorFlow variables."""
+    convolutions, norms = zip(*_simclr_build_order(), strict=True)
+    return from_tensorflow(strip_prefix("base_model/", variables), convolutions, norms)
+
+
+def from_tensorflow(
+    variables: Mapping[str, Any], convolutions: Iterable[str], norms: Iterable[str]
+) -> dict[str, Tensor]:
+    """Read TensorFlow variables, which are numbered in the order of construction, with kernels in HWIO layout.
+
+    `convolutions` and `norms` are our names of the layers, in that order.
+    """
     weights: dict[str, Tensor] = {}
-    for number, (convolution, norm) in enumerate(_simclr_build_order()):
-        suffix = f"_{number}" if number else ""
-        kernel = variables.get(f"base_model/conv2d{suffix}/kernel")
-        if kernel is not None:
+    for number, convolution in enumerate(convolutions):
+        kernel = variables.get(f"conv2d{_suffix(number)}/kernel")
+        if isinstance(kernel, Tensor) and kernel.ndim == 4:
             weights[f"{convolution}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-        for theirs, ours in parts.items():
-            value = variables.get(f"base_model/batch_normalization{suffix}/{theirs}")
-            if value is not None:
+    for number, norm in enumerate(norms):
+        for theirs, ours in BATCH_NORM.items():
+            value = variables.get(f"batch_normalization{_suffix(number)}/{theirs}")
+            if isinstance(value, Tensor):
                 weights[f"{norm}.{ours}"] = value
     return weights
+
+
+def _suffix(number: int) -> str:
+    return f"_{number}" if number else ""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -109,3 +125,9 @@ def strip_prefix(prefix: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors whose names match a prefix (a regular expression), with the prefix removed."""
     found = {name: re.match(prefix, name) for name, value in content.items() if isinstance(value, Tensor)}
     return {name[match.end() :]: content[name] for name, match in found.items() if match}
+
+
+def block_counts(weights: Mapping[str, Tensor], trunk: str = "") -> tuple[int, ...]:
+    """Return how many blocks a ResNet has in each of the four stages; its tensors' names begin with `trunk`."""
+    names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
+    return tuple(sum(name.startswith(f"{trunk}layer{stage}.") for name in names) for stage in range(1, 5))

@@ -16,10 +16,10 @@ from models.networks.heads import build_projection_head
 from models.networks.resnet import BLOCKS_R50, STEM_R50, STEMS, ResNet, blocks_of_depth, require_stem
 from models.networks.trunk import Trunk
 from models.zoo import tensor_bundle
-from models.zoo.layouts import LAYOUTS, SamePool, simclr_tensorflow
+from models.zoo.layouts import LAYOUTS, SamePool, block_counts, simclr_tensorflow
 from models.zoo.other_networks import OTHER_NETWORKS
 from reproduce.engine import checkpoint
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 
 NUMPY_SCALAR: Callable[..., Any] = np.float64().__reduce__()[0]  # type: ignore[assignment]
 SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -65,7 +65,7 @@ def load_resnet(
     own_stem = require_stem(stem)
     trunk = ResNet(
         len(first) / 64,
-        own if _num_blocks(weights) == own else BLOCKS_R50,
+        own if block_counts(weights) == own else BLOCKS_R50,
         stem=own_stem if first.shape[-1] == STEMS[own_stem].kernel_px else STEM_R50,
     )
     _fill(trunk, {name: value for name, value in weights.items() if TRUNK_TENSOR.match(name)}, path, "a ResNet-50")
@@ -81,26 +81,20 @@ def _fill(trunk: Trunk, weights: Mapping[str, Tensor], path: Path, what: str) ->
         name: weights[name] for name in expected if name in weights and weights[name].shape == expected[name].shape
     }
     # Old checkpoints lack the batch counters, which evaluation does not use. All else must be there.
-    missing = {name: None for name in expected if name not in fitting and not name.endswith("num_batches_tracked")}
+    missing = [name for name in expected if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
             f"checkpoint {path} matches {len(fitting)} of the trunk's {len(expected)} tensors; missing or of another "
-            f"shape: {_abbreviate(missing)}"
+            f"shape: {few(missing)}"
         )
     # A deeper network has all tensors of a ResNet-50 and would be cut down to one.
-    unexpected = {name: None for name in weights if name not in expected}
+    unexpected = [name for name in weights if name not in expected]
     if unexpected:
         raise UserError(
-            f"checkpoint {path} is not {what}; it has {len(unexpected)} unexpected tensors: {_abbreviate(unexpected)}"
+            f"checkpoint {path} is not {what}; it has {len(unexpected)} unexpected tensors: {few(unexpected)}"
         )
     _require_finite(fitting, path)
     trunk.load_state_dict(fitting, strict=False)
-
-
-def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return how many blocks a checkpoint has in each of the four stages."""
-    names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
-    return tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in range(1, 5))
 
 
 def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential | None:
@@ -127,18 +121,18 @@ def load_projection_head(path: Path, layout: str | None = None) -> nn.Sequential
     except (KeyError, IndexError, RuntimeError) as error:
         raise UserError(
             f"the projection head of checkpoint {path} is not one or two linear layers with BatchNorm between them: it "
-            f"has {_abbreviate(tensors)}"
+            f"has {few(tensors)}"
         ) from error
     return head.eval()
 
 
 def _require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise `UserError` if a weight or running statistic is NaN or infinite."""
-    broken = {name: None for name, value in weights.items() if not value.isfinite().all()}
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
             f"checkpoint {path} has NaN or infinite numbers in {len(broken)} of its {len(weights)} tensors "
-            f"({_abbreviate(broken)}): its training diverged or the file is damaged; take another checkpoint"
+            f"({few(broken)}): its training diverged or the file is damaged; take another checkpoint"
         )
 
 
@@ -154,7 +148,7 @@ def _read_tensors(path: Path, layout: str | None) -> tuple[dict[str, Tensor], st
             return found, name
     raise UserError(
         f"checkpoint {path} has no trunk: in the layout of {' or '.join(names)} there is no "
-        f"{' or '.join(dict.fromkeys(repr(markers[name]) for name in names))} among {_abbreviate(content)}"
+        f"{' or '.join(dict.fromkeys(repr(markers[name]) for name in names))} among {few(content)}"
     )
 
 
@@ -182,8 +176,3 @@ def _refused_class(error: pickle.UnpicklingError) -> str:
     """Extract the class that torch refused to load; the rest of torch's message explains how to load it anyway."""
     name = re.search(r"GLOBAL ([\w.]+)", str(error))
     return name[1] if name else "torch did not write it"
-
-
-def _abbreviate(names: Mapping[str, object]) -> str:
-    first, num_more = list(names)[:5], len(names) - 5
-    return ", ".join(first) + (f" and {num_more} more" if num_more > 0 else "")

@@ -13,10 +13,7 @@ from models.networks.efficientnet import EfficientNetB7
 from models.networks.resnet import STEM_R50
 from models.networks.revnet import NUM_BLOCKS, RevNet
 from models.networks.trunk import Trunk
-from models.zoo.layouts import Layout, strip_prefix, torchvision, unwrap
-
-BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-"""TensorFlow's names of BatchNorm's variables, and ours."""
+from models.zoo.layouts import Layout, block_counts, from_tensorflow, strip_prefix, torchvision, unwrap
 
 
 @dataclass(frozen=True)
@@ -59,34 +56,18 @@ def cmc(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _build_cmc(weights: Mapping[str, Tensor]) -> Trunk:
-    names = {name.rsplit(".", 1)[0] for name in weights if name.endswith(".conv1.weight")}
-    blocks = [sum(name.startswith(f"l_to_ab.layer{stage}.") for name in names) for stage in range(1, 5)]
     first = weights.get("l_to_ab.layer1.0.conv1.weight")
     stem = "3x3" if weights["l_to_ab.conv1.weight"].shape[-1] == 3 else STEM_R50
-    return CmcPair(len(first) / 64 if first is not None else 1, blocks, stem)
+    return CmcPair(len(first) / 64 if first is not None else 1, block_counts(weights, "l_to_ab."), stem)
 
 
 def revnet_tensorflow(variables: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the TensorFlow variables of Kolesnikov et al. 2019, numbered as built, with kernels in HWIO layout.
+    """Read the TensorFlow variables of Kolesnikov et al. 2019.
 
     They are those of an exported module, or, below `module/`, of a training. The layer of the pretext task is left out.
     """
     variables = {name.removeprefix("module/"): value for name, value in variables.items()}
-    weights: dict[str, Tensor] = {}
-    for number, convolution in enumerate(_revnet_convolutions()):
-        kernel = variables.get(f"conv2d{_suffix(number)}/kernel")
-        if isinstance(kernel, Tensor) and kernel.ndim == 4:
-            weights[f"{convolution}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-    for number, norm in enumerate(_revnet_norms()):
-        for theirs, ours in BATCH_NORM.items():
-            value = variables.get(f"batch_normalization{_suffix(number)}/{theirs}")
-            if isinstance(value, Tensor):
-                weights[f"{norm}.{ours}"] = value
-    return weights
-
-
-def _suffix(number: int) -> str:
-    return f"_{number}" if number else ""
+    return from_tensorflow(variables, _revnet_convolutions(), _revnet_norms())
 
 
 def _revnet_branches() -> Iterator[str]:

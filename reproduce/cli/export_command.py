@@ -1,8 +1,6 @@
 """The command that writes a trunk as files that other code loads: export."""
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -46,10 +44,9 @@ def export_weights(options: argparse.Namespace) -> int:
 
 def _export(checkpoint: str, folder: Path, depth: int = R50_DEPTH, stem: str = R50_STEM) -> dict[str, object]:
     """Write the files, in a process that has torch; return the trunk's shape. Raises `UserError` if it fails."""
-    command = [sys.executable, "-m", "reproduce.export", checkpoint, str(folder), str(depth), stem]
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(lines[-1].removeprefix("error: "))
+    from reproduce.harness.execute.process_group import run_module
+
+    if error := run_module("reproduce.export", checkpoint, str(folder), str(depth), stem):
+        raise UserError(error)
     shape: dict[str, object] = read_json(folder / "trunk.json")
     return shape

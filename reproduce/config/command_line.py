@@ -6,8 +6,9 @@ import json
 from omegaconf import DictConfig, OmegaConf
 
 from reproduce.config import RunKind
-from reproduce.config.compose import CONF_DIR, NO_MULTIRUN, compose, compose_unresolved, group_options
+from reproduce.config.compose import NO_MULTIRUN, compose, compose_unresolved, group_options
 from reproduce.errors import ArgumentParser, UserError, did_you_mean
+from reproduce.system import CONF_DIR
 
 EXAMPLES = {
     "pretrain": "experiment=swav_800ep scale=smoke seed=0 paths.data_root=DIR",

@@ -21,8 +21,8 @@ from reproduce.config.schema import ABSENT, SCHEMAS, DataCatalog  # importing it
 from reproduce.config.validate import check_values
 from reproduce.errors import UserError, did_you_mean
 from reproduce.parsing import parse_yaml
+from reproduce.system import CONF_DIR
 
-CONF_DIR = Path(__file__).parents[1] / "conf"
 GLOBAL_PACKAGE = "# @package _global_"
 """First line of a file of conf/ that sets keys of the whole config: Hydra reads it, it is more than a comment."""
 MANY_KEYS = 12

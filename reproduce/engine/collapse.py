@@ -7,7 +7,7 @@ embedding, so the assignments are uniform. In a healthy run the loss falls below
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from reproduce.config import schema
 from reproduce.errors import TrainingFailed, UserError, did_you_mean
@@ -27,24 +27,17 @@ GENERIC_HINTS = "a lower optimizer.lr, or fewer and softer crops; check that the
 """Suggestions for any method, after the method's own hints."""
 
 
-class LossProfile(Protocol):
-    """What a method declares about its loss (`models/methods/base.py`)."""
+class LossProfile:
+    """What a method declares about its loss."""
 
-    @property
-    def uniform_loss(self) -> float | None:
-        """The loss of uniform predictions; None if the method has no such constant."""
-
-    @property
-    def plateau_grace_epochs(self) -> float:
-        """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
-
-    @property
-    def loss_jump_step(self) -> int | None:
-        """The step at which the objective changes, so that the loss jumps."""
-
-    @property
-    def collapse_hints(self) -> str:
-        """What to change in the method's config after a collapse."""
+    uniform_loss: float | None = None
+    """The loss of uniform predictions (ln K); None if the method has no such constant."""
+    plateau_grace_epochs: float = 0
+    """Epochs during which a loss at `uniform_loss` is normal, in addition to the configured patience."""
+    loss_jump_step: int | None = None
+    """The step at which the objective changes (a queue starts), so that the loss jumps; None if it never does."""
+    collapse_hints: str = ""
+    """What to change in the method's config after a collapse."""
 
 
 class CollapseDetector:

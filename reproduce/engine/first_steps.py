@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reproduce.engine.distributed.collectives import all_reduce_sum, is_main, rank, world_size
 from reproduce.files import NOT_FINITE
-from reproduce.rehearsal import NUM_FIRST_STEPS
+from reproduce.rehearsal import LEARNING_RATE, NUM_FIRST_STEPS
 
 SIGNS_PERIOD = 8191
 """Prime, so that the signs of a projection don't repeat with an image's rows or a weight's channels."""
@@ -92,7 +92,7 @@ class FirstSteps:
             **over_ranks,
             **metrics,
             **({} if gradient_norm is None else {"gradient norm": gradient_norm}),
-            **{f"learning rate {number}": rate for number, rate in enumerate(learning_rates)},
+            **{f"{LEARNING_RATE} {number}": rate for number, rate in enumerate(learning_rates)},
             **{f"norm of {name}": norm for name, (norm, _) in weights.items()},
             **{f"movement of {name}": value - self._initial_projections[name] for name, (_, value) in weights.items()},
         }

@@ -15,7 +15,8 @@ import evals
 import models.methods
 from reproduce import measure
 from reproduce.config import schema
-from reproduce.config.compose import CONF_DIR, compose, group_options
+from reproduce.config.compose import compose, group_options
+from reproduce.system import CONF_DIR
 
 REPO_ROOT = CONF_DIR.parents[1]
 CODE = {

@@ -517,7 +517,7 @@ def test_nonfinite_loss_stops_the_trainer_and_dumps_its_tensors(tmp_path: Path) 
 
     net = LinearNet(2, 2)
     trainer = Trainer(
-        task=PretrainTask(net, Diverges(), "fp32"),
+        task=PretrainTask(net, Diverges(None, net, 1, 1), "fp32"),
         optimizer=torch.optim.SGD(net.parameters(), 0.1),
         learning_rates=lambda _: [0.1],
         scaler=loss_scaler("fp32"),

@@ -57,8 +57,8 @@ def test_neighbors_and_votes(device: torch.device, monkeypatch: pytest.MonkeyPat
     expected, _ = cosines.topk(num_neighbors, dim=1)
     assert_close_to(similarity, expected, 1e-6)
     assert_close_to(cosines.gather(1, rows.cpu()), expected, 1e-6)  # the same rows, up to near ties
-    votes = knn.vote(similarity, classes.to(device)[rows], [5, num_neighbors], 0.07, num_classes).cpu()
-    for predicted, k in zip(votes, (5, num_neighbors), strict=True):
+    votes, _ = knn.vote(similarity, classes.to(device)[rows], [5, num_neighbors], 0.07, num_classes)
+    for predicted, k in zip(votes.cpu(), (5, num_neighbors), strict=True):
         weights = torch.exp(expected[:, :k] / 0.07)
         shares = torch.zeros(len(queries), num_classes, dtype=torch.float64)
         shares.scatter_add_(1, classes[rows.cpu()[:, :k]], weights)

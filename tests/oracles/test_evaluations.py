@@ -97,7 +97,7 @@ def test_the_vote_of_neighbors_is_dinos() -> None:
     labels, queried = torch.randint(0, 10, (3000,)), torch.randint(0, 10, (500,))
     bank, queries = (F.normalize(centers[of] + 1.5 * torch.randn(len(of), 16), dim=1) for of in (labels, queried))
     similarity, nearest = neighbors(queries, bank.numpy(), 200)
-    ours = vote(similarity, labels[nearest], [20, 200], 0.07, 10)
+    ours, _ = vote(similarity, labels[nearest], [20, 200], 0.07, 10)
     for k, predicted in zip((20, 200), ours, strict=True):
         top1, _ = code["knn_classifier"](bank, labels, queries, queried, k, 0.07, 10)
         assert float((predicted == queried).float().mean() * 100) == pytest.approx(top1)

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.compose import CONF_DIR, GLOBAL_PACKAGE, compose, compose_unresolved, group_options
+from reproduce.config.compose import GLOBAL_PACKAGE, compose, compose_unresolved, group_options
 from reproduce.config.identity import config_hash, run_dir, run_id
 from reproduce.errors import UserError
+from reproduce.system import CONF_DIR
 
 SWAV = ("experiment=swav_800ep", "scale=smoke")
 WITH_USUAL_STATISTICS = ("coco_detr", "knn", "linear_inat18", "linear_places205", "voc07_svm")

@@ -7,13 +7,13 @@ leave behind (`.ipynb_checkpoints`, `@eaDir`, ...) are skipped at every level. W
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reproduce.data.datasets.image_file import IMAGE_SUFFIXES
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 
 SYSTEM_NAMES = frozenset(
     {
@@ -130,18 +130,11 @@ def passed_over(root: Path, stray: Sequence[str], others: Sequence[str], hidden:
     hidden_images = [name for name in hidden if name.lower().endswith(IMAGE_SUFFIXES) or (root / name).is_dir()]
     parts = []
     if stray:
-        parts.append(f"{len(stray):,} files beside the class folders ({few(stray)})")
+        parts.append(f"{len(stray):,} files beside the class folders ({few(sorted(stray))})")
     if others:
         suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in sorted(others))
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(MAX_NAMES))
-        parts.append(f"{len(others):,} files that are not {SUFFIXES_IN_WORDS} ({kinds}: {few(others)})")
+        parts.append(f"{len(others):,} files that are not {SUFFIXES_IN_WORDS} ({kinds}: {few(sorted(others))})")
     if hidden_images:
-        parts.append(f"{len(hidden_images):,} hidden or system files and folders ({few(hidden_images)})")
+        parts.append(f"{len(hidden_images):,} hidden or system files and folders ({few(sorted(hidden_images))})")
     return f"passed over in {root}: {'; '.join(parts)}" if parts else ""
-
-
-def few(names: Iterable[str]) -> str:
-    """Return the first few of some names in a row, and the number of the others."""
-    names = sorted(names)
-    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

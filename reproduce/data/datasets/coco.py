@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reproduce.data.datasets.class_folders import few, list_images
+from reproduce.data.datasets.class_folders import list_images
 from reproduce.data.datasets.image_file import UnreadableImage, read_image
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 from reproduce.parsing import is_finite_number, parse_json
 
 BOX_TOLERANCE_PX = 1.0
@@ -162,7 +162,8 @@ def _by_id(items: Iterable[Mapping[str, Any]], path: Path, what: str) -> dict[in
         found[number] = item
     if repeated:
         raise UserError(
-            f"{path} lists {what} ids more than once ({len(repeated):,}): {few(repeated)}; give each {what} its own id"
+            f"{path} lists {what} ids more than once ({len(repeated):,}): {few(sorted(repeated))}; give each {what} "
+            "its own id"
         )
     return found
 

@@ -26,11 +26,11 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets.class_folders import THREADS, list_class_folders, list_images
 from reproduce.data.datasets.coco import annotation_path
 from reproduce.data.datasets.image_folder import SHARDS
-from reproduce.data.datasets.manifest import FileState, file_states, read_error, sha256_of_lines
+from reproduce.data.datasets.manifest import FileState, file_states, read_error
 from reproduce.data.datasets.shards import CONTENTS_FILE, INDEX_FILE, escape_name, read_packed_split
 from reproduce.data.datasets.voc import annotation_of, image_of, read_voc_list, voc_list_path
 from reproduce.errors import UserError
-from reproduce.files import read_json, write_json
+from reproduce.files import read_json, sha256_of_lines, write_json
 
 WHOLE_BYTES = 2**30
 WHOLE_IMAGES = 2**16

@@ -1,6 +1,5 @@
 """Labeled images in one folder per class, or packed from such folders into shards."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, few, list_class_folders, passed_over
+from reproduce.data.datasets.class_folders import SUFFIXES_IN_WORDS, list_class_folders, passed_over
 from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.datasets.shards import ShardIndex, read_packed_split
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
+from reproduce.files import sha256_of_lines
 
 SHARDS = "shards"
 """The `layout` of a dataset that `data-shard` packed."""
@@ -53,7 +53,7 @@ class ImageList:
     def sha256(self) -> str:
         """Return a hash of the labels and of `class/file` names: which images these are, wherever they are stored."""
         lines = (f"{label} {path.rsplit('/', 2)[-2:]}" for path, label in zip(self.paths, self.labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return sha256_of_lines(lines)
 
 
 def read_image_folder(root: Path) -> ImageList:
@@ -75,7 +75,7 @@ def read_image_folder(root: Path) -> ImageList:
         others += [f"{name}/{other}" for other in found.others]
         hidden += [f"{name}/{each}" for each in found.hidden]
         if not found.images:
-            empty.append(f"{name} (which has {few(found.others)})" if found.others else name)
+            empty.append(f"{name} (which has {few(sorted(found.others))})" if found.others else name)
     sentence = passed_over(root, folders.stray, others, hidden)
     if not paths:
         raise UserError(
@@ -84,7 +84,7 @@ def read_image_folder(root: Path) -> ImageList:
         )
     if empty:
         raise UserError(
-            f"class folders of {root} have no images ({len(empty):,}): {few(empty)}; add images "
+            f"class folders of {root} have no images ({len(empty):,}): {few(sorted(empty))}; add images "
             f"({SUFFIXES_IN_WORDS}) or remove the folders, because a class without an image changes every accuracy"
         )
     return ImageList(paths, labels, folders.classes, passed_over=sentence)

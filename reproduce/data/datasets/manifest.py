@@ -1,10 +1,9 @@
 """Summarize the files behind a number: a hash of a split's file names and sizes, wherever they are stored."""
 
 import gzip
-import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +12,7 @@ from reproduce.config.schema import Dataset
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.datasets.shards import CONTENTS_FILE, escape_name, unescape_name
 from reproduce.errors import RetryableError
-from reproduce.files import read_json, write_atomic
+from reproduce.files import read_json, sha256_of_lines, write_atomic
 
 STAT_THREADS = 4 * (os.cpu_count() or 1)
 """More threads than cores, because looking up file sizes waits for the disk."""
@@ -35,11 +34,6 @@ def summarize_files(files: Mapping[str, int]) -> dict[str, Any]:
         "sha256": sha256_of_lines(f"{files[name]} {escape_name(name)}" for name in names),
         "names_sha256": sha256_of_lines(map(escape_name, names)),
     }
-
-
-def sha256_of_lines(lines: Iterable[str]) -> str:
-    """Return the SHA-256 of lines of text, in which bytes that are no UTF-8 count as they are."""
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 class FileState(NamedTuple):

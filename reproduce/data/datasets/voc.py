@@ -15,11 +15,10 @@ from urllib.parse import quote
 from PIL import Image
 
 from reproduce.config.schema import Dataset
-from reproduce.data.datasets.class_folders import few
 from reproduce.data.datasets.image_file import UnreadableImage, decoding
 from reproduce.data.datasets.image_folder import SHARDS, ImageList
 from reproduce.data.datasets.shards import read_packed_split
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -256,7 +255,9 @@ def read_voc_list(root: Path, split: str) -> list[str]:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
-        raise UserError(f"image list {path} names {len(twice):,} images more than once ({few(twice)}): name each once")
+        raise UserError(
+            f"image list {path} names {len(twice):,} images more than once ({few(sorted(twice))}): name each once"
+        )
     return names
 
 

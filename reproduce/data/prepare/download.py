@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reproduce.data.prepare.progress import LogFn
+from reproduce.data.prepare.progress import LogFn, Progress
 from reproduce.errors import Unavailable, UserError
 from reproduce.files import lock_file
 
@@ -22,7 +22,6 @@ FIRST_BACKOFF_SECONDS = 1.0
 """Pause before the second attempt; doubled before each further one."""
 TIMEOUT_SECONDS = 60
 BLOCK_BYTES = 1 << 20
-LOG_EVERY_SECONDS = 10
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Hosts that may be downloaded from by plain http."""
 RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -163,12 +162,11 @@ def _fetch_once(url: str, part: Path, log: LogFn) -> None:
 
 
 def _copy(response: Any, file: Any, total: int | None, log: LogFn) -> None:
-    last_log_time = time.monotonic()
+    of_total = f" of {total / 1e6:.0f} MB" if total else ""
+    progress = Progress(log, lambda num_bytes: f"{num_bytes / 1e6:.0f} MB{of_total}", file.tell())
     while block := response.read(BLOCK_BYTES):
         file.write(block)
-        if time.monotonic() - last_log_time > LOG_EVERY_SECONDS:
-            last_log_time = time.monotonic()
-            log(f"{file.tell() / 1e6:.0f} MB" + (f" of {total / 1e6:.0f} MB" if total else ""))
+        progress.update(len(block))
 
 
 def _validator(part: Path) -> Path:

@@ -16,7 +16,7 @@ from reproduce.data.datasets.shards import CONTENTS_FILE, read_packed_split
 from reproduce.data.datasets.voc import annotation_of, read_voc_list, read_voc_objects, voc_list_path
 from reproduce.data.prepare.official import DatasetSpec
 from reproduce.data.prepare.progress import LogFn, with_progress
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 
 ProblemKind = Literal["missing", "unexpected", "broken"]
 Decode = Literal["sample", "all"]
@@ -48,8 +48,7 @@ class Inspection:
     def add_names(self, kind: ProblemKind, what: str, names: list[str]) -> None:
         """Add a problem that concerns `names`, of which it lists the first few. Without names there is no problem."""
         if names:
-            more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-            self.add(kind, f"{what} ({len(names):,}): {', '.join(sorted(names)[:MAX_NAMES])}{more}")
+            self.add(kind, f"{what} ({len(names):,}): {few(sorted(names), MAX_NAMES)}")
 
     def compare(self, what: str, number: int, expected: int) -> None:
         """Add a problem if a number is not the expected one."""

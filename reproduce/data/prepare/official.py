@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from reproduce.data.datasets.imagenet import NUM_IMAGENET_CLASSES, NUM_IMAGENET_IMAGES
+
 
 @dataclass(frozen=True)
 class SplitSpec:
@@ -41,8 +43,8 @@ DATASET_SPECS = {
         DatasetSpec(
             "ILSVRC2012",
             "image-net.org, after registration",
-            1000,
-            {"train": SplitSpec(1_281_167), "val": SplitSpec(50_000, per_class=50)},
+            NUM_IMAGENET_CLASSES,
+            {"train": SplitSpec(NUM_IMAGENET_IMAGES), "val": SplitSpec(50_000, per_class=50)},
             (
                 Archive("ILSVRC2012_img_train.tar", md5="1d675b47d978889d74fa0da5fadfb00e"),
                 Archive("ILSVRC2012_img_val.tar", md5="29b22e2961454d5413ddabcf34fc5622"),

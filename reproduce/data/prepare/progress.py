@@ -14,13 +14,13 @@ Item = TypeVar("Item")
 class Progress:
     """Counts what is done, and logs the count at most every few seconds."""
 
-    def __init__(self, log: LogFn, describe: Callable[[int], str]) -> None:
-        self.count = 0
+    def __init__(self, log: LogFn, describe: Callable[[int], str], count: int = 0) -> None:
+        self.count = count
         self._log, self._describe, self._last_log_time = log, describe, time.monotonic()
 
-    def update(self) -> None:
-        """Count one more."""
-        self.count += 1
+    def update(self, num: int = 1) -> None:
+        """Count `num` more."""
+        self.count += num
         if time.monotonic() - self._last_log_time > LOG_EVERY_SECONDS:
             self._last_log_time = time.monotonic()
             self._log(self._describe(self.count))

@@ -140,6 +140,15 @@ def is_final_failure(failure: Path) -> bool:
     return content.get("exit_status") in (EXIT_USAGE, EXIT_TRAINING_FAILED)
 
 
+def run_module(module: str, *arguments: str) -> str:
+    """Run a module of ours in a process of its own, which may import torch; return its error, or "" if it succeeds."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, stderr=subprocess.PIPE, text=True)
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines[-1].removeprefix(ERROR_PREFIX)
+
+
 def last_error(log: Path) -> str:
     """Return the last error message near the end of a log, or "" if there is none."""
     with open(log, "rb") as file:

@@ -1,6 +1,7 @@
 """Build the plan of a request: which runs fill which cells. Equal configs are one run."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from reproduce.harness.plan.model import CACHE, Cell, Plan, Request, Run
 from reproduce.harness.spec import claims, tables
 from reproduce.harness.spec.claims import Claim, Measurement
 from reproduce.harness.spec.tables import Row, Table
-from reproduce.system import REPO_ROOT
+from reproduce.system import CONF_DIR
 
 RUN_ENDINGS = ("result.json", "failure.json")
 """The files of which a run that has ended leaves one."""
@@ -174,16 +175,13 @@ def public_weights(table: Table, row: Row) -> ReleasedWeights | None:
 def preprocessing_overrides(item: ReleasedWeights, evaluation: str) -> list[str]:
     """Return the Hydra overrides that prepare images for an evaluation as public weights need them.
 
-    Weights with SwAV's normalization (.228) take each protocol's own: theirs or the usual one (.229), as its code did.
+    Weights that take one of several normalizations get the protocol's own.
     """
-    overrides = [] if item.normalize == "swav" else [f"normalize={item.normalize}"]
-    path = REPO_ROOT / "reproduce/conf/eval" / f"{evaluation}.yaml"
+    normalizations = entries.accepted_normalizations(item)
+    overrides = [] if len(normalizations) > 1 else [f"normalize={item.normalize}"]
+    path = CONF_DIR / "eval" / f"{evaluation}.yaml"
     protocol = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["protocol"]
-    if item.interpolation and "center_crop" in protocol:
-        overrides.append(f"++protocol.center_crop.interpolation={item.interpolation}")
-    if item.center_crop and "center_crop" in protocol:
-        overrides += [f"protocol.center_crop.{key}={size}" for key, size in item.center_crop.items()]
-    return overrides
+    return overrides + list(itertools.chain.from_iterable(entries.center_crop_overrides(item, protocol).values()))
 
 
 @dataclass

@@ -32,7 +32,7 @@ from reproduce.files import write_atomic
 from reproduce.harness.plan import workload
 from reproduce.harness.plan.model import CACHE, Request, Run
 from reproduce.harness.plan.workload import Workload
-from reproduce.system import REPO_ROOT, available_cores
+from reproduce.system import CONF_DIR, REPO_ROOT, available_cores
 
 FILE_NAME = "configs.tsv"
 WHOLE_MACHINE = 100_000
@@ -188,7 +188,7 @@ def _shared(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     rest, plain = _plain_keys(overrides)
     shared = [item for item in rest if not item.startswith(f"{NORMALIZE}=")]
     choices = {item.partition("=")[2] for item in rest if item not in shared}
-    file = REPO_ROOT / "reproduce/conf" / NORMALIZE / f"{next(iter(choices), '')}.yaml"
+    file = CONF_DIR / NORMALIZE / f"{next(iter(choices), '')}.yaml"
     if len(choices) != 1 or not file.is_file() or any(item.startswith(f"{NORMALIZE}.") for item in rest):
         shared, own = rest, plain
     else:

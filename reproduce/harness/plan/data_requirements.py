@@ -7,6 +7,7 @@ from typing import Literal
 
 from reproduce.config.schema import Dataset
 from reproduce.data.datasets import catalog
+from reproduce.data.datasets.imagenet import label_list_source
 from reproduce.harness.plan.cost_facts import DatasetSize
 from reproduce.harness.plan.model import Plan, Run
 from reproduce.harness.spec.paper_data import paper_data_sources
@@ -58,6 +59,5 @@ def missing_data(plan: Plan, run: Run) -> list[str]:
     missing = catalog.missing_data(dataset, plan.data_root, run.data_config)
     if not missing and label_list and dataset.source == paper_data_sources()["imagenet"]:
         path = Path(plan.data_root) / dataset.root / label_list
-        source = f"SimCLR's list {label_list} (github.com/google-research/simclr, imagenet_subsets)"
-        missing = [] if path.is_file() else [f"list {path} is missing: put {source} there"]
+        missing = [] if path.is_file() else [f"list {path} is missing: put {label_list_source(label_list)} there"]
     return missing

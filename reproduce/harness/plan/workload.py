@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from models.zoo import entries
 
+# Facts about methods, which a plan can't build: tests/contracts/test_workloads.py holds them against what is built.
 BANKS = {"npid": 1, "pirl": 1, "local_aggregation": 1, "cmc": 2}
 """Memory banks of the methods that have no key for their number."""
 NETWORKS = {"cmc": 2}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reproduce.harness.spec.golden import Values, kind_of
+from reproduce.rehearsal import LEARNING_RATE, MEAN_LEARNING_RATE, NUM_STEPS, PROTOTYPES_FROZEN, QUEUE_STARTS
 
 MULTIPLE = 30.0
 POOLED_PERCENTILES = {"fp64": 75, "fp32": 90, "bf16": 90, "fp16": 90}
@@ -72,8 +73,8 @@ def _tolerance(spread: float, usual: float, unit: float, *, is_exact: bool) -> f
 
 def _is_exact(quantity: str) -> bool:
     """Return whether a quantity is counted, or computed in double precision, so that rounding can't change it."""
-    counted = ("indices", "labels and boxes", "number of steps", "prototypes are frozen", "queue starts")
-    return quantity.startswith((*counted, "learning rate", "mean learning rate"))
+    counted = ("indices", "labels and boxes", NUM_STEPS, PROTOTYPES_FROZEN, QUEUE_STARTS)
+    return quantity.startswith((*counted, LEARNING_RATE, MEAN_LEARNING_RATE))
 
 
 def _resolution(quantity: str, precision: str) -> float:

@@ -1,6 +1,5 @@
 """Make the pictures of finished pretrainings: in a process that has torch, once for each checkpoint."""
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from reproduce.engine.runs.picture_files import MAP, NEIGHBORS, read_pictures
 from reproduce.errors import UserError
 from reproduce.files import read_json
+from reproduce.harness.execute.process_group import run_module
 from reproduce.harness.plan.model import Plan
 from reproduce.harness.plan.run_state import valid_result
 from reproduce.harness.report.render_pictures import write_map
@@ -26,18 +26,16 @@ def make_pictures(run_folders: Sequence[Path], scale: str, data_root: str = "") 
     if not lacking:
         return
     print(f"drawing what {', '.join(folder.name for folder in lacking)} learned", flush=True)
-    command = [sys.executable, "-m", "reproduce.pictures", *map(str, lacking)]
-    command += ["--data", data_root] if data_root else []
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    options = ["--data", data_root] if data_root else []
+    error = run_module("reproduce.pictures", *map(str, lacking), *options)
     for folder in lacking:
         for picture in read_pictures(folder, checkpoint_of(folder)):
             if picture.name == MAP:
                 write_map(folder, picture)
     if problem := log_pictures(scale, list(filter(has_pictures, lacking))):
         print(f"W&B has no pictures ({problem})", file=sys.stderr)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(lines[-1].removeprefix("error: "))
+    if error:
+        raise UserError(error)
 
 
 def has_pictures(run_folder: Path) -> bool:

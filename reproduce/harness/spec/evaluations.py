@@ -8,9 +8,8 @@ from typing import Literal
 import yaml
 
 from reproduce.errors import UserError, did_you_mean
-from reproduce.system import REPO_ROOT
+from reproduce.system import CONF_DIR
 
-CONF_DIR = REPO_ROOT / "reproduce/conf"
 Group = Literal["eval", "measurement"]
 
 

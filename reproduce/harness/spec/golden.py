@@ -16,6 +16,7 @@ from reproduce.errors import UserError
 from reproduce.files import NOT_FINITE
 from reproduce.harness.spec import tables
 from reproduce.parsing import parse_json
+from reproduce.rehearsal import LEARNING_RATE, MEAN_LEARNING_RATE, NUM_STEPS, PROTOTYPES_FROZEN, QUEUE_STARTS
 
 Values = Mapping[str, Sequence[float]]
 """By quantity: one number for each step, or one alone."""
@@ -23,12 +24,12 @@ Values = Mapping[str, Sequence[float]]
 CAUSES = (
     ("number of values of", "the number of steps, or code that records other quantities"),
     ("initial", "the initial weights: seed, initialization, layers, width"),
-    ("number of steps", "batch size, epochs, or the size of the training set"),
-    ("prototypes are frozen for", "how long prototypes are frozen, batch size"),
-    ("queue starts at step", "when the queue starts, batch size"),
+    (NUM_STEPS, "batch size, epochs, or the size of the training set"),
+    (PROTOTYPES_FROZEN, "how long prototypes are frozen, batch size"),
+    (QUEUE_STARTS, "when the queue starts, batch size"),
     ("indices", "which images a step reads: seed, shuffling per epoch, batch size"),
-    ("learning rate", "the schedule: rate, warm-up, milestones, cosine, rates per group"),
-    ("mean learning rate", "the schedule: rate, warm-up, milestones, cosine"),
+    (LEARNING_RATE, "the schedule: rate, warm-up, milestones, cosine, rates per group"),
+    (MEAN_LEARNING_RATE, "the schedule: rate, warm-up, milestones, cosine"),
     ("labels and boxes", "labels or boxes: classes' order, subset, matching with images, crops of boxes"),
     ("pixels", "the input: crops, their scale, resizing, color, blur, flips, normalization"),
     ("squared pixels", "the input: crops, their scale, resizing, color, blur, flips, normalization"),
@@ -52,10 +53,10 @@ CAUSES = (
 )
 """What usually moves a quantity, by the beginning of its name: causes before effects."""
 FREE_OF_ARITHMETIC = (
-    *("indices", "learning rate", "labels and boxes", "pixels", "squared pixels", "projection of view"),
+    *("indices", LEARNING_RATE, "labels and boxes", "pixels", "squared pixels", "projection of view"),
 )
 """Beginnings of the quantities that are the same whichever trunk is evaluated, on whichever processor."""
-BEFORE_STEPS = ("initial", "number of steps", "prototypes are frozen", "queue starts")
+BEFORE_STEPS = ("initial", NUM_STEPS, PROTOTYPES_FROZEN, QUEUE_STARTS)
 """Beginnings of the quantities that are settled before the first step; others without steps come after the last."""
 
 

@@ -4,9 +4,9 @@ from functools import cache
 
 import yaml
 
-from reproduce.system import REPO_ROOT
+from reproduce.system import CONF_DIR
 
-STANDARD = REPO_ROOT / "reproduce/conf/data/standard.yaml"
+STANDARD = CONF_DIR / "data/standard.yaml"
 
 
 @cache

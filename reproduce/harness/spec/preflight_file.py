@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reproduce.errors import UserError
+from reproduce.errors import UserError, few
 from reproduce.files import read_json
 from reproduce.harness import machine, revision
 from reproduce.harness.spec import golden
@@ -55,8 +55,7 @@ def summary(result: Mapping[str, Any]) -> str:
     others = [each["name"] for each in rehearsals if not each["equal"]]
     notes = []
     if others:
-        more = f", and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
-        notes.append(f"not {', '.join(others[:NUM_NAMED])}{more}")
+        notes.append(f"not {few(others, NUM_NAMED)}")
     elif closest := max((each["worst"][3] for each in rehearsals if each["worst"]), default=0):
         notes.append(f"no number is further from its recorded one than {closest:.0%} of its tolerance")
     if result["not_rehearsed"]:

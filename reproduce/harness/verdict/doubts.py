@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from reproduce.errors import few
 from reproduce.harness import revision
 from reproduce.harness.plan import cost_facts
 from reproduce.harness.plan.cost import GPU_HARDWARE
@@ -14,6 +15,8 @@ from reproduce.harness.spec import golden
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """Clocks of two machines may differ by so much."""
 MAX_LETTERS = 500
+NUM_NAMED = 3
+"""Files or commits that a doubt names."""
 WRONG_TIME = "a clock is wrong, or the file was edited"
 
 Done = Sequence[tuple[Run, Mapping[str, Any]]]
@@ -41,7 +44,7 @@ def of_recording(header: Mapping[str, Any]) -> list[str]:
 def of_tables() -> list[str]:
     """Return the doubts about what results are compared with: files that are in no commit."""
     changed = revision.uncommitted("tables")
-    return [f"files in tables/ differ from the commit: {_some(changed)}"] if changed else []
+    return [f"files in tables/ differ from the commit: {few(changed, NUM_NAMED)}"] if changed else []
 
 
 def _of_code(done: Done) -> Iterator[str]:
@@ -51,7 +54,7 @@ def _of_code(done: Done) -> Iterator[str]:
     current = revision.run_code_fingerprint(here)
     others = [commit for commit in commits if here and revision.run_code_fingerprint(commit) != current]
     if others:
-        theirs = _some(sorted({commit[:12] for commit in others}))
+        theirs = few(sorted({commit[:12] for commit in others}), NUM_NAMED)
         yield f"{len(others)} of {len(done)} results were made by other code ({theirs}) than this commit's"
     if dirty := sum(bool(each.get("git_dirty")) for each in made_by):
         yield f"{dirty} of {len(done)} results were made by uncommitted code"
@@ -60,7 +63,7 @@ def _of_code(done: Done) -> Iterator[str]:
         yield f"{nameless} of {len(networks)} results do not say which checkpoint they are of"
     for run, result in done:
         if changed := _provenance(result).get("code_changed"):
-            yield f"code changed while {run.label} ran: {_some(changed)}"
+            yield f"code changed while {run.label} ran: {few(changed, NUM_NAMED)}"
 
 
 def _of_machines(done: Done) -> Iterator[str]:
@@ -82,7 +85,7 @@ def _of_images(done: Done) -> Iterator[str]:
                 break
     for run, result in done:
         if touched := _provenance(result).get("data_changed"):
-            yield f"image files changed while {run.label} read them: {_some(touched)}"
+            yield f"image files changed while {run.label} read them: {few(touched, NUM_NAMED)}"
     yield from dict.fromkeys(_of_test_sets(done))
     yield from dict.fromkeys(str(note) for _, result in done if (note := _provenance(result).get("fewer_neighbors")))
     if skipped := sum(int(result.get("counts", {}).get("num_skipped_images", 0)) for _, result in done):
@@ -129,7 +132,3 @@ def _by_seeds(done: Done) -> dict[str, list[Mapping[str, Any]]]:
 def _provenance(result: Mapping[str, Any]) -> Mapping[str, Any]:
     found = result.get("provenance", {})
     return found if isinstance(found, Mapping) else {}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from reproduce.errors import few
 from reproduce.harness.plan.model import Level
 from reproduce.harness.verdict import notes, stats
 from reproduce.harness.verdict.labels import ClaimStatus, IntervalKind, Tendency, Verdict
@@ -298,9 +299,7 @@ def _first_steps_not_compared(note: notes.FirstStepsNotCompared) -> str:
 
 
 def _some(runs: Sequence[str]) -> str:
-    """Return the first runs of a list, and how many more there are."""
-    more = len(runs) - NUM_SHOWN_RUNS
-    return "; ".join(runs[:NUM_SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
+    return few(runs, NUM_SHOWN_RUNS, separator="; ")
 
 
 def _tendency(tendency: Tendency) -> str:

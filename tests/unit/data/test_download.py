@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from models.zoo import entries
-from reproduce.config.compose import CONF_DIR
 from reproduce.data.prepare import download as downloads
 from reproduce.data.prepare.download import Digest, DigestMismatch, download
 from reproduce.errors import Unavailable, UserError
+from reproduce.system import CONF_DIR
 
 CONTENT = bytes(range(256)) * 40
 
@@ -269,7 +269,7 @@ def test_zoo_covers_every_table_row_with_public_weights() -> None:
 
 
 def test_download_logs_progress(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "LOG_EVERY_SECONDS", -1)
+    monkeypatch.setattr("reproduce.data.prepare.progress.LOG_EVERY_SECONDS", -1)
     said: list[str] = []
     download(server.url(), tmp_path / "w", (), said.append)
     assert said == [f"downloading {server.url()}", "0 MB of 0 MB"]

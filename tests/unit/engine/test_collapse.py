@@ -85,7 +85,7 @@ class Queued(Method):
 
 
 def queued() -> CollapseDetector:
-    return CollapseDetector.for_method(Queued(), schema.Collapse(patience_epochs=2), steps_per_epoch=10)
+    return CollapseDetector.for_method(Queued(None, None, 0, 0), schema.Collapse(patience_epochs=2), steps_per_epoch=10)
 
 
 def test_a_run_that_is_often_resumed_stops_where_an_uninterrupted_one_does() -> None:

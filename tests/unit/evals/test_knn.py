@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evals.knn import neighbors, vote, winning_shares
+from evals.knn import neighbors, vote
 from models.zoo.load import load_projection_head, load_trunk
 from reproduce import evaluate
 from reproduce.config.compose import compose
@@ -56,7 +56,7 @@ def test_neighbors_are_searched_in_the_configured_features(
     assert rows["val"].shape[1] == (8 if features == "head" else trunk.num_features)
     similarity, nearest = (rows["val"] @ rows["train"].T).sort(dim=1, descending=True)
     num_classes = len(set(labels["train"].tolist()))
-    predicted = vote(similarity, labels["train"][nearest], [1, 3], 0.07, num_classes)
+    predicted, _ = vote(similarity, labels["train"][nearest], [1, 3], 0.07, num_classes)
     expected = (predicted == labels["val"]).float().mean(dim=1) * 100
     assert [metrics["knn1"], metrics["knn3"]] == pytest.approx(expected.tolist())
 
@@ -65,8 +65,9 @@ def test_a_rank_without_queries_votes_for_none() -> None:
     """Ranks share the queries, of which there may be fewer."""
     similarity, nearest = neighbors(torch.zeros(0, 4), np.ones((3, 4), dtype=np.float32), 2)
     classes = torch.tensor([0, 1, 1])[nearest]
-    assert vote(similarity, classes, [1, 2], 0.07, 2).shape == (2, 0)
-    assert winning_shares(similarity, classes, 2, 0.07, 2).sum() == 0
+    predicted, shares = vote(similarity, classes, [1, 2], 0.07, 2)
+    assert predicted.shape == shares.shape == (2, 0)
+    assert shares[1].sum() == 0
 
 
 @pytest.mark.parametrize("asked_for", [[1, 3], [1, 900, 1000]])

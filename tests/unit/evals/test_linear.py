@@ -25,10 +25,11 @@ from models.networks.cmc import CmcPair
 from models.networks.resnet import BLOCKS, ResNet
 from models.networks.trunk import Trunk
 from reproduce import evaluate
-from reproduce.config.compose import CONF_DIR, compose
+from reproduce.config.compose import compose
 from reproduce.config.identity import identity
 from reproduce.config.validate import to_dataclass
 from reproduce.errors import UserError
+from reproduce.system import CONF_DIR
 from tests.runs import call
 
 NUM_FEATURES, NUM_CLASSES = 32, 10

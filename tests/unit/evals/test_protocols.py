@@ -58,7 +58,7 @@ def test_knn_votes_equal_brute_force(block: int, monkeypatch: pytest.MonkeyPatch
     unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     found, rows = neighbors(queries, bank, 200)
     assert found.shape == rows.shape == (300, 60)
-    ours = vote(found, labels[rows], [3, 20, 200], 0.07, 4)
+    ours, _ = vote(found, labels[rows], [3, 20, 200], 0.07, 4)
     for number, query in enumerate(queries.numpy()):
         similarity = unit @ query
         order = np.argsort(-similarity)

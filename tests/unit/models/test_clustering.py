@@ -99,7 +99,7 @@ def started(num_images: int, batch_size: int, **changes: object) -> tuple[DeepCl
     """A method whose banks are filled."""
     torch.manual_seed(0)
     cfg = config(**changes)
-    net = MultiCropNet(0.0625, 16, 8, cfg.network_prototypes, blocks=(1, 1, 1, 1))
+    net = MultiCropNet(0.0625, 16, 8, DeepCluster.network_prototypes(cfg), blocks=(1, 1, 1, 1))
     method = DeepCluster(cfg, net, num_images, batch_size)
     sampler = StepSampler(num_images, batch_size, epochs=2, seed=0)
     extra = ([torch.randn(batch_size, 3, 32, 32) for _ in range(3)] for _ in range(num_images // batch_size))
