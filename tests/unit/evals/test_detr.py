@@ -328,7 +328,7 @@ def test_a_step_reads_the_device_once_and_writes_its_indices_once(monkeypatch: p
 
         monkeypatch.setattr(Tensor, name, counted)
     logits, boxes, targets = a_case(0, [3, 0, 5, 1] * 16, layers=6)
-    with NoHostSync():  # type: ignore[no-untyped-call]
+    with NoHostSync():
         losses(logits.requires_grad_(), boxes.requires_grad_(), targets, WEIGHTS).sum().backward()
     assert copies == ["cpu", "to"]
 
