@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from reproduce.system import (
-    PREFETCH_BATCHES,
     REPO_ROOT,
     available_cores,
     cpu_name,
     cpu_quota,
+    prefetch_batches,
     read_text,
     usable_cores,
     workers_per_gpu,
@@ -134,7 +134,7 @@ def _shared_memory(root: Path) -> Diagnosis:
     found = list_gpus()
     if isinstance(found, list) and found:
         num_workers = workers_per_gpu(len(found), root)
-        needed_gb = len(found) * num_workers * PREFETCH_BATCHES * BATCH_GB
+        needed_gb = len(found) * num_workers * prefetch_batches(num_workers, int(BATCH_GB * 1e9)) * BATCH_GB
         if size_gb < needed_gb:
             use = f"{num_workers} data-loader workers for each of {len(found)} GPUs hold {needed_gb:.1f} GB there"
             advice = f"{more.format(math.ceil(needed_gb))}, or lower cluster.num_workers"
