@@ -29,13 +29,14 @@ class NoHostSync(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         """Watch functions, which make tensors, as well as operations."""
-        self._uploads.__enter__()
-        return super().__enter__()
+        self._uploads.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: Any) -> None:
         """Also fail if there were fewer waits than expected."""
-        super().__exit__(*error)
-        self._uploads.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._uploads.__exit__(*error)  # type: ignore[no-untyped-call]
         assert error[0] or not self._left, f"{self._left} of the expected waits for the device were not needed"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

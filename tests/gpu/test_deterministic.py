@@ -3,7 +3,7 @@
 `cluster.deterministic=true` ends a run at any other. On a CPU, the operations are compared with torch's list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_a_step_of_detr(device: torch.device, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_operation_without_a_deterministic_version_would_be_detected() -> None:
-    found = [
+    found: list[Callable[[], object]] = [
         lambda: F.cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64)),
         lambda: torch.zeros(2, dtype=torch.bool).cumsum(0, dtype=torch.float32),
         lambda: nn.AdaptiveAvgPool2d(2)(torch.zeros(1, 1, 4, 4, requires_grad=True)).sum().backward(),

@@ -80,11 +80,14 @@ def test_pinned_memory_is_rounded_to_powers_of_two() -> None:
 
 def test_a_runs_loader_knows_the_size_of_its_share_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    monkeypatch.setattr(dataloader, "DataLoader", lambda _, **options: given.append(options["prefetch_factor"]) or [])
-    recipe, images = (
-        Crops("", VIEWS, Augment(0.5, [0.4, 0.4, 0.4, 0.1], 0.8, 0.2, 0.5, [0.1, 2.0])),
-        ImageList([], [], []),
-    )
+
+    def loader(_: object, *, prefetch_factor: int, **_options: object) -> list[Any]:
+        given.append(prefetch_factor)
+        return []
+
+    monkeypatch.setattr(dataloader, "DataLoader", loader)
+    recipe = Crops("", VIEWS, Augment(0.5, [0.4, 0.4, 0.4, 0.1], 0.8, 0.2, 0.5, [0.1, 2.0]))
+    images = ImageList([], [], [])
     for num_processes in (64, 8):
         sampler = StepSampler(4096, 4096, 1, seed=0, world_size=num_processes)
         list(
