@@ -29,8 +29,10 @@ TORCHRUN_PREFIX = "TORCHELASTIC_"
 """Start of the names of torchrun's own environment variables."""
 MAX_WORKERS = 16
 """The most data-loader workers that a process starts unless the config says otherwise."""
-PREFETCH_BATCHES = 4
-"""Batches that each data-loader worker prepares ahead, in /dev/shm."""
+PREFETCH_BATCHES, MIN_PREFETCH_BATCHES = 4, 2
+"""The most and the fewest batches that each data-loader worker prepares ahead."""
+PREFETCH_GB = 4
+"""Host memory of a process's prepared batches, which `prefetch_batches` keeps to, down to the fewest batches."""
 
 
 RUN_CODE_FOLDERS = ("evals", "models", "reproduce")
@@ -167,6 +169,21 @@ def free_port() -> int:
             except (OSError, OverflowError):
                 continue
             return port
+
+
+def pinned_bytes(*tensor_bytes: int) -> int:
+    """Return the pinned memory that tensors of these sizes take: torch's allocator rounds up to powers of two."""
+    return sum(1 << (size - 1).bit_length() for size in tensor_bytes if size)
+
+
+def prefetch_batches(num_workers: int, batch_bytes: int) -> int:
+    """Return how many batches of this many bytes each data-loader worker prepares ahead.
+
+    On a GPU torch's thread pins a batch as soon as it comes through /dev/shm, and queues it without a limit. So all
+    batches that were prepared and not yet used lie in the host's memory: this many for each worker.
+    """
+    affordable = int(PREFETCH_GB * 1e9 / max(1, num_workers * batch_bytes))
+    return max(MIN_PREFETCH_BATCHES, min(PREFETCH_BATCHES, affordable))
 
 
 def workers_per_gpu(num_gpus: int, root: Path = Path("/")) -> int:

@@ -82,7 +82,7 @@ def sine_positions(padding: Tensor, channels: int) -> Tensor:
     rates = POSITION_TEMPERATURE ** (2 * (torch.arange(half, device=padding.device) // 2) / half)
     codes = []
     for axis in (1, 2):
-        place = (~padding).cumsum(axis, dtype=rates.dtype)
+        place = (~padding).cumsum(axis).to(rates.dtype)  # in integers, whose sum has one result in any order
         place = place / (place.narrow(axis, -1, 1) + POSITION_EPSILON) * 2 * math.pi
         angle = place.unsqueeze(-1) / rates
         codes.append(torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2))

@@ -16,6 +16,7 @@ from reproduce.data.datasets.image_file import UnreadableImage
 from reproduce.data.pipeline.dataloader import OnUnreadable, build_dataloader
 from reproduce.data.pipeline.image_io import read_or_next
 from reproduce.data.pipeline.sampler import StepSampler, rng_for
+from reproduce.system import pinned_bytes
 
 FLIP_PROBABILITY = 0.5
 LEFT_RIGHT = [0, 2]
@@ -171,7 +172,8 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
     """Yield this rank's images `(B, 3, H, W)` of each step, their padding `(B, H, W)` and targets, on the device."""
     dataset = TrainDataset(images, config, sampler.seed)
-    for batch in build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate):
+    batch_bytes = pinned_bytes(sampler.images_per_rank * 4 * config.max_size_px**2)  # at most: three colors, padding
+    for batch in build_dataloader(dataset, num_workers, batch_bytes, batch_sampler=sampler, collate_fn=collate):
         on_unreadable(batch.unreadable)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))
         targets = [

@@ -165,7 +165,11 @@ class Clustering(Method):
         labels = self.labels[:, image_indices].long()  # head, image
         logits = at_least_fp32(scores) / self.temperature
         logits = logits.unflatten(1, (len(self.heads), -1)).transpose(1, 2)  # crop and image, prototype, head
-        total = F.cross_entropy(logits, labels.T.repeat(num_crops, 1), ignore_index=IGNORE_LABEL, reduction="sum")
+        # In two dimensions, because cross-entropy of three has no deterministic CUDA version. The softmax stays in
+        # three, where it adds in the order in which the recorded numbers were computed.
+        rows = logits.log_softmax(1).transpose(1, 2).flatten(0, 1)  # crop, image and head; prototype
+        targets = labels.T.repeat(num_crops, 1).flatten()
+        total = F.nll_loss(rows, targets, ignore_index=IGNORE_LABEL, reduction="sum")
         num_labelled = all_reduce_sum((labels != IGNORE_LABEL).sum()).clamp_min(1)
         used = torch.zeros(len(self.heads), logits.shape[1] + 1, device=labels.device)
         used.scatter_(1, labels - IGNORE_LABEL, 1)

@@ -6,6 +6,7 @@ convolution, which has 64 channels at every width. So the pair of R50-w2 has 187
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def normalized_lab(rgb: Tensor) -> Tensor:
     """Convert sRGB in [0, 1] `(N, 3, H, W)` to L, a and b, each from -1 to 1 over all colors; in fp32 or more."""
     with torch.autocast(rgb.device.type, enabled=False):
         exact = rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-        center, scale = (exact.new_tensor(each).view(3, 1, 1) for each in (LAB_CENTER, LAB_RANGE))
+        center, scale = (_constant(each, exact.device, exact.dtype).view(3, 1, 1) for each in (LAB_CENTER, LAB_RANGE))
         return (rgb_to_lab(exact) - center) / scale
 
 
@@ -80,9 +81,16 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     """
     rgb = rgb.clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    matrix = rgb.new_tensor(RGB_TO_XYZ) / rgb.new_tensor(WHITE_XYZ).unsqueeze(1)
+    to_xyz, white = (_constant(each, rgb.device, rgb.dtype) for each in (RGB_TO_XYZ, WHITE_XYZ))
+    matrix = to_xyz / white.unsqueeze(1)
     xyz = torch.einsum("ij,njhw->nihw", matrix, linear)
     # The clamp keeps the unused branch's gradient and value finite at 0.
     root = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(dim=1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+@cache
+def _constant(values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `values` as a tensor. Kept, because its upload waits for the device; no buffer, which `to` would round."""
+    return torch.tensor(values, device=device, dtype=dtype)

@@ -108,7 +108,7 @@ class Trainer(Generic[Batch]):
     """Trains a task: set the rate, take a step, guard against NaN, log, stop if preempted, checkpoint.
 
     Recorder, logger, checkpoints and preemption are optional. A step that neither logs nor validates never waits for
-    the device.
+    the device, except under fp16: there the scaler reads whether gradients overflowed before each optimizer step.
     """
 
     task: TrainTask[Batch]

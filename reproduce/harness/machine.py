@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from reproduce.system import (
-    PREFETCH_BATCHES,
     REPO_ROOT,
     available_cores,
     cpu_name,
     cpu_quota,
+    pinned_bytes,
+    prefetch_batches,
     read_text,
     usable_cores,
     workers_per_gpu,
@@ -30,8 +31,9 @@ MIN_FREE_GB = 2
 """Disk space that the runs of scale smoke take, with their caches."""
 MIN_SHARED_MEMORY_GB = 1
 """Data-loader workers pass batches through /dev/shm; containers have 64 MB there by default."""
-BATCH_GB = 64 * 3 * (2 * 224**2 + 6 * 96**2) / 1e9
-"""Crops of 64 images, 2x224 + 6x96: one GPU's share of a step with the paper's 64 GPUs."""
+BATCH_BYTES = 64 * 3 * 2 * 224**2, 64 * 3 * 6 * 96**2
+"""Crops of 64 images, 2x224 and 6x96: one GPU's share of a step with the paper's 64 GPUs."""
+FEWER_WORKERS = "lower cluster.num_workers"
 
 Level = Literal["ok", "note", "missing"]
 """missing: scale smoke cannot run without it. note: something else cannot, or is slow."""
@@ -107,9 +109,26 @@ def _memory(root: Path) -> Diagnosis:
     total, free = (int(fields.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
     group = root / "sys/fs/cgroup"
     limit = (read_text(group / "memory.max") or read_text(group / "memory/memory.limit_in_bytes")).strip()
+    words = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"
     if limit.isdigit() and int(limit) < total:
-        return Diagnosis("memory", f"{int(limit) / 1e9:.1f} GB, the container's limit, of {total / 1e9:.1f} GB")
-    return Diagnosis("memory", f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free")
+        words = f"{int(limit) / 1e9:.1f} GB, the container's limit, of {total / 1e9:.1f} GB"
+        total = int(limit)
+    use, needed_gb = _prepared_batches(pinned_bytes(*BATCH_BYTES), root)
+    if total < needed_gb * 1e9:
+        return Diagnosis("memory", f"{words}: {use} pinned (batches of 64 images per GPU); {FEWER_WORKERS}", "note")
+    return Diagnosis("memory", words)
+
+
+def _prepared_batches(batch_bytes: int, root: Path) -> tuple[str, float]:
+    """Return how many GB of batches the data-loader workers of all GPUs hold, in words and as a number."""
+    found = list_gpus()
+    if not isinstance(found, list) or not found:
+        return "", 0.0
+    num_workers = workers_per_gpu(len(found), root)
+    # The number is that of pinned batches, which are a little larger than those in /dev/shm.
+    num_ahead = num_workers * prefetch_batches(num_workers, pinned_bytes(*BATCH_BYTES))
+    gb = len(found) * num_ahead * batch_bytes / 1e9
+    return f"{num_workers} data-loader workers for each of {len(found)} GPUs hold {gb:.1f} GB", gb
 
 
 def _disk() -> Diagnosis:
@@ -131,14 +150,10 @@ def _shared_memory(root: Path) -> Diagnosis:
     more = "give a container more, as with --shm-size={:.0f}g or --ipc=host"
     if size_gb < MIN_SHARED_MEMORY_GB:
         return Diagnosis("shared memory", f"{words}: {more.format(8)}", "note")
-    found = list_gpus()
-    if isinstance(found, list) and found:
-        num_workers = workers_per_gpu(len(found), root)
-        needed_gb = len(found) * num_workers * PREFETCH_BATCHES * BATCH_GB
-        if size_gb < needed_gb:
-            use = f"{num_workers} data-loader workers for each of {len(found)} GPUs hold {needed_gb:.1f} GB there"
-            advice = f"{more.format(math.ceil(needed_gb))}, or lower cluster.num_workers"
-            return Diagnosis("shared memory", f"{words}: {use} (batches of 64 images per GPU); {advice}", "note")
+    use, needed_gb = _prepared_batches(sum(BATCH_BYTES), root)
+    if size_gb < needed_gb:
+        advice = f"{more.format(math.ceil(needed_gb))}, or {FEWER_WORKERS}"
+        return Diagnosis("shared memory", f"{words}: {use} there (batches of 64 images per GPU); {advice}", "note")
     return Diagnosis("shared memory", words)
 
 

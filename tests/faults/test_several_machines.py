@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.engine.distributed.launch import MAX_RESTARTS
+from reproduce.errors import REQUEUE
 from reproduce.system import free_port
 from tests.faults.test_launch import FAKE, starts
 from tests.runs import REPO_ROOT
@@ -29,20 +30,24 @@ def wait_until_connected(port: int) -> None:
 
 def launched(folder: Path, *modes: str, port: int | None = None) -> list["subprocess.Popen[str]"]:
     """The launchers of two machines, with a process each."""
-    common = [sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"]
-    endpoint = f"--rdzv-endpoint=127.0.0.1:{port or free_port()}"
-    launchers = [
-        subprocess.Popen(
-            [*common, f"--node-rank={node}", endpoint, FAKE, str(folder), *modes],
-            cwd=REPO_ROOT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for node in range(2)
-    ]
-    STARTED.extend(launchers)
-    return launchers
+    port = port or free_port()
+    return [launched_on(node, folder, *modes, port=port) for node in range(2)]
+
+
+def launched_on(node: int, folder: Path, *modes: str, port: int) -> "subprocess.Popen[str]":
+    """The launcher of one of two machines."""
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "reproduce.engine.distributed.launch", "--nproc-per-node=1", "--nnodes=2"),
+            *(f"--node-rank={node}", f"--rdzv-endpoint=127.0.0.1:{port}", FAKE, str(folder), *modes),
+        ],
+        cwd=REPO_ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    STARTED.append(launcher)
+    return launcher
 
 
 @pytest.fixture(autouse=True)
@@ -79,22 +84,43 @@ def test_a_final_error_on_one_machine_ends_the_run_on_all(tmp_path: Path, modes:
     assert starts(tmp_path) == {"0": 1, "1": 1}
 
 
-def test_a_machine_that_is_lost_stops_the_ranks_of_the_others(tmp_path: Path) -> None:
-    port = free_port()
-    first, second = launched(tmp_path, "waits-once", "preempted", port=port)
+@pytest.mark.parametrize("lost", [0, 1], ids=["the first", "the second"])
+def test_a_machine_that_is_lost_and_replaced_restarts_the_ranks_of_all(tmp_path: Path, lost: int) -> None:
+    """The other's rank waits for ever, and restarts once, together with the replacement's."""
+    port, modes = free_port(), ["waits-once", "waits-once"]
+    modes[lost] = "waits-twice"  # also in the replacement, until that has heard of the others' round
+    launchers = launched(tmp_path, *modes, port=port)
     wait_until_connected(port + 1)
-    assert second.stdout is not None
-    assert second.stdout.readline() == "rank 1 waits\n"
-    assert first.stdout is not None
-    assert first.stdout.readline() == "rank 0 waits\n"
-    (rank,) = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
-    second.send_signal(signal.SIGKILL)
+    for node, launcher in enumerate(launchers):
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == f"rank {node} waits\n"
+    (rank,) = Path(f"/proc/{launchers[lost].pid}/task/{launchers[lost].pid}/children").read_text().split()
+    launchers[lost].send_signal(signal.SIGKILL)
     os.kill(int(rank), signal.SIGKILL)
-    second.communicate()
-    assert first.stderr is not None
-    watchdog = threading.Timer(60, first.kill)
+    launchers[lost].communicate()
+    remaining = launchers[1 - lost]
+    assert remaining.stderr is not None
+    watchdog = threading.Timer(60, remaining.kill)
     watchdog.start()
-    assert first.stderr.readline().startswith("warning: a rank on another machine crashed; restarting all ranks")
-    first.communicate(timeout=60)
+    assert remaining.stderr.readline().startswith("warning: a rank on another machine crashed; restarting all ranks")
     watchdog.cancel()
-    assert first.returncode == 0
+    launchers[lost] = launched_on(lost, tmp_path, *modes, port=port)
+    said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert starts(tmp_path) == {str(lost): 3, str(1 - lost): 2}
+    assert f"(restart 1 of {MAX_RESTARTS})" in said[lost] and "restart 2" not in "".join(said)
+
+
+def test_the_end_of_the_first_machine_is_no_failure_of_the_others(tmp_path: Path) -> None:
+    port = free_port()
+    first, second = launched(tmp_path, "preempted", "preempted", port=port)
+    wait_until_connected(port + 1)
+    for launcher in (first, second):
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    second.send_signal(signal.SIGUSR1)  # not the signal that a launcher sends its ranks after a failure
+    said = second.communicate(timeout=60)[1]
+    assert (first.returncode, second.returncode, said) == (REQUEUE, REQUEUE, "")
+    assert (tmp_path / "signal-1").read_text() == "SIGUSR1"

@@ -1,4 +1,4 @@
-"""Steps of every method, with their input, never make the host wait for the device."""
+"""Steps of every method, with their input, never make the host wait for the device, but for the loss scaler's look."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -53,14 +53,17 @@ def until_done(batches: Iterable[Batch]) -> Iterator[Batch]:
     raise Done
 
 
-@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in CONFIGS), ("swav", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in CONFIGS), ("swav", "bf16"), ("swav", "fp16")]
+)
 def test_steps_with_their_input_never_wait_for_the_device(
     device: torch.device, images: ImageList, name: str, precision: str
 ) -> None:
     training = build_training(name, device, precision=precision)
     batches = batches_of(name, images, device)
     training.trainer.train(islice(batches, 1), 0, 99)  # the clustering methods label all images in an epoch's first
-    with no_host_sync(device), pytest.raises(Done):
+    num_waits = STEPS_PER_EPOCH - 1 if precision == "fp16" else 0  # the scaler's, which skips steps that overflow
+    with no_host_sync(device, num_waits), pytest.raises(Done):
         training.trainer.train(until_done(islice(batches, STEPS_PER_EPOCH - 1)), 1, 99)
 
 

@@ -1,5 +1,6 @@
 """Small trainings of every method, on any device and in any precision, on crops that are drawn on the CPU."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Batch = tuple[list[Tensor], Tensor]
 BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 8, 4, 8
 NUM_IMAGES = BATCH * STEPS_PER_EPOCH
 CLUSTERING = {"num_prototypes": 6, "num_heads": 3, "num_banks": 2, "temperature": 0.1}
+NPID = {"num_negatives": 12, "temperature": 0.07, "bank_momentum": 0.5}
 CONFIGS: dict[str, dict[str, Any]] = {
     "swav": {
         "num_prototypes": 12, "temperature": 0.1, "epsilon": 0.05, "num_sinkhorn_iterations": 3,
@@ -57,10 +59,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "rotnet": {},
     "supervised": {},
+    "npid": NPID,
+    "cmc": NPID,
+    "pirl": {**NPID, "num_patches": 4, "jigsaw_weight": 0.5},
 }  # fmt: skip
+assert CONFIGS.keys() == registry.METHODS.keys(), "every method is tested: it needs a small config here"
 SIZES_PX = {
-    "moco": (40, 40), "pcl": (40, 40),
-    "local_aggregation": (40,), "bownet": (40,), "rotnet": (40,), "supervised": (40,),
+    "moco": (40, 40), "pcl": (40, 40), "pirl": (40, 24, 24, 24, 24),
+    **dict.fromkeys(("local_aggregation", "bownet", "rotnet", "supervised", "npid", "cmc"), (40,)),
 }  # fmt: skip
 """Sizes of a method's crops, unless they are `MULTI_CROP`."""
 MULTI_CROP = (40, 40, 24, 24)
@@ -161,8 +167,8 @@ def assert_close_to(found: Tensor, exact: Tensor, tolerance: float) -> None:
 
 
 @contextmanager
-def no_host_sync(device: torch.device) -> Iterator[None]:
-    """A context in which whatever makes the host wait for the device raises an error."""
+def no_host_sync(device: torch.device, num_waits: int = 0) -> Iterator[None]:
+    """A context in which whatever makes the host wait for the device is an error, except for `num_waits` waits."""
     if device.type != "cuda":
         check = FiniteGuard.check
 
@@ -171,11 +177,15 @@ def no_host_sync(device: torch.device) -> Iterator[None]:
             with _disable_current_modes():
                 check(guard)
 
-        with mock.patch.object(FiniteGuard, "check", on_the_host), NoHostSync():  # type: ignore[no-untyped-call]
+        with mock.patch.object(FiniteGuard, "check", on_the_host), NoHostSync(num_waits):
             yield
         return
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn" if num_waits else "error")
     try:
-        yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    waits = [str(each.message) for each in caught if "synchronizing" in str(each.message)]
+    assert len(waits) == num_waits, waits

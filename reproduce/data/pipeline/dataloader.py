@@ -2,14 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reproduce.config.schema import Crops, Normalize
+from reproduce.config.schema import Crops, Normalize, View
 from reproduce.data.datasets.image_folder import ImageList
 from reproduce.data.pipeline.augment import augment
 from reproduce.data.pipeline.center_crop import CenterCropDataset, collate_center_crops
@@ -17,7 +17,7 @@ from reproduce.data.pipeline.multicrop import MultiCropBatch, MultiCropDataset, 
 from reproduce.data.pipeline.nvjpeg import EncodedDataset, collate_encoded, decoded_batches
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload_ahead
-from reproduce.system import PREFETCH_BATCHES, SHARED_GPUS, STOP_SIGNALS, workers_per_gpu
+from reproduce.system import SHARED_GPUS, STOP_SIGNALS, pinned_bytes, prefetch_batches, workers_per_gpu
 
 OnUnreadable = Callable[[list[str]], None]
 """Called with the unreadable files of every batch (often none), each with its error: stops the run or counts them."""
@@ -54,7 +54,13 @@ def _cut_batches(
     """Return each step's crops before they are augmented: cut by the workers, or on the device by nvJPEG."""
     dataset = MultiCropDataset(images, recipe.views, recipe.augment, sampler.seed)
     if recipe.jpeg_decoder is None:
-        return build_dataloader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_multicrop)
+        return build_dataloader(
+            dataset,
+            num_workers,
+            multicrop_bytes(recipe.views, sampler.images_per_rank),
+            batch_sampler=sampler,
+            collate_fn=collate_multicrop,
+        )
     encoded = EncodedDataset(images, recipe.views, recipe.augment, sampler.seed)
     loader = build_dataloader(encoded, num_workers, batch_sampler=sampler, collate_fn=collate_encoded)
     return decoded_batches(loader, dataset, device)
@@ -78,7 +84,8 @@ def center_crop_batches(
     """
     mean, std = (each.view(3, 1, 1) for each in _mean_and_std(normalize, device))
     dataset = CenterCropDataset(images, resize_px, crop_px, interpolation)
-    loader = build_dataloader(dataset, num_workers, batch_size=batch_size, collate_fn=collate_center_crops)
+    batch_bytes = pinned_bytes(batch_size * 3 * crop_px**2)
+    loader = build_dataloader(dataset, num_workers, batch_bytes, batch_size=batch_size, collate_fn=collate_center_crops)
     for batch, (pixels,) in upload_ahead(loader, lambda batch: [batch.pixels], device):
         on_unreadable(batch.unreadable)
         if len(batch.indices):
@@ -91,17 +98,25 @@ def _mean_and_std(normalize: Normalize, device: torch.device) -> list[Tensor]:
     return [torch.tensor(list(values), device=device) for values in (normalize.mean, normalize.std)]
 
 
-def build_dataloader(dataset: Dataset[Any], num_workers: int | None, **options: Any) -> DataLoader[Any]:
+def multicrop_bytes(views: Sequence[View], num_images: int) -> int:
+    """Return the pinned memory of a batch's crops, which are uint8: one tensor for each view."""
+    return pinned_bytes(*(num_images * view.num * 3 * view.size_px**2 for view in views))
+
+
+def build_dataloader(
+    dataset: Dataset[Any], num_workers: int | None, batch_bytes: int = 0, **options: Any
+) -> DataLoader[Any]:
     """Return a torch DataLoader whose workers ignore stop signals; `options` are torch's own.
 
-    `num_workers` None is `default_num_workers()`.
+    `num_workers` None is `default_num_workers()`. Fewer batches are prepared ahead if they have many `batch_bytes`,
+    which changes no batch.
     """
     num_workers = default_num_workers() if num_workers is None else num_workers
     return DataLoader(
         dataset,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+        prefetch_factor=prefetch_batches(num_workers, batch_bytes) if num_workers else None,
         worker_init_fn=_ignore_stop_signals,
         **options,
     )

@@ -91,6 +91,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             epoch = step // self.steps_per_epoch
             yield [(epoch, int(index)) for index in self.indices_at(step)]
 
+    @property
+    def images_per_rank(self) -> int:
+        """The most images of a step that a rank gets."""
+        return -(-self.batch_size // self.world_size)
+
     def indices_at(self, step: int) -> np.ndarray:
         """Return the image indices of this rank in any step: `(batch_size / world_size,)` int64 or fewer at the end."""
         return np.array_split(self.batch_at(step), self.world_size)[self.rank]

@@ -108,8 +108,8 @@ class Launcher:
         """
         for number in STOP_SIGNALS:
             signal.signal(number, self._forward_signal)
+        attempt = 0  # a replacement starts in it as well, and restarts its ranks once it learns the others' round
         for restart in range(MAX_RESTARTS + 1):
-            attempt = self._peers.round
             self._ranks.clear()
             for process in self._start():
                 self._ranks.append(process)
@@ -132,7 +132,7 @@ class Launcher:
             if restart < MAX_RESTARTS:
                 plan = f"restarting all ranks from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
                 print(f"warning: {crash}; {plan}", file=sys.stderr, flush=True)
-                self._peers.meet(attempt)
+                attempt = self._peers.meet(attempt)
         print(f"{ERROR_PREFIX}{crash}; the same command resumes from the last checkpoint", file=sys.stderr)
         return code if code > 0 else 128 - code
 

@@ -95,7 +95,7 @@ class Training:
 
         Workers prepare batches during the warm-up: one each (runs: four), and three times as many are measured.
         """
-        with mock.patch.object(dataloader, "PREFETCH_BATCHES", 1):
+        with mock.patch.object(dataloader, "prefetch_batches", return_value=1):
             self.train(batches, self.size.num_warmup_steps)
         return max(self.size.num_steps, 3 * num_workers)
 

@@ -50,7 +50,7 @@ def augment_batch(device: torch.device, num_crops: int = 64) -> None:
 
 def test_two_copies_take_a_batchs_draws_to_the_device(gpu: torch.device) -> None:
     augment_batch(gpu)
-    with Launches() as launches, NoHostSync():  # type: ignore[no-untyped-call]
+    with Launches() as launches, NoHostSync():
         augment_batch(gpu)
     assert launches.num_uploads == 2
     assert launches.names.count("index") == launches.names.count("index_copy_") == len(OPERATIONS)

@@ -115,7 +115,7 @@ def test_it_waits_for_the_device_once() -> None:
             copies.extend([name] if name == "_to_copy" else [])
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    with Counted():  # type: ignore[no-untyped-call]
+    with Counted():
         (first, *_) = denormalized(crops, NORMALIZE)
     assert copies == [], "on a CPU nothing is copied, and nothing is read"
     assert first.shape == (NUM_IMAGES, 32, 32, 3) and first[0, 0, 0].tolist() == [124, 116, 104]

@@ -24,7 +24,7 @@ class Done(Exception):
     pass
 
 
-def one_step(precision: str, queue_length: int) -> None:
+def one_step(precision: str, queue_length: int, num_waits: int = 0) -> None:
     net = MultiCropNet(0.125, 16, 8, 6, blocks=(1, 1, 1, 1))
     config = SwavConfig("swav", 6, 0.1, 0.05, 3, 1, True, False, queue_length, 0)
     method = Swav(config, net, num_images=40, batch_size=4)
@@ -44,7 +44,7 @@ def one_step(precision: str, queue_length: int) -> None:
         guard=FiniteGuard(lambda _: pytest.fail("not finite")),
         logger=StepLogger(lambda *_, **__: None, log_every=9, batch_size=4),
     )
-    with NoHostSync(), pytest.raises(Done):  # type: ignore[no-untyped-call]
+    with NoHostSync(num_waits), pytest.raises(Done):
         trainer.train(batches(), first_step=0, num_steps=9)
 
 
@@ -55,22 +55,38 @@ def test_a_training_step_never_syncs_with_the_host(precision: str, queue_length:
     one_step(precision, queue_length)
 
 
+def test_a_step_in_fp16_syncs_once_for_the_loss_scaler() -> None:
+    """Whether gradients overflowed decides on the host whether the optimizer takes its step."""
+    one_step("fp16", 0, num_waits=1)
+
+
 def test_a_host_sync_would_be_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FiniteGuard, "update", lambda _self, _step, loss, **_made: loss.item())
     with pytest.raises(AssertionError, match="waits for the device"):
         one_step("fp32", 0)
 
 
-def test_a_mask_and_a_blocking_copy_would_be_detected() -> None:
+def test_a_mask_an_upload_and_a_blocking_copy_would_be_detected() -> None:
     rows = torch.zeros(3)
-    waits: list[Callable[[], torch.Tensor]] = [lambda: rows[rows == 0], lambda: rows.to("meta")]
+    waits: list[Callable[[], torch.Tensor]] = [
+        lambda: rows[rows == 0],
+        lambda: rows.to("meta"),
+        lambda: rows.new_tensor([1.0]),
+        lambda: torch.tensor([1.0], device=rows.device),
+        lambda: torch.as_tensor([1.0], device=rows.device),
+    ]
     for wait in waits:
-        with NoHostSync(), pytest.raises(AssertionError, match="waits for the device"):  # type: ignore[no-untyped-call]
+        with NoHostSync(), pytest.raises(AssertionError, match="waits for the device"):
             wait()
 
 
+def test_a_wait_that_was_expected_and_not_needed_would_be_detected() -> None:
+    with pytest.raises(AssertionError, match="not needed"), NoHostSync(num_waits=1):
+        torch.zeros(3)
+
+
 def test_the_contrastive_loss_never_syncs_with_the_host() -> None:
-    with NoHostSync():  # type: ignore[no-untyped-call]
+    with NoHostSync():
         contrastive_loss(torch.randn(6, 4, requires_grad=True), 3, 0.1).backward()
 
 
@@ -79,7 +95,7 @@ def test_uploads_of_methods_never_sync_with_the_host() -> None:
     sampler = StepSampler(num_images=8, batch_size=4, epochs=2, seed=0, first_step=0)
     clustering = SimpleNamespace(sampler=sampler, labels=torch.zeros(1, device="meta"))
     moco = SimpleNamespace(seed=0, queue=torch.zeros(1), key_encoder=lambda crops: [crops[0].flatten(1)])
-    with NoHostSync():  # type: ignore[no-untyped-call]
+    with NoHostSync():
         indices = Clustering._image_indices(clustering, 1)  # type: ignore[arg-type]
         keys = Moco._compute_keys(moco, torch.zeros(4, 3, 2, 2, device="meta"), 1)  # type: ignore[arg-type]
     assert indices.device == keys.device == torch.device("meta")

@@ -249,6 +249,20 @@ def test_a_wrong_data_folder_is_refused(checkout: Path) -> None:
     assert done.stderr == "error: the folder nowhere given as DATA is not there\n"
 
 
+@pytest.mark.parametrize(("size_gb", "level"), [(12, "note"), (13, "ok")])
+def test_memory_is_enough_for_the_batches_of_all_gpus(
+    tmp_path: Path, command: Say, monkeypatch: pytest.MonkeyPatch, size_gb: int, level: str
+) -> None:
+    command("nvidia-smi", (A100 * 4).strip())
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {size_gb * 10**9 // 1024} kB\nMemAvailable: 1024 kB\n")
+    monkeypatch.setattr("reproduce.system.usable_cores", lambda: 64)
+    told = by_subject(machine.hardware(tmp_path))["memory"]
+    assert told.level == level
+    says = "15 data-loader workers for each of 4 GPUs hold 12.1 GB pinned (batches of 64 images per GPU)"
+    assert (says in told.text) == (level == "note")
+
+
 @pytest.mark.parametrize(("size_gb", "level"), [(7.0, "note"), (7.2, "ok")])
 def test_shared_memory_is_enough_for_the_workers_of_all_gpus(
     tmp_path: Path, command: Say, monkeypatch: pytest.MonkeyPatch, size_gb: float, level: str
