@@ -26,15 +26,17 @@ BATCHES = (((0.0, 2.0), (1.0, 2.0, 3.0, 4.0, 5.0, 9.0)), ((4.0, 6.0, 1.0, 5.0), 
 def main(output: str) -> None:
     torch.set_num_threads(1)
     with process_group():
-        net = wrap_for_distributed(nn.BatchNorm1d(1))
+        norm = nn.BatchNorm1d(1)
+        net = wrap_for_distributed(norm)
         mine = [torch.tensor(batch)[:, None] for batch in BATCHES[rank()]]
         voc_detection.batches = lambda *_: iter(mine)  # type: ignore[assignment]
         cfg = get_cfg()
         cfg.TEST.PRECISE_BN.NUM_ITER = len(mine)
         context: Any = SimpleNamespace(cfg=SimpleNamespace(seed=0, precision="fp32"))
         voc_detection.recompute_bn_stats(net, [], cfg, context)
+        assert norm.running_mean is not None
         found = {
-            "means": all_gather(net.module.running_mean),
+            "means": all_gather(norm.running_mean),
             "seeds": all_gather(torch.tensor(proposal_seed(seed=3, step=5))),
         }
         if is_main():
