@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from reproduce.engine.distributed.collectives import any_rank
-from tests.nccl_conditions import COLLECTIVES, require_contiguous
 from tests.gpu.trainings import CONFIGS, STEPS_PER_EPOCH, build_training
+from tests.nccl_conditions import COLLECTIVES, require_contiguous
 from tests.runs import run
 
 

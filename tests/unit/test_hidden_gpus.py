@@ -37,7 +37,9 @@ def test_gpus_are_left_to_the_tests_of_gpus(arguments: list[str], only: bool) ->
 
 def test_make_gpu_test_has_the_gpu() -> None:
     """It passes no path that hides the GPU from all of its tests, which would be skipped in silence then."""
-    printed = subprocess.run(["make", "--dry-run", "gpu-test"], cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        ["make", "--dry-run", "gpu-test"], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+    )
     [command] = [line for line in printed.stdout.splitlines() if "TEST_DEVICE=cuda" in line and "pytest" in line]
     paths = [word for word in shlex.split(command) if word.startswith("tests")]
     assert only_tests_of_gpus(paths, REPO_ROOT)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from reproduce.config.compose import compose
 from reproduce.engine.distributed import collectives
@@ -87,7 +88,7 @@ def test_the_process_group_has_the_configs_timeout(monkeypatch: pytest.MonkeyPat
 def test_a_group_of_ranks_has_the_timeout_of_all() -> None:
     """A collective of BatchNorm's group, too, waits while a disk hangs; by itself, NCCL would wait for 10 minutes."""
     timeout = datetime.timedelta(minutes=45)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         backend = collectives.subgroup(1)._get_backend(torch.device("cpu"))
         assert backend.options._timeout == timeout
