@@ -136,9 +136,7 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     data = PretrainData(cfg, run)
     training = build_training(cfg, data.crops, len(data.images.classes), len(data.images), cfg.batch_size, groups)
     net, method, optimizer = training.net, training.method, training.optimizer
-    method.center_crops = data.center_crops
     scaler = loss_scaler(cfg.precision, cfg.initial_loss_scale)
-    method.reset_optimizer = lambda: optimizer.state.clear()  # noqa: PLW0108, a resume replaces the state
     steps_per_epoch = data.sampler(cfg.epochs, first_step=0).steps_per_epoch
     collapse_detector = CollapseDetector.for_method(method, cfg.collapse, steps_per_epoch)
     states: dict[str, Stateful] = {"model": net, "method": method, "optimizer": optimizer, "scaler": scaler}
@@ -148,6 +146,8 @@ def pretrain(cfg: DictConfig, run: Run, preemption: Preemption) -> None:
     sampler = data.sampler(cfg.epochs, first_step)
     num_steps = cfg.epochs * steps_per_epoch
 
+    method.center_crops = data.center_crops
+    method.reset_optimizer = optimizer.state.clear  # of the state after the resume, which replaces it
     extra_epoch = data.batches(data.sampler(cfg.epochs + 1, first_step=num_steps))
     with autocast(cfg.precision):
         method.on_train_start(training.net_on_all_ranks, sampler, (crops for crops, _ in extra_epoch))

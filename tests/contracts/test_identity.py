@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from reproduce import evaluate, measure, pretrain
 from reproduce.config import RunKind
 from reproduce.config.command_line import config_from_command_line
-from reproduce.config.compose import compose
+from reproduce.config.compose import compose, group_options
 from reproduce.config.identity import UNHASHED_SECTIONS, config_hash, identity
+from reproduce.system import CONF_DIR
 from tests.runs import REPO_ROOT, TINY, call, tiny_pictures
+from tests.unit.evals.test_own_classifier import file_with_classifier
 
 READ_OUTSIDE_THE_NAME = {
     "data.name": "names the catalog in an error",
@@ -130,22 +132,24 @@ def trunk(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK = ("cluster.num_workers=0", "cluster.num_threads=1", "logging.wandb=false")
-EVALUATIONS = {
+PROTOCOLS: dict[str, tuple[str, ...]] = {
     "knn": ("protocol.num_neighbors=[1]",),
     "voc07_svm": ("protocol.costs=[1]",),
-    "linear_imagenet": ("protocol.epochs=1", "protocol.batch_size=8"),
-    "lowshot_13": ("protocol.epochs=1", "protocol.batch_size=8", "protocol.subset.images_per_class=1"),
+    "linear": ("protocol.epochs=1", "protocol.batch_size=8"),
+    "finetune": ("protocol.epochs=1", "protocol.batch_size=8"),
+    "own_classifier": (),
     "coco_detr": (
         "protocol.epochs=1", "protocol.batch_size=30", "protocol.transformer.num_layers=1",
         "protocol.transforms.train_sizes_px=[32]", "protocol.transforms.test_size_px=32",
     ),
-    **dict.fromkeys(("voc_detection", *(f"voc_detection_{of}" for of in ("moco", "supervised", "bownet", "pirl"))), (
+    "voc_detection": (
         "protocol.batch_size=4", "protocol.detectron2.INPUT.MIN_SIZE_TRAIN=[32]",
         "protocol.detectron2.SOLVER.MAX_ITER=2",
         "protocol.detectron2.INPUT.MIN_SIZE_TEST=32", "protocol.detectron2.SOLVER.STEPS=[1]",
         "protocol.detectron2.SOLVER.WARMUP_ITERS=1", "protocol.detectron2.TEST.PRECISE_BN.NUM_ITER=1",
-    )),
+    ),
 }  # fmt: skip
+"""What makes an evaluation short, by the name of its protocol."""
 
 
 def run_on_what_is_visible(
@@ -168,13 +172,21 @@ def test_a_pretraining_reads_nothing_that_its_name_leaves_out(
     run_on_what_is_visible("pretrain", asked, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", EVALUATIONS)
+@pytest.mark.parametrize("name", group_options("eval"))
 def test_an_evaluation_reads_nothing_that_its_name_leaves_out(
     name: str, data: Path, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name.startswith("voc_detection"):
         pytest.importorskip("detectron2")
-    asked = (f"eval={name}", f"checkpoint={trunk}", f"paths.data_root={data}", *QUICK, *EVALUATIONS[name])
+    protocol = OmegaConf.load(CONF_DIR / "eval" / f"{name}.yaml").protocol
+    short = [*QUICK, *PROTOCOLS[protocol.name]]
+    if "subset" in protocol:  # one image of each class
+        short.append("protocol.subset." + ("fraction=0.5" if "fraction" in protocol.subset else "images_per_class=1"))
+    checkpoint = trunk
+    if name == "own_classifier":
+        num_classes = len(list((data / "imagenet" / "train").iterdir()))
+        checkpoint = file_with_classifier(num_classes, tmp_path, monkeypatch)
+    asked = (f"eval={name}", f"checkpoint={checkpoint}", f"paths.data_root={data}", *short)
     run_on_what_is_visible("evaluate", asked, tmp_path, monkeypatch)
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evals.coco_detr import detr_loss
 from evals.coco_detr.detector import Detr
+from evals.coco_detr.protocol import detr_loss
 from tests.gpu.test_detectors import SIZE, WEIGHTS, detr_batch
 from tests.gpu.trainings import CONFIGS, STEPS_PER_EPOCH, build_training
 from tests.networks import random_trunk

@@ -44,11 +44,19 @@ def test_a_named_network_is_counted_and_not_trained(tmp_path: Path, monkeypatch:
 
 
 def test_cost_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 4 images in 2, 4 and 8 seconds, after one that is not counted: a second for an image of each device."""
     few = ("measurement.num_steps=3", "measurement.images_per_step=4", "network.width=0.0625")
+    timed = measure.StepTimer.seconds
+
+    def seconds(timer: measure.StepTimer) -> list[float]:
+        assert len(timed(timer)) == 4 and min(timed(timer)) > 0
+        return [99.0, 8.0, 2.0, 4.0]
+
+    monkeypatch.setattr(measure.StepTimer, "seconds", seconds)
     result = measured(monkeypatch, tmp_path, "experiment=swav_100ep", "measurement=cost", *few)
-    seconds = result["metrics"]["seconds_per_image"]
-    assert seconds > 0
-    assert result["metrics"]["hours"] == pytest.approx(seconds * 1_281_167 * 100 / 64 / 3600)
+    assert result["metrics"]["seconds_per_image"] == 1
+    # 100 epochs of 1,281,167 images, a 64th of them on each GPU: 2,001,823 s.
+    assert result["metrics"]["hours"] == pytest.approx(556.062, abs=0.001)
     assert result["provenance"]["measured"].endswith("memory counted in bf16, not measured")
 
 

@@ -41,6 +41,38 @@ def test_memory_estimate_matches_a_forward_pass() -> None:
     assert counted.activations_gb == activations_gb(net, kept)
 
 
+def test_weights_are_counted_with_what_a_step_of_sgd_keeps_for_each() -> None:
+    """Weights, gradients and momenta of a real step; DDP's buckets are as large as the gradients."""
+    cfg = compose("pretrain", ["experiment=swav_800ep", "network.width=0.0625", "scale=smoke"])
+    counted = estimate_memory(cfg, 2, activation_checkpointing=False)
+    net = MultiCropNet(0.0625, cfg.network.head_hidden_dim, cfg.network.embedding_dim, cfg.method.num_prototypes,
+                       blocks=BLOCKS[cfg.network.depth])  # fmt: skip
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    assert counted.weights_gb == pytest.approx(kept_by_a_step(net, optimizer) / 1e9)
+
+
+def kept_by_a_step(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """The bytes of weights, gradients, DDP's copy of these, and of what the optimizer keeps for each weight."""
+    for weight in net.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
+    states = [each for state in optimizer.state.values() for each in state.values()
+              if isinstance(each, torch.Tensor) and each.dim()]  # fmt: skip
+    return sum(each.nbytes for each in (*net.parameters(), *gradients, *gradients, *states))
+
+
+@pytest.mark.parametrize(("checkpointing", "experiment"), [(False, "swav_800ep"), (True, "swav_400ep_2x224")])
+def test_activations_are_in_proportion_to_images_and_weights_are_not(checkpointing: bool, experiment: str) -> None:
+    """But for the activations of the prototypes' own weights, which are none."""
+    cfg = compose("pretrain", [f"experiment={experiment}", "network.width=0.0625", "scale=smoke", "batch_size=8"])
+    one, two = (estimate_memory(cfg, processes, activation_checkpointing=checkpointing) for processes in (4, 2))
+    assert (one.images_per_gpu, two.images_per_gpu) == (2, 4)
+    assert two.weights_gb == one.weights_gb > 0
+    assert two.activations_gb == pytest.approx(2 * one.activations_gb, rel=0.02)
+    assert one.sum_gb == one.weights_gb + one.activations_gb
+
+
 def test_half_precision_counts_the_same_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose("pretrain", ["experiment=swav_800ep", "network.width=0.0625", "precision=bf16", "scale=smoke"])
     here = estimate_memory(cfg, 2, activation_checkpointing=False)
@@ -70,7 +102,8 @@ def test_detr_estimate_matches_a_forward_pass(small_detr: coco_detr.ProtocolConf
     with kept_for_backward() as kept:
         net(torch.zeros(2, 3, 96, 96), torch.zeros(2, 96, 96, dtype=torch.bool))
     assert counted.images_per_gpu == 2
-    assert counted.weights_gb == 20 * sum(weight.numel() for weight in net.parameters()) / 1e9
+    optimizer = torch.optim.AdamW(net.parameters())
+    assert counted.weights_gb == pytest.approx(kept_by_a_step(net, optimizer) / 1e9)
     assert counted.activations_gb == activations_gb(net, kept)
 
 

@@ -119,6 +119,23 @@ def test_the_optimizer_has_every_parameter_of_the_network(
     assert len(of_network) == len(of_optimizer)
 
 
+@pytest.mark.parametrize(("asked", "scale"), [((), 65536), (("initial_loss_scale=256",), 256)])
+def test_fp16_begins_with_the_configured_loss_scale(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], scale: float
+) -> None:
+    scales: list[float] = []
+
+    def train(self: Trainer[Any], *_: object) -> None:
+        scales.append(self.scaler.get_scale())
+        raise AtFirstStep
+
+    monkeypatch.setattr(Trainer, "train", train)
+    overrides = (*TINY, *EXPERIMENTS["swav"], "precision=fp16", *asked, f"paths.data_root={data}")
+    with pytest.raises(AtFirstStep):
+        call(pretrain.main, monkeypatch, *overrides, f"paths.results={tmp_path}")
+    assert scales == [scale]
+
+
 @pytest.mark.usefixtures("one_rank", "apex")
 def test_apex_with_bf16_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = (*TINY, *CONVERSIONS["apex"], "precision=bf16", f"paths.data_root={data}", f"paths.results={tmp_path}")

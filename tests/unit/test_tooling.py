@@ -5,14 +5,18 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from reproduce.cli.parser import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 Install = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -83,6 +87,93 @@ def test_a_variable_that_a_target_does_not_read_is_refused(target: str, variable
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"*** make {target} takes no {variable.partition('=')[0]}: " in done.stderr
+
+
+VARIABLES: dict[str, tuple[str, str, Any]] = {
+    "SCALE": ("paper", "scale", "paper"),
+    "SEEDS": ("3", "seeds", 3),
+    "FROM": ("released", "source", "released"),
+    "BUDGET": ("24 H100", "budget", "24 H100"),
+    "CORES": ("3", "cores", 3),
+    "CLUSTER": ("slurm", "cluster", "slurm"),
+    "CLUSTER_OPTIONS": ("slurm.qos=a max_jobs=2", "cluster_options", "slurm.qos=a max_jobs=2"),
+    "DATA": ("/pictures", "data", "/pictures"),
+    "DATA_CONFIG": ("own.yaml", "data_config", "own.yaml"),
+    "IMAGES": ("/own", "images", "/own"),
+    "SKIP_BAD_IMAGES": ("1", "skip_bad_images", True),
+    "SKIP_MISSING_DATA": ("1", "skip_missing_data", True),
+    "STRICT": ("1", "strict", True),
+    "CHECKPOINT": ("own.pt", "checkpoint", "own.pt"),
+    "OVERRIDES": ("seed=3 batch_size=8", "overrides", ["seed=3", "batch_size=8"]),
+    "TABLES": ("table3 table7", "tables", ["table3", "table7"]),
+    "SAME_SEED": ("1", "same_seed", True),
+    "ONLY_NEW": ("1", "only_new", True),
+    "PRECISION": ("fp32 bf16", "precision", ["fp32", "bf16"]),
+    "DATASETS": ("imagenet voc07", "datasets", ["imagenet", "voc07"]),
+    "DECODE": ("all", "decode", "all"),
+    "ARCHIVES": ("/archives", "archives", "/archives"),
+    "SHARDS": ("/shards", "shards", "/shards"),
+}
+"""What make is given, and what the command line then says: the name and the value of a parsed option."""
+IMAGES = ("DATA", "DATA_CONFIG", "IMAGES", "SKIP_BAD_IMAGES")
+RUNS = ("SEEDS", "CLUSTER", "CLUSTER_OPTIONS", "FROM", "BUDGET", "CORES")
+TABLE, SINGLE = ("SCALE", *IMAGES, *RUNS), ("SCALE", *IMAGES, "CLUSTER", "CLUSTER_OPTIONS", "OVERRIDES")
+COMMANDS = {
+    **dict.fromkeys(("smoke", "lite"), (*IMAGES, *RUNS, "STRICT", "SKIP_MISSING_DATA")),
+    "reproduce-table7": (*TABLE, "STRICT", "SKIP_MISSING_DATA"),
+    "check-table7": (*TABLE, "STRICT"),
+    **dict.fromkeys(("plan-table7", "report-table7", "render-table7"), TABLE),
+    "pretrain-swav_800ep": SINGLE,
+    "evaluate-knn": (*SINGLE, "CHECKPOINT"),
+    "export": ("SCALE", "CHECKPOINT"),
+    "pictures": ("SCALE", "CHECKPOINT", "DATA"),
+    "preflight": ("SCALE", "PRECISION", "CLUSTER", "CLUSTER_OPTIONS", "CORES"),
+    "data-verify": ("DATA", "DATA_CONFIG", "DECODE", "DATASETS"),
+    "data-prepare": ("DATA", "DATA_CONFIG", "ARCHIVES", "DATASETS"),
+    "data-shard": ("DATA", "DATA_CONFIG", "SHARDS", "DATASETS"),
+    "record-baseline": (*TABLE, "SAME_SEED", "TABLES"),
+    "recorded-claims": ("SCALE",),
+    "record-golden": ("SCALE", "CORES", "ONLY_NEW"),
+}
+"""Targets that call `python -m reproduce`, with the variables that they read."""
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+def test_every_variable_of_a_target_reaches_its_command(target: str) -> None:
+    """What has no effect would go unnoticed: the command runs, and does less than it was asked for."""
+    given = [f"{name}={VARIABLES[name][0]}" for name in COMMANDS[target]]
+    printed = make("--no-print-directory", "--dry-run", target, "PYTHON=python3", *given)
+    (line,) = [line for line in printed.replace("\\\n", "").splitlines() if " -m reproduce " in line]
+    options = parse_arguments(shlex.split(line)[3:])
+    for name in COMMANDS[target]:
+        _, option, value = VARIABLES[name]
+        assert getattr(options, option) == value, name
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "words"),
+    [
+        ("doctor", ["DATA=/pictures", "DATA_CONFIG=own.yaml"], "--data /pictures --data-config own.yaml"),
+        ("fetch-weights", ["CHECKPOINT=swav_800ep"], "fetch-weights -- swav_800ep"),
+        ("bench", ["DATA=/pictures"], "--pictures /pictures"),
+        ("gpu-bench", ["DATA=/pictures"], "--pictures /pictures"),
+        ("docker-test", ["SOURCES=/mirrors"], "--sources /mirrors"),
+        ("lock", ["UPGRADE=wandb"], "--upgrade-package wandb requirements/$name.in"),
+    ],
+)
+def test_a_variable_of_another_program_reaches_it(target: str, given: list[str], words: str) -> None:
+    printed = make("--no-print-directory", "--dry-run", target, "PYTHON=python3", *given).replace("\\\n", "")
+    assert f" {words} " in f" {' '.join(shlex.split(printed))} "
+
+
+def test_the_variables_of_all_commands_are_known_here() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    calling = {target for target, recipe in re.findall(r"^([a-z%-]+):.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+               if "$(REPRODUCE)" in recipe}  # fmt: skip
+    assert {re.sub("-(table7|knn|swav_800ep)$", "-%", target) for target in COMMANDS} == calling - {"fetch-weights"}
+    passed_on = set(re.findall(r"^export (.*)$", makefile, re.MULTILINE)[0].split()) | {"SOURCES"}
+    assert set(re.findall(r"^([A-Z0-9_]+) [?]=.*#", makefile, re.MULTILINE)) == {*VARIABLES, *passed_on}
+    assert {name for names in COMMANDS.values() for name in names} == set(VARIABLES)
 
 
 @pytest.mark.parametrize("target", ["export", "pictures"])

@@ -133,13 +133,20 @@ def test_blur_is_opencvs_of_23_pixels_with_mirrored_edges(sigma: float, size: in
     torch.testing.assert_close(flat, torch.ones(1, 3, size, size))
 
 
-def test_blur_equals_opencvs() -> None:
-    cv2 = pytest.importorskip("cv2")
-    image = np.asarray(make_image(0, 96, 96), dtype=np.float32) / 255
-    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
-    augment.gaussian_blur_(x, torch.tensor([1.3]))
-    expected = torch.from_numpy(cv2.GaussianBlur(image, (23, 23), 1.3).transpose(2, 0, 1).copy())
-    torch.testing.assert_close(x[0], expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("sigma", [1.3, 6.0])
+def test_blur_equals_opencvs(sigma: float) -> None:
+    """`cv2.GaussianBlur(image, (23, 23), sigma)` by OpenCV's documentation: the weights of `getGaussianKernel`, and
+    `BORDER_DEFAULT`, which continues a row `abc...xyz` by `...dcb|abc...xyz|yxw...`.
+    """
+    image = np.asarray(make_image(0, 96, 96), dtype=np.float64).transpose(2, 0, 1) / 255
+    weights = np.exp(-((np.arange(23) - (23 - 1) / 2) ** 2) / (2 * sigma**2))  # at 6, all 23 count
+    bordered = np.concatenate([image[..., 11:0:-1], image, image[..., -2:-13:-1]], axis=2)
+    rows = sum(weight * bordered[..., at : at + 96] for at, weight in enumerate(weights / weights.sum()))
+    bordered = np.concatenate([rows[:, 11:0:-1], rows, rows[:, -2:-13:-1]], axis=1)
+    expected = sum(weight * bordered[:, at : at + 96] for at, weight in enumerate(weights / weights.sum()))
+    x = torch.from_numpy(image).float()[None]
+    augment.gaussian_blur_(x, torch.tensor([sigma]))
+    torch.testing.assert_close(x[0], torch.from_numpy(expected).float(), rtol=0, atol=1e-5)
 
 
 def test_augment_equals_torchvisions_in_each_crops_own_order() -> None:

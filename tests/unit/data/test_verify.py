@@ -119,6 +119,23 @@ def test_decoded_sample_is_spread_over_the_split(data: Path, monkeypatch: pytest
     assert len(set(seen)) == 5
 
 
+@pytest.mark.parametrize(("options", "num_decoded"), [([], 10), (["--decode", "all"], 40)])
+def test_the_command_decodes_all_images_if_it_is_asked_to(
+    data: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], num_decoded: int
+) -> None:
+    """20 images of each of two splits, or 5 of each."""
+    seen: list[Path] = []
+
+    def look(path: Path) -> str:
+        seen.append(path)
+        return ""
+
+    monkeypatch.setattr(inspection, "_decode_error", look)
+    monkeypatch.setattr(inspection, "SAMPLE_IMAGES", 5)
+    main(["data-verify", "imagenet", "--data", str(data), "--data-config", "generated", *options])
+    assert len(seen) == len(set(seen)) == num_decoded
+
+
 def test_voc_files_are_compared_with_the_lists(data: Path) -> None:
     root = data / "VOCdevkit" / "VOC2007"
     first_id, second_id = (root / "ImageSets" / "Main" / "test.txt").read_text().split()[:2]

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou, generalized_
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from evals.coco_detr import protocol as coco_detr
-from evals.coco_detr.detector import Detr, TransformerConfig, sine_positions
+from evals.coco_detr.detector import Detr, TransformerConfig, freeze_batchnorm, sine_positions
 from evals.coco_detr.losses import LossWeights, Target, class_loss_groups, corners, losses, match_queries
 from evals.coco_detr.protocol import (
     DetrTask,
@@ -457,6 +457,43 @@ def test_every_layer_and_every_trained_parameter_has_a_gradient() -> None:
     first.backward()
     for name, value in net.named_parameters():
         assert (value.grad is not None) == value.requires_grad, name
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_dropout_of_a_layer_is_that_of_torchs_transformer(ours: Detr, part: str) -> None:
+    """Of attention, of both residual branches and of the hidden units: torch's post-norm layer draws them in order."""
+    layer: nn.Module = getattr(ours.transformer, part).layers[1]
+    there = nn.TransformerEncoderLayer if part == "encoder" else nn.TransformerDecoderLayer
+    oracle = there(32, 4, 48, dropout=0.1, batch_first=True)
+    oracle.load_state_dict(layer.state_dict())
+    x, memory = torch.randn(2, 2, 9, 32, generator=torch.Generator().manual_seed(0))
+    none, padding = torch.zeros(2, 9, 32), torch.zeros(2, 9, dtype=torch.bool)
+    more = (none, padding) if part == "encoder" else (none, memory, memory, padding)
+    theirs = {"src_key_padding_mask": padding} if part == "encoder" else {"memory": memory}
+    layer.train()
+    torch.manual_seed(3)
+    found = layer(x, *more)
+    layer.eval()
+    torch.manual_seed(3)
+    torch.testing.assert_close(found, oracle(x, **theirs))
+    assert (found - layer(x, *more)).abs().max() > 0.1
+
+
+def test_frozen_batchnorm_equals_the_one_that_it_replaces() -> None:
+    """Its epsilon, too, beside which a channel of the trunk may hardly vary."""
+    norm = nn.BatchNorm2d(3, eps=1e-3).eval()
+    for tensor, values in (
+        *((norm.weight, (1.0, 2.0, 3.0)), (norm.bias, (0.1, 0.2, 0.3))),
+        *((norm.running_mean, (0.0, 1.0, -1.0)), (norm.running_var, (0.0, 1e-3, 2.0))),
+    ):
+        assert tensor is not None
+        tensor.data.copy_(torch.tensor(values))
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = norm(x)
+    net = nn.Sequential(norm)
+    freeze_batchnorm(net)
+    assert isinstance(net[0], FrozenBatchNorm2d)
+    torch.testing.assert_close(net(x), expected)
 
 
 def test_detections_are_in_pixels_and_never_of_class_no_object() -> None:

@@ -46,13 +46,19 @@ class Bare(Trunk):
         self.stem = nn.Parameter(torch.zeros(1000, 3))
 
 
-def given(num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> tuple[str, ...]:
-    """A file with such a network, and the request to evaluate it."""
+def file_with_classifier(num_classes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with such a network, which loads while the test lasts."""
     monkeypatch.setitem(
         OTHER_NETWORKS, "constant", OtherNetwork(dict, "classifier.1.weight", lambda _: Constant(num_classes))
     )
-    torch.save(Constant(num_classes).state_dict(), tmp_path / "given.pt")
-    return (*ASKED, f"checkpoint={tmp_path / 'given.pt'}", f"paths.data_root={data}", f"paths.results={tmp_path}")
+    torch.save(Constant(num_classes).state_dict(), folder / "given.pt")
+    return folder / "given.pt"
+
+
+def given(num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> tuple[str, ...]:
+    """The request to evaluate it."""
+    file = file_with_classifier(num_classes, tmp_path, monkeypatch)
+    return (*ASKED, f"checkpoint={file}", f"paths.data_root={data}", f"paths.results={tmp_path}")
 
 
 def test_top1_of_one_class_is_its_share_and_no_epoch_is_better(

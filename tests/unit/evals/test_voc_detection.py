@@ -13,10 +13,11 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from evals.voc_detection import dataset
+from evals.voc_detection import protocol as voc_detection
 from evals.voc_detection.compatibility import Boxes, CfgNode, Instances, build_lr_scheduler, voc_ap
 from evals.voc_detection.dataset import AspectRatioGroupedSampler
 from evals.voc_detection.detector import HEAD_PREFIXES, build_config, build_detector, to_detectron2_names
-from evals.voc_detection.protocol import ProtocolConfig, read_images
+from evals.voc_detection.protocol import ProtocolConfig, fit, read_images
 from evals.voc_detection.trainer import DetectorTrainer, GuardHook, LogHook
 from evals.voc_detection.voc_metrics import voc_evaluator
 from models.networks.resnet import BLOCKS, ResNet
@@ -30,6 +31,8 @@ from reproduce.engine.nan_guard import FiniteGuard
 from reproduce.engine.precision import loss_scaler
 from reproduce.errors import TrainingFailed, UserError
 from tests.networks import random_trunk
+from tests.unit.engine.test_distributed import outcome
+from tests.unit.evals.voc_ranks import BATCHES
 
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
@@ -94,6 +97,8 @@ def test_the_recipe_to_the_letter() -> None:
     assert (cfg.INPUT.MIN_SIZE_TEST, rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (800, 6000, 1000)
     assert (solver.MAX_ITER, list(solver.STEPS), solver.BASE_LR) == (24000, [18000, 22000], 0.1)
     assert (cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER) == (True, 200)
+    assert (rpn.NMS_THRESH, model.ROI_HEADS.NMS_THRESH_TEST, model.ROI_HEADS.SCORE_THRESH_TEST) == (0.7, 0.5, 0.05)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
     assert protocol("paper").batch_size == protocol("paper").base_batch_size == 16
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=solver.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
@@ -170,6 +175,107 @@ def test_smoke_trains_no_more_of_the_trunk_than_res5() -> None:
 def test_an_unknown_key_of_detectron2_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"config protocol\.detectron2: .*SOLVER\.BASE_RATE"):
         build_config({"SOLVER": {"BASE_RATE": 1}}, ResNet(0.0625))
+
+
+OVERLAPS = torch.tensor(
+    [
+        [0.0, 0.0, 10.0, 10.0],
+        [0.0, 0.0, 10.0, 7.1],  # IoU .71 with the first, .69 and .49 / .71 with the next
+        [0.0, 0.0, 10.0, 6.9],
+        [0.0, 0.0, 10.0, 5.1],
+        [0.0, 0.0, 10.0, 4.9],
+    ]
+)
+"""Boxes at either side of both thresholds of non-maximum suppression: IoU .71, .69, .51 and .49 with the first."""
+
+
+@pytest.mark.parametrize(("other", "survives"), [(1, False), (2, True)])
+def test_proposals_above_an_iou_of_seven_tenths_are_suppressed(
+    detector: tuple[ResNet, Any, CfgNode], other: int, survives: bool
+) -> None:
+    boxes = OVERLAPS[[0, other]]
+    logits, deltas = torch.tensor([[2.0, 1.0]]), torch.zeros(1, 2, 4)
+    (kept,) = detector[1].proposal_generator.predict_proposals([Boxes(boxes)], [logits], [deltas], [(100, 100)])
+    assert torch.equal(kept.proposal_boxes.tensor, boxes if survives else boxes[:1])
+
+
+@pytest.mark.parametrize(
+    ("other", "labels", "survives"), [(3, (CAT, CAT), False), (4, (CAT, CAT), True), (1, (CAT, DOG), True)]
+)
+def test_detections_of_one_class_above_an_iou_of_a_half_are_suppressed(
+    detector: tuple[ResNet, Any, CfgNode], other: int, labels: tuple[int, int], survives: bool
+) -> None:
+    proposals = Instances((100, 100))
+    proposals.proposal_boxes = Boxes(OVERLAPS[[0, other]])
+    scores = torch.full((2, 21), -9.0)
+    scores[[0, 1], list(labels)] = torch.tensor([9.0, 8.0])
+    (kept,), _ = detector[1].roi_heads.box_predictor.inference((scores, torch.zeros(2, 80)), [proposals])
+    assert kept.pred_classes.tolist() == list(labels[: 1 + survives])
+
+
+class NormDetector(nn.Module):
+    """Stands for a detector: one BatchNorm over what each image is. It notes the seed of each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.seeds = nn.BatchNorm1d(2), list[int]()
+
+    def forward(self, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.seeds.append(torch.initial_seed())
+        return {"loss_cls": self.norm(torch.stack([each["image"] for each in inputs])).square().mean()}
+
+
+@pytest.mark.parametrize("precise", [True, False])
+def test_a_training_ends_with_the_statistics_of_all_images_of_precise_batchnorm(
+    monkeypatch: pytest.MonkeyPatch, precise: bool
+) -> None:
+    """Those of the batches together, whatever their sizes, and nothing of what was averaged in training."""
+    rows = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    batches = [[{"image": row} for row in share] for share in rows.split([2, 4, 3])]
+    asked = []
+
+    def batches_of(_train: Any, _cfg: Any, _context: Any, *which: int) -> Any:
+        asked.append(which)
+        return iter(batches if which[0] == 8 else [[{"image": torch.full((2,), value)} for value in (5.0, 7.0)]] * 2)
+
+    checkpoints = SimpleNamespace(finish=lambda _: None, save_if_due=lambda _: None)
+    monkeypatch.setattr(voc_detection, "batches", batches_of)
+    monkeypatch.setattr(voc_detection, "resume", lambda *_, **__: (checkpoints, 0))
+    cfg = build_config(protocol("smoke").detectron2, ResNet(0.0625))
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, ()
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = precise, 3
+    net = NormDetector()
+    context: Any = SimpleNamespace(
+        cfg=SimpleNamespace(seed=7, precision="fp32", logging=SimpleNamespace(every_steps=9)),
+        run=SimpleNamespace(
+            folder=Path(),
+            metrics=SimpleNamespace(log=lambda *_, **__: None),
+            first_steps=SimpleNamespace(watch=lambda *_: None, wants=lambda _: False),
+        ),
+        preemption=SimpleNamespace(checkpoint_and_stop_if_requested=lambda *_: None),
+    )
+    fit(net, [], cfg, context)
+    in_training = [7_000_021 * 4096, 7_000_022 * 4096]
+    if precise:
+        assert asked == [(7, 0, 2), (8, 0, 3)]  # another order than the training's
+        torch.testing.assert_close(net.norm.running_mean, rows.mean(0))
+        torch.testing.assert_close(net.norm.running_var, rows.var(0, unbiased=False))
+        assert net.seeds == [*in_training, *[7_000_023 * 4096] * 3]
+    else:
+        assert asked == [(7, 0, 2)]
+        mean = torch.full((2,), 6 * (1 - 0.9**2))  # two steps towards 6, by a tenth each
+        torch.testing.assert_close(net.norm.running_mean, mean)
+        assert net.seeds == in_training
+
+
+def test_ranks_agree_on_precise_statistics_and_sample_proposals_of_their_own(tmp_path: Path) -> None:
+    """Each weights the steps, whose means all ranks share, by its own number of boxes; all end with the average."""
+    found = outcome(2, tmp_path / "out.pt", "tests.unit.evals.voc_ranks")
+    steps = [np.mean(np.concatenate(both)) for both in zip(*BATCHES, strict=True)]
+    own = [np.average(steps, weights=[len(batch) for batch in batches]) for batches in BATCHES]
+    assert abs(own[0] - own[1]) > 0.1  # so that the average is neither
+    assert found["means"].flatten().tolist() == pytest.approx([np.mean(own)] * 2)
+    assert found["seeds"].tolist() == [3_000_014 * 4096, 3_000_014 * 4096 + 1]
 
 
 def found(*boxes: tuple[int, float, tuple[float, float, float, float]]) -> list[dict[str, Any]]:

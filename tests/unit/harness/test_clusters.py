@@ -15,7 +15,7 @@ import yaml
 
 from reproduce.__main__ import main
 from reproduce.errors import RetryableError, UserError
-from reproduce.harness.execute import kubernetes, kubernetes_manifests, slurm
+from reproduce.harness.execute import kubernetes, kubernetes_manifests, slurm, workflow
 from reproduce.harness.plan import build, plan_file
 from reproduce.harness.plan.config_cache import WHOLE_MACHINE, ConfigCache
 from reproduce.harness.plan.model import Plan, Request, Run
@@ -88,6 +88,40 @@ def test_slurm_resources_of_a_pretraining(checkout: Path) -> None:
     more_threads = planned("slurm", *EIGHT_NODES, "cores_per_gpu=2")
     assert slurm.resources(as_read(more_threads, "swav_800ep"), more_threads.cluster)["cpus_per_task"] == 32
     assert not asked.keys() & {"gres", "slurm_partition", "slurm_account", "runtime"}
+
+
+def test_a_sites_limits_reach_the_scheduler(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_slurm_output", lambda *_: "AccountingStorageType = accounting_storage/none")
+    options = ("max_jobs=7", "slurm.signal_before_end_seconds=300", "slurm.poll_seconds=11", "slurm.qos=long")
+    plan = planned("slurm", *options)
+    executor = " ".join(workflow._executor_args(plan, cores=4, num_gpus=0))
+    assert executor.startswith("--executor slurm --jobs 7 ")
+    assert executor.endswith(" --slurm-status-command squeue --slurm-init-seconds-before-status-checks 11")
+    asked = slurm.resources(as_read(plan, "swav_800ep"), plan.cluster)
+    assert (asked["slurm_extra"], asked["qos"]) == ("--ntasks-per-node=1 --signal=USR1@300", "long")
+    of_kubernetes = planned("kubernetes", "max_jobs=7", "kubernetes.image=x", "kubernetes.results_claim=y")
+    assert workflow._executor_args(of_kubernetes, cores=4, num_gpus=0) == ["--cores", "7"]
+
+
+def test_a_clusters_own_names_and_sizes_are_in_every_manifest(checkout: Path) -> None:
+    """None is the default, which the golden manifests have."""
+    site = ("namespace=vision", "image=x", "results_claim=y", "workdir=/srv/swav", "shared_memory_gb=24")
+    more = ("gpu_resource=amd.com/gpu", "priority_class=urgent")
+    plan = planned("kubernetes", "num_processes=2", *(f"kubernetes.{option}" for option in (*site, *more)))
+    (job,) = kubernetes_manifests.manifests(as_read(plan, "swav_800ep"), plan.cluster, "pictures")
+    assert job["metadata"]["namespace"] == "vision"
+    pod = job["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == "urgent"
+    assert pod["tolerations"] == [{"key": "amd.com/gpu", "operator": "Exists"}]
+    memory, results = pod["volumes"]
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "24G"}
+    assert results["persistentVolumeClaim"] == {"claimName": "y"}
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"amd.com/gpu": 2}
+    assert container["workingDir"] == "/srv/swav"
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [
+        *("/dev/shm", "/srv/swav/results", "/srv/swav/.cache")
+    ]
 
 
 def evaluation(name: str, cluster: str, *options: str) -> Plan:

@@ -8,15 +8,14 @@ import pytest
 
 from reproduce.errors import UserError
 from reproduce.files import NOT_FINITE
-from reproduce.harness.preflight.tolerances import (
-    MULTIPLE,
-    RESOLUTIONS,
-    STORED_DIGITS,
-    USELESS,
-    measured,
-)
+from reproduce.harness.preflight.tolerances import measured
 from reproduce.harness.spec import golden, tables
 from reproduce.harness.spec.golden import Difference, Golden, Values, compare
+
+MULTIPLE = 30
+"""What docs/preflight.md says: a tolerance is thirty times a spread."""
+FP32 = 2.0**-23
+"""The distance from 1 to the next number."""
 
 
 def recorded(values: Mapping[str, Sequence[float]], tolerance: float | None = 0.01) -> Golden:
@@ -130,11 +129,24 @@ def test_settings_that_agree_by_chance_get_the_usual_spread_of_the_kind() -> Non
     runs = [{**spread, "loss": [4.0]}, {**{name: [100.1] for name in spread}, "norm of part 0": [100.0], "loss": [4.0]}]
     tolerances = in_fp32([runs[0], runs[1], runs[0]])[1]
     assert tolerances["norm of part 0"] == [pytest.approx(0.1 * MULTIPLE)]
-    assert tolerances["loss"] == [pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 4.0, rel=0.05)]
+    assert tolerances["loss"] == [pytest.approx(MULTIPLE * FP32 * 4.0, rel=0.05)]
+
+
+@pytest.mark.parametrize(
+    ("precision", "usual"), [("fp64", 0.006), ("fp32", 0.0072), ("bf16", 0.0072), ("fp16", 0.0072)]
+)
+def test_the_usual_spread_is_that_of_three_quarters_of_a_kind_in_fp64_and_of_nine_tenths_below(
+    precision: str, usual: float
+) -> None:
+    """Of spreads from 0 to .008 in equal steps; the first quantity, which has none, gets the usual one."""
+    still = {f"norm of part {number}": [100.0] for number in range(5)}
+    moved = {f"norm of part {number}": [100 * (1 + 0.002 * number)] for number in range(5)}
+    (_, tolerances) = measured({"a": [still, moved, still]}, {"a": precision})["a"]
+    assert tolerances["norm of part 0"] == [pytest.approx(30 * usual * 100, rel=0.05)]
 
 
 def test_a_number_that_rounding_moves_by_too_much_has_no_tolerance_from_there_on() -> None:
-    just, too_much = 0.99 * USELESS / MULTIPLE, 1.01 * USELESS / MULTIPLE
+    just, too_much = 0.99 * 0.3 / MULTIPLE, 1.01 * 0.3 / MULTIPLE  # tolerances of .297 and .303 of the number
     runs = [{"loss": [1.0] * 3}, {"loss": [1.0 + just, 1.0 + too_much, 1.0]}, {"loss": [1.0] * 3}]
     assert in_fp32(runs)[1] == {"loss": [pytest.approx(just * MULTIPLE, rel=0.05), None, None]}
 
@@ -142,20 +154,20 @@ def test_a_number_that_rounding_moves_by_too_much_has_no_tolerance_from_there_on
 def test_a_projection_is_compared_with_the_largest_of_its_series() -> None:
     runs = [{"projection of view 1": [8.0, 1e-9]}] * 2
     (tolerance, at_zero) = in_fp32(runs)[1]["projection of view 1"]
-    assert tolerance == at_zero == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] * 8, rel=0.05)
+    assert tolerance == at_zero == pytest.approx(MULTIPLE * FP32 * 8, rel=0.05)
 
 
 def test_a_movement_is_compared_with_the_resolution_of_what_moves() -> None:
     runs = [{"movement of trunk": [0.0], "norm of trunk": [50.0]}] * 2
     (tolerance,) = in_fp32(runs)[1]["movement of trunk"]
-    assert tolerance == pytest.approx(MULTIPLE * RESOLUTIONS["fp32"] ** 2 * 50, rel=0.05)
+    assert tolerance == pytest.approx(MULTIPLE * FP32**2 * 50, rel=0.05)
 
 
 @pytest.mark.parametrize("quantity", ["indices", "learning rate 0", "mean learning rate", "number of steps"])
 def test_exact_quantities_are_compared_to_the_digits_that_are_stored(quantity: str) -> None:
     values, tolerances = in_fp32([{quantity: [123456.78901234, 0.0]}] * 3)
     assert values == {quantity: [123456.79, 0.0]}
-    assert tolerances == {quantity: [pytest.approx(10.0 ** (1 - STORED_DIGITS) * 123456.789, rel=0.05), 0.0]}
+    assert tolerances == {quantity: [pytest.approx(1e-7 * 123456.789, rel=0.05), 0.0]}
     as_recorded = Golden([], [], values, tolerances)
     assert compare({quantity: [123456.78901234, 0.0]}, as_recorded).differences == []
     assert len(compare({quantity: [123457.78901234, 0.1]}, as_recorded).differences) == 2

@@ -394,6 +394,36 @@ def test_the_command_says_where_the_page_is_and_exits_with_what_was_found(
     text_of(Path("reports/smoke/preflight.html"))
 
 
+def test_the_command_rehearses_in_the_precisions_that_it_is_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rehearsals(scale: str, images: str, precisions: Sequence[str], _cluster: Sequence[str]) -> list[Rehearsal]:
+        asked.append((scale, images, list(precisions)))
+        raise UserError("enough")
+
+    monkeypatch.setattr(module, "rehearsals", rehearsals)
+    monkeypatch.setattr(module, "generate_images", lambda _: "images")
+    for words in (["--precision", "fp64", "bf16"], []):
+        with pytest.raises(UserError, match="enough"):
+            main(["preflight", *words])
+    assert asked == [("smoke", "images", ["fp64", "bf16"]), ("smoke", "images", [])]
+
+
+def test_the_command_repeats_what_is_recorded_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def record(scale: str, num_processes: int, _say: Any, only_new: bool = False) -> Path:
+        asked.append((scale, num_processes, only_new))
+        return Path("smoke.json")
+
+    monkeypatch.setattr("reproduce.harness.preflight.record.record", record)
+    for words in ([], ["--only-new"]):
+        assert main(["record-golden", "--allow-dirty", "--cores", "3", *words]) == 0
+    assert asked == [("smoke", 3, False), ("smoke", 3, True)]
+
+
 def test_the_doctor_says_what_the_last_preflights_found(rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Diagnosis("paper preflight", "none is possible: no first steps are recorded at this scale")
     assert list(doctor._preflights()) == [Diagnosis("smoke preflight", "none was run: make preflight"), none]

@@ -1,10 +1,10 @@
-"""CheckpointManager synthesised as each publisher lays them out: the mapped trunk gives the unmapped one's features."""
+"""Checkpoints synthesised as each publisher lays them out: the mapped trunk gives the unmapped one's features."""
 
 import argparse
 import os
 import struct
 import zipfile
-from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -286,24 +286,69 @@ def test_reads_a_file_written_by_tensorflow() -> None:
     assert torch.equal(variables["scale"], torch.tensor(0.25))
 
 
-def test_any_flipped_archive_byte_raises_user_error_or_loads(tmp_path: Path) -> None:
-    good, content = 0, (Path(__file__).parents[2] / "golden" / "tensorflow.zip").read_bytes()
+def stored_bytes(file: Path) -> dict[str, range]:
+    """Where the content of each file in a zip archive stands, by its name."""
+    content, found = file.read_bytes(), {}
+    with zipfile.ZipFile(file) as archive:
+        for each in archive.infolist():
+            name, extra = struct.unpack("<HH", content[each.header_offset + 26 : each.header_offset + 30])
+            start = each.header_offset + 30 + name + extra
+            found[each.filename] = range(start, start + each.compress_size)
+    return found
+
+
+def end_of_archive(file: Path) -> range:
+    """Where the four bytes stand by which the end of a zip archive is found."""
+    size = file.stat().st_size
+    return range(size - 22, size - 18)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+
+
+def test_any_flipped_archive_byte_raises_user_error_or_changes_nothing(tmp_path: Path) -> None:
+    """What changes nothing is among names, times and sizes that are there twice."""
+    file, damaged = Path(__file__).parents[2] / "golden" / "tensorflow.zip", tmp_path / "w.zip"
+    content, whole, refused = file.read_bytes(), read_archive(file), set()
     for at in range(len(content)):
-        (tmp_path / "w.zip").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
-        with suppress(UserError):
-            good += is_archive(tmp_path / "w.zip") and bool(read_archive(tmp_path / "w.zip"))
-    assert good < len(content) / 2  # some bytes are names and times
+        damaged.write_bytes(flipped(content, at))
+        try:
+            found = read_archive(damaged)
+        except UserError:
+            refused.add(at)
+        else:
+            assert is_archive(damaged) and found.keys() == whole.keys(), at
+            assert all(torch.equal(found[name], value) for name, value in whole.items()), at
+    of_files = [places[:-1] for places in stored_bytes(file).values()]  # the last byte may have bits that say nothing
+    assert refused >= {*chain(*of_files), *end_of_archive(file)}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of what it then refuses
-def test_any_flipped_checkpoint_byte_raises_user_error_or_loads(tmp_path: Path) -> None:
+def test_any_flipped_checkpoint_byte_raises_user_error_or_loads_two_entries(tmp_path: Path) -> None:
+    """Torch compares no checksum: a flipped byte may change a name or a number, and never what kind of thing it is."""
+    file, damaged = tmp_path / "whole.pt", tmp_path / "w.pt"
+    torch.save({"weight": torch.ones(3), "step": 7}, file)
+    content, pickled = file.read_bytes(), stored_bytes(file)["whole/data.pkl"]
+    must_raise = {pickled[0], pickled[-1], *end_of_archive(file)}
+    for at in sorted({*range(0, len(content), 3), *must_raise}):
+        damaged.write_bytes(flipped(content, at))
+        try:
+            found = checkpoint.load(damaged)
+        except UserError:
+            continue
+        assert at not in must_raise
+        (weight, step) = found.values()
+        assert weight.shape == (3,) and isinstance(step, int), at
+
+
+def test_a_checkpoint_that_was_cut_anywhere_raises_user_error(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(3), "step": 7}, tmp_path / "whole.pt")
-    good, content = 0, (tmp_path / "whole.pt").read_bytes()
-    for at in range(0, len(content), 3):
-        (tmp_path / "w.pt").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
-        with suppress(UserError):
-            good += bool(checkpoint.load(tmp_path / "w.pt"))
-    assert good < len(content) / 3  # not all are zeros between the tensors
+    content = (tmp_path / "whole.pt").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "w.pt").write_bytes(content[:length])
+        with pytest.raises(UserError):
+            checkpoint.load(tmp_path / "w.pt")
 
 
 def varint(value: int) -> bytes:
