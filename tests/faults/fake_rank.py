@@ -1,8 +1,8 @@
 """Stands in for a rank: fake_rank FOLDER MODE0 MODE1 ... It notes its start and does as the mode of its rank says.
 
 ok; wrong and failed (a sentence, exit status 2 or 3); bug (a traceback); killed; killed-once; preempted (waits for a
-signal, notes it and ends with 75); waits (for as long as it is let); waits-once; waits-twice; stuck (only SIGKILL ends
-it).
+signal, notes it and ends with 75); waits (for as long as it is let); waits-once; waits-for-restart (of the other ranks);
+stuck (only SIGKILL ends it).
 """
 
 import os
@@ -17,8 +17,7 @@ with open(folder / "starts.txt", "a") as starts:
     starts.write(f"{rank}\n")
 if mode in ("wrong", "failed"):  # says so even if the launcher stops it because another rank was quicker
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-num_waits = {"waits-once": 1, "waits-twice": 2}.get(mode, 0)
-if mode not in ("ok", "waits", "preempted", "stuck") and not num_waits:
+if mode not in ("ok", "waits", "waits-once", "waits-for-restart", "preempted", "stuck"):
     # On a busy machine, one that ends early must not stop a late start.
     while (noted := (folder / "starts.txt").read_text().split()).count(str(rank)) > min(
         noted.count(str(other)) for other in range(int(os.environ["WORLD_SIZE"]))
@@ -40,9 +39,14 @@ if mode == "preempted":
     os.write(1, f"rank {rank} waits\n".encode())  # in one piece; print writes the end of the line by itself
     (folder / f"signal-{rank}").write_text(signal.Signals(signal.sigwait(signals)).name)
     raise SystemExit(75)
-if (folder / "starts.txt").read_text().split().count(str(rank)) <= num_waits:
+if mode == "waits-once" and (folder / "starts.txt").read_text().split().count(str(rank)) == 1:
     os.write(1, f"rank {rank} waits\n".encode())
     signal.pause()
+if mode == "waits-for-restart":
+    os.write(1, f"rank {rank} waits\n".encode())
+    others = {str(other) for other in range(int(os.environ["WORLD_SIZE"]))} - {str(rank)}
+    while any((folder / "starts.txt").read_text().split().count(other) < 2 for other in others):
+        time.sleep(0.01)
 if mode == "waits":
     signal.pause()
 if mode == "stuck":

@@ -546,7 +546,8 @@ def test_every_evaluation_runs_on_a_checkpoint(data: Path, tmp_path: Path, monke
     from reproduce.config.compose import group_options
 
     # run by test_trained_evaluations, test_voc_detection and, its variants, test_identity
-    detectors = {"coco_detr", "voc_detection", *(f"voc_detection_{each}" for each in ("moco", "pirl", "supervised"))}
+    variants = {f"voc_detection_{each}" for each in ("moco", "bownet", "pirl", "supervised")}
+    detectors = {"coco_detr", "voc_detection"} | variants
     public_only = {"own_classifier"}  # test_own_classifier
     assert set(group_options("eval")) == set(expected) | detectors | public_only
     for name, metrics in expected.items():

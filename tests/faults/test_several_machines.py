@@ -88,7 +88,7 @@ def test_a_final_error_on_one_machine_ends_the_run_on_all(tmp_path: Path, modes:
 def test_a_machine_that_is_lost_and_replaced_restarts_the_ranks_of_all(tmp_path: Path, lost: int) -> None:
     """The other's rank waits for ever, and restarts once, together with the replacement's."""
     port, modes = free_port(), ["waits-once", "waits-once"]
-    modes[lost] = "waits-twice"  # also in the replacement, until that has heard of the others' round
+    modes[lost] = "waits-for-restart"  # also in the replacement, until that has heard of the others' round
     launchers = launched(tmp_path, *modes, port=port)
     wait_until_connected(port + 1)
     for node, launcher in enumerate(launchers):
@@ -107,7 +107,9 @@ def test_a_machine_that_is_lost_and_replaced_restarts_the_ranks_of_all(tmp_path:
     launchers[lost] = launched_on(lost, tmp_path, *modes, port=port)
     said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
-    assert starts(tmp_path) == {str(lost): 3, str(1 - lost): 2}
+    noted = starts(tmp_path)
+    assert noted.pop(str(lost)) in (2, 3)  # what the replacement starts first may be stopped before it notes so
+    assert noted == {str(1 - lost): 2}
     assert f"(restart 1 of {MAX_RESTARTS})" in said[lost] and "restart 2" not in "".join(said)
 
 

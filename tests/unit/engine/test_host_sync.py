@@ -94,7 +94,7 @@ def test_uploads_of_methods_never_sync_with_the_host() -> None:
     """To another device, which stands for a GPU."""
     sampler = StepSampler(num_images=8, batch_size=4, epochs=2, seed=0, first_step=0)
     clustering = SimpleNamespace(sampler=sampler, labels=torch.zeros(1, device="meta"))
-    moco = SimpleNamespace(seed=0, queue=torch.zeros(1), key_encoder=lambda crops: [crops[0].flatten(1)])
+    moco = SimpleNamespace(sampler=sampler, queue=torch.zeros(1), key_encoder=lambda crops: [crops[0].flatten(1)])
     with NoHostSync():
         indices = Clustering._image_indices(clustering, 1)  # type: ignore[arg-type]
         keys = Moco._compute_keys(moco, torch.zeros(4, 3, 2, 2, device="meta"), 1)  # type: ignore[arg-type]
