@@ -1,8 +1,8 @@
 """Stands in for a rank: fake_rank FOLDER MODE0 MODE1 ... It notes its start and does as the mode of its rank says.
 
 ok; wrong and failed (a sentence, exit status 2 or 3); bug (a traceback); killed; killed-once; preempted (waits for a
-signal, notes it and ends with 75); waits (for as long as it is let); waits-once; waits-for-restart (of the others); stuck
-(only SIGKILL ends it).
+signal, notes it and ends with 75); waits (for as long as it is let); waits-once; waits-for-restart (of the others);
+stuck (only SIGKILL ends it).
 """
 
 import os
