@@ -172,7 +172,8 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
     """Yield this rank's images `(B, 3, H, W)` of each step, their padding `(B, H, W)` and targets, on the device."""
     dataset = TrainDataset(images, config, sampler.seed)
-    batch_bytes = pinned_bytes(sampler.images_per_rank * 4 * config.max_size_px**2)  # at most: three colors, padding
+    area = sampler.images_per_rank * config.max_size_px**2
+    batch_bytes = pinned_bytes(3 * area, area)  # at most: pixels, padding
     for batch in build_dataloader(dataset, num_workers, batch_bytes, batch_sampler=sampler, collate_fn=collate):
         on_unreadable(batch.unreadable)
         pixels, padding = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.padding))

@@ -50,6 +50,15 @@ def trunk_layers(sizes: Network) -> tuple[Sequence[int], str]:
     return blocks_of_depth(sizes.depth), require_stem(sizes.stem)
 
 
+def require_whole_batches(queue_length: int, batch_size: int, least: int = 0) -> None:
+    """Raise `UserError` if a queue would store a part of a batch, or fewer than `least` batches."""
+    if queue_length % batch_size or queue_length < least * batch_size:
+        raise UserError(
+            f"method.queue_length {queue_length} is not a multiple of batch_size {batch_size}; the queue stores whole "
+            "batches"
+        )
+
+
 class Method(LossProfile, ABC):
     """A pretraining method: the loss of a batch of crops, and the state that the method keeps between steps.
 

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, require_whole_batches
 from models.methods.diagnostics import embedding_spread, unit_length_error
-from models.methods.swav import require_whole_batches
 from models.networks.heads import MultiCropNet
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.data.pipeline.upload import upload

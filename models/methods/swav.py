@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.methods.base import CropsNeeded, Method
+from models.methods.base import CropsNeeded, Method, require_whole_batches
 from models.methods.diagnostics import embedding_spread, unit_length_error
 from models.methods.sinkhorn import sinkhorn
 from models.networks.heads import MultiCropNet
 from reproduce.engine.distributed.collectives import all_gather, all_reduce_max, all_reduce_mean, rank, world_size
 from reproduce.engine.precision import at_least_fp32
-from reproduce.errors import UserError
 
 NUM_LARGE_CROPS = 2
 """Assignments are computed for the two large crops only; every other crop predicts them."""
@@ -31,15 +30,6 @@ def swapped_prediction_loss(scores: Tensor, assignments: list[Tensor], num_crops
     pairs = [(large, other) for large in range(len(assignments)) for other in range(num_crops) if other != large]
     losses = [-(assignments[large] * log_predictions[other]).sum(dim=1).mean() for large, other in pairs]
     return torch.stack(losses).mean()
-
-
-def require_whole_batches(queue_length: int, batch_size: int, least: int = 0) -> None:
-    """Raise `UserError` if a queue would store a part of a batch, or fewer than `least` batches."""
-    if queue_length % batch_size or queue_length < least * batch_size:
-        raise UserError(
-            f"method.queue_length {queue_length} is not a multiple of batch_size {batch_size}; the queue stores whole "
-            "batches"
-        )
 
 
 class Queue:

@@ -10,11 +10,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.networks.resnet import BLOCKS_R50, STEM_R50, ResNet
 from models.networks.trunk import Trunk
 
 STEM_CHANNELS = 64
+Values = tuple[float | tuple[float, ...], ...]
 LAB_CENTER, LAB_RANGE = (50.0, 6.025, -6.6895), (50.0, 92.208, 101.1675)
 """The middle of L, a and b over all colors, and half of their range, by which the released code normalizes."""
 RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
@@ -70,7 +72,7 @@ def normalized_lab(rgb: Tensor) -> Tensor:
     """Convert sRGB in [0, 1] `(N, 3, H, W)` to L, a and b, each from -1 to 1 over all colors; in fp32 or more."""
     with torch.autocast(rgb.device.type, enabled=False):
         exact = rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-        center, scale = (_constant(each, exact.device, exact.dtype).view(3, 1, 1) for each in (LAB_CENTER, LAB_RANGE))
+        center, scale = (_constant(each, exact).view(3, 1, 1) for each in (LAB_CENTER, LAB_RANGE))
         return (rgb_to_lab(exact) - center) / scale
 
 
@@ -81,7 +83,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     """
     rgb = rgb.clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    to_xyz, white = (_constant(each, rgb.device, rgb.dtype) for each in (RGB_TO_XYZ, WHITE_XYZ))
+    to_xyz, white = (_constant(each, rgb) for each in (RGB_TO_XYZ, WHITE_XYZ))
     matrix = to_xyz / white.unsqueeze(1)
     xyz = torch.einsum("ij,njhw->nihw", matrix, linear)
     # The clamp keeps the unused branch's gradient and value finite at 0.
@@ -90,7 +92,14 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
 
+def _constant(values: Values, like: Tensor) -> Tensor:
+    """Return `values` as a tensor of the device and dtype of another."""
+    if isinstance(like, FakeTensor):  # of an estimate of memory: it has no values, and must not be kept
+        return like.new_tensor(values)
+    return _uploaded(values, like.device, like.dtype)
+
+
 @cache
-def _constant(values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _uploaded(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return `values` as a tensor. Kept, because its upload waits for the device; no buffer, which `to` would round."""
     return torch.tensor(values, device=device, dtype=dtype)

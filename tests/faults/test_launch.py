@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -138,6 +140,26 @@ def test_resumed_two_processes_equal_uninterrupted(
 def process_of_rank(rank: int, launcher: int) -> int:
     """The process id of a rank: the launcher starts them in their order."""
     return int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[rank])
+
+
+def test_a_launcher_does_not_restart_without_a_machine_that_has_left(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    peers: Any = SimpleNamespace(round=0, final_status=0, left_status=137, fail=lambda *_: None)
+    started: list[launch.RankProcess] = []
+
+    def start_one() -> list[launch.RankProcess]:
+        started.append(launch.RankProcess(["false"], rank=1, local_rank=0, environment={}))
+        return started[-1:]
+
+    assert launch.Launcher(start_one, 2, peers).run() == 1
+    (process,) = (each.process for each in started)
+    assert process.stderr is not None
+    process.stderr.close()
+    said = capfd.readouterr().err
+    assert "rank 1 of 2 crashed: exit status 1; the launcher of another machine has ended (status 137)" in said
+    assert "restarting" not in said
 
 
 def test_unreadable_image_is_named_by_its_rank(own_data: Path, tmp_path: Path) -> None:

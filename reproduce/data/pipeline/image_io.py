@@ -46,7 +46,7 @@ def has_exif_rotation(encoded: bytes) -> bool:
 def read_or_next(num_images: int, index: int, read: Callable[[int], Decoded]) -> tuple[int, Decoded, list[str]]:
     """Read image `index`, or the next readable one; return its index, the image, and the unreadable files.
 
-    This way a batch keeps its size. Raises `UserError` if none of the `num_images` images can be read.
+    This way a batch keeps its size. Raises `UserError` if none of the `num_images` training images can be read.
     """
     unreadable: list[str] = []
     for shift in range(num_images):
@@ -55,4 +55,4 @@ def read_or_next(num_images: int, index: int, read: Callable[[int], Decoded]) ->
             return used_index, read(used_index), unreadable
         except UnreadableImage as error:
             unreadable.append(str(error))
-    raise UserError(f"none of the {num_images} images can be read; the first error: {unreadable[0]}")
+    raise UserError(f"none of the {num_images} training images can be read; the first error: {unreadable[0]}")

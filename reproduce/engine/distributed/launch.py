@@ -16,7 +16,6 @@ fail again, and dies of SIGUSR1.
 """
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -129,10 +128,13 @@ class Launcher:
             if self._stop_requested or (REQUEUE in codes and not failed_elsewhere):
                 return REQUEUE
             crash, code = self._describe_crash(failed)
-            if restart < MAX_RESTARTS:
+            if restart < MAX_RESTARTS and self._peers.left_status is None:
                 plan = f"restarting all ranks from the last checkpoint (restart {restart + 1} of {MAX_RESTARTS})"
                 print(f"warning: {crash}; {plan}", file=sys.stderr, flush=True)
                 attempt = self._peers.meet(attempt)
+            if self._peers.left_status is not None:
+                crash = f"{crash}; the launcher of another machine has ended (status {self._peers.left_status})"
+                break
         print(f"{ERROR_PREFIX}{crash}; the same command resumes from the last checkpoint", file=sys.stderr)
         return code if code > 0 else 128 - code
 
@@ -206,8 +208,13 @@ def main() -> int:
             yield RankProcess(command, first_rank + local_rank, local_rank, environment)
 
     host, _, port = options.rdzv_endpoint.rpartition(":")
-    with contextlib.closing(Peers(options.node_rank, options.nnodes, host, int(port or 0) + 1)) as peers:
-        return Launcher(start, world_size, peers).run()
+    peers = Peers(options.node_rank, options.nnodes, host, int(port or 0) + 1)
+    status = 1
+    try:
+        status = Launcher(start, world_size, peers).run()
+    finally:
+        peers.close(status)
+    return status
 
 
 def _parse_options() -> argparse.Namespace:

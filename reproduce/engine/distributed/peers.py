@@ -31,6 +31,8 @@ class Peers:
         self.round = 0
         self.final_status = 0
         """Exit status of a failure elsewhere that a restart would only repeat; 0 if there is none."""
+        self.left_status: int | None = None
+        """Exit status of a launcher that has ended, without which no restart is possible; None if all go on."""
         self._node_rank, self._num_nodes = node_rank, num_nodes
         self._changed = threading.Condition()
         self._links: dict[int, socket.socket] = {}
@@ -64,25 +66,28 @@ class Peers:
     def meet(self, round_: int) -> int:
         """Wait until all launchers are ready for a round after `round_`, and return that round.
 
-        Waits for machines that have connected and not left, for at most `MEET_SECONDS`.
+        Waits for machines that have connected, for at most `MEET_SECONDS`, and not if one has left (`left_status`).
         """
         with self._changed:
             self._meets = True
             self._declare_ready()
             self._changed.wait_for(
-                lambda: self._round_to_start > round_ or not (self._links or self._expected), MEET_SECONDS
+                lambda: (
+                    self._round_to_start > round_ or self.left_status is not None or not (self._links or self._expected)
+                ),
+                MEET_SECONDS,
             )
             if self._round_to_start <= round_:
                 self._round_to_start = self.round  # without the others
             self._meets, self._attempt = False, self._round_to_start
             return self._attempt
 
-    def close(self) -> None:
-        """Leave: the end of this launcher is no failure."""
+    def close(self, status: int) -> None:
+        """Leave with the exit status of this launcher, whose end by itself is no failure."""
         self._closed.set()
         with self._changed:
             for node in list(self._links):
-                self._send(node, "done", 0, 0)
+                self._send(node, "done", 0, status)
 
     def _listen(self, port: int) -> None:
         try:
@@ -113,12 +118,14 @@ class Peers:
                         self._note_loss()
                     self._links[node] = link
                     self._expected.add(node)
-                    self._send(node, "round", self.round, 0)
+                    self._send(node, "round", self.round, self.final_status)
                     self._changed.notify_all()
                 elif event == "ready" and status == self.round:
                     self._note_ready(number)
                 elif event == "failed":
                     self._note_failure(number, status)
+                elif event == "done":
+                    self._note_end(status)
                 is_done = event == "done"
         link.close()
         with self._changed:
@@ -152,6 +159,7 @@ class Peers:
                         elif event == "go":
                             self._round_to_start = number
                         elif event == "done":
+                            self._note_end(status)
                             self._expected.clear()
                             may_be_lost = False
                         self._changed.notify_all()
@@ -166,6 +174,10 @@ class Peers:
         """Begin a new round, on the first machine, unless the failure is a consequence of an earlier one."""
         if round_ == self.round:
             self._begin_round(self.round + 1, status)
+
+    def _note_end(self, status: int) -> None:
+        self.left_status = status
+        self._changed.notify_all()
 
     def _note_loss(self) -> None:
         """Begin a new round because a link broke, unless the attempt had failed already and none began since."""

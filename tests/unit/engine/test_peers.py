@@ -29,7 +29,7 @@ def test_a_restart_waits_for_its_own_round_not_for_the_late_answer_to_the_first_
             link.sendall(b'["go", 1, 0]\n')
             restart.join(60)
             assert not restart.is_alive()
-            peers.close()
+            peers.close(0)
             assert json.loads(messages.readline()) == ["done", 0, 0]
 
 
@@ -52,7 +52,7 @@ def test_the_first_machine_restarts_no_earlier_than_the_others_are_ready_again()
         assert json.loads(messages.readline()) == ["go", 1, 0]
         restart.join(60)
         assert not restart.is_alive()
-        first.close()
+        first.close(0)
         link.sendall(b'["done", 0, 0]\n')
 
 
@@ -71,7 +71,36 @@ def test_a_restart_does_not_wait_for_a_machine_that_has_left() -> None:
         link.sendall(b'["done", 0, 0]\n')
     restart.join(60)
     assert not restart.is_alive()
-    first.close()
+    first.close(0)
+
+
+def test_a_restart_waits_for_no_machine_if_another_has_left() -> None:
+    """Of three machines, two can't go on alone; the status of the one that left says how it ended."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first, second, third = (Peers(each, num_nodes=3, host="127.0.0.1", port=port) for each in range(3))
+    _wait(first, lambda: len(first._links) == 2)
+    for follower in (second, third):
+        _wait(follower, lambda each=follower: bool(each._expected))  # type: ignore[misc]
+    third.close(137)
+    second.fail(0)
+    assert first.meet(0) == 1
+    assert first.left_status == 137
+    first.close(1)
+    assert second.meet(0) == 1
+    assert second.left_status == 1
+    second.close(1)
+
+
+def test_a_final_error_is_told_again_after_a_broken_link() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
+    first.round, first.final_status = 1, 2
+    with _connect(port) as link, link.makefile() as messages:
+        link.sendall(b'["hello", 1, 1]\n')
+        assert json.loads(messages.readline()) == ["round", 1, 2]
+    first.close(2)
 
 
 def test_a_replaced_first_machine_takes_the_others_round_and_all_restart_in_it() -> None:
@@ -101,8 +130,8 @@ def test_a_replaced_first_machine_takes_the_others_round_and_all_restart_in_it()
     assert (follower.round, replacement.round) == (1, 1)
     replacement.fail(1)
     _wait(follower, lambda: follower.round == 2)
-    follower.close()
-    replacement.close()
+    follower.close(0)
+    replacement.close(0)
 
 
 def test_a_link_that_breaks_during_a_restart_counts_no_second_failure() -> None:
@@ -114,7 +143,7 @@ def test_a_link_that_breaks_during_a_restart_counts_no_second_failure() -> None:
     link.close()
     with lost.accept()[0] as link, link.makefile() as messages:
         assert json.loads(messages.readline()) == ["hello", 1, 1]
-    follower.close()
+    follower.close(0)
     lost.close()
 
 
@@ -126,7 +155,7 @@ def test_a_first_machine_that_ends_is_no_failure() -> None:
     link.close()
     _wait(follower, lambda: not follower._links)
     assert (follower.round, follower.meet(0)) == (0, 0)  # without waiting for a machine that has left
-    follower.close()
+    follower.close(0)
     lost.close()
 
 
@@ -140,7 +169,7 @@ def test_a_machine_that_is_replaced_before_its_link_ended_is_a_failure() -> None
         _wait(first, lambda: 1 in first._links)
         new.sendall(b'["hello", 1, 0]\n')
         assert [json.loads(messages.readline()) for _ in range(1)] == [["round", 1, 0]]
-        first.close()
+        first.close(0)
 
 
 def test_links_are_kept_alive_on_both_sides() -> None:
@@ -154,7 +183,7 @@ def test_links_are_kept_alive_on_both_sides() -> None:
         assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
         assert [link.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [30, 10, 3, 60_000]
-        peers.close()
+        peers.close(0)
 
 
 def test_a_taken_port_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

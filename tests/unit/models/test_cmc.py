@@ -9,11 +9,14 @@ import torch.nn.functional as F
 
 from models.methods.cmc import Cmc, CmcConfig, CmcNet
 from models.methods.memory_bank import nce_uniform_loss
+from models.networks import cmc
 from models.networks.cmc import CmcPair
 from models.zoo.load import load_trunk
 from reproduce import evaluate, pretrain
+from reproduce.config.compose import compose
 from reproduce.data.pipeline.sampler import StepSampler
 from reproduce.errors import UserError
+from reproduce.memory import estimate_memory
 from tests.runs import TINY, call
 
 NUM_IMAGES, BATCH, DIM, BLOCKS = 12, 4, 8, (1, 1, 1, 1)
@@ -44,6 +47,17 @@ def test_activation_checkpointing_reaches_both_networks() -> None:
     assert (
         net.activation_checkpointing and net.l_to_ab.activation_checkpointing and net.ab_to_l.activation_checkpointing
     )
+
+
+def test_estimates_of_memory_leave_nothing_to_a_training_and_take_nothing_from_one() -> None:
+    """The network keeps its constants; an estimate's have no values, and a training's are none of an estimate's."""
+    cfg = compose("pretrain", ["experiment=cmc_w2_240ep", "scale=smoke", "batch_size=2", "precision=fp32"])
+    net, images = CmcNet(0.0625, DIM, BLOCKS).eval(), torch.rand(2, 3, 40, 40)
+    cmc._uploaded.cache_clear()
+    first = estimate_memory(cfg, 1, activation_checkpointing=False)
+    trained = net([images])[0]
+    assert estimate_memory(cfg, 1, activation_checkpointing=False) == first
+    torch.testing.assert_close(net([images])[0], trained, rtol=0, atol=0)
 
 
 def test_state_dict_round_trip() -> None:
