@@ -94,7 +94,10 @@ def _check_bounds(cfg: DictConfig) -> None:
 
 
 def _check_milestones(cfg: DictConfig) -> None:
-    """Raise `UserError` for milestones that are no fractions: at epochs beyond the last one, the rate never falls."""
+    """Raise `UserError` for milestones that are no fractions: at epochs beyond the last one, the rate never falls.
+
+    Also for a schedule by steps without milestones, a constant rate, and for milestones that a cosine would ignore.
+    """
     for key in MILESTONES:
         found = OmegaConf.select(cfg, key)
         if not OmegaConf.is_list(found) or not all(isinstance(value, int | float) for value in found):
@@ -104,6 +107,12 @@ def _check_milestones(cfg: DictConfig) -> None:
                 f"config {key}={found}: they must ascend between 0 and 1, as fractions of the epochs: write .6 for "
                 "epoch 60 of 100"
             )
+    schedule, milestones = (OmegaConf.select(cfg, f"protocol.{key}") for key in ("schedule", "milestones"))
+    if schedule in ("steps", "cosine") and (schedule == "steps") != bool(milestones):
+        raise UserError(
+            f"config protocol.schedule={schedule} with protocol.milestones={milestones}: schedule=steps has milestones "
+            "(such as [.6,.8]), and schedule=cosine has none"
+        )
 
 
 def _check_crops(cfg: DictConfig) -> None:

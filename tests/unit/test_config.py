@@ -239,6 +239,27 @@ def test_milestones_are_fractions_of_the_epochs(
         compose(kind, [*request_, f"{key}.milestones={milestones}"])
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "override"),
+    [
+        ("linear_imagenet", "protocol.schedule=steps"),
+        ("linear_imagenet", "protocol.milestones=[0.5]"),
+        ("linear_places205", "protocol.schedule=cosine"),
+        ("linear_places205", "protocol.milestones=[]"),
+    ],
+)
+def test_milestones_and_a_schedule_by_steps_need_each_other(evaluation: str, override: str) -> None:
+    with pytest.raises(UserError, match="schedule=steps has milestones"):
+        compose("evaluate", [f"eval={evaluation}", "checkpoint=x", override])
+
+
+def test_a_schedule_may_be_replaced_together_with_its_milestones() -> None:
+    cfg = compose(
+        "evaluate", ["eval=linear_places205", "checkpoint=x", "protocol.schedule=cosine", "protocol.milestones=[]"]
+    )
+    assert (cfg.protocol.schedule, cfg.protocol.milestones) == ("cosine", [])
+
+
 @pytest.mark.parametrize("scale", ["[0,1]", "[1,0.14]", "[14,100]"])
 def test_the_scale_of_crops_ascends_within_the_image(scale: str) -> None:
     with pytest.raises(UserError, match=r"config crops\.views\[0\]\.scale="):
