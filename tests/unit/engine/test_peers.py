@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from reproduce.engine.distributed.peers import Peers
+from reproduce.system import free_port
 
 
 def test_a_restart_waits_for_its_own_round_not_for_the_late_answer_to_the_first_hello() -> None:
@@ -35,8 +36,7 @@ def test_a_restart_waits_for_its_own_round_not_for_the_late_answer_to_the_first_
 
 def test_the_first_machine_restarts_no_earlier_than_the_others_are_ready_again() -> None:
     """That they were ready for the first round counts no longer."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
     with _connect(port) as link, link.makefile() as messages:
         link.sendall(b'["hello", 1, 0]\n')
@@ -57,8 +57,7 @@ def test_the_first_machine_restarts_no_earlier_than_the_others_are_ready_again()
 
 
 def test_a_restart_does_not_wait_for_a_machine_that_has_left() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
     link = _connect(port)
     with link:
@@ -76,8 +75,7 @@ def test_a_restart_does_not_wait_for_a_machine_that_has_left() -> None:
 
 def test_a_restart_waits_for_no_machine_if_another_has_left() -> None:
     """Of three machines, two can't go on alone; the status of the one that left says how it ended."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first, second, third = (Peers(each, num_nodes=3, host="127.0.0.1", port=port) for each in range(3))
     _wait(first, lambda: len(first._links) == 2)
     for follower in (second, third):
@@ -93,8 +91,7 @@ def test_a_restart_waits_for_no_machine_if_another_has_left() -> None:
 
 
 def test_a_final_error_is_told_again_after_a_broken_link() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
     first.round, first.final_status = 1, 2
     with _connect(port) as link, link.makefile() as messages:
@@ -105,9 +102,8 @@ def test_a_final_error_is_told_again_after_a_broken_link() -> None:
 
 def test_a_replaced_first_machine_takes_the_others_round_and_all_restart_in_it() -> None:
     """One failure, one round: neither the loss of a link nor the failed ranks count again."""
-    lost, port = _first_machine()
-    follower = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=port)
-    link, _ = lost.accept()
+    follower, lost, link = _follower()
+    port = lost.getsockname()[1]
     link.sendall(b'["round", 0, 0]\n')
     _wait(follower, lambda: bool(follower._expected))
     link.close()
@@ -135,9 +131,7 @@ def test_a_replaced_first_machine_takes_the_others_round_and_all_restart_in_it()
 
 
 def test_a_link_that_breaks_during_a_restart_counts_no_second_failure() -> None:
-    lost, port = _first_machine()
-    follower = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=port)
-    link, _ = lost.accept()
+    follower, lost, link = _follower()
     link.sendall(b'["round", 0, 0]\n["failed", 1, 0]\n')
     _wait(follower, lambda: follower.round == 1)
     link.close()
@@ -148,9 +142,7 @@ def test_a_link_that_breaks_during_a_restart_counts_no_second_failure() -> None:
 
 
 def test_a_first_machine_that_ends_is_no_failure() -> None:
-    lost, port = _first_machine()
-    follower = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=port)
-    link, _ = lost.accept()
+    follower, lost, link = _follower()
     link.sendall(b'["round", 0, 0]\n["done", 0, 0]\n')
     link.close()
     _wait(follower, lambda: not follower._links)
@@ -161,8 +153,7 @@ def test_a_first_machine_that_ends_is_no_failure() -> None:
 
 def test_a_machine_that_is_replaced_before_its_link_ended_is_a_failure() -> None:
     """As after a power cut, which closes no connection."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
     with _connect(port) as old, _connect(port) as new, new.makefile() as messages:
         old.sendall(b'["hello", 1, 0]\n')
@@ -173,8 +164,7 @@ def test_a_machine_that_is_replaced_before_its_link_ended_is_a_failure() -> None
 
 
 def test_links_are_kept_alive_on_both_sides() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Peers(node_rank=0, num_nodes=2, host="127.0.0.1", port=port)
     second = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=port)
     for peers in (first, second):
@@ -193,10 +183,12 @@ def test_a_taken_port_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"can't listen at port {port}" in capsys.readouterr().err
 
 
-def _first_machine() -> tuple[socket.socket, int]:
-    """A port at which a test itself plays the launcher of the first machine."""
+def _follower() -> tuple[Peers, socket.socket, socket.socket]:
+    """A launcher of the second machine, the server at which the test plays the first machine's, and their link."""
     server = socket.create_server(("127.0.0.1", 0))
-    return server, server.getsockname()[1]
+    follower = Peers(node_rank=1, num_nodes=2, host="127.0.0.1", port=server.getsockname()[1])
+    link, _ = server.accept()
+    return follower, server, link
 
 
 def _wait(peers: Peers, condition: Callable[[], bool]) -> None:
